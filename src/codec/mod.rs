@@ -1,0 +1,2 @@
+//! The definition of RBE: safe scalar Rust over slices.
+pub mod transform;

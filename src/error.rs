@@ -1,0 +1,140 @@
+//! What can go wrong, in words that stand alone: Candle keeps only the text of a custom op's error.
+
+use std::path::{Path, PathBuf};
+
+/// The result of this crate's own functions; layers and ops return Candle's.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything this crate refuses to do, and why.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A setting that contradicts itself or is out of range.
+    #[error("invalid setting: {reason}")]
+    InvalidConfig {
+        /// What is wrong and what is allowed.
+        reason: String,
+    },
+
+    /// A tensor whose shape does not fit the operation.
+    #[error("wrong shape: {reason}")]
+    Shape {
+        /// What was expected and what came.
+        reason: String,
+    },
+
+    /// A weight that is NaN or infinite; nothing sensible can be stored for it.
+    #[error("weight {index} is {value}; only finite weights can be compressed")]
+    NonFinite {
+        /// Position in row-major order.
+        index: usize,
+        /// The value found there.
+        value: f32,
+    },
+
+    /// A rate that no setting of the allowed terms reaches.
+    #[error("cannot reach {asked}: {best}")]
+    UnreachableRate {
+        /// What was asked for.
+        asked: String,
+        /// What can be reached, and what to change.
+        best: String,
+    },
+
+    /// Bytes that are not a valid compressed tensor.
+    #[error("not a valid RBE payload: {reason}")]
+    Payload {
+        /// The first thing found wrong.
+        reason: String,
+    },
+
+    /// A dtype, device or option this build does not support.
+    #[error("unsupported: {what}")]
+    Unsupported {
+        /// What was asked for and what is supported.
+        what: String,
+    },
+
+    /// A tensor that should be in the file and is not.
+    #[error("{path}: no tensor named {name:?}")]
+    MissingTensor {
+        /// The file or directory searched.
+        path: PathBuf,
+        /// The name looked for.
+        name: String,
+    },
+
+    /// An output that is already there.
+    #[error("{path} already exists; remove it or ask for it to be overwritten")]
+    Exists {
+        /// The path that would have been overwritten.
+        path: PathBuf,
+    },
+
+    /// A failed read or write.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file concerned.
+        path: PathBuf,
+        /// The system's own error.
+        source: std::io::Error,
+    },
+
+    /// A file that is not what its name promises (safetensors, JSON, a model's configuration).
+    #[error("{path}: {reason}")]
+    File {
+        /// The file concerned.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// Any of the above, about one tensor of a model.
+    #[error("tensor {name:?}: {source}")]
+    Tensor {
+        /// The tensor's name in the model.
+        name: String,
+        /// What went wrong with it.
+        source: Box<Error>,
+    },
+
+    /// An error of Candle's own.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}
+
+impl Error {
+    /// Adds the name of the tensor that the error is about.
+    pub fn in_tensor(self, name: impl Into<String>) -> Self {
+        Error::Tensor { name: name.into(), source: Box::new(self) }
+    }
+
+    pub(crate) fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        Error::Io { path: path.as_ref().to_owned(), source }
+    }
+
+    pub(crate) fn file(path: impl AsRef<Path>, reason: impl ToString) -> Self {
+        Error::File { path: path.as_ref().to_owned(), reason: reason.to_string() }
+    }
+
+    pub(crate) fn payload(reason: impl Into<String>) -> Self {
+        Error::Payload { reason: reason.into() }
+    }
+
+    pub(crate) fn config(reason: impl Into<String>) -> Self {
+        Error::InvalidConfig { reason: reason.into() }
+    }
+
+    pub(crate) fn shape(reason: impl Into<String>) -> Self {
+        Error::Shape { reason: reason.into() }
+    }
+}
+
+impl From<Error> for candle_core::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Candle(error) => error,
+            error => candle_core::Error::wrap(error),
+        }
+    }
+}

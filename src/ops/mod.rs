@@ -1,0 +1,1 @@
+//! Candle custom ops on compressed tensors.
