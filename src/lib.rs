@@ -3,6 +3,7 @@
 
 pub mod archive;
 pub mod codec;
+mod cpu;
 pub mod encode;
 mod error;
 pub mod models;
@@ -10,8 +11,10 @@ pub mod nn;
 pub mod ops;
 mod tensor;
 
-pub use codec::transform::Transform;
+pub use codec::Transform;
 pub use encode::{Encoder, EncoderConfig, Quality, Rate, TermChoice};
 pub use error::{Error, Result};
-pub use nn::{Embedding, Linear, RbeEmbedding, RbeLinear, embedding, linear, linear_b, linear_conv1d, linear_no_bias};
+pub use nn::{
+    Embedding, Linear, RbeEmbedding, RbeLinear, embedding, linear, linear_b, linear_conv1d, linear_no_bias,
+};
 pub use tensor::RbeTensor;

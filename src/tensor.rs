@@ -1,37 +1,153 @@
-//! A compressed matrix on a Candle device.
-use candle_core::{Device, Shape, Tensor};
-use crate::{Result, encode::Encoder};
+//! A compressed tensor on a Candle device.
 
-/// A compressed tensor (rank 1 or 2).
+use crate::codec::{Matrix, matrix::View};
+use crate::encode::Encoder;
+use crate::error::{Error, Result};
+use candle_core::{DType, Device, Shape, Tensor};
+use std::sync::Arc;
+
+/// A compressed tensor of rank 1 or 2: `W^ = sum of terms`, as [`codec`](crate::codec) defines it.
+///
+/// Cloning and [`t`](Self::t) share the compressed data.
 #[derive(Clone, Debug)]
-pub struct RbeTensor { shape: Shape, device: Device }
+pub struct RbeTensor {
+    matrix: Arc<Matrix>,
+    view: View,
+    shape: Shape,
+    device: Device,
+}
 
 impl RbeTensor {
+    pub(crate) fn new(matrix: Arc<Matrix>, view: View, device: Device) -> Self {
+        let layout = matrix.layout();
+        let shape = match view {
+            View::Vector => Shape::from(layout.cols()),
+            View::Matrix => Shape::from((layout.rows(), layout.cols())),
+            View::Transposed => Shape::from((layout.cols(), layout.rows())),
+        };
+        Self { matrix, view, shape, device }
+    }
+
     /// The shape of the tensor that was compressed.
-    pub fn shape(&self) -> &Shape { &self.shape }
-    /// The same tensor with rows and columns exchanged (a view, nothing is moved).
-    pub fn t(&self) -> Result<Self> { todo!() }
-    /// The device.
-    pub fn device(&self) -> &Device { &self.device }
-    /// Moves to another device.
-    pub fn to_device(&self, _device: &Device) -> Result<Self> { todo!() }
-    /// Decodes into an F32 tensor on the same device.
-    pub fn dequantize(&self) -> Result<Tensor> { todo!() }
-    /// The self-describing payload (FORMAT.md).
-    pub fn to_bytes(&self) -> Vec<u8> { todo!() }
-    /// Reads and checks a payload; lives on the CPU.
-    pub fn from_bytes(_bytes: &[u8]) -> Result<Self> { todo!() }
-    /// Bytes of the payload.
-    pub fn size_in_bytes(&self) -> usize { todo!() }
-    /// 8 * size_in_bytes / elements.
-    pub fn bits_per_weight(&self) -> f64 { todo!() }
-    /// |W - W^| / |W| as the encoder measured it by decoding.
-    pub fn relative_error(&self) -> f64 { todo!() }
-    /// One line for people: terms, block, transform.
-    pub fn summary(&self) -> String { todo!() }
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// Where the products run.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The stored matrix; [`is_transposed`](Self::is_transposed) says how the tensor sees it.
+    pub fn matrix(&self) -> &Matrix {
+        &self.matrix
+    }
+
+    /// Whether the tensor is the transpose of the stored matrix.
+    pub fn is_transposed(&self) -> bool {
+        self.view == View::Transposed
+    }
+
+    /// The tensor with rows and columns exchanged: a view of the same data.
+    ///
+    /// # Errors
+    /// When the tensor is a vector.
+    pub fn t(&self) -> Result<Self> {
+        let view = match self.view {
+            View::Vector => return Err(Error::shape("a vector has no transpose")),
+            View::Matrix => View::Transposed,
+            View::Transposed => View::Matrix,
+        };
+        Ok(Self::new(self.matrix.clone(), view, self.device.clone()))
+    }
+
+    /// The same tensor on another device.
+    ///
+    /// # Errors
+    /// On every device but the CPU: this build has no kernels for them.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        if !device.is_cpu() {
+            return Err(Error::Unsupported {
+                what: format!(
+                    "RBE tensors on {:?}; this build has kernels for the CPU only",
+                    device.location()
+                ),
+            });
+        }
+        Ok(Self::new(self.matrix.clone(), self.view, device.clone()))
+    }
+
+    /// Decodes into a dense F32 tensor on the same device.
+    ///
+    /// # Errors
+    /// Candle's, when the tensor cannot be made.
+    pub fn dequantize(&self) -> Result<Tensor> {
+        let stored = (self.matrix.layout().rows(), self.matrix.layout().cols());
+        let weights = Tensor::from_vec(crate::cpu::decode(&self.matrix), stored, &self.device)?;
+        Ok(match self.view {
+            View::Vector => weights.flatten_all()?,
+            View::Matrix => weights,
+            View::Transposed => weights.t()?.contiguous()?,
+        })
+    }
+
+    /// The self-describing payload that FORMAT.md states byte by byte.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.matrix.to_bytes(self.view)
+    }
+
+    /// Reads and checks a payload; the tensor is on the CPU.
+    ///
+    /// # Errors
+    /// [`Error::Payload`] with the first thing found wrong.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let (matrix, view) = Matrix::from_bytes(bytes)?;
+        Ok(Self::new(Arc::new(matrix), view, Device::Cpu))
+    }
+
+    /// Bytes of the payload, everything counted.
+    pub fn size_in_bytes(&self) -> usize {
+        self.matrix.size_in_bytes()
+    }
+
+    /// Payload bits per element, everything counted.
+    pub fn bits_per_weight(&self) -> f64 {
+        8.0 * self.size_in_bytes() as f64 / self.matrix.layout().elements() as f64
+    }
+
+    /// `|W - W^| / |W|` in the Frobenius norm, as the encoder measured it by decoding.
+    pub fn relative_error(&self) -> f64 {
+        f64::from(self.matrix.relative_error())
+    }
+
+    /// One line for people: terms, block edge, transform.
+    pub fn summary(&self) -> String {
+        let terms: Vec<_> = self.matrix.terms().iter().map(|term| term.summary()).collect();
+        let signs = if self.matrix.seed().is_some() { " signs" } else { "" };
+        let (block, transform) = (self.matrix.layout().block(), self.matrix.transform().name());
+        format!("{}, {transform} {block}{signs}", terms.join(" + "))
+    }
 }
 
 impl Encoder {
-    /// Compresses a tensor of rank 1 or 2 (F64, F32, F16 or BF16; any layout; moved to the CPU first).
-    pub fn encode(&self, _weight: &Tensor) -> Result<RbeTensor> { todo!() }
+    /// Compresses a tensor of rank 1 or 2 of any float type and layout.
+    ///
+    /// # Errors
+    /// When the rank is another, a weight is not finite, or the rate cannot be reached.
+    pub fn encode(&self, weight: &Tensor) -> Result<RbeTensor> {
+        let (rows, cols, view) = match *weight.dims() {
+            [len] => (1, len, View::Vector),
+            [rows, cols] => (rows, cols, View::Matrix),
+            _ => {
+                return Err(Error::shape(format!(
+                    "{:?}; only vectors and matrices can be compressed",
+                    weight.shape()
+                )));
+            }
+        };
+        let weight = weight.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+        let values = weight.flatten_all()?.to_vec1::<f32>()?;
+        let matrix = self.encode_matrix(&values, rows, cols)?;
+        Ok(RbeTensor::new(Arc::new(matrix), view, Device::Cpu))
+    }
 }

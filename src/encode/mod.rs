@@ -1,60 +1,153 @@
 //! From a matrix to terms.
-use crate::codec::transform::Transform;
+//!
+//! [`Rate`] says what is wanted; the encoder finds the rest by trying: block edge, random signs, basis term,
+//! planes or sparse, bits per block, step of each quantiser. What it reports is measured by decoding.
 
-/// What the encoder is asked to reach.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Rate {
-    /// Bits per weight, all side information counted.
-    BitsPerWeight(f64),
-    /// `|W - W^| / |W|` in the Frobenius norm.
-    RelativeError(f64),
-    /// Root mean square of `W - W^`.
-    Rmse(f64),
-    /// K: coefficients kept per full block (sparse term).
-    Coefficients(usize),
-}
+mod planes;
+mod prune;
+mod rate;
+mod search;
+mod sparse;
+mod spectrum;
 
-/// Named rates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Quality { UltraHigh, High, Balanced, Fast }
+pub use prune::prune;
+pub use rate::{Quality, Rate, TermChoice};
 
-/// Which term carries the coefficients.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum TermChoice {
-    /// Whatever has the smaller error at the rate (or fewer bytes at the error).
-    #[default]
-    Auto,
-    /// Bit-planes: every coefficient at n bits.
-    Planes,
-    /// The K largest coefficients.
-    Sparse,
-}
+use crate::codec::{BLOCK_EDGES, Matrix, Transform};
+use crate::cpu;
+use crate::error::{Error, Result};
+use rate::{SIDE_BITS, Target};
+use rayon::prelude::*;
 
-/// How to encode.
-#[derive(Clone, Debug)]
+/// How to encode. `None` leaves a choice to the encoder, which tries all.
+#[derive(Clone, Debug, PartialEq)]
 pub struct EncoderConfig {
     /// What to reach.
     pub rate: Rate,
-    /// Which term.
+    /// Which term carries the coefficients.
     pub term: TermChoice,
-    /// Block edge (32, 64, 128 or 256), or `None` to try them all.
+    /// Block edge: 32, 64, 128 or 256. With [`Rate::Coefficients`], `None` is 64: K belongs to an edge.
     pub block: Option<usize>,
-    /// Transform.
+    /// The orthonormal transform.
     pub transform: Transform,
+    /// Random signs in front of the transform.
+    pub signs: Option<bool>,
+    /// A basis term.
+    pub basis: Option<bool>,
+    /// What the random signs are drawn from. Layers that share an input must share the seed to share its
+    /// transform.
+    pub seed: u64,
 }
+
 impl Default for EncoderConfig {
     fn default() -> Self {
-        Self { rate: Rate::BitsPerWeight(4.05), term: TermChoice::Auto, block: None, transform: Transform::Dct }
+        Self {
+            rate: Rate::BitsPerWeight(4.0 + SIDE_BITS),
+            term: TermChoice::Auto,
+            block: None,
+            transform: Transform::Dct,
+            signs: None,
+            basis: None,
+            seed: 0x5242_4531,
+        }
+    }
+}
+
+impl From<Rate> for EncoderConfig {
+    fn from(rate: Rate) -> Self {
+        Self { rate, ..Self::default() }
+    }
+}
+
+impl From<Quality> for EncoderConfig {
+    fn from(quality: Quality) -> Self {
+        Rate::from(quality).into()
     }
 }
 
 /// Turns matrices into compressed tensors.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use candle_rbe::{Encoder, EncoderConfig, Rate};
+///
+/// # fn main() -> candle_rbe::Result<()> {
+/// let weight = Tensor::randn(0f32, 0.02, (256, 512), &Device::Cpu)?;
+/// let encoder = Encoder::new(EncoderConfig::from(Rate::RelativeError(0.1)))?;
+/// let compressed = encoder.encode(&weight)?;
+/// assert!(compressed.relative_error() <= 0.1);
+/// assert!(compressed.bits_per_weight() < 4.2);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
-pub struct Encoder { config: EncoderConfig }
+pub struct Encoder {
+    config: EncoderConfig,
+}
 
 impl Encoder {
-    /// Checks the configuration.
-    pub fn new(config: EncoderConfig) -> crate::Result<Self> { Ok(Self { config }) }
-    /// The configuration.
-    pub fn config(&self) -> &EncoderConfig { &self.config }
+    /// # Errors
+    /// [`Error::InvalidConfig`] when the settings contradict themselves or are out of range.
+    pub fn new(config: EncoderConfig) -> Result<Self> {
+        config.rate.check()?;
+        if let Some(block) = config.block.filter(|block| !BLOCK_EDGES.contains(block)) {
+            return Err(Error::config(format!("block edge {block}; allowed are 32, 64, 128 and 256")));
+        }
+        let mut config = config;
+        if let Rate::Coefficients(k) = config.rate {
+            if config.term == TermChoice::Planes {
+                return Err(Error::config("planes keep every coefficient; ask them for bits or an error"));
+            }
+            let block = *config.block.get_or_insert(64);
+            if k > block * block {
+                return Err(Error::config(format!("{k} coefficients of a block that has {}", block * block)));
+            }
+        }
+        Ok(Self { config })
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &EncoderConfig {
+        &self.config
+    }
+
+    /// Compresses a row-major matrix.
+    ///
+    /// # Errors
+    /// When it has no elements, a weight is not finite, or the rate cannot be reached.
+    pub fn encode_matrix(&self, values: &[f32], rows: usize, cols: usize) -> Result<Matrix> {
+        assert_eq!(values.len(), rows * cols);
+        if let Some(index) = values.par_iter().position_first(|value| !value.is_finite()) {
+            return Err(Error::NonFinite { index, value: values[index] });
+        }
+        let (preparation, carrier) = search::choose(&self.config, values, rows, cols)?;
+        let spectrum = search::prepare(&self.config, &preparation, values, rows, cols)?;
+        let energy = spectrum::energy(values);
+        let unreachable = || search::unreachable_rate(&self.config, values.len(), energy);
+        let target = self.config.rate.target(values.len(), energy);
+        // The coefficient domain's error is the weights' up to rounding: keep a bound by decoding.
+        let mut asked = target;
+        for _ in 0..4 {
+            let encoded = search::carry(&spectrum, carrier, asked)?.ok_or_else(unreachable)?;
+            let measured = squared_difference(values, &cpu::decode(&encoded.matrix));
+            match (target, &mut asked) {
+                (Target::SquaredError(bound), Target::SquaredError(asked)) if measured > bound => {
+                    *asked *= 0.999 * bound / measured;
+                }
+                _ => {
+                    let relative = if energy > 0.0 { (measured / energy).sqrt() } else { 0.0 };
+                    return Ok(encoded.matrix.with_relative_error(relative as f32));
+                }
+            }
+        }
+        Err(unreachable())
+    }
+}
+
+/// `|a - b|^2` in F64.
+fn squared_difference(a: &[f32], b: &[f32]) -> f64 {
+    let square = |(a, b): (&f32, &f32)| (f64::from(*a) - f64::from(*b)).powi(2);
+    a.par_chunks(1 << 14)
+        .zip(b.par_chunks(1 << 14))
+        .map(|(a, b)| a.iter().zip(b).map(square).sum::<f64>())
+        .sum()
 }

@@ -1,18 +1,38 @@
-//! Embedding layer.
-use crate::{Linear, RbeTensor};
-use candle_core::{Result, Tensor};
+//! The embedding layer: rows of a table by id.
+
+use super::{Linear, RbeLinear, compressed};
+use crate::{RbeTensor, ops};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::{Module, VarBuilder};
 
-/// Rows of a compressed table.
+/// Rows of a compressed table; only the rows asked for are decoded.
+#[doc(alias = "RBEEmbedding")]
 #[derive(Clone, Debug)]
-pub struct RbeEmbedding { table: RbeTensor }
-impl RbeEmbedding {
-    /// table (vocabulary, hidden).
-    pub fn new(table: RbeTensor) -> Self { Self { table } }
+pub struct RbeEmbedding {
+    table: RbeTensor,
+    dtype: DType,
 }
-impl Module for RbeEmbedding { fn forward(&self, _ids: &Tensor) -> Result<Tensor> { let _ = &self.table; todo!() } }
 
-/// Dense or compressed.
+impl RbeEmbedding {
+    /// An embedding from a table of shape `(vocabulary, hidden)` that gives rows of `dtype`.
+    pub fn new(table: RbeTensor, dtype: DType) -> Self {
+        Self { table, dtype }
+    }
+
+    /// The compressed table, `(vocabulary, hidden)`.
+    pub fn table(&self) -> &RbeTensor {
+        &self.table
+    }
+}
+
+impl Module for RbeEmbedding {
+    /// Ids of any shape to rows: `(..)` to `(.., hidden)`.
+    fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        ops::gather(&self.table, ids, self.dtype)
+    }
+}
+
+/// An embedding whose table is dense or compressed, by what the file held.
 #[derive(Clone, Debug)]
 pub enum Embedding {
     /// Candle's own layer.
@@ -20,12 +40,33 @@ pub enum Embedding {
     /// The compressed layer.
     Rbe(RbeEmbedding),
 }
+
 impl Embedding {
-    /// The output head that shares this table (tied embeddings): logits = h @ table^T.
-    pub fn as_linear(&self) -> Linear { match self { Self::Dense(e) => Linear::new(e.embeddings().clone(), None), Self::Rbe(_) => todo!() } }
+    /// The output head that shares this table (tied embeddings): `logits = h table'`.
+    pub fn as_linear(&self) -> Linear {
+        match self {
+            Embedding::Dense(embedding) => Linear::new(embedding.embeddings().clone(), None),
+            Embedding::Rbe(embedding) => RbeLinear::new(embedding.table.clone(), None).into(),
+        }
+    }
 }
+
 impl Module for Embedding {
-    fn forward(&self, ids: &Tensor) -> Result<Tensor> { match self { Self::Dense(l) => l.forward(ids), Self::Rbe(l) => l.forward(ids) } }
+    fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        match self {
+            Embedding::Dense(embedding) => embedding.forward(ids),
+            Embedding::Rbe(embedding) => embedding.forward(ids),
+        }
+    }
 }
-/// As candle_nn::embedding.
-pub fn embedding(vocabulary: usize, hidden: usize, vb: VarBuilder) -> Result<Embedding> { Ok(Embedding::Dense(candle_nn::embedding(vocabulary, hidden, vb)?)) }
+
+/// An embedding from `weight` (or `weight.rbe`) of shape `(in_size, out_size)`, as `candle_nn::embedding`.
+///
+/// # Errors
+/// When the tensor is missing, has another shape, or the payload is damaged.
+pub fn embedding(in_size: usize, out_size: usize, vb: VarBuilder) -> Result<Embedding> {
+    match compressed(&vb, "weight", (in_size, out_size))? {
+        Some(table) => Ok(Embedding::Rbe(RbeEmbedding::new(table, vb.dtype()))),
+        None => Ok(Embedding::Dense(candle_nn::embedding(in_size, out_size, vb)?)),
+    }
+}

@@ -1,5 +1,41 @@
-//! Layers: dense or compressed per tensor, by what the file holds.
+//! Layers that are dense or compressed **per tensor**, by what the file holds.
+//!
+//! A weight `NAME` is compressed when the file has a `U8` tensor `NAME.rbe` in its place. The constructors
+//! have Candle's names and signatures and take Candle's own `VarBuilder`.
+
 mod embedding;
 mod linear;
+
 pub use embedding::{Embedding, RbeEmbedding, embedding};
 pub use linear::{Linear, RbeLinear, linear, linear_b, linear_conv1d, linear_no_bias};
+
+use crate::{Error, RbeTensor};
+use candle_core::{DType, Result, Shape};
+use candle_nn::VarBuilder;
+
+/// What a compressed tensor's name ends with in a file.
+pub const RBE_SUFFIX: &str = ".rbe";
+
+/// The compressed tensor `name` under `vb`, or `None` where the file holds a dense one (or nothing, so that a
+/// `VarMap` can initialise it).
+///
+/// # Errors
+/// When the payload is damaged or has another shape than `expected`.
+fn compressed(vb: &VarBuilder, name: &str, expected: impl Into<Shape>) -> Result<Option<RbeTensor>> {
+    let payload_name = format!("{name}{RBE_SUFFIX}");
+    if vb.contains_tensor(name) || !vb.contains_tensor(&payload_name) {
+        return Ok(None);
+    }
+    let path =
+        || [&vb.prefix(), name].iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(".");
+    let payload = vb.get_unchecked_dtype(&payload_name, DType::U8)?.flatten_all()?.to_vec1::<u8>()?;
+    let tensor = RbeTensor::from_bytes(&payload)
+        .and_then(|tensor| tensor.to_device(vb.device()))
+        .map_err(|error| error.in_tensor(path()))?;
+    let expected = expected.into();
+    if *tensor.shape() != expected {
+        let reason = format!("expected {expected:?}, the file holds {:?}", tensor.shape());
+        return Err(Error::shape(reason).in_tensor(path()).into());
+    }
+    Ok(Some(tensor))
+}

@@ -1,1 +1,47 @@
 //! Candle custom ops on compressed tensors.
+
+mod gather;
+mod matmul;
+
+pub use gather::gather;
+pub use matmul::matmul;
+
+use candle_core::{CpuStorage, DType, Layout, Result, bail};
+
+/// The elements of a CPU tensor in row-major order as F32, whatever its strides, offset and float type.
+fn to_f32(storage: &CpuStorage, layout: &Layout, op: &str) -> Result<Vec<f32>> {
+    match storage {
+        CpuStorage::F32(values) => Ok(elements(values, layout, |value| value)),
+        CpuStorage::F16(values) => Ok(elements(values, layout, half::f16::to_f32)),
+        CpuStorage::BF16(values) => Ok(elements(values, layout, half::bf16::to_f32)),
+        other => bail!("{op} takes F32, F16 or BF16, not {:?}", dtype_of(other)),
+    }
+}
+
+/// `f` of the elements that `layout` sees in `values`, in row-major order.
+fn elements<T: Copy, U>(values: &[T], layout: &Layout, f: impl Fn(T) -> U) -> Vec<U> {
+    if let Some((start, end)) = layout.contiguous_offsets() {
+        return values[start..end].iter().map(|value| f(*value)).collect();
+    }
+    // Offsets of all positions, one dimension after another: the first varies slowest.
+    let mut offsets = vec![layout.start_offset()];
+    for (&len, &stride) in layout.dims().iter().zip(layout.stride()) {
+        offsets = offsets.iter().flat_map(|offset| (0..len).map(move |n| offset + n * stride)).collect();
+    }
+    offsets.into_iter().map(|offset| f(values[offset])).collect()
+}
+
+/// F32 values as a CPU tensor of one of the float types that [`to_f32`] takes.
+fn from_f32(values: Vec<f32>, dtype: DType, op: &str) -> Result<CpuStorage> {
+    match dtype {
+        DType::F32 => Ok(CpuStorage::F32(values)),
+        DType::F16 => Ok(CpuStorage::F16(values.into_iter().map(half::f16::from_f32).collect())),
+        DType::BF16 => Ok(CpuStorage::BF16(values.into_iter().map(half::bf16::from_f32).collect())),
+        other => bail!("{op} gives F32, F16 or BF16, not {other:?}"),
+    }
+}
+
+fn dtype_of(storage: &CpuStorage) -> DType {
+    use candle_core::backend::BackendStorage;
+    storage.dtype()
+}

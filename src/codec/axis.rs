@@ -1,0 +1,173 @@
+//! One side of a matrix: the orthonormal operator between its vectors and their coefficients.
+
+use super::layout::{Block, Layout};
+use super::signs::{Side, signs};
+use super::transform::{Plan, Transform};
+
+/// `A = blockdiag(T, T, .., T_border) D`: random signs `D` (or none), then the transform of each block.
+#[derive(Clone, Debug)]
+pub struct Axis {
+    len: usize,
+    block: usize,
+    signs: Option<Vec<f32>>,
+    /// The transform of a full block.
+    full: Plan,
+    /// The transform of the shorter last block, when there is one.
+    border: Option<Plan>,
+    scratch_len: usize,
+}
+
+impl Axis {
+    /// The operator on vectors of `len >= 1`, cut into blocks of `block`; `seed` draws the signs.
+    pub fn new(transform: Transform, len: usize, block: usize, side: Side, seed: Option<u64>) -> Self {
+        let full = Plan::new(transform, block.min(len));
+        let rest = len % full.len();
+        let border = (rest > 0).then(|| Plan::new(transform, rest));
+        let scratch_len = full.scratch_len().max(border.as_ref().map_or(0, Plan::scratch_len));
+        Self { len, block, signs: seed.map(|seed| signs(seed, side, len)), full, border, scratch_len }
+    }
+
+    /// Elements of a vector.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Never true: an axis has at least one element.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// How many elements of scratch the operators need.
+    pub fn scratch_len(&self) -> usize {
+        self.scratch_len
+    }
+
+    /// The segment's plan and signs; `index` counts blocks.
+    fn segment(&self, index: usize, len: usize) -> (&Plan, Option<&[f32]>) {
+        let plan = match &self.border {
+            Some(border) if len != self.full.len() => border,
+            _ => &self.full,
+        };
+        let start = index * self.block;
+        (plan, self.signs.as_ref().map(|signs| &signs[start..start + len]))
+    }
+
+    /// Block `index` of a vector into the coefficient domain: `x <- T D x`.
+    pub fn analyze_block(&self, index: usize, x: &mut [f32], scratch: &mut [f32]) {
+        let (plan, signs) = self.segment(index, x.len());
+        if let Some(signs) = signs {
+            x.iter_mut().zip(signs).for_each(|(x, sign)| *x *= sign);
+        }
+        plan.forward(x, scratch);
+    }
+
+    /// Block `index` of a vector back from the coefficient domain: `x <- D T' x`.
+    pub fn synthesize_block(&self, index: usize, x: &mut [f32], scratch: &mut [f32]) {
+        let (plan, signs) = self.segment(index, x.len());
+        plan.inverse(x, scratch);
+        if let Some(signs) = signs {
+            x.iter_mut().zip(signs).for_each(|(x, sign)| *x *= sign);
+        }
+    }
+
+    /// A whole vector into the coefficient domain: `x <- A x`.
+    pub fn analyze(&self, x: &mut [f32], scratch: &mut [f32]) {
+        assert_eq!(x.len(), self.len);
+        for (index, x) in x.chunks_mut(self.block).enumerate() {
+            self.analyze_block(index, x, scratch);
+        }
+    }
+
+    /// A whole vector back from the coefficient domain: `x <- A' x`.
+    pub fn synthesize(&self, x: &mut [f32], scratch: &mut [f32]) {
+        assert_eq!(x.len(), self.len);
+        for (index, x) in x.chunks_mut(self.block).enumerate() {
+            self.synthesize_block(index, x, scratch);
+        }
+    }
+}
+
+/// Both sides of a matrix: `S = A_rows W A_cols'` and back, block by block.
+#[derive(Clone, Debug)]
+pub struct Axes {
+    edge: usize,
+    /// The operator on vectors as long as a column (outputs).
+    pub rows: Axis,
+    /// The operator on vectors as long as a row (inputs).
+    pub cols: Axis,
+}
+
+impl Axes {
+    /// The operators of a layout; `seed` draws the signs.
+    pub fn new(layout: Layout, transform: Transform, seed: Option<u64>) -> Self {
+        let edge = layout.block();
+        Self {
+            edge,
+            rows: Axis::new(transform, layout.rows(), edge, Side::Rows, seed),
+            cols: Axis::new(transform, layout.cols(), edge, Side::Cols, seed),
+        }
+    }
+
+    /// How many elements of scratch the tile operators need.
+    pub fn scratch_len(&self) -> usize {
+        self.edge + self.rows.scratch_len().max(self.cols.scratch_len())
+    }
+
+    /// A block of weights (`height x width`) into the coefficient domain.
+    pub fn analyze_tile(&self, block: Block, tile: &mut [f32], scratch: &mut [f32]) {
+        let (column, scratch) = scratch.split_at_mut(block.height);
+        for row in tile.chunks_exact_mut(block.width) {
+            self.cols.analyze_block(block.col / self.edge, row, scratch);
+        }
+        for_each_column(block, tile, column, |column| {
+            self.rows.analyze_block(block.row / self.edge, column, scratch);
+        });
+    }
+
+    /// A block of coefficients (`height x width`) back into weights.
+    pub fn synthesize_tile(&self, block: Block, tile: &mut [f32], scratch: &mut [f32]) {
+        let (column, scratch) = scratch.split_at_mut(block.height);
+        for row in tile.chunks_exact_mut(block.width) {
+            self.cols.synthesize_block(block.col / self.edge, row, scratch);
+        }
+        for_each_column(block, tile, column, |column| {
+            self.rows.synthesize_block(block.row / self.edge, column, scratch);
+        });
+    }
+}
+
+/// Takes each column of a tile out, changes it, and puts it back.
+fn for_each_column(block: Block, tile: &mut [f32], column: &mut [f32], mut f: impl FnMut(&mut [f32])) {
+    for col in 0..block.width {
+        for (element, row) in column.iter_mut().zip(tile.chunks_exact(block.width)) {
+            *element = row[col];
+        }
+        f(column);
+        for (element, row) in column.iter().zip(tile.chunks_exact_mut(block.width)) {
+            row[col] = *element;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_length_and_comes_back() {
+        for transform in [Transform::Dct, Transform::Haar, Transform::Daubechies4] {
+            for (len, block) in [(1, 32), (31, 32), (32, 32), (33, 32), (257, 256), (172, 64)] {
+                for seed in [None, Some(3)] {
+                    let axis = Axis::new(transform, len, block, Side::Rows, seed);
+                    let x: Vec<f32> = (0..len).map(|i| (i as f32 * 1.3).cos()).collect();
+                    let (mut y, mut scratch) = (x.clone(), vec![0.0; axis.scratch_len()]);
+                    axis.analyze(&mut y, &mut scratch);
+                    let energy = |v: &[f32]| v.iter().map(|x| x * x).sum::<f32>();
+                    assert!((energy(&x) / energy(&y) - 1.0).abs() < 1e-5);
+                    axis.synthesize(&mut y, &mut scratch);
+                    assert!(x.iter().zip(&y).all(|(x, y)| (x - y).abs() < 1e-5), "{transform:?} {len}");
+                }
+            }
+        }
+    }
+}

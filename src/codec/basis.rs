@@ -1,0 +1,254 @@
+//! The basis term: eight smooth functions per block, fitted by least squares.
+
+use super::layout::{Block, Layout};
+use super::payload::{Reader, Writer};
+use crate::error::{Error, Result};
+use half::f16;
+use std::f64::consts::PI;
+use std::ops::Range;
+
+/// Number of basis functions, so of parameters per block.
+pub const FUNCTIONS: usize = 8;
+
+/// The half-sample grid: where element `index` of `len` lies in `(-1, 1)`.
+pub fn coordinate(index: usize, len: usize) -> f64 {
+    (2 * index + 1) as f64 / len as f64 - 1.0
+}
+
+/// The basis functions at a point of the block:
+/// `1, d, d^2, cos(pi x), cos(pi y), cos(2 pi x), cos(2 pi y), cos(pi x) cos(pi y)` with `d = sqrt(x^2 + y^2)`.
+pub fn functions(y: f64, x: f64) -> [f64; FUNCTIONS] {
+    let squared = x * x + y * y;
+    let (cx, cy) = ((PI * x).cos(), (PI * y).cos());
+    [1.0, squared.sqrt(), squared, cx, cy, (2.0 * PI * x).cos(), (2.0 * PI * y).cos(), cx * cy]
+}
+
+/// The weights that eight parameters generate at the given `(row, column)` positions of a block.
+#[doc(alias = "WeightGenerator")]
+pub fn weights_at(theta: &[f32; FUNCTIONS], block: Block, positions: &[(usize, usize)]) -> Vec<f32> {
+    positions
+        .iter()
+        .map(|&(row, col)| {
+            let phi = functions(coordinate(row, block.height), coordinate(col, block.width));
+            phi.iter().zip(theta).map(|(phi, theta)| phi * f64::from(*theta)).sum::<f64>() as f32
+        })
+        .collect()
+}
+
+/// How parameters are stored.
+#[derive(Clone, Debug, PartialEq)]
+enum Parameters {
+    F32(Vec<f32>),
+    /// Values times a power of two.
+    F16 {
+        unit: f32,
+        values: Vec<f16>,
+    },
+}
+
+/// The term `sum_k theta_k phi_k` of every block, in the weight domain.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Basis {
+    layout: Layout,
+    parameters: Parameters,
+}
+
+impl Basis {
+    /// Stores the parameters of all blocks, in F16 when `half` is set.
+    pub fn new(layout: Layout, theta: &[[f32; FUNCTIONS]], half: bool) -> Self {
+        assert_eq!(theta.len(), layout.blocks());
+        let flat = theta.as_flattened();
+        let parameters = if half {
+            let unit = super::term::unit_for(flat.iter().copied(), 14);
+            Parameters::F16 { unit, values: flat.iter().map(|t| f16::from_f32(t / unit)).collect() }
+        } else {
+            Parameters::F32(flat.to_vec())
+        };
+        Self { layout, parameters }
+    }
+
+    /// The eight parameters of a block.
+    pub fn theta(&self, block: Block) -> [f32; FUNCTIONS] {
+        let first = block.index * FUNCTIONS;
+        match &self.parameters {
+            Parameters::F32(values) => std::array::from_fn(|k| values[first + k]),
+            Parameters::F16 { unit, values } => std::array::from_fn(|k| values[first + k].to_f32() * unit),
+        }
+    }
+
+    /// Adds rows of a block to `out` (`rows.len() x width`).
+    pub fn add_rows(&self, block: Block, rows: Range<usize>, out: &mut [f32]) {
+        let theta = self.theta(block).map(f64::from);
+        for (row, out) in rows.zip(out.chunks_exact_mut(block.width)) {
+            let y = coordinate(row, block.height);
+            for (col, out) in out.iter_mut().enumerate() {
+                let phi = functions(y, coordinate(col, block.width));
+                *out += phi.iter().zip(&theta).map(|(phi, theta)| phi * theta).sum::<f64>() as f32;
+            }
+        }
+    }
+
+    /// Bytes in a payload.
+    pub fn size_in_bytes(&self) -> usize {
+        let unit = size_of::<f32>();
+        1 + match &self.parameters {
+            Parameters::F32(values) => size_of_val(&values[..]),
+            Parameters::F16 { values, .. } => unit + size_of_val(&values[..]),
+        }
+    }
+
+    pub(crate) fn summary(&self) -> String {
+        let width = if matches!(self.parameters, Parameters::F32(_)) { "f32" } else { "f16" };
+        format!("basis {width}")
+    }
+
+    pub(super) fn write(&self, writer: &mut Writer) {
+        match &self.parameters {
+            Parameters::F32(values) => {
+                writer.u8(0);
+                values.iter().for_each(|value| writer.f32(*value));
+            }
+            Parameters::F16 { unit, values } => {
+                writer.u8(1);
+                writer.f32(*unit);
+                writer.f16s(values);
+            }
+        }
+    }
+
+    pub(super) fn read(reader: &mut Reader, layout: Layout) -> Result<Self> {
+        let count = layout.blocks() * FUNCTIONS;
+        let parameters = match reader.u8("basis precision")? {
+            0 => Parameters::F32(reader.f32s(count, "basis parameters")?),
+            1 => Parameters::F16 {
+                unit: reader.unit("basis unit")?,
+                values: reader.f16s(count, "basis parameters")?,
+            },
+            other => return Err(Error::payload(format!("unknown basis precision {other}"))),
+        };
+        Ok(Self { layout, parameters })
+    }
+}
+
+/// Least squares onto the basis functions for one block size.
+///
+/// The normal equations' matrix `G = Phi' Phi` depends on the block's size alone; its factorisation is made
+/// once. Functions that others already span (all but one on a 1x1 block) get the parameter 0.
+#[derive(Clone, Debug)]
+pub struct Fit {
+    /// `Phi`, one row of eight per element, row-major over the block.
+    phi: Vec<[f64; FUNCTIONS]>,
+    /// Unit lower triangle of `G = L D L'`; rows and columns of dependent functions are zero.
+    lower: [[f64; FUNCTIONS]; FUNCTIONS],
+    /// `1 / D`, and 0 for a dependent function.
+    inverse_pivots: [f64; FUNCTIONS],
+}
+
+impl Fit {
+    /// The fit for blocks of `height x width`.
+    pub fn new(height: usize, width: usize) -> Self {
+        let phi: Vec<_> = (0..height * width)
+            .map(|n| functions(coordinate(n / width, height), coordinate(n % width, width)))
+            .collect();
+        let mut gram = [[0.0; FUNCTIONS]; FUNCTIONS];
+        for phi in &phi {
+            for a in 0..FUNCTIONS {
+                for b in 0..=a {
+                    gram[a][b] += phi[a] * phi[b];
+                }
+            }
+        }
+        let mut lower = [[0.0; FUNCTIONS]; FUNCTIONS];
+        let mut pivots = [0.0; FUNCTIONS];
+        let mut inverse_pivots = [0.0; FUNCTIONS];
+        for k in 0..FUNCTIONS {
+            let pivot = gram[k][k] - (0..k).map(|m| lower[k][m] * lower[k][m] * pivots[m]).sum::<f64>();
+            // What is left of a dependent function is rounding; a true one keeps far more.
+            if pivot > 1e-9 * gram[k][k] {
+                pivots[k] = pivot;
+                inverse_pivots[k] = 1.0 / pivot;
+            }
+            for row in k + 1..FUNCTIONS {
+                let shared: f64 = (0..k).map(|m| lower[row][m] * lower[k][m] * pivots[m]).sum();
+                lower[row][k] = (gram[row][k] - shared) * inverse_pivots[k];
+            }
+        }
+        Self { phi, lower, inverse_pivots }
+    }
+
+    /// The parameters that minimise `|values - sum theta_k phi_k|^2`; `values` is a block, row-major.
+    pub fn solve(&self, values: &[f32]) -> [f32; FUNCTIONS] {
+        assert_eq!(values.len(), self.phi.len());
+        let mut theta = [0.0; FUNCTIONS];
+        for (phi, value) in self.phi.iter().zip(values) {
+            theta.iter_mut().zip(phi).for_each(|(t, phi)| *t += phi * f64::from(*value));
+        }
+        for k in 0..FUNCTIONS {
+            theta[k] -= (0..k).map(|m| self.lower[k][m] * theta[m]).sum::<f64>();
+        }
+        theta.iter_mut().zip(&self.inverse_pivots).for_each(|(t, inverse)| *t *= inverse);
+        for k in (0..FUNCTIONS).rev() {
+            // A dependent function's column of L is zero, so its parameter stays 0.
+            theta[k] -= (k + 1..FUNCTIONS).map(|m| self.lower[m][k] * theta[m]).sum::<f64>();
+        }
+        theta.map(|t| t as f32)
+    }
+
+    /// `values -= sum theta_k phi_k`.
+    pub fn subtract(&self, theta: &[f32; FUNCTIONS], values: &mut [f32]) {
+        for (phi, value) in self.phi.iter().zip(values) {
+            let sum: f64 = phi.iter().zip(theta).map(|(phi, theta)| phi * f64::from(*theta)).sum();
+            *value -= sum as f32;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(height: usize, width: usize) -> Block {
+        Block { index: 0, row: 0, col: 0, height, width }
+    }
+
+    #[test]
+    fn recovers_parameters_that_generated_a_block() {
+        let theta = [0.5, -1.25, 2.0, 0.125, -0.75, 1.5, 0.25, -3.0];
+        for (h, w) in [(32, 32), (64, 40), (17, 256)] {
+            let positions: Vec<_> = (0..h * w).map(|n| (n / w, n % w)).collect();
+            let values = weights_at(&theta, block(h, w), &positions);
+            let fitted = Fit::new(h, w).solve(&values);
+            for (a, b) in fitted.iter().zip(&theta) {
+                assert!((a - b).abs() < 2e-4, "{h}x{w}: {fitted:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_residual_is_orthogonal_to_every_function_even_where_they_depend_on_each_other() {
+        for (h, w) in [(1, 1), (1, 7), (2, 2), (3, 1), (5, 64), (64, 64)] {
+            let values: Vec<f32> = (0..h * w).map(|n| ((n * n) as f32 * 0.37).sin()).collect();
+            let fit = Fit::new(h, w);
+            let mut residual = values.clone();
+            fit.subtract(&fit.solve(&values), &mut residual);
+            for k in 0..FUNCTIONS {
+                let dot: f64 = fit.phi.iter().zip(&residual).map(|(phi, r)| phi[k] * f64::from(*r)).sum();
+                assert!(dot.abs() < 1e-4 * (h * w) as f64, "{h}x{w}, function {k}: {dot}");
+            }
+        }
+    }
+
+    #[test]
+    fn six_functions_are_single_cosines() {
+        // On this grid cos(m pi x) is DCT-II function 2m, up to sign.
+        let n = 64;
+        let plan = crate::codec::transform::Plan::new(Default::default(), n);
+        for (k, frequency) in [(0, 0), (3, 2), (5, 4)] {
+            let mut x: Vec<f32> = (0..n).map(|i| functions(0.3, coordinate(i, n))[k] as f32).collect();
+            plan.forward(&mut x, &mut vec![0.0; plan.scratch_len()]);
+            for (m, c) in x.iter().enumerate() {
+                assert_eq!(c.abs() > 1e-5, m == frequency, "function {k}, coefficient {m} is {c}");
+            }
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! The bytes of one compressed tensor: write, read, check. FORMAT.md states every byte.
+//!
+//! A payload is untrusted input. Every count is checked against the bytes that are left before anything is
+//! allocated for it; unknown codes are refused by name; a checksum covers all bytes; nothing may follow it.
+
+use super::layout::Layout;
+use super::matrix::Matrix;
+use super::term::Term;
+use super::transform::Transform;
+use crate::error::{Error, Result};
+use half::f16;
+
+const MAGIC: [u8; 4] = *b"RBET";
+const VERSION: u16 = 1;
+/// Bytes before the first term.
+const HEADER_BYTES: usize = 36;
+/// Bytes of the CRC-32 at the end.
+const CHECKSUM_BYTES: usize = 4;
+
+/// How a tensor's elements lie in the stored matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
+    /// A vector of `cols` elements, stored as one row.
+    Vector,
+    /// The matrix itself.
+    Matrix,
+    /// The transpose of the stored matrix: `(cols, rows)`.
+    Transposed,
+}
+
+/// Bytes that [`to_bytes`] makes.
+pub fn size_in_bytes(matrix: &Matrix) -> usize {
+    HEADER_BYTES + matrix.terms().iter().map(Term::size_in_bytes).sum::<usize>() + CHECKSUM_BYTES
+}
+
+/// The payload of a matrix seen through `view`.
+pub fn to_bytes(matrix: &Matrix, view: View) -> Vec<u8> {
+    let layout = matrix.layout();
+    let mut writer = Writer { bytes: Vec::with_capacity(size_in_bytes(matrix)) };
+    writer.bytes(&MAGIC);
+    writer.u16(VERSION);
+    writer.u8(match view {
+        View::Vector => 0,
+        View::Matrix => 1,
+        View::Transposed => 2,
+    });
+    writer.u8(matrix.transform().code());
+    writer.u32(layout.rows() as u32);
+    writer.u32(layout.cols() as u32);
+    writer.u16(layout.block() as u16);
+    writer.u8(u8::from(matrix.seed().is_some()));
+    writer.u8(matrix.terms().len() as u8);
+    writer.u64(matrix.seed().unwrap_or(0));
+    writer.f32(matrix.relative_error());
+    writer.u32(0);
+    matrix.terms().iter().for_each(|term| term.write(&mut writer));
+    let checksum = crc32fast::hash(&writer.bytes);
+    writer.u32(checksum);
+    writer.bytes
+}
+
+/// Reads and checks a payload.
+///
+/// # Errors
+/// [`Error::Payload`] with the first thing found wrong.
+pub fn from_bytes(bytes: &[u8]) -> Result<(Matrix, View)> {
+    let mut reader = Reader { bytes };
+    if reader.take(4, "magic")? != MAGIC {
+        return Err(Error::payload("it does not begin with RBET"));
+    }
+    let version = reader.u16("version")?;
+    if version != VERSION {
+        return Err(Error::payload(format!("version {version}; this build reads version {VERSION}")));
+    }
+    let body = bytes.len().checked_sub(CHECKSUM_BYTES).filter(|body| *body >= HEADER_BYTES);
+    let Some((body, checksum)) = body.map(|body| bytes.split_at(body)) else {
+        return Err(Error::payload(format!("{} bytes are less than a header", bytes.len())));
+    };
+    let computed = crc32fast::hash(body);
+    if checksum != computed.to_le_bytes() {
+        return Err(Error::payload("the checksum does not match; the bytes are damaged or cut short"));
+    }
+    reader.bytes = &body[MAGIC.len() + size_of::<u16>()..];
+
+    let view = match reader.u8("view")? {
+        0 => View::Vector,
+        1 => View::Matrix,
+        2 => View::Transposed,
+        other => return Err(Error::payload(format!("unknown view {other}"))),
+    };
+    let code = reader.u8("transform")?;
+    let transform =
+        Transform::from_code(code).ok_or_else(|| Error::payload(format!("unknown transform {code}")))?;
+    let (rows, cols) = (reader.u32("rows")? as usize, reader.u32("columns")? as usize);
+    let block = usize::from(reader.u16("block edge")?);
+    let layout = Layout::new(rows, cols, block).map_err(|error| Error::payload(error.to_string()))?;
+    if view == View::Vector && rows != 1 {
+        return Err(Error::payload(format!("a vector with {rows} rows")));
+    }
+    let flags = reader.u8("flags")?;
+    if flags > 1 {
+        return Err(Error::payload(format!("unknown flags {flags:#04x}")));
+    }
+    let term_count = reader.u8("term count")?;
+    let seed = reader.u64("seed")?;
+    if flags == 0 && seed != 0 {
+        return Err(Error::payload("a seed without random signs"));
+    }
+    let relative_error = reader.f32("relative error")?;
+    if !(relative_error.is_finite() && relative_error >= 0.0) {
+        return Err(Error::payload(format!("relative error {relative_error}")));
+    }
+    if reader.u32("reserved")? != 0 {
+        return Err(Error::payload("reserved bytes are not zero"));
+    }
+    let mut terms: Vec<Term> = Vec::new();
+    for _ in 0..term_count {
+        let term = Term::read(&mut reader, layout)?;
+        if terms.iter().any(|other| other.code() >= term.code()) {
+            return Err(Error::payload("terms repeat or are out of order"));
+        }
+        terms.push(term);
+    }
+    if !reader.bytes.is_empty() {
+        return Err(Error::payload(format!("{} bytes follow the last term", reader.bytes.len())));
+    }
+    let seed = (flags == 1).then_some(seed);
+    Ok((Matrix::new(layout, transform, seed, terms, relative_error), view))
+}
+
+/// Appends little-endian numbers.
+pub(super) struct Writer {
+    bytes: Vec<u8>,
+}
+
+impl Writer {
+    pub(super) fn bytes(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    pub(super) fn u8(&mut self, value: u8) {
+        self.bytes.push(value);
+    }
+
+    pub(super) fn u16(&mut self, value: u16) {
+        self.bytes(&value.to_le_bytes());
+    }
+
+    fn u32(&mut self, value: u32) {
+        self.bytes(&value.to_le_bytes());
+    }
+
+    fn u64(&mut self, value: u64) {
+        self.bytes(&value.to_le_bytes());
+    }
+
+    pub(super) fn f32(&mut self, value: f32) {
+        self.bytes(&value.to_le_bytes());
+    }
+
+    pub(super) fn f16s(&mut self, values: &[f16]) {
+        values.iter().for_each(|value| self.bytes(&value.to_le_bytes()));
+    }
+}
+
+/// Takes little-endian numbers off the front; `what` names them in errors.
+pub(super) struct Reader<'a> {
+    bytes: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn take(&mut self, count: usize, what: &str) -> Result<&'a [u8]> {
+        let Some((taken, rest)) = self.bytes.split_at_checked(count) else {
+            let left = self.bytes.len();
+            return Err(Error::payload(format!("{what} need {count} bytes, {left} are left")));
+        };
+        self.bytes = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N]> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.take(N, what)?);
+        Ok(array)
+    }
+
+    /// `count` elements of `N` bytes.
+    fn arrays<const N: usize>(&mut self, count: usize, what: &str) -> Result<&'a [[u8; N]]> {
+        let bytes = count.checked_mul(N).ok_or_else(|| Error::payload(format!("{count} {what}")))?;
+        Ok(self.take(bytes, what)?.as_chunks().0)
+    }
+
+    pub(super) fn u8(&mut self, what: &str) -> Result<u8> {
+        Ok(u8::from_le_bytes(self.array(what)?))
+    }
+
+    fn u16(&mut self, what: &str) -> Result<u16> {
+        Ok(u16::from_le_bytes(self.array(what)?))
+    }
+
+    fn u32(&mut self, what: &str) -> Result<u32> {
+        Ok(u32::from_le_bytes(self.array(what)?))
+    }
+
+    fn u64(&mut self, what: &str) -> Result<u64> {
+        Ok(u64::from_le_bytes(self.array(what)?))
+    }
+
+    fn f32(&mut self, what: &str) -> Result<f32> {
+        Ok(f32::from_le_bytes(self.array(what)?))
+    }
+
+    /// The power of two that multiplies a term's F16 numbers.
+    pub(super) fn unit(&mut self, what: &str) -> Result<f32> {
+        let unit = self.f32(what)?;
+        if !(unit.is_normal() && unit > 0.0 && unit.to_bits() & 0x7f_ffff == 0) {
+            return Err(Error::payload(format!("{what} is {unit}, not a power of two")));
+        }
+        Ok(unit)
+    }
+
+    pub(super) fn u16s(&mut self, count: usize, what: &str) -> Result<Vec<u16>> {
+        Ok(self.arrays(count, what)?.iter().map(|bytes| u16::from_le_bytes(*bytes)).collect())
+    }
+
+    pub(super) fn f32s(&mut self, count: usize, what: &str) -> Result<Vec<f32>> {
+        let values: Vec<f32> =
+            self.arrays(count, what)?.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        match values.iter().find(|value| !value.is_finite()) {
+            Some(value) => Err(Error::payload(format!("{what} hold {value}"))),
+            None => Ok(values),
+        }
+    }
+
+    pub(super) fn f16s(&mut self, count: usize, what: &str) -> Result<Vec<f16>> {
+        let values: Vec<f16> =
+            self.arrays(count, what)?.iter().map(|bytes| f16::from_le_bytes(*bytes)).collect();
+        match values.iter().find(|value| !value.is_finite()) {
+            Some(value) => Err(Error::payload(format!("{what} hold {value}"))),
+            None => Ok(values),
+        }
+    }
+
+    /// F16 numbers that are finite and not negative.
+    pub(super) fn scales(&mut self, count: usize, what: &str) -> Result<Vec<f16>> {
+        let scales = self.f16s(count, what)?;
+        match scales.iter().find(|scale| scale.is_sign_negative()) {
+            Some(scale) => Err(Error::payload(format!("{what} hold {scale}"))),
+            None => Ok(scales),
+        }
+    }
+}

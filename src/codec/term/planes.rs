@@ -1,0 +1,311 @@
+//! The planes term: every coefficient at `n` bits, stored as bit-planes, most significant first.
+//!
+//! ```text
+//!     coefficient = scale * (2u + 1 - 2^n) / 2,    u in 0..2^n
+//! ```
+//!
+//! Cells are nested: the first `p` planes hold `u >> (n - p)`, which is the `p`-bit quantiser with the step
+//! `scale * 2^(n - p)` and the cell's centre as its value. So a matrix cut to its first planes is valid, and
+//! its error falls with every plane. In memory a block's planes lie together; on disk plane 0 of all blocks
+//! comes first, then plane 1, and so on.
+
+use crate::codec::bits;
+use crate::codec::layout::{Block, Layout};
+use crate::codec::payload::{Reader, Writer};
+use crate::error::{Error, Result};
+use half::f16;
+use std::ops::Range;
+
+/// The most planes a coefficient can have.
+pub const MAX_PLANES: u8 = 8;
+
+/// Which coefficients share a scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScaleGroup {
+    /// A whole block.
+    Block,
+    /// A row of a block.
+    Row,
+}
+
+impl ScaleGroup {
+    /// Scales of one block.
+    pub(crate) fn scales_in(self, block: Block) -> usize {
+        match self {
+            ScaleGroup::Block => 1,
+            ScaleGroup::Row => block.height,
+        }
+    }
+}
+
+/// One block on its way into [`Planes::pack`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct QuantizedBlock {
+    /// Planes, up to [`MAX_PLANES`]; 0 makes every coefficient zero.
+    pub planes: u8,
+    /// The step of each group, in units.
+    pub scales: Vec<f16>,
+    /// `u` of each coefficient, row-major.
+    pub codes: Vec<u8>,
+}
+
+/// Bit-planes of every block.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Planes {
+    layout: Layout,
+    group: ScaleGroup,
+    /// All scales are multiplied by this power of two.
+    unit: f32,
+    /// Planes of each block.
+    planes: Vec<u8>,
+    scales: Vec<f16>,
+    /// Where each block's masks begin in `data`; one more than there are blocks.
+    starts: Vec<usize>,
+    /// For each block, plane and row: the row's bit mask.
+    data: Vec<u8>,
+}
+
+impl Planes {
+    /// Packs quantised blocks in row-major order of blocks. `unit` multiplies every scale.
+    pub fn pack(layout: Layout, group: ScaleGroup, unit: f32, blocks: &[QuantizedBlock]) -> Self {
+        assert_eq!(blocks.len(), layout.blocks());
+        let planes: Vec<u8> = blocks.iter().map(|block| block.planes).collect();
+        let starts = starts(layout, &planes);
+        let mut data = Vec::with_capacity(starts[blocks.len()]);
+        let mut scales = Vec::new();
+        for (block, quantized) in layout.iter().zip(blocks) {
+            assert!(quantized.planes <= MAX_PLANES);
+            assert_eq!(quantized.codes.len(), block.len());
+            assert_eq!(quantized.scales.len(), group.scales_in(block));
+            scales.extend_from_slice(&quantized.scales);
+            for plane in 0..quantized.planes {
+                let bit = u32::from(quantized.planes - 1 - plane);
+                for codes in quantized.codes.chunks_exact(block.width) {
+                    data.extend(bits::collect(codes, bit));
+                }
+            }
+        }
+        Self { layout, group, unit, planes, scales, starts, data }
+    }
+
+    /// Planes of a block.
+    pub fn planes(&self, block: Block) -> u8 {
+        self.planes[block.index]
+    }
+
+    /// The step of row `row` of a block: twice the distance of the innermost values from zero.
+    pub fn scale(&self, block: Block, row: usize) -> f32 {
+        let index = match self.group {
+            ScaleGroup::Block => block.index,
+            // Blocks above and to the left have as many scales as they have rows.
+            ScaleGroup::Row => {
+                let above = block.row * self.layout.block_cols();
+                above + block.col / self.layout.block() * block.height + row
+            }
+        };
+        self.scales[index].to_f32() * self.unit
+    }
+
+    /// Writes the odd integers `2u + 1 - 2^p` of one row, from its first `p` planes, and returns the factor
+    /// that makes coefficients of them; zero for a block without planes.
+    pub fn levels(&self, block: Block, row: usize, limit: u8, levels: &mut [f32]) -> f32 {
+        let stored = self.planes(block);
+        let used = stored.min(limit);
+        if used == 0 {
+            levels.fill(0.0);
+            return 0.0;
+        }
+        let mask_bytes = block.mask_bytes();
+        let plane_bytes = block.height * mask_bytes;
+        let first = self.starts[block.index] + row * mask_bytes;
+        let offset = 1.0 - f32::from(1u16 << used);
+        for (byte, levels) in levels.chunks_mut(8).enumerate() {
+            let mut codes = 0;
+            for plane in 0..usize::from(used) {
+                codes = codes << 1 | bits::spread(self.data[first + plane * plane_bytes + byte]);
+            }
+            for (level, code) in levels.iter_mut().zip(codes.to_le_bytes()) {
+                *level = f32::from(code) * 2.0 + offset;
+            }
+        }
+        self.scale(block, row) * 0.5 * f32::from(1u16 << (stored - used))
+    }
+
+    /// Adds rows of a block, from all planes, to `out` (`rows.len() x width`).
+    pub fn add_rows(&self, block: Block, rows: Range<usize>, out: &mut [f32]) {
+        let mut levels = vec![0.0; block.width];
+        for (row, out) in rows.zip(out.chunks_exact_mut(block.width)) {
+            let factor = self.levels(block, row, MAX_PLANES, &mut levels);
+            out.iter_mut().zip(&levels).for_each(|(out, level)| *out += factor * level);
+        }
+    }
+
+    /// The first `limit` planes as a term of their own: the `limit`-bit quantiser of the same coefficients.
+    pub fn truncate(&self, limit: u8) -> Self {
+        let planes: Vec<u8> = self.planes.iter().map(|&planes| planes.min(limit)).collect();
+        let starts = starts(self.layout, &planes);
+        let mut data = Vec::with_capacity(starts[planes.len()]);
+        let mut scales = Vec::with_capacity(self.scales.len());
+        for block in self.layout.iter() {
+            let kept = starts[block.index + 1] - starts[block.index];
+            data.extend_from_slice(&self.data[self.starts[block.index]..][..kept]);
+            let coarser = f32::from(1u16 << (self.planes[block.index] - planes[block.index]));
+            let count = self.group.scales_in(block);
+            let own = &self.scales[scales.len()..][..count];
+            scales.extend(own.iter().map(|scale| f16::from_f32(scale.to_f32() * coarser)));
+        }
+        Self { layout: self.layout, group: self.group, unit: self.unit, planes, scales, starts, data }
+    }
+
+    /// Bytes in a payload.
+    pub fn size_in_bytes(&self) -> usize {
+        1 + 4 + self.planes.len() + size_of_val(&self.scales[..]) + self.data.len()
+    }
+
+    pub(super) fn summary(&self) -> String {
+        let (Some(min), Some(max)) = (self.planes.iter().min(), self.planes.iter().max()) else {
+            return "planes".to_owned();
+        };
+        let group = if self.group == ScaleGroup::Row { ", scale per row" } else { "" };
+        if min == max { format!("planes {min}{group}") } else { format!("planes {min}..{max}{group}") }
+    }
+
+    pub(super) fn write(&self, writer: &mut Writer) {
+        writer.u8(u8::from(self.group == ScaleGroup::Row));
+        writer.f32(self.unit);
+        writer.bytes(&self.planes);
+        writer.f16s(&self.scales);
+        for plane in 0..MAX_PLANES {
+            for block in self.layout.iter().filter(|block| self.planes(*block) > plane) {
+                let len = block.height * block.mask_bytes();
+                writer.bytes(&self.data[self.starts[block.index] + usize::from(plane) * len..][..len]);
+            }
+        }
+    }
+
+    pub(super) fn read(reader: &mut Reader, layout: Layout) -> Result<Self> {
+        let group = match reader.u8("scale group")? {
+            0 => ScaleGroup::Block,
+            1 => ScaleGroup::Row,
+            other => return Err(Error::payload(format!("unknown scale group {other}"))),
+        };
+        let unit = reader.unit("planes unit")?;
+        let planes = reader.take(layout.blocks(), "plane counts")?.to_vec();
+        if let Some(count) = planes.iter().find(|count| **count > MAX_PLANES) {
+            return Err(Error::payload(format!(
+                "a block with {count} planes; at most {MAX_PLANES} are allowed"
+            )));
+        }
+        let scale_count = match group {
+            ScaleGroup::Block => layout.blocks(),
+            ScaleGroup::Row => layout.rows() * layout.block_cols(),
+        };
+        let scales = reader.scales(scale_count, "plane scales")?;
+        let starts = starts(layout, &planes);
+        let total = starts[planes.len()];
+        let bytes = reader.take(total, "bit-planes")?;
+        let mut data = vec![0; total];
+        let mut at = 0;
+        for plane in 0..MAX_PLANES {
+            for block in layout.iter().filter(|block| planes[block.index] > plane) {
+                let len = block.height * block.mask_bytes();
+                let masks = &bytes[at..at + len];
+                let outside = (0xff00u16 >> ((8 - block.width % 8) % 8)) as u8;
+                if masks.chunks_exact(block.mask_bytes()).any(|row| row[row.len() - 1] & outside != 0) {
+                    return Err(Error::payload(format!(
+                        "planes block {}: padding bits are set",
+                        block.index
+                    )));
+                }
+                data[starts[block.index] + usize::from(plane) * len..][..len].copy_from_slice(masks);
+                at += len;
+            }
+        }
+        Ok(Self { layout, group, unit, planes, scales, starts, data })
+    }
+}
+
+/// Where each block's masks begin, and where the last end.
+fn starts(layout: Layout, planes: &[u8]) -> Vec<usize> {
+    let mut end = 0;
+    let mut starts = Vec::with_capacity(planes.len() + 1);
+    starts.push(0);
+    for (block, planes) in layout.iter().zip(planes) {
+        end += usize::from(*planes) * block.height * block.mask_bytes();
+        starts.push(end);
+    }
+    starts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn blocks(layout: Layout, group: ScaleGroup) -> Vec<QuantizedBlock> {
+        layout
+            .iter()
+            .map(|block| {
+                let planes = (block.index % 9) as u8;
+                let mask = ((1u16 << planes) - 1) as u8;
+                QuantizedBlock {
+                    planes,
+                    scales: (0..group.scales_in(block)).map(|i| f16::from_f32(0.25 + i as f32)).collect(),
+                    codes: (0..block.len()).map(|n| (n * 37 + n / 5) as u8 & mask).collect(),
+                }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn decodes_the_formula_at_every_number_of_planes() {
+        for group in [ScaleGroup::Block, ScaleGroup::Row] {
+            for edge in [32, 64] {
+                let layout = Layout::new(3 * edge + 5, 4 * edge + 3, edge).unwrap();
+                let quantized = blocks(layout, group);
+                let unit = 0.125;
+                let term = Planes::pack(layout, group, unit, &quantized);
+                for limit in 0..=MAX_PLANES {
+                    let cut = term.truncate(limit);
+                    for (block, source) in layout.iter().zip(&quantized) {
+                        let mut out = vec![0.0; block.len()];
+                        cut.add_rows(block, 0..block.height, &mut out);
+                        let p = source.planes.min(limit);
+                        let drop = source.planes - p;
+                        for (n, value) in out.iter().enumerate() {
+                            let row = if group == ScaleGroup::Row { n / block.width } else { 0 };
+                            let step = source.scales[row].to_f32() * unit * f32::from(1u16 << drop);
+                            let u = f32::from(source.codes[n] >> drop.min(7) >> (drop / 8));
+                            let exact = if p == 0 {
+                                0.0
+                            } else {
+                                step * (2.0 * u + 1.0 - f32::from(1u16 << p)) / 2.0
+                            };
+                            assert_eq!(
+                                *value, exact,
+                                "{group:?} block {} planes {p} element {n}",
+                                block.index
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn reading_fewer_planes_equals_truncating() {
+        let layout = Layout::new(97, 130, 32).unwrap();
+        let term = Planes::pack(layout, ScaleGroup::Row, 1.0, &blocks(layout, ScaleGroup::Row));
+        for limit in 0..=MAX_PLANES {
+            let cut = term.truncate(limit);
+            for block in layout.iter() {
+                for row in 0..block.height {
+                    let (mut a, mut b) = (vec![0.0; block.width], vec![0.0; block.width]);
+                    let factor = term.levels(block, row, limit, &mut a);
+                    assert_eq!(factor, cut.levels(block, row, MAX_PLANES, &mut b));
+                    assert_eq!(a, b);
+                }
+            }
+        }
+    }
+}

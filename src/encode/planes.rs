@@ -1,0 +1,245 @@
+//! Bit-planes from coefficients: how many planes each block gets, and the step of its quantiser.
+
+use super::rate::Target;
+use super::spectrum::{Spectrum, energy};
+use crate::codec::Layout;
+use crate::codec::term::Planes;
+use crate::codec::term::planes::{MAX_PLANES, QuantizedBlock, ScaleGroup};
+use half::f16;
+use rayon::prelude::*;
+
+/// Step of the best uniform quantiser of a unit Gaussian with n bits, and its mean squared error
+/// (Max 1960, table II, continued numerically to 8 bits). Index 0 is no bits at all.
+const GAUSSIAN: [(f64, f64); MAX_PLANES as usize + 1] = [
+    (0.0, 1.0),
+    (1.5958, 0.36338),
+    (0.99569, 0.118846),
+    (0.586019, 0.0374397),
+    (0.335201, 0.0115427),
+    (0.188139, 0.00349521),
+    (0.104063, 0.00104005),
+    (0.0568678, 0.000304330),
+    (0.0307622, 0.0000876784),
+];
+
+/// A planes term and its squared error in the coefficient domain.
+pub(super) struct Encoded {
+    pub term: Planes,
+    pub squared_error: f64,
+}
+
+/// Quantises a spectrum; `other_bits` are the payload's bits outside of this term.
+///
+/// Returns `None` when the target cannot be reached.
+pub(super) fn encode(
+    spectrum: &Spectrum,
+    group: ScaleGroup,
+    target: Target,
+    other_bits: usize,
+) -> Option<Encoded> {
+    let layout = spectrum.layout;
+    let energies: Vec<f64> = layout.iter().map(|block| energy(spectrum.block(block))).collect();
+    match target {
+        Target::PerBlock(_) => None,
+        Target::Bits(bits) => {
+            let scales: usize = layout.iter().map(|block| group.scales_in(block)).sum();
+            // Kind, group, unit; a count per block; scales.
+            let side_bits = other_bits + 8 * 6 + 8 * layout.blocks() + 16 * scales;
+            let budget = bits.checked_sub(side_bits)?;
+            let planes = allocate(layout, &energies, |spent, _| spent <= budget);
+            Some(quantize(spectrum, group, &planes))
+        }
+        Target::SquaredError(bound) => {
+            // The model's error is a Gaussian's; correct it by what quantising really gives.
+            let mut asked = bound;
+            for _ in 0..8 {
+                let total: f64 = energies.iter().sum();
+                let mut reached = total <= asked;
+                let planes = allocate(layout, &energies, |_, error| {
+                    let go_on = !reached;
+                    reached |= error <= asked;
+                    go_on
+                });
+                let encoded = quantize(spectrum, group, &planes);
+                if encoded.squared_error <= bound {
+                    return Some(encoded);
+                }
+                if planes.iter().all(|planes| *planes == MAX_PLANES) {
+                    return None;
+                }
+                asked *= 0.998 * bound / encoded.squared_error;
+            }
+            None
+        }
+    }
+}
+
+/// Planes per block by rate and distortion: planes are added where they save the most squared error per bit,
+/// as long as `fits(bits, error)` allows the sum so far.
+fn allocate(layout: Layout, energies: &[f64], mut fits: impl FnMut(usize, f64) -> bool) -> Vec<u8> {
+    let mut upgrades = Vec::with_capacity(energies.len() * usize::from(MAX_PLANES));
+    for (block, energy) in layout.iter().zip(energies) {
+        let bits = 8 * block.height * block.mask_bytes();
+        for planes in GAUSSIAN.windows(2) {
+            let saved = energy * (planes[0].1 - planes[1].1);
+            upgrades.push((saved / bits as f64, block.index, bits, saved));
+        }
+    }
+    // A block's savings fall with every plane, so a stable sort keeps its planes in order.
+    upgrades.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let mut planes = vec![0; energies.len()];
+    let (mut spent, mut error) = (0, energies.iter().sum::<f64>());
+    for (_, index, bits, saved) in upgrades {
+        if saved == 0.0 || !fits(spent + bits, error - saved) {
+            break;
+        }
+        spent += bits;
+        error -= saved;
+        planes[index] += 1;
+    }
+    planes
+}
+
+fn quantize(spectrum: &Spectrum, group: ScaleGroup, planes: &[u8]) -> Encoded {
+    let layout = spectrum.layout;
+    let steps: Vec<Vec<f32>> = layout
+        .iter()
+        .collect::<Vec<_>>()
+        .into_par_iter()
+        .map(|block| {
+            let coefficients = spectrum.block(block);
+            let group_len = coefficients.len() / group.scales_in(block);
+            coefficients.chunks_exact(group_len).map(|group| best_step(group, planes[block.index])).collect()
+        })
+        .collect();
+    let unit = crate::codec::term::unit_for(steps.iter().flatten().copied(), 7);
+    let quantized: Vec<(QuantizedBlock, f64)> = layout
+        .iter()
+        .collect::<Vec<_>>()
+        .into_par_iter()
+        .map(|block| {
+            let planes = planes[block.index];
+            let coefficients = spectrum.block(block);
+            let steps = &steps[block.index];
+            let scales: Vec<f16> = steps.iter().map(|step| f16::from_f32(step / unit)).collect();
+            let mut codes = vec![0; coefficients.len()];
+            let group_len = coefficients.len() / scales.len();
+            let mut error = 0.0;
+            for ((values, codes), scale) in
+                coefficients.chunks_exact(group_len).zip(codes.chunks_exact_mut(group_len)).zip(&scales)
+            {
+                error += round(values, scale.to_f32() * unit, planes, codes);
+            }
+            (QuantizedBlock { planes, scales, codes }, error)
+        })
+        .collect();
+    let squared_error = quantized.iter().map(|(_, error)| error).sum();
+    let blocks: Vec<_> = quantized.into_iter().map(|(block, _)| block).collect();
+    Encoded { term: Planes::pack(layout, group, unit, &blocks), squared_error }
+}
+
+/// `u = floor(c / step) + 2^(n - 1)`, clamped, as a float.
+#[inline(always)]
+fn code(value: f32, inverse_step: f32, half: f32) -> f32 {
+    (value * inverse_step + half).clamp(0.0, 2.0 * half - 1.0).trunc()
+}
+
+/// The step with the least squared error, near a local minimum: Lloyd's alternation from the Gaussian's best
+/// step (codes for the step, then the least-squares step for the codes).
+fn best_step(values: &[f32], planes: u8) -> f32 {
+    let energy: f32 = values.iter().map(|value| value * value).sum();
+    let deviation = (f64::from(energy) / values.len() as f64).sqrt();
+    let mut step = (deviation * GAUSSIAN[usize::from(planes)].0) as f32;
+    // Below this the values are F32's rounding of zero.
+    if planes == 0 || !step.is_normal() {
+        return 0.0;
+    }
+    let half = f32::from(1u16 << (planes - 1));
+    for _ in 0..6 {
+        let inverse = step.recip();
+        let (mut dot, mut norm) = ([0f32; 16], [0f32; 16]);
+        for chunk in values.chunks(16) {
+            for (lane, value) in chunk.iter().enumerate() {
+                let level = code(*value, inverse, half) - half + 0.5;
+                dot[lane] += value * level;
+                norm[lane] += level * level;
+            }
+        }
+        step = dot.iter().sum::<f32>() / norm.iter().sum::<f32>();
+    }
+    step
+}
+
+/// Writes the codes for a given step and returns the squared error.
+fn round(values: &[f32], step: f32, planes: u8, codes: &mut [u8]) -> f64 {
+    if planes == 0 || step == 0.0 {
+        return energy(values);
+    }
+    let half = f32::from(1u16 << (planes - 1));
+    let inverse = step.recip();
+    let mut error = 0.0;
+    for (value, out) in values.iter().zip(codes) {
+        let code = code(*value, inverse, half);
+        let difference = f64::from(value - (code - half + 0.5) * step);
+        error += difference * difference;
+        *out = code as u8;
+    }
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::Transform;
+
+    /// A deterministic unit Gaussian: sums of twelve uniform numbers.
+    fn gaussian(count: usize) -> Vec<f32> {
+        let mut state = 1u64;
+        let mut uniform = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1 << 24) as f32
+        };
+        (0..count).map(|_| (0..12).map(|_| uniform()).sum::<f32>() - 6.0).collect()
+    }
+
+    #[test]
+    fn a_gaussian_costs_what_theory_says() {
+        let values = gaussian(256 * 256);
+        let layout = Layout::new(256, 256, 64).unwrap();
+        let spectrum = Spectrum::new(&values, layout, Transform::Dct, None, false);
+        let total = energy(&values);
+        for planes in 1..=MAX_PLANES {
+            let encoded = quantize(&spectrum, ScaleGroup::Block, &vec![planes; layout.blocks()]);
+            let theory = GAUSSIAN[usize::from(planes)].1;
+            let ratio = encoded.squared_error / total / theory;
+            assert!((0.9..1.04).contains(&ratio), "{planes} planes: {ratio} of the theory's error");
+        }
+    }
+
+    #[test]
+    fn the_budget_is_kept_and_nearly_used() {
+        let mut values = gaussian(200 * 300);
+        values.iter_mut().take(40 * 300).for_each(|value| *value *= 10.0);
+        let layout = Layout::new(200, 300, 32).unwrap();
+        let spectrum = Spectrum::new(&values, layout, Transform::Dct, Some(1), false);
+        for bits in [60_000, 150_000, 333_333] {
+            let encoded = encode(&spectrum, ScaleGroup::Block, Target::Bits(bits), 0).unwrap();
+            let spent = 8 * (encoded.term.size_in_bytes() + 1);
+            assert!(spent <= bits && spent > bits - 2048, "{spent} of {bits}");
+        }
+        assert!(encode(&spectrum, ScaleGroup::Block, Target::Bits(1000), 0).is_none());
+    }
+
+    #[test]
+    fn an_error_bound_is_kept_without_waste() {
+        let values = gaussian(256 * 256);
+        let layout = Layout::new(256, 256, 32).unwrap();
+        let spectrum = Spectrum::new(&values, layout, Transform::Dct, Some(1), false);
+        for relative in [0.5f64, 0.1, 0.03, 0.012] {
+            let bound = relative * relative * energy(&values);
+            let encoded = encode(&spectrum, ScaleGroup::Block, Target::SquaredError(bound), 0).unwrap();
+            assert!(encoded.squared_error <= bound && encoded.squared_error > 0.93 * bound, "{relative}");
+        }
+        assert!(encode(&spectrum, ScaleGroup::Block, Target::SquaredError(1e-9), 0).is_none());
+    }
+}

@@ -1,0 +1,112 @@
+//! What the encoder is asked for.
+
+use crate::codec::term::planes::MAX_PLANES;
+use crate::error::{Error, Result};
+
+/// What a compressed tensor must reach.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rate {
+    /// At most this many payload bits per weight, everything counted, at the smallest error.
+    BitsPerWeight(f64),
+    /// At most this `|W - W^| / |W|` (Frobenius), in the fewest bytes.
+    RelativeError(f64),
+    /// At most this root mean square of `W - W^`, in the fewest bytes.
+    Rmse(f64),
+    /// The K largest coefficients of every full block (and as large a part of smaller ones).
+    Coefficients(usize),
+}
+
+impl Rate {
+    /// # Errors
+    /// When the number makes no sense.
+    pub(super) fn check(self) -> Result<()> {
+        match self {
+            Rate::BitsPerWeight(bits) if !(bits > 0.0 && bits.is_finite()) => {
+                Err(Error::config(format!("{bits} bits per weight; it must be positive")))
+            }
+            Rate::RelativeError(error) if !(error > 0.0 && error < 1.0) => {
+                Err(Error::config(format!("relative error {error}; it must lie between 0 and 1")))
+            }
+            Rate::Rmse(rmse) if !(rmse > 0.0 && rmse.is_finite()) => {
+                Err(Error::config(format!("RMSE {rmse}; it must be positive")))
+            }
+            Rate::Coefficients(k) if !(1..=65535).contains(&k) => {
+                Err(Error::config(format!("{k} coefficients per block; it must be 1 to 65535")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The rate for a tensor of `elements` whose squares sum to `energy`.
+    pub(super) fn target(self, elements: usize, energy: f64) -> Target {
+        match self {
+            Rate::BitsPerWeight(bits) => Target::Bits((bits * elements as f64) as usize),
+            Rate::RelativeError(error) => Target::SquaredError(error * error * energy),
+            Rate::Rmse(rmse) => Target::SquaredError(rmse * rmse * elements as f64),
+            Rate::Coefficients(k) => Target::PerBlock(k),
+        }
+    }
+}
+
+impl std::fmt::Display for Rate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Rate::BitsPerWeight(bits) => write!(f, "{bits} bits per weight"),
+            Rate::RelativeError(error) => write!(f, "a relative error of {error}"),
+            Rate::Rmse(rmse) => write!(f, "an RMSE of {rmse}"),
+            Rate::Coefficients(k) => write!(f, "{k} coefficients per block"),
+        }
+    }
+}
+
+/// A [`Rate`] in the encoder's own units.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Target {
+    /// Bits of the whole payload.
+    Bits(usize),
+    /// Sum of squared differences.
+    SquaredError(f64),
+    /// Coefficients per full block.
+    PerBlock(usize),
+}
+
+/// Named rates, for people who do not want to choose a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quality {
+    /// 8 planes: no difference that a reader could tell.
+    UltraHigh,
+    /// 6 planes.
+    High,
+    /// 4 planes.
+    Balanced,
+    /// 3 planes.
+    Fast,
+}
+
+impl From<Quality> for Rate {
+    fn from(quality: Quality) -> Self {
+        let planes = match quality {
+            Quality::UltraHigh => MAX_PLANES,
+            Quality::High => 6,
+            Quality::Balanced => 4,
+            Quality::Fast => 3,
+        };
+        Rate::BitsPerWeight(f64::from(planes) + SIDE_BITS)
+    }
+}
+
+/// Bits per weight that leave room for the scales and counts beside whole planes at block edges of 64 and
+/// more, in matrices of 128x256 and more.
+pub(super) const SIDE_BITS: f64 = 0.02;
+
+/// Which term carries the coefficients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TermChoice {
+    /// Whichever has the smaller error at the rate, or the fewer bytes at the error.
+    #[default]
+    Auto,
+    /// Every coefficient at n bits.
+    Planes,
+    /// The largest coefficients.
+    Sparse,
+}

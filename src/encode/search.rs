@@ -1,0 +1,194 @@
+//! Which transform signs, block edge, basis and term suit a matrix: found by trying, not by guessing.
+
+use super::rate::{Target, TermChoice};
+use super::spectrum::{Spectrum, energy};
+use super::{EncoderConfig, planes, sparse};
+use crate::codec::term::Term;
+use crate::codec::term::planes::ScaleGroup;
+use crate::codec::term::sparse::{FORMATS, Format};
+use crate::codec::{BLOCK_EDGES, Layout, Matrix};
+use crate::error::{Error, Result};
+
+/// Matrices up to this size are tried whole, larger ones on tiles cut out of them.
+const SAMPLE_ELEMENTS: usize = 4 * TILE * TILE;
+/// Edge of those tiles: the largest block.
+const TILE: usize = 256;
+
+/// How the spectrum is made; shared by all terms that are tried on it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Preparation {
+    block: usize,
+    seed: Option<u64>,
+    basis: bool,
+}
+
+/// The term that carries the spectrum.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Carrier {
+    Planes(ScaleGroup),
+    Sparse(Format),
+}
+
+/// One way to encode a matrix.
+pub(super) type Candidate = (Preparation, Carrier);
+
+/// A matrix with terms and their squared error in the coefficient domain, which is that of the weights.
+pub(super) struct Encoded {
+    pub matrix: Matrix,
+    pub squared_error: f64,
+}
+
+/// Every way the configuration allows, for a matrix of this size.
+fn candidates(config: &EncoderConfig, rows: usize, cols: usize) -> Vec<(Preparation, Vec<Carrier>)> {
+    let longest = rows.max(cols);
+    // Of the edges that hold the whole matrix in one block, the smallest says it all.
+    let enough = BLOCK_EDGES.into_iter().find(|edge| *edge >= longest).unwrap_or(TILE);
+    let blocks: Vec<usize> = match config.block {
+        Some(block) => vec![block],
+        None => BLOCK_EDGES.into_iter().filter(|edge| *edge <= enough).collect(),
+    };
+    let planes = [ScaleGroup::Block, ScaleGroup::Row].map(Carrier::Planes);
+    let mut candidates = Vec::new();
+    for block in blocks {
+        for signs in
+            [true, false].into_iter().filter(|signs| config.signs.is_none_or(|asked| asked == *signs))
+        {
+            for basis in
+                [false, true].into_iter().filter(|basis| config.basis.is_none_or(|asked| asked == *basis))
+            {
+                let mut carriers = Vec::new();
+                // A smooth part and signs contradict each other: try them together only when told to.
+                let sensible = !(basis && signs) || config.basis.is_some();
+                if config.term != TermChoice::Sparse && sensible && (!basis || config.basis.is_some()) {
+                    carriers.extend(planes);
+                }
+                if config.term != TermChoice::Planes && sensible && (!signs || config.signs.is_some()) {
+                    carriers.extend(FORMATS.into_iter().filter(|f| f.allows(block)).map(Carrier::Sparse));
+                }
+                if !carriers.is_empty() {
+                    let seed = signs.then_some(config.seed);
+                    candidates.push((Preparation { block, seed, basis }, carriers));
+                }
+            }
+        }
+    }
+    candidates
+}
+
+/// The best candidate for a matrix, tried on the whole or on a sample of it.
+///
+/// # Errors
+/// When no candidate reaches the rate.
+pub(super) fn choose(config: &EncoderConfig, values: &[f32], rows: usize, cols: usize) -> Result<Candidate> {
+    let candidates = candidates(config, rows, cols);
+    if let [(preparation, carriers)] = &candidates[..]
+        && let [carrier] = carriers[..]
+    {
+        return Ok((*preparation, carrier));
+    }
+    let sample;
+    let (values, rows, cols) = if values.len() > SAMPLE_ELEMENTS {
+        sample = tiles(values, rows, cols);
+        (&sample.0[..], sample.1, sample.2)
+    } else {
+        (values, rows, cols)
+    };
+    let energy = energy(values);
+    let target = config.rate.target(values.len(), energy);
+    let mut best: Option<(f64, Candidate)> = None;
+    for (preparation, carriers) in candidates {
+        let spectrum = prepare(config, &preparation, values, rows, cols)?;
+        for carrier in carriers {
+            if let (Carrier::Sparse(_), Target::Bits(bits), Some((cost, _))) = (carrier, target, &best)
+                && sparse::error_of_keeping(&spectrum, bits / MIN_ENTRY_BITS) > *cost
+            {
+                continue;
+            }
+            let Some(encoded) = carry(&spectrum, carrier, target)? else { continue };
+            let cost = match target {
+                Target::Bits(_) | Target::PerBlock(_) => encoded.squared_error,
+                Target::SquaredError(_) => encoded.matrix.size_in_bytes() as f64,
+            };
+            // A tie goes to the earlier candidate, which has the smaller blocks and the simpler form.
+            if best.as_ref().is_none_or(|(least, _)| cost < least * 0.999) {
+                best = Some((cost, (preparation, carrier)));
+            }
+        }
+    }
+    best.map(|(_, candidate)| candidate).ok_or_else(|| unreachable_rate(config, values.len(), energy))
+}
+
+/// Fewest bits of a sparse entry: an F16 value in a row whose mask is counted elsewhere.
+const MIN_ENTRY_BITS: usize = 16;
+
+/// Transforms a matrix as a preparation says.
+///
+/// # Errors
+/// When the matrix cannot be cut into blocks.
+pub(super) fn prepare(
+    config: &EncoderConfig,
+    preparation: &Preparation,
+    values: &[f32],
+    rows: usize,
+    cols: usize,
+) -> Result<Spectrum> {
+    let layout = Layout::new(rows, cols, preparation.block)?;
+    Ok(Spectrum::new(values, layout, config.transform, preparation.seed, preparation.basis))
+}
+
+/// Encodes a spectrum; `None` when this carrier cannot reach the target.
+///
+/// # Errors
+/// When the carrier cannot hold blocks of this size.
+pub(super) fn carry(spectrum: &Spectrum, carrier: Carrier, target: Target) -> Result<Option<Encoded>> {
+    let assemble = |term: Option<Term>| {
+        let terms = spectrum.basis.clone().map(Term::Basis).into_iter().chain(term).collect();
+        Matrix::new(spectrum.layout, spectrum.transform, spectrum.seed, terms, 0.0)
+    };
+    let other_bits = 8 * assemble(None).size_in_bytes();
+    Ok(match carrier {
+        Carrier::Planes(group) => {
+            planes::encode(spectrum, group, target, other_bits).map(|encoded| Encoded {
+                matrix: assemble(Some(Term::Planes(encoded.term))),
+                squared_error: encoded.squared_error,
+            })
+        }
+        Carrier::Sparse(format) => {
+            sparse::encode(spectrum, format, target, other_bits)?.map(|encoded| Encoded {
+                matrix: assemble(Some(Term::Sparse(encoded.term))),
+                squared_error: encoded.squared_error,
+            })
+        }
+    })
+}
+
+/// Four tiles spread over the matrix, stacked so that no block crosses from one to the next.
+fn tiles(values: &[f32], rows: usize, cols: usize) -> (Vec<f32>, usize, usize) {
+    let (tile_rows, tile_cols) = (rows.min(TILE), cols.min(TILE));
+    let origin = |tile: usize| (tile * (rows - tile_rows) / 3, tile * (cols - tile_cols) / 3);
+    let mut sample = Vec::with_capacity(4 * tile_rows * tile_cols);
+    let mut push = |tile: usize, row: usize| {
+        let (top, left) = origin(tile);
+        sample.extend_from_slice(&values[(top + row) * cols + left..][..tile_cols]);
+    };
+    if tile_rows == TILE {
+        (0..4).for_each(|tile| (0..tile_rows).for_each(|row| push(tile, row)));
+        (sample, 4 * tile_rows, tile_cols)
+    } else {
+        (0..tile_rows).for_each(|row| (0..4).for_each(|tile| push(tile, row)));
+        (sample, tile_rows, 4 * tile_cols)
+    }
+}
+
+pub(super) fn unreachable_rate(config: &EncoderConfig, elements: usize, energy: f64) -> Error {
+    let best = match config.rate.target(elements, energy) {
+        Target::Bits(_) => "headers and scales alone take more; ask for more bits or larger blocks",
+        Target::SquaredError(_) => {
+            "eight bit-planes reach a relative error of about 0.008, the sparse term about 0.0004; ask for more"
+        }
+        Target::PerBlock(_) => {
+            "a number of coefficients is the sparse term's; ask for bits or an error instead"
+        }
+    };
+    Error::UnreachableRate { asked: config.rate.to_string(), best: best.to_owned() }
+}

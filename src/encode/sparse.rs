@@ -1,0 +1,154 @@
+//! The largest coefficients: how many, which, and in which bit fields.
+
+use super::rate::Target;
+use super::spectrum::{Spectrum, energy};
+use crate::codec::Block;
+use crate::codec::term::Sparse;
+use crate::codec::term::sparse::{Entry, Format};
+use crate::error::Result;
+use rayon::prelude::*;
+
+/// The most entries a block's count can say.
+const MAX_ENTRIES: usize = u16::MAX as usize;
+
+/// A sparse term and its squared error in the coefficient domain.
+pub(super) struct Encoded {
+    pub term: Sparse,
+    pub squared_error: f64,
+}
+
+/// Keeps the largest coefficients; `other_bits` are the payload's bits outside of this term.
+///
+/// Returns `None` when the target cannot be reached in this format.
+///
+/// # Errors
+/// When the format does not allow the block edge.
+pub(super) fn encode(
+    spectrum: &Spectrum,
+    format: Format,
+    target: Target,
+    other_bits: usize,
+) -> Result<Option<Encoded>> {
+    match target {
+        Target::PerBlock(k) => keep_per_block(spectrum, format, k).map(Some),
+        Target::Bits(bits) => {
+            // Kind, format, unit; a count, a scale or masks per block.
+            let side: usize = spectrum.layout.iter().map(|block| format.block_bits(block)).sum();
+            let Some(budget) = bits.checked_sub(other_bits + 8 * 6 + side) else { return Ok(None) };
+            let threshold = threshold(spectrum.coefficients(), budget / format.entry_bits());
+            keep_above(spectrum, format, threshold).map(Some)
+        }
+        Target::SquaredError(bound) => keep_within(spectrum, format, bound),
+    }
+}
+
+/// The squared error of keeping `count` coefficients exactly: no format does better.
+pub(super) fn error_of_keeping(spectrum: &Spectrum, count: usize) -> f64 {
+    let threshold = threshold(spectrum.coefficients(), count);
+    spectrum
+        .coefficients()
+        .iter()
+        .filter(|value| value.abs() <= threshold)
+        .map(|value| f64::from(*value) * f64::from(*value))
+        .sum()
+}
+
+/// The magnitude above which at most `count` values lie.
+fn threshold(values: &[f32], count: usize) -> f32 {
+    if count >= values.len() {
+        return 0.0;
+    }
+    let mut magnitudes: Vec<f32> = values.iter().map(|value| value.abs()).collect();
+    *magnitudes.select_nth_unstable_by(count, |a, b| b.total_cmp(a)).1
+}
+
+/// The fewest coefficients whose squared error, quantised, is within the bound.
+fn keep_within(spectrum: &Spectrum, format: Format, bound: f64) -> Result<Option<Encoded>> {
+    let mut magnitudes: Vec<f32> = spectrum.coefficients().iter().map(|value| value.abs()).collect();
+    magnitudes.par_sort_unstable_by(|a, b| b.total_cmp(a));
+    // dropped[n] is the energy of all but the n largest, summed from the small end.
+    let mut dropped = vec![0.0; magnitudes.len() + 1];
+    for n in (0..magnitudes.len()).rev() {
+        dropped[n] = dropped[n + 1] + f64::from(magnitudes[n]) * f64::from(magnitudes[n]);
+    }
+    let mut asked = bound;
+    for _ in 0..8 {
+        let count = dropped.partition_point(|dropped| *dropped > asked);
+        let threshold = magnitudes.get(count).copied().unwrap_or(0.0);
+        let encoded = keep_above(spectrum, format, threshold)?;
+        if encoded.squared_error <= bound {
+            return Ok(Some(encoded));
+        }
+        let quantization = encoded.squared_error - dropped[count];
+        if quantization >= bound {
+            return Ok(None);
+        }
+        asked = (bound - 1.02 * quantization).min(0.998 * asked).max(0.0);
+    }
+    Ok(None)
+}
+
+/// Every coefficient larger than `threshold`.
+fn keep_above(spectrum: &Spectrum, format: Format, threshold: f32) -> Result<Encoded> {
+    pack(spectrum, format, |_, values| {
+        let kept = entries(values, |value| value.abs() > threshold);
+        if kept.len() > MAX_ENTRIES { largest(values, MAX_ENTRIES) } else { kept }
+    })
+}
+
+/// The `k` largest coefficients of full blocks, and as large a part of the smaller ones at the border.
+fn keep_per_block(spectrum: &Spectrum, format: Format, k: usize) -> Result<Encoded> {
+    let full = spectrum.layout.block() * spectrum.layout.block();
+    pack(spectrum, format, |block, values| {
+        largest(values, (k * block.len()).div_ceil(full).min(values.len()))
+    })
+}
+
+/// Positions in row-major order.
+type Kept = Vec<usize>;
+
+fn entries(values: &[f32], keep: impl Fn(f32) -> bool) -> Kept {
+    (0..values.len()).filter(|n| keep(values[*n])).collect()
+}
+
+fn largest(values: &[f32], count: usize) -> Kept {
+    let mut order: Kept = (0..values.len()).collect();
+    if count < order.len() {
+        order.select_nth_unstable_by(count, |a, b| values[*b].abs().total_cmp(&values[*a].abs()));
+        order.truncate(count);
+    }
+    order.sort_unstable();
+    order
+}
+
+fn pack(
+    spectrum: &Spectrum,
+    format: Format,
+    choose: impl Fn(Block, &[f32]) -> Kept + Sync,
+) -> Result<Encoded> {
+    let blocks: Vec<Block> = spectrum.layout.iter().collect();
+    let entries: Vec<Vec<Entry>> = blocks
+        .par_iter()
+        .map(|&block| {
+            let values = spectrum.block(block);
+            let entry = |n: usize| Entry {
+                row: (n / block.width) as u8,
+                col: (n % block.width) as u8,
+                value: values[n],
+            };
+            choose(block, values).into_iter().map(entry).collect()
+        })
+        .collect();
+    let term = Sparse::pack(spectrum.layout, format, &entries)?;
+    let squared_error = blocks
+        .par_iter()
+        .map(|&block| {
+            let mut difference = spectrum.block(block).to_vec();
+            term.for_each(block, 0..block.height, |row, col, value| {
+                difference[row * block.width + col] -= value
+            });
+            energy(&difference)
+        })
+        .sum();
+    Ok(Encoded { term, squared_error })
+}

@@ -1,0 +1,48 @@
+//! Rows of a compressed table.
+
+use super::{elements, from_f32};
+use crate::RbeTensor;
+use crate::cpu;
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
+
+/// Rows `ids` (any shape, U32, U8 or I64) of a compressed `(rows, cols)` table as `(.., cols)` of `dtype`;
+/// only those rows are decoded.
+///
+/// # Errors
+/// When the table is not an untransposed matrix, an id is not one of its rows, or a type is not supported.
+pub fn gather(table: &RbeTensor, ids: &Tensor, dtype: DType) -> Result<Tensor> {
+    if table.shape().rank() != 2 || table.is_transposed() {
+        bail!("rows can be gathered from a compressed matrix stored by rows, not from {:?}", table.shape());
+    }
+    ids.apply_op1_no_bwd(&RbeGather { table: table.clone(), dtype })
+}
+
+struct RbeGather {
+    table: RbeTensor,
+    dtype: DType,
+}
+
+impl CustomOp1 for RbeGather {
+    fn name(&self) -> &'static str {
+        "rbe-gather"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let ids: Vec<i64> = match storage {
+            CpuStorage::U8(ids) => elements(ids, layout, i64::from),
+            CpuStorage::U32(ids) => elements(ids, layout, i64::from),
+            CpuStorage::I64(ids) => elements(ids, layout, |id| id),
+            other => bail!("{} takes U8, U32 or I64 ids, not {:?}", self.name(), super::dtype_of(other)),
+        };
+        let (rows, cols) = self.table.shape().dims2()?;
+        let row = |id: i64| usize::try_from(id).ok().filter(|row| *row < rows);
+        let Some(picked) = ids.iter().map(|id| row(*id)).collect::<Option<Vec<usize>>>() else {
+            let bad = ids.iter().find(|id| row(**id).is_none());
+            bail!("{}: id {} in a table of {rows} rows", self.name(), bad.unwrap_or(&-1));
+        };
+        let mut values = vec![0.0; picked.len() * cols];
+        cpu::gather(self.table.matrix(), &picked, &mut values)?;
+        let shape = [layout.dims(), &[cols]].concat();
+        Ok((from_f32(values, self.dtype, self.name())?, Shape::from(shape)))
+    }
+}

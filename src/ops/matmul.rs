@@ -1,0 +1,55 @@
+//! The product of activations with a compressed weight.
+
+use super::{dtype_of, from_f32, to_f32};
+use crate::RbeTensor;
+use crate::cpu;
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+
+/// `y = x W'` for `x` of shape `(.., in)` and a compressed `W` of shape `(out, in)`; `y` is `(.., out)` of
+/// `x`'s type. Sums are accumulated in F32. Differentiable in `x`: `dx = dy W`.
+///
+/// # Errors
+/// When `W` is a vector, `x`'s last side is not `in`, its type is not F32, F16 or BF16, or it is on another
+/// device.
+pub fn matmul(x: &Tensor, weight: &RbeTensor) -> Result<Tensor> {
+    if weight.shape().rank() != 2 {
+        bail!("a product needs a compressed matrix, not a tensor of shape {:?}", weight.shape());
+    }
+    x.apply_op1(RbeMatMul { weight: weight.clone() })
+}
+
+struct RbeMatMul {
+    weight: RbeTensor,
+}
+
+impl CustomOp1 for RbeMatMul {
+    fn name(&self) -> &'static str {
+        "rbe-matmul"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (out_features, in_features) = self.weight.shape().dims2()?;
+        let Some((&last, leading)) = layout.dims().split_last().filter(|(last, _)| **last == in_features)
+        else {
+            bail!(
+                "{}: input of shape {:?} with a weight of shape ({out_features}, {in_features})",
+                self.name(),
+                layout.shape()
+            );
+        };
+        let x = to_f32(storage, layout, self.name())?;
+        let tokens = x.len() / last;
+        let mut y = vec![0.0; tokens * out_features];
+        if self.weight.is_transposed() {
+            cpu::transposed_product(self.weight.matrix(), &x, tokens, &mut y);
+        } else {
+            cpu::product(self.weight.matrix(), &x, tokens, &mut y);
+        }
+        let shape = [leading, &[out_features]].concat();
+        Ok((from_f32(y, dtype_of(storage), self.name())?, Shape::from(shape)))
+    }
+
+    fn bwd(&self, _x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        Ok(Some(matmul(dy, &self.weight.t()?)?))
+    }
+}
