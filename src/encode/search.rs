@@ -39,6 +39,10 @@ pub(super) struct Encoded {
 }
 
 /// Every way the configuration allows, for a matrix of this size.
+///
+/// Left to itself, the encoder takes signs with planes, where they make the output's error smaller at the same
+/// weight error (the weights' outliers are spread over a block), and none with the sparse term, whose few large
+/// coefficients they would spread likewise. The basis term goes with the sparse one: both are for smooth data.
 fn candidates(config: &EncoderConfig, rows: usize, cols: usize) -> Vec<(Preparation, Vec<Carrier>)> {
     let longest = rows.max(cols);
     // Of the edges that hold the whole matrix in one block, the smallest says it all.
@@ -57,12 +61,14 @@ fn candidates(config: &EncoderConfig, rows: usize, cols: usize) -> Vec<(Preparat
                 [false, true].into_iter().filter(|basis| config.basis.is_none_or(|asked| asked == *basis))
             {
                 let mut carriers = Vec::new();
-                // A smooth part and signs contradict each other: try them together only when told to.
-                let sensible = !(basis && signs) || config.basis.is_some();
-                if config.term != TermChoice::Sparse && sensible && (!basis || config.basis.is_some()) {
+                let asked = |setting: Option<bool>| setting.is_some();
+                if config.term != TermChoice::Sparse
+                    && (signs || asked(config.signs))
+                    && (!basis || asked(config.basis))
+                {
                     carriers.extend(planes);
                 }
-                if config.term != TermChoice::Planes && sensible && (!signs || config.signs.is_some()) {
+                if config.term != TermChoice::Planes && (!signs || asked(config.signs)) {
                     carriers.extend(FORMATS.into_iter().filter(|f| f.allows(block)).map(Carrier::Sparse));
                 }
                 if !carriers.is_empty() {

@@ -113,6 +113,9 @@ pub fn from_bytes(bytes: &[u8]) -> Result<(Matrix, View)> {
     if reader.u32("reserved")? != 0 {
         return Err(Error::payload("reserved bytes are not zero"));
     }
+    if term_count == 0 {
+        return Err(Error::payload("no terms"));
+    }
     let mut terms: Vec<Term> = Vec::new();
     for _ in 0..term_count {
         let term = Term::read(&mut reader, layout)?;
@@ -250,3 +253,6 @@ impl<'a> Reader<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,268 @@
+//! Every field of a payload, damaged: each is refused for its own reason, and nothing panics.
+
+use super::*;
+use crate::codec::basis::Basis;
+use crate::codec::term::planes::{Planes, QuantizedBlock, ScaleGroup};
+use crate::codec::term::sparse::{Entry, FORMATS, Format, Sparse};
+use proptest::prelude::*;
+
+fn sparse(layout: Layout, format: Format) -> Term {
+    let blocks: Vec<Vec<Entry>> = layout
+        .iter()
+        .map(|block| {
+            let entry = |n: usize| Entry {
+                row: (n / block.width) as u8,
+                col: (n % block.width) as u8,
+                value: 1.0 + n as f32,
+            };
+            (1..block.len()).step_by(7).map(entry).collect()
+        })
+        .collect();
+    Term::Sparse(Sparse::pack(layout, format, &blocks).unwrap())
+}
+
+fn planes(layout: Layout, group: ScaleGroup) -> Term {
+    let blocks: Vec<_> = layout
+        .iter()
+        .map(|block| QuantizedBlock {
+            planes: 3,
+            scales: vec![f16::from_f32(0.5); group.scales_in(block)],
+            codes: (0..block.len()).map(|n| (n % 8) as u8).collect(),
+        })
+        .collect();
+    Term::Planes(Planes::pack(layout, group, 1.0, &blocks))
+}
+
+fn basis(layout: Layout, half: bool) -> Term {
+    Term::Basis(Basis::new(layout, &vec![[0.25; 8]; layout.blocks()], half))
+}
+
+/// 40x35 in blocks of 32: all four block sizes, widths that leave padding bits.
+fn layout() -> Layout {
+    Layout::new(40, 35, 32).unwrap()
+}
+
+fn payload(terms: Vec<Term>) -> Vec<u8> {
+    Matrix::new(layout(), Transform::Haar, Some(9), terms, 0.125).to_bytes(View::Matrix)
+}
+
+/// Where the first term begins.
+const TERMS: usize = HEADER_BYTES;
+
+/// Sets bytes and makes the checksum right again, so that the field itself is judged.
+fn altered(mut bytes: Vec<u8>, at: usize, new: &[u8]) -> Vec<u8> {
+    bytes[at..at + new.len()].copy_from_slice(new);
+    sealed(bytes)
+}
+
+fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
+    let body = bytes.len() - CHECKSUM_BYTES;
+    let checksum = crc32fast::hash(&bytes[..body]);
+    bytes[body..].copy_from_slice(&checksum.to_le_bytes());
+    bytes
+}
+
+#[track_caller]
+fn refused(bytes: &[u8], reason: &str) {
+    match from_bytes(bytes) {
+        Ok(_) => panic!("accepted; expected {reason:?}"),
+        Err(error) => assert!(error.to_string().contains(reason), "{error} does not say {reason:?}"),
+    }
+}
+
+#[test]
+fn every_term_comes_back_as_it_was() {
+    let layout = layout();
+    let mut all: Vec<Vec<Term>> = FORMATS.iter().map(|format| vec![sparse(layout, *format)]).collect();
+    all.push(vec![basis(layout, true), planes(layout, ScaleGroup::Row)]);
+    all.push(vec![basis(layout, false), sparse(layout, Format::Word32), planes(layout, ScaleGroup::Block)]);
+    for terms in all {
+        for (seed, view) in [(None, View::Matrix), (Some(7), View::Transposed)] {
+            let matrix = Matrix::new(layout, Transform::Daubechies4, seed, terms.clone(), 0.5);
+            let bytes = matrix.to_bytes(view);
+            assert_eq!(bytes.len(), matrix.size_in_bytes());
+            let (back, back_view) = from_bytes(&bytes).unwrap();
+            assert_eq!(back.terms(), terms);
+            assert_eq!(
+                (back.layout(), back.transform(), back.seed()),
+                (layout, Transform::Daubechies4, seed)
+            );
+            assert_eq!((back.relative_error(), back_view), (0.5, view));
+            assert_eq!(back.decode(), matrix.decode());
+            assert_eq!(back.to_bytes(view), bytes);
+        }
+    }
+}
+
+#[test]
+fn the_bytes_of_version_1_do_not_change() {
+    // Files are forever: a change of these sums is a change of the format and needs a new version.
+    let layout = layout();
+    let sums = [
+        (vec![basis(layout, true), sparse(layout, Format::Word32)], 3_200_758_813),
+        (vec![sparse(layout, Format::Word24)], 3_550_649_970),
+        (vec![sparse(layout, Format::Word24Mu)], 2_552_320_056),
+        (vec![sparse(layout, Format::RowMask)], 2_099_626_117),
+        (vec![basis(layout, false), planes(layout, ScaleGroup::Row)], 2_204_932_104),
+    ];
+    let found = sums.clone().map(|(terms, _)| {
+        let bytes = payload(terms);
+        crc32fast::hash(&bytes[..bytes.len() - CHECKSUM_BYTES])
+    });
+    assert_eq!(found, sums.map(|(_, sum)| sum));
+}
+
+#[test]
+fn planes_cut_short_are_a_prefix_of_the_whole() {
+    // On disk plane 0 of all blocks comes first: the first planes are the first bytes.
+    let layout = Layout::new(64, 64, 32).unwrap();
+    let matrix = Matrix::new(layout, Transform::Dct, Some(1), vec![planes(layout, ScaleGroup::Block)], 0.0);
+    let whole = matrix.to_bytes(View::Matrix);
+    let cut = matrix.truncate_planes(2).to_bytes(View::Matrix);
+    let data = TERMS + 1 + 1 + 4 + layout.blocks() + 2 * layout.blocks();
+    let plane_bytes = layout.elements() / 8;
+    assert_eq!(whole.len(), data + 3 * plane_bytes + CHECKSUM_BYTES);
+    assert_eq!(cut.len(), data + 2 * plane_bytes + CHECKSUM_BYTES);
+    assert_eq!(whole[data..data + 2 * plane_bytes], cut[data..data + 2 * plane_bytes]);
+}
+
+#[test]
+fn every_truncation_is_refused() {
+    let bytes = payload(vec![basis(layout(), true), sparse(layout(), Format::RowMask)]);
+    for len in 0..bytes.len() {
+        assert!(from_bytes(&bytes[..len]).is_err(), "{len} bytes");
+    }
+    // Also with a checksum that fits.
+    for len in HEADER_BYTES + CHECKSUM_BYTES..bytes.len() {
+        refused(&sealed(bytes[..len].to_vec()), "are left");
+    }
+}
+
+#[test]
+fn every_flipped_bit_is_refused() {
+    let bytes = payload(vec![sparse(layout(), Format::Word24)]);
+    for at in 0..bytes.len() {
+        for bit in 0..8 {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1 << bit;
+            assert!(from_bytes(&damaged).is_err(), "bit {bit} of byte {at}");
+        }
+    }
+}
+
+#[test]
+fn header_fields_are_checked() {
+    let bytes = || payload(vec![sparse(layout(), Format::Word32)]);
+    refused(&altered(bytes(), 0, b"GGUF"), "does not begin with RBET");
+    refused(&altered(bytes(), 4, &[2, 0]), "version 2; this build reads version 1");
+    refused(&altered(bytes(), 6, &[3]), "unknown view 3");
+    refused(&altered(bytes(), 6, &[0]), "a vector with 40 rows");
+    refused(&altered(bytes(), 7, &[9]), "unknown transform 9");
+    refused(&altered(bytes(), 8, &[0; 4]), "no elements");
+    refused(&altered(bytes(), 8, &[0xff; 8]), "too large");
+    refused(&altered(bytes(), 16, &[48, 0]), "block edge 48");
+    refused(&altered(bytes(), 18, &[6]), "unknown flags 0x06");
+    refused(&altered(bytes(), 18, &[0]), "a seed without random signs");
+    refused(&altered(bytes(), 19, &[2]), "term code need 1 bytes");
+    refused(&altered(bytes(), 19, &[0]), "no terms");
+    refused(&altered(bytes(), 28, &f32::NAN.to_le_bytes()), "relative error NaN");
+    refused(&altered(bytes(), 28, &(-1f32).to_le_bytes()), "relative error -1");
+    refused(&altered(bytes(), 32, &[1]), "reserved bytes");
+}
+
+#[test]
+fn a_huge_matrix_needs_the_bytes_to_back_it() {
+    // Four billion rows declared over a few hundred bytes: refused before anything is allocated for them.
+    for terms in [vec![sparse(layout(), Format::Word32)], vec![planes(layout(), ScaleGroup::Row)]] {
+        refused(&altered(payload(terms), 8, &[0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0]), "are left");
+    }
+}
+
+#[test]
+fn terms_are_checked() {
+    let term = |code: u8| altered(payload(vec![sparse(layout(), Format::Word32)]), TERMS, &[code]);
+    refused(&term(77), "unknown term 77");
+    let mut trailing = payload(vec![sparse(layout(), Format::Word32)]);
+    trailing.push(0);
+    refused(&sealed(trailing), "1 bytes follow the last term");
+    let twice = payload(vec![sparse(layout(), Format::Word32), sparse(layout(), Format::Word32)]);
+    refused(&twice, "terms repeat or are out of order");
+}
+
+#[test]
+fn basis_fields_are_checked() {
+    let bytes = |half| payload(vec![basis(layout(), half)]);
+    refused(&altered(bytes(true), TERMS + 1, &[2]), "unknown basis precision 2");
+    refused(&altered(bytes(true), TERMS + 2, &3f32.to_le_bytes()), "basis unit is 3, not a power of two");
+    refused(&altered(bytes(true), TERMS + 6, &f16::NAN.to_le_bytes()), "basis parameters hold NaN");
+    refused(&altered(bytes(false), TERMS + 2, &f32::INFINITY.to_le_bytes()), "basis parameters hold inf");
+}
+
+#[test]
+fn sparse_fields_are_checked() {
+    let blocks = layout().blocks();
+    let bytes = |format| payload(vec![sparse(layout(), format)]);
+    let words = TERMS + 6 + 2 * blocks;
+    refused(&altered(bytes(Format::Word32), TERMS + 1, &[4]), "unknown sparse format 4");
+    refused(&altered(bytes(Format::Word32), TERMS + 2, &0f32.to_le_bytes()), "sparse unit is 0");
+    refused(&altered(bytes(Format::Word32), TERMS + 6, &[0xff, 0xff]), "are left");
+    refused(&altered(bytes(Format::Word32), words + 2, &[32]), "position outside");
+    refused(&altered(bytes(Format::Word32), words + 3, &[40]), "position outside");
+    refused(&altered(bytes(Format::Word32), words + 6, &[1, 0]), "repeat or are out of order");
+    refused(&altered(bytes(Format::Word32), words, &f16::NAN.to_le_bytes()), "not finite");
+    refused(&altered(bytes(Format::Word24), words, &f16::NEG_ONE.to_le_bytes()), "sparse scales hold -1");
+    refused(&altered(bytes(Format::Word24), words + 2 * blocks, &[3]), "padding bits");
+    let masks = words;
+    refused(&altered(bytes(Format::RowMask), masks, &[0xff]), "as many bits");
+    // Block 1 is three wide and its first row keeps column 1 alone: move that bit outside. The block's masks
+    // follow block 0's masks and values.
+    let block_1 = masks + 32 * 4 + 2 * 1023usize.div_ceil(7);
+    assert_eq!(bytes(Format::RowMask)[block_1], 0b10);
+    refused(&altered(bytes(Format::RowMask), block_1, &[0b1000]), "position outside");
+    let wide = Layout::new(40, 35, 128).unwrap();
+    let wide = Matrix::new(wide, Transform::Dct, None, vec![sparse(wide, Format::Word32)], 0.0);
+    refused(&altered(wide.to_bytes(View::Matrix), TERMS + 1, &[1]), "word24 with block edge 128");
+}
+
+#[test]
+fn planes_fields_are_checked() {
+    let blocks = layout().blocks();
+    let bytes = || payload(vec![planes(layout(), ScaleGroup::Block)]);
+    refused(&altered(bytes(), TERMS + 1, &[2]), "unknown scale group 2");
+    refused(&altered(bytes(), TERMS + 2, &f32::NAN.to_le_bytes()), "planes unit is NaN");
+    refused(&altered(bytes(), TERMS + 6, &[9]), "a block with 9 planes");
+    refused(&altered(bytes(), TERMS + 6, &[8]), "are left");
+    refused(&altered(bytes(), TERMS + 6 + blocks - 1, &[2]), "8 bytes follow the last term");
+    refused(&altered(bytes(), TERMS + 6 + blocks, &f16::INFINITY.to_le_bytes()), "plane scales hold inf");
+    // The second block is three wide; plane 0 of the first takes 32 rows of 4 bytes.
+    refused(&altered(bytes(), TERMS + 6 + 3 * blocks + 128, &[0x08]), "padding bits are set");
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let _ = from_bytes(&bytes);
+    }
+
+    #[test]
+    fn no_damage_makes_it_panic(
+        which in 0usize..6,
+        at in 0usize..1000,
+        new in proptest::collection::vec(any::<u8>(), 1..8),
+    ) {
+        let layout = layout();
+        let bytes = match which {
+            0..4 => payload(vec![basis(layout, true), sparse(layout, FORMATS[which])]),
+            4 => payload(vec![planes(layout, ScaleGroup::Row)]),
+            _ => payload(vec![basis(layout, false), planes(layout, ScaleGroup::Block)]),
+        };
+        let at = at % (bytes.len() - CHECKSUM_BYTES - new.len());
+        // Whatever is accepted must also decode and multiply.
+        if let Ok((matrix, _)) = from_bytes(&altered(bytes, at, &new)) {
+            if matrix.layout().elements() < 1 << 20 {
+                matrix.decode();
+                matrix.product(&vec![1.0; matrix.layout().cols()]);
+            }
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! The encoder on real trained weights and on smooth data: rates are kept, what it reports is true.
+
+use candle_core::{DType, Device, Tensor};
+use candle_rbe::{Encoder, EncoderConfig, Error, Quality, Rate, RbeTensor, TermChoice};
+use std::collections::HashMap;
+
+fn model(name: &str) -> HashMap<String, Tensor> {
+    let path = format!("{}/models/{name}/model.safetensors", env!("CARGO_MANIFEST_DIR"));
+    candle_core::safetensors::load(path, &Device::Cpu).unwrap()
+}
+
+fn projection() -> Tensor {
+    model("llama-books")["model.layers.3.mlp.down_proj.weight"].clone()
+}
+
+fn encode(config: impl Into<EncoderConfig>, weight: &Tensor) -> candle_rbe::Result<RbeTensor> {
+    Encoder::new(config.into())?.encode(weight)
+}
+
+/// `|W - W^| / |W|`, by decoding.
+fn measured_error(weight: &Tensor, compressed: &RbeTensor) -> f64 {
+    let weight = weight.to_dtype(DType::F64).unwrap();
+    let decoded = compressed.dequantize().unwrap().to_dtype(DType::F64).unwrap();
+    let norm = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt();
+    norm(&(&weight - decoded).unwrap()) / norm(&weight)
+}
+
+/// A smooth field: a wave, a ridge and a hill.
+fn smooth(rows: usize, cols: usize) -> Tensor {
+    let value = |n: usize| {
+        let (y, x) = ((n / cols) as f32 / rows as f32, (n % cols) as f32 / cols as f32);
+        (3.0 * y + 2.0 * x).sin()
+            + 0.5 * (-20.0 * (y - x).powi(2)).exp()
+            + (-8.0 * ((y - 0.3).powi(2) + (x - 0.6).powi(2))).exp()
+    };
+    let values: Vec<f32> = (0..rows * cols).map(value).collect();
+    Tensor::from_vec(values, (rows, cols), &Device::Cpu).unwrap()
+}
+
+#[test]
+fn bits_are_a_budget_and_the_error_is_as_theory_says() {
+    let weight = projection();
+    // The uniform quantiser's error on a Gaussian at n bits; the signs make any projection one.
+    for (bits, gaussian) in [(2.05, 0.345), (3.05, 0.194), (4.05, 0.108), (6.05, 0.0323), (8.05, 0.0094)] {
+        let compressed = encode(Rate::BitsPerWeight(bits), &weight).unwrap();
+        assert!(compressed.bits_per_weight() <= bits);
+        assert!(compressed.relative_error() < gaussian * 1.05, "{bits}: {}", compressed.relative_error());
+    }
+}
+
+#[test]
+fn an_error_bound_holds_and_the_report_is_what_decoding_gives() {
+    let weight = projection();
+    let deviation = {
+        let square = weight.to_dtype(DType::F64).unwrap().sqr().unwrap().mean_all().unwrap();
+        square.to_scalar::<f64>().unwrap().sqrt()
+    };
+    for term in [TermChoice::Auto, TermChoice::Planes, TermChoice::Sparse] {
+        for bound in [0.3, 0.1, 0.02] {
+            for rate in [Rate::RelativeError(bound), Rate::Rmse(bound * deviation)] {
+                let compressed = encode(EncoderConfig { term, ..rate.into() }, &weight).unwrap();
+                let measured = measured_error(&weight, &compressed);
+                assert!(measured <= bound * (1.0 + 1e-6), "{term:?} {rate:?}: {measured}");
+                assert!(measured > 0.9 * bound, "{term:?} {rate:?}: {measured} wastes bytes");
+                assert!((compressed.relative_error() / measured - 1.0).abs() < 1e-4);
+                let again = RbeTensor::from_bytes(&compressed.to_bytes()).unwrap();
+                assert_eq!(again.relative_error(), compressed.relative_error());
+            }
+        }
+    }
+}
+
+#[test]
+fn the_encoder_finds_out_what_a_matrix_is() {
+    // A trained projection has no smooth structure; a smooth field is nothing else.
+    let dense = encode(Rate::RelativeError(0.1), &projection()).unwrap();
+    assert!(dense.summary().contains("planes"), "{}", dense.summary());
+    let field = encode(Rate::RelativeError(0.01), &smooth(512, 256)).unwrap();
+    assert!(field.summary().contains("sparse"), "{}", field.summary());
+    assert!(field.bits_per_weight() < 0.2, "{}", field.bits_per_weight());
+}
+
+#[test]
+fn trying_all_is_never_worse_than_any_choice() {
+    let table = &model("gpt2-books")["transformer.wpe.weight"];
+    let rate = Rate::BitsPerWeight(3.1);
+    let best = encode(rate, table).unwrap().relative_error();
+    for term in [TermChoice::Planes, TermChoice::Sparse] {
+        for block in [32, 64, 128, 256] {
+            let choice = encode(EncoderConfig { term, block: Some(block), ..rate.into() }, table).unwrap();
+            assert!(best <= choice.relative_error() * 1.002, "{term:?} {block}: {}", choice.relative_error());
+        }
+    }
+}
+
+#[test]
+fn coefficients_are_kept_as_asked() {
+    let table = &model("gpt2-books")["transformer.wpe.weight"];
+    let mut previous = 1.0;
+    for k in [1, 16, 64, 200, 512] {
+        let config = EncoderConfig { basis: Some(false), ..Rate::Coefficients(k).into() };
+        let compressed = encode(config, table).unwrap();
+        assert!(compressed.summary().contains(&format!("K {k},")), "{}", compressed.summary());
+        assert!(compressed.relative_error() < previous);
+        previous = compressed.relative_error();
+    }
+}
+
+#[test]
+fn better_quality_costs_more() {
+    let weight = projection();
+    let grades = [Quality::Fast, Quality::Balanced, Quality::High, Quality::UltraHigh];
+    let encoded = grades.map(|quality| encode(quality, &weight).unwrap());
+    for pair in encoded.windows(2) {
+        assert!(pair[0].relative_error() > pair[1].relative_error());
+        assert!(pair[0].size_in_bytes() < pair[1].size_in_bytes());
+    }
+}
+
+#[test]
+fn odd_inputs_are_encoded_all_the_same() {
+    let device = &Device::Cpu;
+    for shape in [(1usize, 1usize), (1, 257), (257, 1), (31, 33), (2, 1000)] {
+        let zero = Tensor::zeros(shape, DType::F32, device).unwrap();
+        let compressed = encode(Rate::RelativeError(0.1), &zero).unwrap();
+        assert_eq!(compressed.relative_error(), 0.0);
+        assert_eq!(measured_error(&Tensor::ones(shape, DType::F32, device).unwrap(), &compressed), 1.0);
+        let constant = Tensor::full(1e-30f32, shape, device).unwrap();
+        assert!(encode(Rate::RelativeError(0.1), &constant).unwrap().relative_error() <= 0.1);
+        let huge = Tensor::full(1e30f32, shape, device).unwrap();
+        assert!(encode(Rate::RelativeError(0.1), &huge).unwrap().relative_error() <= 0.1);
+    }
+    for dtype in [DType::F64, DType::F16, DType::BF16] {
+        let vector = smooth(1, 500).flatten_all().unwrap().to_dtype(dtype).unwrap();
+        let compressed = encode(Rate::RelativeError(0.02), &vector).unwrap();
+        assert_eq!(compressed.shape().dims(), [500]);
+        assert!(measured_error(&vector, &compressed) < 0.0201);
+    }
+}
+
+#[test]
+fn what_cannot_be_done_is_an_error_that_says_what_to_do() {
+    let refused = |config: EncoderConfig, weight: &Tensor| encode(config, weight).unwrap_err();
+    let weight = projection();
+    let error = refused(Rate::RelativeError(1e-6).into(), &weight);
+    assert!(matches!(error, Error::UnreachableRate { .. }), "{error}");
+    assert!(error.to_string().contains("a relative error of 0.000001"), "{error}");
+    let error = refused(Rate::BitsPerWeight(0.0001).into(), &weight);
+    assert!(error.to_string().contains("ask for more bits"), "{error}");
+    for (rate, text) in [
+        (Rate::BitsPerWeight(0.0), "must be positive"),
+        (Rate::BitsPerWeight(f64::NAN), "must be positive"),
+        (Rate::RelativeError(1.5), "between 0 and 1"),
+        (Rate::Rmse(-1.0), "must be positive"),
+        (Rate::Coefficients(0), "must be 1 to 65535"),
+        (Rate::Coefficients(5000), "of a block that has 4096"),
+    ] {
+        let error = refused(rate.into(), &weight);
+        assert!(error.to_string().contains(text), "{error}");
+    }
+    let planes = EncoderConfig { term: TermChoice::Planes, ..Rate::Coefficients(9).into() };
+    assert!(refused(planes, &weight).to_string().contains("planes keep every coefficient"));
+    let block = EncoderConfig { block: Some(48), ..EncoderConfig::default() };
+    assert!(refused(block, &weight).to_string().contains("allowed are 32, 64, 128 and 256"));
+    for bad in [f32::NAN, f32::INFINITY] {
+        let mut values = vec![1f32; 64 * 64];
+        values[65] = bad;
+        let weight = Tensor::from_vec(values, (64, 64), &Device::Cpu).unwrap();
+        let error = refused(EncoderConfig::default(), &weight);
+        assert!(matches!(error, Error::NonFinite { index: 65, .. }), "{error}");
+    }
+    let cube = Tensor::zeros((2, 2, 2), DType::F32, &Device::Cpu).unwrap();
+    assert!(refused(EncoderConfig::default(), &cube).to_string().contains("only vectors and matrices"));
+    let empty = Tensor::zeros((0, 5), DType::F32, &Device::Cpu).unwrap();
+    assert!(refused(EncoderConfig::default(), &empty).to_string().contains("no elements"));
+}
+
+#[test]
+fn pruning_moves_what_it_can_into_the_basis() {
+    use candle_rbe::encode::prune;
+    let field = smooth(256, 256);
+    let config = EncoderConfig { basis: Some(false), block: Some(64), ..Rate::Coefficients(100).into() };
+    let compressed = encode(config, &field).unwrap();
+    let matrix = compressed.matrix();
+    let values = field.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let error = |weights: Vec<f32>| {
+        let square = |(a, b): (&f32, &f32)| f64::from(a - b).powi(2);
+        weights.iter().zip(&values).map(square).sum::<f64>().sqrt()
+    };
+    let pruned = prune(matrix, 2.0).unwrap();
+    assert!(pruned.size_in_bytes() < matrix.size_in_bytes());
+    // The same coefficients dropped without absorption lose more.
+    let dropped = {
+        use candle_rbe::codec::term::{Sparse, Term};
+        let Term::Sparse(sparse) = &matrix.terms()[0] else { panic!("one sparse term") };
+        let kept: Vec<_> = matrix
+            .layout()
+            .iter()
+            .map(|block| sparse.entries(block).into_iter().filter(|e| e.value.abs() >= 2.0).collect())
+            .collect();
+        let term = Term::Sparse(Sparse::pack(matrix.layout(), sparse.format(), &kept).unwrap());
+        candle_rbe::codec::Matrix::new(matrix.layout(), matrix.transform(), matrix.seed(), vec![term], 0.0)
+    };
+    assert!(error(pruned.decode()) < 0.9 * error(dropped.decode()));
+    assert!(prune(encode(EncoderConfig::default(), &projection()).unwrap().matrix(), 1.0).is_err());
+}

@@ -1,0 +1,230 @@
+//! Compressed layers against Candle's own on the decoded weights: the same weights, two ways.
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_nn::{Embedding, Linear, Module, VarBuilder, VarMap};
+use candle_rbe::{
+    Encoder, EncoderConfig, Rate, RbeEmbedding, RbeLinear, RbeTensor, TermChoice, Transform, linear, ops,
+};
+
+const TRANSFORMS: [Transform; 3] = [Transform::Dct, Transform::Haar, Transform::Daubechies4];
+const EDGES: [usize; 4] = [32, 64, 128, 256];
+
+/// A matrix with a smooth part, noise and outliers, so that every term has something to do.
+fn weight(rows: usize, cols: usize) -> Result<Tensor> {
+    let mut state = 12345u64;
+    let mut noise = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    let values: Vec<f32> = (0..rows * cols)
+        .map(|n| {
+            let (r, c) = ((n / cols) as f32, (n % cols) as f32);
+            let outlier = if n % 97 == 0 { 3.0 } else { 1.0 };
+            0.05 * ((r * 0.05).sin() + (c * 0.03).cos()) + 0.04 * noise() * outlier
+        })
+        .collect();
+    Tensor::from_vec(values, (rows, cols), &Device::Cpu)
+}
+
+fn relative_error(a: &Tensor, b: &Tensor) -> Result<f64> {
+    let (a, b) = (a.to_dtype(DType::F64)?, b.to_dtype(DType::F64)?);
+    let difference = (a - &b)?.sqr()?.sum_all()?.to_scalar::<f64>()?;
+    Ok((difference / b.sqr()?.sum_all()?.to_scalar::<f64>()?.max(1e-30)).sqrt())
+}
+
+fn encode(config: EncoderConfig, weight: &Tensor) -> RbeTensor {
+    Encoder::new(config).unwrap().encode(weight).unwrap()
+}
+
+/// Every kind of encoding at one block edge and transform.
+fn encodings(block: usize, transform: Transform) -> Vec<EncoderConfig> {
+    let base = EncoderConfig { block: Some(block), transform, ..EncoderConfig::default() };
+    let mut all = Vec::new();
+    for signs in [false, true] {
+        for basis in [false, true] {
+            let choice = EncoderConfig { signs: Some(signs), basis: Some(basis), ..base.clone() };
+            let planes = Rate::BitsPerWeight(1e4);
+            all.push(EncoderConfig { term: TermChoice::Planes, rate: planes, ..choice.clone() });
+            let sparse = Rate::Coefficients(block * block / 10);
+            all.push(EncoderConfig { term: TermChoice::Sparse, rate: sparse, ..choice });
+        }
+    }
+    all
+}
+
+#[test]
+fn linear_equals_candles_on_the_decoded_weight() -> Result<()> {
+    let mut worst = 0f64;
+    for (out_features, in_features) in [(172, 64), (100, 1), (1, 257), (1, 1), (300, 259)] {
+        let weight = weight(out_features, in_features)?;
+        let bias = Tensor::randn(0f32, 1.0, out_features, &Device::Cpu)?;
+        let x = Tensor::randn(0f32, 1.0, (3, in_features), &Device::Cpu)?;
+        for block in EDGES {
+            for transform in TRANSFORMS {
+                for config in encodings(block, transform) {
+                    let compressed = encode(config.clone(), &weight);
+                    let dense = Linear::new(compressed.dequantize()?, Some(bias.clone())).forward(&x)?;
+                    let ours = RbeLinear::new(compressed, Some(bias.clone())).forward(&x)?;
+                    let error = relative_error(&ours, &dense)?;
+                    assert!(error <= 1e-5, "{out_features}x{in_features} {config:?}: {error:e}");
+                    worst = worst.max(error);
+                }
+            }
+        }
+    }
+    println!("largest relative error {worst:.1e}");
+    Ok(())
+}
+
+#[test]
+fn a_large_layer_equals_candles_too() -> Result<()> {
+    let weight = weight(4096, 4096)?;
+    let x = Tensor::randn(0f32, 1.0, (2, 4096), &Device::Cpu)?;
+    for term in [TermChoice::Planes, TermChoice::Sparse] {
+        let config = EncoderConfig { term, block: Some(256), ..Rate::BitsPerWeight(2.0).into() };
+        let compressed = encode(config, &weight);
+        let dense = Linear::new(compressed.dequantize()?, None).forward(&x)?;
+        let error = relative_error(&RbeLinear::new(compressed, None).forward(&x)?, &dense)?;
+        assert!(error <= 1e-5, "{term:?}: {error:e}");
+    }
+    Ok(())
+}
+
+#[test]
+fn any_leading_shape_stride_offset_and_float_type() -> Result<()> {
+    let weight = weight(70, 90)?;
+    let layer = RbeLinear::new(encode(EncoderConfig::default(), &weight), None);
+    let dense = Linear::new(layer.weight().dequantize()?, None);
+    let x = Tensor::randn(0f32, 1.0, (4, 90, 5), &Device::Cpu)?;
+    let inputs = [
+        x.transpose(1, 2)?,
+        x.transpose(1, 2)?.narrow(0, 1, 2)?,
+        x.transpose(1, 2)?.contiguous()?,
+        x.get(2)?.t()?,
+        x.get(2)?.t()?.contiguous()?.get(3)?.unsqueeze(0)?,
+        x.transpose(1, 2)?.contiguous()?.reshape((2, 2, 5, 90))?,
+        Tensor::randn(0f32, 1.0, (1, 90), &Device::Cpu)?.broadcast_as((3, 90))?,
+        Tensor::zeros((0, 90), DType::F32, &Device::Cpu)?,
+    ];
+    for x in inputs {
+        let (ours, theirs) = (layer.forward(&x)?, dense.forward(&x.contiguous()?)?);
+        assert_eq!(ours.dims(), theirs.dims());
+        assert!(relative_error(&ours, &theirs)? <= 1e-5, "{:?}", x.layout());
+    }
+    let vector = Tensor::randn(0f32, 1.0, 90, &Device::Cpu)?;
+    assert_eq!(layer.forward(&vector)?.dims(), [70]);
+    for (dtype, bound) in [(DType::F16, 1e-3), (DType::BF16, 8e-3)] {
+        let x = Tensor::randn(0f32, 1.0, (6, 90), &Device::Cpu)?;
+        let y = layer.forward(&x.to_dtype(dtype)?)?;
+        assert_eq!(y.dtype(), dtype);
+        assert!(relative_error(&y, &dense.forward(&x)?)? <= bound);
+    }
+    Ok(())
+}
+
+#[test]
+fn what_does_not_fit_is_an_error_in_words() -> Result<()> {
+    let compressed = encode(EncoderConfig::default(), &weight(70, 90)?);
+    let layer = RbeLinear::new(compressed.clone(), None);
+    let zeros = |shape: &[usize], dtype| Tensor::zeros(shape, dtype, &Device::Cpu);
+    let error = |result: Result<Tensor>| result.unwrap_err().to_string();
+    assert!(
+        error(layer.forward(&zeros(&[2, 91], DType::F32)?))
+            .contains("[2, 91] with a weight of shape (70, 90)")
+    );
+    assert!(error(layer.forward(&zeros(&[2, 90], DType::F64)?)).contains("takes F32, F16 or BF16, not F64"));
+    let ids = Tensor::new(&[3i64, 70], &Device::Cpu)?;
+    assert!(error(ops::gather(&compressed, &ids, DType::F32)).contains("id 70 in a table of 70 rows"));
+    let ids = Tensor::new(&[-1i64], &Device::Cpu)?;
+    assert!(error(ops::gather(&compressed, &ids, DType::F32)).contains("id -1"));
+    let vector = encode(EncoderConfig::default(), &Tensor::ones(300, DType::F32, &Device::Cpu)?);
+    assert!(
+        error(ops::matmul(&zeros(&[1, 300], DType::F32)?, &vector)).contains("needs a compressed matrix")
+    );
+    assert!(vector.t().is_err());
+    Ok(())
+}
+
+#[test]
+fn gradients_of_the_input_are_autograds_through_the_decoded_weight() -> Result<()> {
+    for (rows, cols) in [(70, 90), (257, 64)] {
+        for config in [EncoderConfig::default(), Rate::Coefficients(300).into()] {
+            let compressed = encode(config, &weight(rows, cols)?);
+            for weight in [compressed.clone(), compressed.t()?] {
+                let (out_features, in_features) = weight.shape().dims2()?;
+                let x = Var::randn(0f32, 1.0, (2, 3, in_features), &Device::Cpu)?;
+                let g = Tensor::randn(0f32, 1.0, (2, 3, out_features), &Device::Cpu)?;
+                let dense = Linear::new(weight.dequantize()?, None);
+                let gradient = |y: Tensor| -> Result<Tensor> {
+                    let grads = (y.sin()? * &g)?.sum_all()?.backward()?;
+                    Ok(grads.get(&x).expect("a gradient of x").clone())
+                };
+                let ours = gradient(RbeLinear::new(weight, None).forward(&x)?)?;
+                let theirs = gradient(dense.forward(&x)?)?;
+                let error = relative_error(&ours, &theirs)?;
+                assert!(error <= 1e-4, "{out_features}x{in_features}: {error:e}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn embedding_rows_equal_candles_on_the_decoded_table() -> Result<()> {
+    let table = weight(300, 130)?;
+    for config in [EncoderConfig::default(), Rate::RelativeError(0.3).into(), Rate::Coefficients(200).into()]
+    {
+        let compressed = encode(config, &table);
+        let dense = Embedding::new(compressed.dequantize()?, 130);
+        let ids = Tensor::new(&[[0u32, 299, 17], [32, 31, 17]], &Device::Cpu)?;
+        for ids in [ids.clone(), ids.t()?, ids.to_dtype(DType::I64)?] {
+            let ours = RbeEmbedding::new(compressed.clone(), DType::F32).forward(&ids)?;
+            let theirs = dense.forward(&ids.contiguous()?)?;
+            assert_eq!(ours.dims(), theirs.dims());
+            assert!(relative_error(&ours, &theirs)? <= 1e-5);
+        }
+        let half = RbeEmbedding::new(compressed, DType::BF16).forward(&ids)?;
+        assert_eq!(half.dtype(), DType::BF16);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_transposed_tensor_is_the_transpose_and_survives_its_bytes() -> Result<()> {
+    let compressed = encode(EncoderConfig::default(), &weight(70, 90)?);
+    let transposed = RbeTensor::from_bytes(&compressed.t().unwrap().to_bytes()).unwrap();
+    assert_eq!(transposed.shape().dims(), [90, 70]);
+    let (a, b) = (transposed.dequantize()?, compressed.dequantize()?.t()?.contiguous()?);
+    assert_eq!(a.to_vec2::<f32>()?, b.to_vec2::<f32>()?);
+    assert_eq!(transposed.t().unwrap().to_bytes(), compressed.to_bytes());
+    Ok(())
+}
+
+#[test]
+fn a_var_map_still_initialises_dense_layers() -> Result<()> {
+    let map = VarMap::new();
+    let vb = VarBuilder::from_varmap(&map, DType::F32, &Device::Cpu);
+    let layer = linear(8, 4, vb.pp("layer"))?;
+    assert_eq!(layer.forward(&Tensor::ones((1, 8), DType::F32, &Device::Cpu)?)?.dims(), [1, 4]);
+    assert_eq!(map.all_vars().len(), 2);
+    Ok(())
+}
+
+#[test]
+fn a_payload_of_the_wrong_shape_or_damaged_names_its_tensor() -> Result<()> {
+    let payload = encode(EncoderConfig::default(), &weight(70, 90)?).to_bytes();
+    let builder = |payload: &[u8]| -> Result<VarBuilder> {
+        let tensor = Tensor::from_slice(payload, payload.len(), &Device::Cpu)?;
+        let tensors = [("model.up.weight.rbe".to_string(), tensor)].into();
+        Ok(VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu))
+    };
+    let load = |vb: VarBuilder, in_dim| candle_rbe::linear_no_bias(in_dim, 70, vb.pp("model").pp("up"));
+    assert!(load(builder(&payload)?, 90).is_ok());
+    let error = load(builder(&payload)?, 91).unwrap_err().to_string();
+    assert!(error.contains("model.up.weight") && error.contains("[70, 91]"), "{error}");
+    let mut damaged = payload.clone();
+    damaged[100] ^= 1;
+    let error = load(builder(&damaged)?, 90).unwrap_err().to_string();
+    assert!(error.contains("model.up.weight") && error.contains("checksum"), "{error}");
+    Ok(())
+}
