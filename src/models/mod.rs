@@ -1,5 +1,5 @@
-//! Language models over [`crate::nn`]: the same code runs dense and compressed weights, the
-//! [`VarBuilder`](candle_nn::VarBuilder) alone decides which.
+//! Language models over [`crate::nn`]: the same code runs dense and compressed weights, the [`VarBuilder`]
+//! alone decides which.
 //!
 //! ```no_run
 //! use candle_core::{DType, Device};
