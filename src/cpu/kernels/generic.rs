@@ -1,15 +1,11 @@
 //! Loops that the compiler vectorises well enough by itself. `FMA` says whether a fused multiply-add is one
 //! instruction (else it is a call).
 
-use super::Input;
+use super::{EDGE, Input};
 use crate::codec::Block;
 use crate::codec::term::Sparse;
 use crate::cpu::tiles::{PlaneTiles, TILE_ROWS, row_tiles};
-
-/// The largest block edge.
-const EDGE: usize = 256;
-/// Vectors whose elements are brought side by side for a sparse term.
-const LANES: usize = 16;
+use crate::cpu::transform::{LANES, Lanes};
 
 #[inline(always)]
 fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
@@ -86,13 +82,22 @@ pub(super) fn sparse<const FMA: bool>(
     }
 }
 
-/// `out[b][a] = in[a][b]` of 16x16 elements.
+/// Sixteen elements of each of sixteen rows to lanes.
 #[inline(always)]
-pub(super) fn transpose(from: &[f32], from_stride: usize, to: &mut [f32], to_stride: usize) {
-    for a in 0..LANES {
-        let row = &from[a * from_stride..][..LANES];
-        for (b, value) in row.iter().enumerate() {
-            to[b * to_stride + a] = *value;
+pub(super) fn to_lanes(rows: &[f32], stride: usize, lanes: &mut [Lanes; LANES]) {
+    for (lane, row) in rows.chunks(stride).take(LANES).enumerate() {
+        for (lanes, value) in lanes.iter_mut().zip(&row[..LANES]) {
+            lanes.0[lane] = *value;
+        }
+    }
+}
+
+/// Lanes back to rows.
+#[inline(always)]
+pub(super) fn from_lanes(lanes: &[Lanes; LANES], rows: &mut [f32], stride: usize) {
+    for (lane, row) in rows.chunks_mut(stride).take(LANES).enumerate() {
+        for (lanes, value) in lanes.iter().zip(&mut row[..LANES]) {
+            *value = lanes.0[lane];
         }
     }
 }

@@ -40,6 +40,9 @@ impl<'a> Input<'a> {
     }
 }
 
+/// The longest segment of an axis: the largest block edge.
+pub(super) const EDGE: usize = 256;
+
 /// Sixteen results of each vector: rows of a row tile.
 pub(super) type RowSums = [f32; TILE_ROWS];
 
@@ -51,8 +54,9 @@ pub(super) struct Table {
     planes_transposed: unsafe fn(&PlaneTiles, Block, Input, acc: &mut [f32]),
     /// `acc += S x` for one block, `acc` being `vectors x height`, or with `S'` and `vectors x width`.
     sparse: unsafe fn(&Sparse, Block, Input, acc: &mut [f32], transposed: bool),
-    /// `out[b][a] = in[a][b]` of 16x16 elements, rows `stride` apart.
-    transpose: unsafe fn(from: &[f32], from_stride: usize, to: &mut [f32], to_stride: usize),
+    /// Sixteen elements of each of sixteen rows, `stride` apart, to lanes and back.
+    to_lanes: unsafe fn(rows: &[f32], stride: usize, lanes: &mut [Lanes; LANES]),
+    from_lanes: unsafe fn(lanes: &[Lanes; LANES], rows: &mut [f32], stride: usize),
     /// `x <- sqrt(n) C x` and its transpose in each lane; the second slice is scratch.
     dct2: unsafe fn(&mut [Lanes], &mut [Lanes]),
     dct3: unsafe fn(&mut [Lanes], &mut [Lanes]),
@@ -109,21 +113,19 @@ impl Kernels {
         unsafe { (self.0.sparse)(term, block, x, acc, transposed) }
     }
 
-    /// Sixteen rows to lanes: `lanes[n][row] = rows[row][n]`; a short last part is of no meaning.
-    pub(super) fn to_lanes(&self, rows: &[[f32; 256]; LANES], lanes: &mut [Lanes]) {
-        let from = rows.as_flattened();
-        for (n, lanes) in lanes.as_flattened_mut().chunks_exact_mut(LANES * LANES).enumerate() {
+    /// Sixteen rows to lanes: `lanes[n][row] = rows[row][n]`, for as many whole sixteens as `lanes` has.
+    pub(super) fn to_lanes(&self, rows: &[[f32; EDGE]; LANES], lanes: &mut [Lanes]) {
+        for (n, lanes) in lanes.as_chunks_mut().0.iter_mut().enumerate() {
             // SAFETY: as in `planes`.
-            unsafe { (self.0.transpose)(&from[n * LANES..], 256, lanes, LANES) }
+            unsafe { (self.0.to_lanes)(&rows.as_flattened()[n * LANES..], EDGE, lanes) }
         }
     }
 
     /// Lanes back to sixteen rows.
-    pub(super) fn from_lanes(&self, lanes: &[Lanes], rows: &mut [[f32; 256]; LANES]) {
-        let to = rows.as_flattened_mut();
-        for (n, lanes) in lanes.as_flattened().chunks_exact(LANES * LANES).enumerate() {
+    pub(super) fn from_lanes(&self, lanes: &[Lanes], rows: &mut [[f32; EDGE]; LANES]) {
+        for (n, lanes) in lanes.as_chunks().0.iter().enumerate() {
             // SAFETY: as in `planes`.
-            unsafe { (self.0.transpose)(lanes, LANES, &mut to[n * LANES..], 256) }
+            unsafe { (self.0.from_lanes)(lanes, &mut rows.as_flattened_mut()[n * LANES..], EDGE) }
         }
     }
 
@@ -146,7 +148,15 @@ macro_rules! table {
         use super::super::{Input, Table, generic, Sparse, PlaneTiles, Block};
 
         pub(in super::super) const TABLE: Table =
-            Table { planes, planes_transposed, sparse, transpose, dct2: lanes::dct2, dct3: lanes::dct3 };
+            Table {
+            planes,
+            planes_transposed,
+            sparse,
+            to_lanes,
+            from_lanes,
+            dct2: lanes::dct2,
+            dct3: lanes::dct3,
+        };
 
         $(#[target_feature(enable = $feature)])?
         fn planes_transposed(tiles: &PlaneTiles, block: Block, g: Input, acc: &mut [f32]) {
