@@ -1,0 +1,212 @@
+//! Hugging Face's `config.json`.
+
+use super::{gpt2, llama};
+use crate::{Error, Result};
+use serde::Deserialize;
+use serde_json::Value;
+use std::path::Path;
+
+/// The configuration of any supported model.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Config {
+    /// `"model_type": "gpt2"`.
+    Gpt2(gpt2::Config),
+    /// `"model_type": "llama"`.
+    Llama(llama::Config),
+}
+
+type Reader = fn(Value) -> serde_json::Result<Config>;
+
+/// Every supported `model_type` and how its configuration is read.
+const READERS: [(&str, Reader); 2] = [
+    ("gpt2", |json| serde_json::from_value(json).map(Config::Gpt2)),
+    ("llama", |json| serde_json::from_value(json).map(Config::Llama)),
+];
+
+impl Config {
+    /// Reads the file at `path`, or `config.json` in the directory at `path`.
+    ///
+    /// # Errors
+    /// The file cannot be read, or [`from_json`](Self::from_json) refuses what it says.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let path = if path.is_dir() { &path.join("config.json") } else { path };
+        let json = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        Self::from_json(&json).map_err(|e| Error::file(path, e))
+    }
+
+    /// Reads a configuration as transformers 4 or 5 writes it.
+    ///
+    /// # Errors
+    /// It is not JSON, its `model_type` is not supported, a size is missing or contradicts another, or it
+    /// asks for something the model here does not have.
+    pub fn from_json(json: &str) -> Result<Self> {
+        let json: Value = serde_json::from_str(json).map_err(|e| Error::config(e.to_string()))?;
+        let supported = || READERS.map(|(name, _)| name).join(", ");
+        let Some(model_type) = json.get("model_type").and_then(Value::as_str) else {
+            return Err(Error::config(format!("there is no \"model_type\"; supported are {}", supported())));
+        };
+        let Some((_, read)) = READERS.iter().find(|(name, _)| *name == model_type) else {
+            let what = format!("model_type {model_type:?}; supported are {}", supported());
+            return Err(Error::Unsupported { what });
+        };
+        read(json.clone()).map_err(|e| Error::config(e.to_string()))
+    }
+}
+
+/// `eos_token_id`: one id, several or `null`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(untagged)]
+pub(super) enum TokenIds {
+    #[default]
+    None,
+    One(u32),
+    Several(Vec<u32>),
+}
+
+impl From<TokenIds> for Vec<u32> {
+    fn from(ids: TokenIds) -> Self {
+        match ids {
+            TokenIds::None => vec![],
+            TokenIds::One(id) => vec![id],
+            TokenIds::Several(ids) => ids,
+        }
+    }
+}
+
+/// Refuses a size of zero, by name.
+pub(super) fn check_positive(sizes: &[(&str, usize)]) -> Result<()> {
+    match sizes.iter().find(|(_, size)| *size == 0) {
+        Some((name, _)) => Err(Error::config(format!("{name} is 0"))),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::{Activation, Rope, RopeScaling};
+
+    /// Llama 3.1 8B's file as transformers 4 writes it.
+    const LLAMA_3: &str = r#"{"architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+        "bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009], "hidden_act": "silu", "hidden_size": 4096,
+        "initializer_range": 0.02, "intermediate_size": 14336, "max_position_embeddings": 131072, "mlp_bias": false,
+        "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+        "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": {"factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+        "rope_theta": 500000.0, "tie_word_embeddings": false, "torch_dtype": "bfloat16", "use_cache": true,
+        "transformers_version": "4.43.0", "vocab_size": 128256}"#;
+
+    fn llama(json: &str) -> Result<llama::Config> {
+        match Config::from_json(json)? {
+            Config::Llama(config) => Ok(config),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// As transformers 5 writes it.
+    fn in_version_5(json: &str) -> String {
+        json.replace("\"rope_theta\": 500000.0, ", "")
+            .replace("\"rope_scaling\": {", "\"rope_parameters\": {\"rope_theta\": 500000.0, ")
+            .replace("torch_dtype", "dtype")
+    }
+
+    #[test]
+    fn llama_3_as_both_versions_write_it() -> Result<()> {
+        let config = llama(LLAMA_3)?;
+        let scaling = RopeScaling::Llama3 {
+            factor: 8.,
+            low_freq_factor: 1.,
+            high_freq_factor: 4.,
+            original_max_position_embeddings: 8192,
+        };
+        assert_eq!(config.rope, Rope { theta: 500_000., scaling });
+        assert_eq!(config.eos_token_ids, [128_001, 128_008, 128_009]);
+        assert_eq!((config.head_dim, config.num_key_value_heads), (128, 8));
+        assert_eq!(llama(&in_version_5(LLAMA_3))?, config);
+        assert_eq!(llama(&LLAMA_3.replace("rope_type", "type"))?, config, "an old name");
+        assert_eq!(llama(&LLAMA_3.replace("\"rope_type\"", "\"type\": \"llama3\", \"rope_type\""))?, config);
+        Ok(())
+    }
+
+    #[test]
+    fn what_a_file_may_leave_out() -> Result<()> {
+        let least = r#"{"model_type": "llama", "vocab_size": 10, "hidden_size": 8, "intermediate_size": 8,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 16}"#;
+        let config = llama(least)?;
+        assert_eq!(config.rope, Rope { theta: 10_000., scaling: RopeScaling::Default });
+        assert_eq!((config.head_dim, config.num_key_value_heads), (4, 2));
+        assert_eq!((config.rms_norm_eps, config.hidden_act), (1e-6, Activation::Silu));
+        assert!(!config.attention_bias && !config.mlp_bias && !config.tie_word_embeddings);
+        assert!(config.eos_token_ids.is_empty());
+        let explicit = least.replace(
+            "\"vocab_size\"",
+            "\"head_dim\": null, \"num_key_value_heads\": null, \"rope_scaling\": null, \"eos_token_id\": null, \"vocab_size\"",
+        );
+        assert_eq!(llama(&explicit)?, config);
+        assert_eq!(
+            llama(&explicit.replace("\"eos_token_id\": null", "\"eos_token_id\": 2"))?.eos_token_ids,
+            [2]
+        );
+
+        let gpt2 = r#"{"model_type": "gpt2", "vocab_size": 10, "n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 2}"#;
+        let Config::Gpt2(config) = Config::from_json(gpt2)? else { panic!("not GPT-2") };
+        assert_eq!((config.n_inner, config.activation_function), (32, Activation::GeluTanh));
+        assert!(
+            config.scale_attn_weights
+                && config.tie_word_embeddings
+                && !config.scale_attn_by_inverse_layer_idx
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_not_supported_is_named() {
+        let gpt2 = r#"{"model_type": "gpt2", "vocab_size": 10, "n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 3}"#;
+        let edits = [
+            (
+                "\"model_type\": \"llama\"",
+                "\"model_type\": \"bert\"",
+                "model_type \"bert\"; supported are gpt2, llama",
+            ),
+            ("\"model_type\": \"llama\",", "", "there is no \"model_type\""),
+            ("\"llama3\"", "\"yarn\"", "rope_type \"yarn\"; supported are default, llama3"),
+            ("\"factor\": 8.0,", "", "needs factor"),
+            ("\"factor\": 8.0,", "\"factor\": -8.0,", "factor is -8"),
+            (
+                "\"factor\": 8.0,",
+                "\"factor\": 8.0, \"partial_rotary_factor\": 0.5,",
+                "partial_rotary_factor 0.5",
+            ),
+            ("\"high_freq_factor\": 4.0", "\"high_freq_factor\": 1.0", "must exceed low_freq_factor"),
+            (
+                "\"original_max_position_embeddings\": 8192,",
+                "",
+                "needs a positive original_max_position_embeddings",
+            ),
+            ("\"rope_theta\": 500000.0", "\"rope_theta\": 0", "rope_theta is 0"),
+            ("\"silu\"", "\"mish\"", "activation function \"mish\"; supported are silu"),
+            (
+                "\"num_key_value_heads\": 8",
+                "\"num_key_value_heads\": 5",
+                "not a multiple of num_key_value_heads 5",
+            ),
+            ("\"hidden_size\": 4096", "\"hidden_size\": 4095", "hidden_size 4095 is not a multiple"),
+            ("\"hidden_size\": 4096", "\"hidden_size\": 4096, \"head_dim\": 7", "head_dim 7 is odd"),
+            ("\"num_attention_heads\": 32", "\"num_attention_heads\": 0", "num_attention_heads 0"),
+            ("\"vocab_size\": 128256", "\"vocab_size\": 0", "vocab_size is 0"),
+            ("\"vocab_size\": 128256", "\"vocab_size\": -1", "-1"),
+            ("\"hidden_size\": 4096,", "", "hidden_size"),
+        ];
+        let edited = edits.map(|(from, to, words)| (LLAMA_3.replace(from, to), words));
+        let others = [
+            (gpt2.to_owned(), "n_embd 8 is not a multiple of n_head 3"),
+            (gpt2.replace("8", "9").replace("{", "{\"add_cross_attention\": true, "), "add_cross_attention"),
+            ("{".to_owned(), "EOF"),
+        ];
+        for (json, words) in edited.into_iter().chain(others) {
+            let message = Config::from_json(&json).expect_err(words).to_string();
+            assert!(message.contains(words), "{message:?} does not say {words:?}");
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Continuing a text token by token.
+
+use super::{CausalLm, KvCache};
+use candle_core::{D, Result, Tensor};
+
+/// Continues `prompt` by at most `max_new_tokens` tokens, each chosen by `sampler` from the logits `(vocab)`
+/// in F32 that follow the tokens before it.
+///
+/// The iterator yields the new tokens and ends before an end-of-text token. An error, such as a context that
+/// is full, is its last item. Nothing runs until the first token is asked for; the prompt then goes through
+/// the model at once and every later token alone.
+///
+/// Sampling with a temperature is a closure over `candle_transformers`' `LogitsProcessor`:
+/// `generate(&model, &prompt, 100, |logits| processor.sample(logits))`.
+pub fn generate<'m, S>(
+    model: &'m dyn CausalLm,
+    prompt: &[u32],
+    max_new_tokens: usize,
+    sampler: S,
+) -> Generation<'m, S>
+where
+    S: FnMut(&Tensor) -> Result<u32>,
+{
+    let cache = model.new_cache();
+    Generation { model, cache, input: prompt.to_vec(), remaining: max_new_tokens, sampler }
+}
+
+/// The sampler that always takes the likeliest token.
+pub fn greedy(logits: &Tensor) -> Result<u32> {
+    logits.argmax(D::Minus1)?.to_scalar()
+}
+
+/// The tokens that continue a text; see [`generate`].
+pub struct Generation<'m, S> {
+    model: &'m dyn CausalLm,
+    cache: KvCache,
+    /// What the model has not seen yet: the prompt, then the last token.
+    input: Vec<u32>,
+    remaining: usize,
+    sampler: S,
+}
+
+impl<S: FnMut(&Tensor) -> Result<u32>> Generation<'_, S> {
+    fn step(&mut self) -> Result<u32> {
+        let input = Tensor::new(self.input.as_slice(), self.model.device())?.unsqueeze(0)?;
+        let logits = self.model.forward_last(&input, Some(&mut self.cache))?;
+        let token = (self.sampler)(&logits.squeeze(0)?)?;
+        self.input = vec![token];
+        Ok(token)
+    }
+}
+
+impl<S: FnMut(&Tensor) -> Result<u32>> Iterator for Generation<'_, S> {
+    type Item = Result<u32>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.remaining = self.remaining.checked_sub(1)?;
+        let token = self.step();
+        let ended = token.as_ref().is_ok_and(|token| self.model.eos_token_ids().contains(token));
+        if ended || token.is_err() {
+            self.remaining = 0;
+        }
+        (!ended).then_some(token)
+    }
+}
+
+impl<S: FnMut(&Tensor) -> Result<u32>> std::iter::FusedIterator for Generation<'_, S> {}
