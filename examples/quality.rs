@@ -1,0 +1,129 @@
+//! Quality per bit on a model: RBE beside every quantised type of Candle, on the same text.
+//!
+//! ```sh
+//! cargo run --release --features cli --example quality -- [MODEL_DIR] [TEXT]
+//! ```
+//!
+//! All projections are compressed (embeddings and norms stay as they are); Candle's types are quantised and
+//! decoded back. KL is from the uncompressed F32 model, in nats per token, over eight windows of 128 tokens.
+
+use anyhow::{Context, Result};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use candle_rbe::models::{Model, Windows, evaluate};
+use candle_rbe::{Encoder, EncoderConfig, Rate};
+use std::collections::HashMap;
+use tokenizers::Tokenizer;
+
+type Tensors = HashMap<String, Tensor>;
+
+/// Projections, by Hugging Face's names in LLaMA and GPT-2.
+fn is_projection(name: &str) -> bool {
+    ["_proj.weight", "c_attn.weight", "c_fc.weight"].iter().any(|end| name.ends_with(end))
+}
+
+/// What a compressed model weighs and how far its weights are from the original's.
+#[derive(Default)]
+struct Account {
+    bits: f64,
+    weights: f64,
+    squared_error: f64,
+    energy: f64,
+}
+
+impl Account {
+    fn add(&mut self, bytes: usize, original: &Tensor, relative_error: f64) -> Result<()> {
+        let energy = f64::from(original.sqr()?.sum_all()?.to_scalar::<f32>()?);
+        self.bits += 8.0 * bytes as f64;
+        self.weights += original.elem_count() as f64;
+        self.squared_error += relative_error * relative_error * energy;
+        self.energy += energy;
+        Ok(())
+    }
+}
+
+fn rbe(dense: &Tensors, bits: f64, conv1d: bool) -> Result<(Tensors, Account)> {
+    let encoder = Encoder::new(EncoderConfig::from(Rate::BitsPerWeight(bits)))?;
+    let (mut tensors, mut account) = (Tensors::new(), Account::default());
+    for (name, weight) in dense {
+        if !is_projection(name) {
+            tensors.insert(name.clone(), weight.clone());
+            continue;
+        }
+        let compressed = if conv1d { encoder.encode(&weight.t()?)?.t()? } else { encoder.encode(weight)? };
+        let payload = compressed.to_bytes();
+        account.add(payload.len(), weight, compressed.relative_error())?;
+        let len = payload.len();
+        tensors.insert(format!("{name}.rbe"), Tensor::from_vec(payload, len, &Device::Cpu)?);
+    }
+    Ok((tensors, account))
+}
+
+fn candle(dense: &Tensors, dtype: GgmlDType, conv1d: bool) -> Result<(Tensors, Account)> {
+    let (mut tensors, mut account) = (dense.clone(), Account::default());
+    for (name, weight) in dense.iter().filter(|(name, _)| is_projection(name)) {
+        let weight = if conv1d { weight.t()?.contiguous()? } else { weight.clone() };
+        let quantized = QTensor::quantize(&weight, dtype)?;
+        let decoded = quantized.dequantize(&Device::Cpu)?;
+        let energy = weight.sqr()?.sum_all()?.to_scalar::<f32>()?;
+        let error = (&decoded - &weight)?.sqr()?.sum_all()?.to_scalar::<f32>()?;
+        account.add(quantized.storage_size_in_bytes(), &weight, f64::from(error / energy).sqrt())?;
+        tensors.insert(name.clone(), if conv1d { decoded.t()?.contiguous()? } else { decoded });
+    }
+    Ok((tensors, account))
+}
+
+fn main() -> Result<()> {
+    let mut args = std::env::args().skip(1);
+    let root = env!("CARGO_MANIFEST_DIR");
+    let dir = args.next().unwrap_or_else(|| format!("{root}/models/llama-books"));
+    let text = args.next().unwrap_or_else(|| format!("{root}/models/evaluation.txt"));
+
+    let weights = candle_core::safetensors::load(format!("{dir}/model.safetensors"), &Device::Cpu)?;
+    let dense = weights
+        .into_iter()
+        .map(|(name, weight)| Ok((name, weight.to_dtype(DType::F32)?)))
+        .collect::<Result<Tensors>>()?;
+    // GPT-2's Conv1D keeps its weights (in, out).
+    let conv1d = dense.keys().any(|name| name.ends_with("c_attn.weight"));
+    let load = |tensors: Tensors| {
+        Model::load(&dir, VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu)).context(dir.clone())
+    };
+    let tokenizer = Tokenizer::from_file(format!("{dir}/tokenizer.json")).map_err(anyhow::Error::msg)?;
+    let text = std::fs::read_to_string(&text).context(text)?;
+    let tokens = tokenizer.encode(text, false).map_err(anyhow::Error::msg)?.get_ids().to_vec();
+
+    let reference = load(dense.clone())?;
+    println!("{:<8} {:>7} {:>11} {:>10} {:>11} {:>7}", "type", "bits", "rel. error", "KL", "perplexity", "top-1");
+    let row = |name: &str, (tensors, account): (Tensors, Account)| -> Result<f64> {
+        let result = evaluate(&reference, &load(tensors)?, &tokens, Windows::default(), |_, _| {})?;
+        println!(
+            "{name:<8} {:>7.3} {:>11.5} {:>10.6} {:>11.3} {:>7.4}",
+            account.bits / account.weights,
+            (account.squared_error / account.energy).sqrt(),
+            result.kl_divergence,
+            result.candidate.perplexity,
+            result.top1_agreement,
+        );
+        Ok(result.reference.perplexity)
+    };
+    let mut perplexity = 0.0;
+    let table = [
+        (8.05, Some((GgmlDType::Q8_0, "Q8_0"))),
+        (6.05, Some((GgmlDType::Q6K, "Q6_K"))),
+        (5.05, Some((GgmlDType::Q5K, "Q5_K"))),
+        (4.5, Some((GgmlDType::Q4K, "Q4_K"))),
+        (4.05, Some((GgmlDType::Q4_0, "Q4_0"))),
+        (3.05, Some((GgmlDType::Q3K, "Q3_K"))),
+        (2.05, Some((GgmlDType::Q2K, "Q2_K"))),
+    ];
+    for (bits, peer) in table {
+        perplexity = row(&format!("RBE {bits:.1}"), rbe(&dense, bits, conv1d)?)?;
+        if let Some((dtype, name)) = peer {
+            row(name, candle(&dense, dtype, conv1d)?)?;
+        }
+    }
+    println!("\nperplexity of the uncompressed model: {perplexity:.3}");
+    Ok(())
+}
