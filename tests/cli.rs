@@ -111,8 +111,7 @@ fn compress_refuses_what_makes_no_sense() {
     let out = room.path().join("out");
     let with = |more: &[&str]| fail(&[&["compress", MODEL, string(&out)], more].concat());
     assert!(with(&["--bits", "4", "--k", "10"]).contains("cannot be used with"));
-    assert!(with(&["--bits", "-1"]).contains("--bits") || with(&["--bits=-1"]).contains("positive"));
-    assert!(with(&["--bits=-1"]).contains("positive"));
+    assert!(with(&["--bits", "-1"]).contains("must be positive"));
     assert!(with(&["--block", "65"]).contains("32, 64, 128 and 256"));
     assert!(with(&["--include", "("]).contains("not a regular expression"));
     assert!(with(&["--include", "nothing-like-it"]).contains("none of its 57 tensors"));

@@ -105,7 +105,8 @@ impl<'a, 'b> Pace<'a, 'b> {
         output: &'a Path,
         work: impl Iterator<Item = &'e Entry> + Clone,
     ) -> Self {
-        let weights = work.clone().map(|entry| entry.elements() as u64).sum();
+        // Saturating, since a file's word on shapes is not checked before its payloads are read.
+        let weights = work.clone().fold(0u64, |sum, entry| sum.saturating_add(entry.elements() as u64));
         Self { watch, output, tensors_done: 0, tensors: work.count(), weights_done: 0, weights }
     }
 
@@ -123,7 +124,7 @@ impl<'a, 'b> Pace<'a, 'b> {
         }
         if let Some(entry) = next {
             self.tensors_done += 1;
-            self.weights_done += entry.elements() as u64;
+            self.weights_done = self.weights_done.saturating_add(entry.elements() as u64);
         }
         Ok(())
     }
@@ -184,6 +185,11 @@ pub struct CompressReport {
 /// A directory's configuration, tokenizer and licence travel along. GPT-2's `Conv1D` weights, stored (in, out), are
 /// encoded as (out, in), along which the product runs fastest; their names and shapes stay. `config.json` beside the
 /// weights says whether a model is one.
+///
+/// # Errors
+/// The input cannot be read, is compressed already, or has no tensor to compress; a weight is not finite or the rate
+/// cannot be reached, with the tensor's name; the output exists, is the input, or cannot be written; `watch` asks to
+/// stop ([`std::io::ErrorKind::Interrupted`]). Nothing is left behind then.
 pub fn compress(
     input: impl AsRef<Path>,
     output: impl AsRef<Path>,

@@ -39,6 +39,10 @@ pub struct DecodeReport {
 }
 
 /// Writes a compressed model as one dense safetensors file of the original's names, shapes and types.
+///
+/// # Errors
+/// A tensor is damaged or does not fit the type asked for, with its name; the output exists, is the input, or cannot
+/// be written; `watch` asks to stop. Nothing is left behind then.
 pub fn decode(
     input: impl AsRef<Path>,
     output: impl AsRef<Path>,

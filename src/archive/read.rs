@@ -101,6 +101,10 @@ impl Archive {
     /// Opens a safetensors file, or a directory with `model.safetensors` or a sharded model's index.
     ///
     /// Where a directory holds both, the single file is taken, as Hugging Face's loaders do.
+    ///
+    /// # Errors
+    /// A file is missing, truncated or no safetensors; an index points outside its directory, to a missing shard or
+    /// tensor; a tensor is there twice; the container's version is unknown or its metadata does not fit the tensors.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let kind = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
@@ -264,6 +268,9 @@ impl Archive {
     }
 
     /// Reads and checks a compressed tensor; it lives on the CPU.
+    ///
+    /// # Errors
+    /// The tensor is dense, its payload is damaged, or of another shape than the header says.
     pub fn rbe(&self, entry: &Entry) -> Result<RbeTensor> {
         if !entry.compressed {
             return Err(self.about(entry, "is not compressed"));

@@ -12,6 +12,9 @@ use std::path::Path;
 ///
 /// It serves what the files hold, by the names in the files, as
 /// `VarBuilder::from_mmaped_safetensors` does, with errors that name file and tensor.
+///
+/// # Errors
+/// See [`Archive::open`].
 pub fn open(path: impl AsRef<Path>, dtype: DType, device: &Device) -> Result<VarBuilder<'static>> {
     let stored = Stored(Archive::open(path)?);
     Ok(VarBuilder::from_backend(Box::new(stored), dtype, device.clone()))
@@ -20,6 +23,9 @@ pub fn open(path: impl AsRef<Path>, dtype: DType, device: &Device) -> Result<Var
 /// Opens a model, compressed or not, for layers that know nothing of compression: `get` decodes.
 ///
 /// So any unmodified Candle model loads it, and then takes as much memory as the original.
+///
+/// # Errors
+/// See [`Archive::open`].
 pub fn open_decoded(path: impl AsRef<Path>, dtype: DType, device: &Device) -> Result<VarBuilder<'static>> {
     let decoded = Decoded(Archive::open(path)?);
     Ok(VarBuilder::from_backend(Box::new(decoded), dtype, device.clone()))

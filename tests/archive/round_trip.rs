@@ -86,7 +86,10 @@ fn decoding_gives_back_names_shapes_types_and_metadata() {
         let report =
             archive::decode(room.path("rbe"), &out, &DecodeOptions::default(), &mut |_| go()).unwrap();
         assert_eq!((report.tensors, report.decoded_tensors), (tensors.len(), MATRICES.len()));
-        assert_eq!(report.bytes_after, Archive::open(&out).unwrap().entries().map(|e| e.bytes as u64).sum::<u64>());
+        assert_eq!(
+            report.bytes_after,
+            Archive::open(&out).unwrap().entries().map(|e| e.bytes as u64).sum::<u64>()
+        );
 
         let (before, after) = (std::fs::read(room.path("dense/model.safetensors")), std::fs::read(&out));
         let (before, after) = (before.unwrap(), after.unwrap());

@@ -40,7 +40,8 @@ pub(crate) fn tensors(dtype: DType) -> Tensors {
     ]
 }
 
-pub(crate) const MATRICES: [&str; 3] = ["embed.weight", "layers.0.down_proj.weight", "layers.0.up_proj.weight"];
+pub(crate) const MATRICES: [&str; 3] =
+    ["embed.weight", "layers.0.down_proj.weight", "layers.0.up_proj.weight"];
 
 pub(crate) fn write(path: &Path, tensors: &Tensors) {
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);

@@ -6,8 +6,8 @@ use clap::{Args, ValueEnum};
 #[derive(Args)]
 #[group(skip)]
 pub(crate) struct EncoderArgs {
-    /// Bits per weight, all side information counted
-    #[arg(long, value_name = "B", group = "rate")]
+    /// Bits per weight, all side information counted [default: 4 and room for the scales]
+    #[arg(long, value_name = "B", group = "rate", allow_negative_numbers = true)]
     bits: Option<f64>,
     /// Relative error |W - W^| / |W| of each matrix, in as few bits as it takes
     #[arg(long, value_name = "E", group = "rate")]
@@ -24,7 +24,7 @@ pub(crate) struct EncoderArgs {
     /// What carries the coefficients
     #[arg(long, value_enum, default_value = "auto")]
     term: TermArg,
-    /// Edge of a block: 32, 64, 128 or 256 [default: the best of them]
+    /// Edge of a block: 32, 64, 128 or 256 [default: the best of them, 64 with --k]
     #[arg(long, value_name = "N")]
     block: Option<usize>,
     /// Transform of the blocks
@@ -34,9 +34,13 @@ pub(crate) struct EncoderArgs {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum QualityArg {
+    /// 8 bits
     UltraHigh,
+    /// 6 bits
     High,
+    /// 4 bits
     Balanced,
+    /// 3 bits
     Fast,
 }
 
