@@ -1,1 +1,65 @@
-//! Compressed models as safetensors files.
+//! Compressed models as ordinary safetensors files.
+//!
+//! A compressed matrix `NAME` is one `U8` tensor `NAME.rbe`; every other tensor keeps its name, type, shape and
+//! bytes. So each safetensors reader opens the file, and a layer is dense or compressed per tensor, by what the
+//! file holds. `FORMAT.md` beside this module gives every byte.
+//!
+//! | I want to | use |
+//! |---|---|
+//! | compress a Hugging Face directory | [`compress`] |
+//! | get an ordinary model back | [`decode`] |
+//! | run this crate's layers on the compressed weights | [`open`] and [`crate::linear`] |
+//! | run an unmodified Candle model | [`open_decoded`] |
+//! | look into a file, tensor by tensor | [`Archive`] |
+//! | compare a compressed model with its original | [`verify`] |
+//! | write a safetensors file without holding it in memory | [`SafetensorsWriter`] |
+//!
+//! Nothing is ever written half: a file or directory is assembled beside its destination, synced, and renamed.
+
+mod convert;
+mod decode;
+mod measure;
+mod read;
+mod stage;
+mod var_builder;
+mod verify;
+mod write;
+
+pub use convert::{CompressOptions, CompressReport, Selection, Step, TensorReport, Watch, compress};
+pub use decode::{DecodeOptions, DecodeReport, decode};
+pub use read::{Archive, Entry};
+pub use safetensors::Dtype;
+pub use var_builder::{open, open_decoded};
+pub use verify::{CheckedTensor, VerifyReport, verify};
+pub use write::{SafetensorsWriter, Slot};
+
+/// What the stored name of a compressed tensor adds to the tensor's own.
+pub const SUFFIX: &str = ".rbe";
+
+/// The `__metadata__` key that holds the container's version.
+pub const FORMAT_KEY: &str = "rbe.format";
+
+/// The `__metadata__` key that holds, as JSON, the original type and shape of each compressed tensor.
+pub const TENSORS_KEY: &str = "rbe.tensors";
+
+/// The container's version that this build writes and reads.
+pub const FORMAT_VERSION: &str = "1";
+
+/// The weights of a model directory that is not sharded.
+pub const MODEL_FILE: &str = "model.safetensors";
+
+/// The index of a sharded model directory.
+pub const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// What `rbe.tensors` says of one compressed tensor: how it was before.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Original {
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+/// Number of elements of a shape, or `None` where it does not fit a `usize`.
+fn element_count(shape: &[usize]) -> Option<usize> {
+    shape.iter().try_fold(1usize, |count, &side| count.checked_mul(side))
+}

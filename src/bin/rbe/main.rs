@@ -1,1 +1,56 @@
-fn main() {}
+//! `rbe`: compressed weights for Candle, on the command line.
+//!
+//! Results go to standard output, everything else to standard error; the exit status is 0 only on success.
+
+mod bar;
+mod compress;
+mod decode;
+mod demo;
+mod encoder;
+mod eval;
+mod generate;
+mod inspect;
+mod language;
+mod print;
+mod verify;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Compress the weights of a model, look into them, and run it on them.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Compress(compress::Compress),
+    Decode(decode::Decode),
+    Inspect(inspect::Inspect),
+    Verify(verify::Verify),
+    Eval(eval::Eval),
+    Generate(generate::Generate),
+    Demo(demo::Demo),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Compress(command) => command.run(),
+        Command::Decode(command) => command.run(),
+        Command::Inspect(command) => command.run(),
+        Command::Verify(command) => command.run(),
+        Command::Eval(command) => command.run(),
+        Command::Generate(command) => command.run(),
+        Command::Demo(command) => command.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            print::error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! From a dense model to a compressed one, one matrix in memory at a time.
+
+use super::stage::Stage;
+use super::{
+    Archive, Dtype, Entry, FORMAT_KEY, FORMAT_VERSION, Original, SUFFIX, SafetensorsWriter, Slot,
+    TENSORS_KEY, measure,
+};
+use crate::{Encoder, Error, RbeTensor, Result};
+use candle_core::Device;
+use regex::Regex;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::Instant;
+
+/// Which tensors are compressed: matrices of weights, chosen by size and by name.
+#[derive(Clone, Debug)]
+pub struct Selection {
+    include: Option<Regex>,
+    exclude: Option<Regex>,
+    min_side: usize,
+}
+
+impl Default for Selection {
+    /// Every matrix with both sides of 32 or more: projections and embedding tables, no norms, no biases.
+    fn default() -> Self {
+        Self { include: None, exclude: None, min_side: 32 }
+    }
+}
+
+impl Selection {
+    /// Of the matrices that the default takes, those whose name contains a match of `include` and none of `exclude`.
+    pub fn new(include: Option<&str>, exclude: Option<&str>) -> Result<Self> {
+        let compile = |pattern: &str| {
+            Regex::new(pattern).map_err(|error| {
+                // The error draws the pattern over several lines; the last says what is wrong.
+                let text = error.to_string();
+                let reason = text.lines().last().unwrap_or_default().trim_start_matches("error: ");
+                Error::config(format!("{pattern:?} is not a regular expression: {reason}"))
+            })
+        };
+        let compile = |pattern: Option<&str>| pattern.map(compile).transpose();
+        Ok(Self { include: compile(include)?, exclude: compile(exclude)?, ..Self::default() })
+    }
+
+    /// The same with another least length of both sides; of small matrices the side information outweighs what is
+    /// saved.
+    pub fn with_min_side(self, min_side: usize) -> Self {
+        Self { min_side, ..self }
+    }
+
+    /// Whether a dense tensor is to be compressed.
+    pub fn takes(&self, entry: &Entry) -> bool {
+        measure::is_float(entry.dtype)
+            && entry.shape.len() == 2
+            && entry.shape.iter().all(|&side| side >= self.min_side.max(1))
+            && self.include.as_ref().is_none_or(|pattern| pattern.is_match(&entry.name))
+            && !self.exclude.as_ref().is_some_and(|pattern| pattern.is_match(&entry.name))
+    }
+}
+
+/// How [`compress`] goes about it.
+#[derive(Clone, Debug, Default)]
+pub struct CompressOptions {
+    /// Which tensors are compressed.
+    pub selection: Selection,
+    /// Whether an existing output is replaced; a directory only where it holds nothing but a model.
+    pub overwrite: bool,
+}
+
+/// Where a conversion stands: about to take up tensor `name`, or at the end when `done == of`.
+///
+/// Only tensors that are encoded or decoded count; dense ones are copied in no time.
+#[derive(Clone, Copy, Debug)]
+pub struct Step<'a> {
+    /// The tensor that comes next; empty at the end.
+    pub name: &'a str,
+    /// Tensors finished.
+    pub tensors_done: usize,
+    /// Tensors to do in all.
+    pub tensors: usize,
+    /// Weights finished.
+    pub weights_done: u64,
+    /// Weights to do in all.
+    pub weights: u64,
+}
+
+/// Is told every step; `ControlFlow::Break` stops the conversion, which then leaves nothing behind.
+pub type Watch<'a> = dyn FnMut(Step<'_>) -> ControlFlow<()> + 'a;
+
+/// Tells the caller of a conversion where it stands.
+pub(super) struct Pace<'a, 'b> {
+    watch: &'a mut Watch<'b>,
+    output: &'a Path,
+    tensors_done: usize,
+    tensors: usize,
+    weights_done: u64,
+    weights: u64,
+}
+
+impl<'a, 'b> Pace<'a, 'b> {
+    pub(super) fn new<'e>(
+        watch: &'a mut Watch<'b>,
+        output: &'a Path,
+        work: impl Iterator<Item = &'e Entry> + Clone,
+    ) -> Self {
+        // Saturating, since a file's word on shapes is not checked before its payloads are read.
+        let weights = work.clone().fold(0u64, |sum, entry| sum.saturating_add(entry.elements() as u64));
+        Self { watch, output, tensors_done: 0, tensors: work.count(), weights_done: 0, weights }
+    }
+
+    /// Before `next`, or at the end with `None`.
+    pub(super) fn tell(&mut self, next: Option<&Entry>) -> Result<()> {
+        let &mut Self { tensors_done, tensors, weights_done, weights, .. } = self;
+        let name = next.map_or("", |entry| &entry.name);
+        let stop = (self.watch)(Step { name, tensors_done, tensors, weights_done, weights });
+        if stop.is_break() {
+            let kind = std::io::ErrorKind::Interrupted;
+            return Err(Error::io(
+                self.output,
+                std::io::Error::new(kind, "stopped on request; nothing is written"),
+            ));
+        }
+        if let Some(entry) = next {
+            self.tensors_done += 1;
+            self.weights_done = self.weights_done.saturating_add(entry.elements() as u64);
+        }
+        Ok(())
+    }
+}
+
+/// What became of one tensor.
+#[derive(Clone, Debug, serde::Serialize)]
+#[non_exhaustive]
+pub struct TensorReport {
+    /// Its name in the model.
+    pub name: String,
+    /// Its shape, before and after.
+    pub shape: Vec<usize>,
+    /// Its type in the original.
+    pub dtype: Dtype,
+    /// Whether it is compressed now.
+    pub compressed: bool,
+    /// Terms, block and transform in one line; of a dense tensor its type.
+    pub summary: String,
+    /// Bits per weight in the output, all side information counted.
+    pub bits_per_weight: f64,
+    /// `|W - W^| / |W|`, measured by decoding; absent where the tensor is dense, and so exact.
+    pub relative_error: Option<f64>,
+    /// Bytes in the original.
+    pub bytes_before: u64,
+    /// Bytes in the output.
+    pub bytes_after: u64,
+}
+
+/// What became of a model.
+#[derive(Clone, Debug, serde::Serialize)]
+#[non_exhaustive]
+pub struct CompressReport {
+    /// Every tensor, in the order of the file.
+    pub tensors: Vec<TensorReport>,
+    /// How many of them are compressed.
+    pub compressed_tensors: usize,
+    /// Weights in all tensors.
+    pub weights: u64,
+    /// Weights in the compressed ones.
+    pub compressed_weights: u64,
+    /// Bits per weight of the compressed tensors.
+    pub bits_per_weight: f64,
+    /// `|W - W^| / |W|` over all compressed tensors together.
+    pub relative_error: f64,
+    /// Bytes of all tensors in the original.
+    pub bytes_before: u64,
+    /// Bytes of all tensors in the output.
+    pub bytes_after: u64,
+    /// The files copied along.
+    pub companions: Vec<String>,
+    /// Wall time.
+    pub seconds: f64,
+}
+
+/// Compresses a model: a Hugging Face directory into a directory, or one safetensors file into a file.
+///
+/// A directory's configuration, tokenizer and licence travel along. GPT-2's `Conv1D` weights, stored (in, out), are
+/// encoded as (out, in), along which the product runs fastest; their names and shapes stay. `config.json` beside the
+/// weights says whether a model is one.
+///
+/// # Errors
+/// The input cannot be read, is compressed already, or has no tensor to compress; a weight is not finite or the rate
+/// cannot be reached, with the tensor's name; the output exists, is the input, or cannot be written; `watch` asks to
+/// stop ([`std::io::ErrorKind::Interrupted`]). Nothing is left behind then.
+pub fn compress(
+    input: impl AsRef<Path>,
+    output: impl AsRef<Path>,
+    encoder: &Encoder,
+    options: &CompressOptions,
+    watch: &mut Watch<'_>,
+) -> Result<CompressReport> {
+    let (input, output) = (input.as_ref(), output.as_ref());
+    let start = Instant::now();
+    let archive = Archive::open(input)?;
+    if let Some(entry) = archive.entries().find(|entry| entry.compressed) {
+        return Err(archive.about(entry, "is already compressed; decode the model first"));
+    }
+    if archive.is_compressed() {
+        return Err(Error::file(input, format!("is already compressed: its metadata has {FORMAT_KEY}")));
+    }
+    if !archive.entries().any(|entry| options.selection.takes(entry)) {
+        let (count, side) = (archive.entries().len(), options.selection.min_side);
+        let reason = format!(
+            "none of its {count} tensors is a matrix of floats with both sides of {side} or more and a name that \
+             the patterns include"
+        );
+        return Err(Error::file(input, reason));
+    }
+    refuse_itself(&archive, output)?;
+
+    let stage = match input.is_dir() {
+        true => Stage::directory(output, options.overwrite)?,
+        false => Stage::file(output, options.overwrite)?,
+    };
+    let companions = stage.copy_companions(input)?;
+    let mut report = CompressReport {
+        tensors: vec![],
+        compressed_tensors: 0,
+        weights: 0,
+        compressed_weights: 0,
+        bits_per_weight: 0.0,
+        relative_error: 0.0,
+        bytes_before: 0,
+        bytes_after: 0,
+        companions,
+        seconds: 0.0,
+    };
+    let model =
+        write_model(&archive, output, stage.model()?, encoder, &options.selection, watch, &mut report)?;
+    stage.commit(model)?;
+    report.seconds = start.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+fn write_model(
+    archive: &Archive,
+    output: &Path,
+    model: File,
+    encoder: &Encoder,
+    selection: &Selection,
+    watch: &mut Watch<'_>,
+    report: &mut CompressReport,
+) -> Result<File> {
+    let chosen = archive.entries().filter(|entry| selection.takes(entry));
+    let originals: BTreeMap<&str, Original> = chosen
+        .clone()
+        .map(|entry| (entry.name.as_str(), Original { dtype: entry.dtype, shape: entry.shape.clone() }))
+        .collect();
+    let mut metadata = archive.metadata();
+    metadata.insert(FORMAT_KEY.into(), FORMAT_VERSION.into());
+    metadata
+        .insert(TENSORS_KEY.into(), serde_json::to_string(&originals).map_err(|e| Error::file(output, e))?);
+    let plan = archive.entries().map(|entry| match selection.takes(entry) {
+        true => Slot::payload(&entry.name),
+        false => Slot::dense(&entry.name, entry.dtype, &entry.shape),
+    });
+    let mut writer = SafetensorsWriter::new(model, output, plan.collect(), metadata)?;
+
+    let conv1d = has_conv1d(archive)?;
+    let mut pace = Pace::new(watch, output, chosen);
+    let (mut squared_error, mut squared_norm) = (0.0, 0.0);
+    while let Some(slot) = writer.next_slot() {
+        let entry = archive.entry(slot.name.strip_suffix(SUFFIX).unwrap_or(&slot.name))?;
+        let weights = entry.elements() as u64;
+        let mut line = TensorReport {
+            name: entry.name.clone(),
+            shape: entry.shape.clone(),
+            dtype: entry.dtype,
+            compressed: selection.takes(entry),
+            summary: format!("dense {}", entry.dtype),
+            bits_per_weight: entry.dtype.bitsize() as f64,
+            relative_error: None,
+            bytes_before: entry.bytes as u64,
+            bytes_after: entry.bytes as u64,
+        };
+        if line.compressed {
+            pace.tell(Some(entry))?;
+            let tensor = encode(archive, entry, encoder, conv1d && is_conv1d(&entry.name))
+                .map_err(|e| e.in_tensor(&entry.name))?;
+            let payload = tensor.to_bytes();
+            writer.write(&[payload.len()], &payload)?;
+            line.summary = tensor.summary();
+            line.bits_per_weight = tensor.bits_per_weight();
+            line.relative_error = Some(tensor.relative_error());
+            line.bytes_after = payload.len() as u64;
+
+            let norm = measure::squared_norm(archive.bytes(entry), entry.dtype);
+            squared_norm += norm;
+            squared_error += norm * tensor.relative_error().powi(2);
+            report.compressed_tensors += 1;
+            report.compressed_weights += weights;
+            report.bits_per_weight += 8.0 * payload.len() as f64;
+        } else {
+            writer.write(&entry.shape, archive.bytes(entry))?;
+        }
+        report.weights += weights;
+        report.bytes_before += line.bytes_before;
+        report.bytes_after += line.bytes_after;
+        report.tensors.push(line);
+    }
+    pace.tell(None)?;
+    // At least one matrix was chosen and none is empty, so the first divisor is not zero.
+    report.bits_per_weight /= report.compressed_weights as f64;
+    report.relative_error = if squared_norm > 0.0 { (squared_error / squared_norm).sqrt() } else { 0.0 };
+    writer.finish()
+}
+
+fn encode(archive: &Archive, entry: &Entry, encoder: &Encoder, transposed: bool) -> Result<RbeTensor> {
+    let weight = archive.tensor(entry, &Device::Cpu)?;
+    if transposed { encoder.encode(&weight.t()?)?.t() } else { encoder.encode(&weight) }
+}
+
+/// Whether `config.json` beside the weights says that the model is of GPT-2's kind.
+fn has_conv1d(archive: &Archive) -> Result<bool> {
+    let Some(path) = archive.files().next().map(|file| file.with_file_name("config.json")) else {
+        return Ok(false);
+    };
+    if !path.is_file() {
+        return Ok(false);
+    }
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+    let config: serde_json::Value = serde_json::from_str(&text).map_err(|e| Error::file(&path, e))?;
+    Ok(config.get("model_type").and_then(|kind| kind.as_str()) == Some("gpt2"))
+}
+
+/// Whether a GPT-2 tensor belongs to one of its `Conv1D` layers, which keep their weights as (in, out).
+fn is_conv1d(name: &str) -> bool {
+    [".c_attn.weight", ".q_attn.weight", ".c_proj.weight", ".c_fc.weight"]
+        .iter()
+        .any(|end| name.ends_with(end))
+}
+
+/// To write over the input would be to lose it.
+pub(super) fn refuse_itself(archive: &Archive, output: &Path) -> Result<()> {
+    let Ok(there) = output.canonicalize() else { return Ok(()) };
+    let mut ours = archive.files().chain([archive.path()]).filter_map(|path| path.canonicalize().ok());
+    match ours.any(|path| path == there) {
+        true => Err(Error::file(output, "is the input itself; choose another output")),
+        false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conv1d_weights_are_known_by_their_names() {
+        for name in ["h.0.attn.c_attn.weight", "transformer.h.11.mlp.c_proj.weight", "h.3.mlp.c_fc.weight"] {
+            assert!(is_conv1d(name), "{name}");
+        }
+        for name in ["wte.weight", "transformer.wpe.weight", "h.0.attn.c_attn.bias", "lm_head.weight"] {
+            assert!(!is_conv1d(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Sums over the values of a dense tensor, in f64 and without a copy.
+
+use super::Dtype;
+use half::{bf16, f16};
+
+/// The types that hold weights.
+pub(super) fn is_float(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
+}
+
+/// Calls `each` with the position and the value of every weight, in row-major order.
+///
+/// Types that hold no weights have no values here; see [`is_float`].
+pub(super) fn for_each(bytes: &[u8], dtype: Dtype, mut each: impl FnMut(usize, f64)) {
+    macro_rules! walk {
+        ($float:ty) => {
+            for (index, bytes) in bytes.chunks_exact(size_of::<$float>()).enumerate() {
+                let mut value = [0; size_of::<$float>()];
+                value.copy_from_slice(bytes);
+                each(index, <$float>::from_le_bytes(value).into());
+            }
+        };
+    }
+    match dtype {
+        Dtype::F64 => walk!(f64),
+        Dtype::F32 => walk!(f32),
+        Dtype::F16 => walk!(f16),
+        Dtype::BF16 => walk!(bf16),
+        _ => {}
+    }
+}
+
+/// `|W|^2` in the Frobenius norm.
+pub(super) fn squared_norm(bytes: &[u8], dtype: Dtype) -> f64 {
+    let mut sum = 0.0;
+    for_each(bytes, dtype, |_, value| sum += value * value);
+    sum
+}
+
+/// `|W - W^|^2`, where `decoded` holds as many values as `bytes`.
+pub(super) fn squared_distance(bytes: &[u8], dtype: Dtype, decoded: &[f32]) -> f64 {
+    let mut sum = 0.0;
+    for_each(bytes, dtype, |index, value| sum += (value - f64::from(decoded[index])).powi(2));
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_type_is_read_as_it_is_stored() {
+        let values = [1.0f32, -2.5, 0.0, 384.0];
+        let bytes: [(Dtype, Vec<u8>); 4] = [
+            (Dtype::F64, values.iter().flat_map(|&v| f64::from(v).to_le_bytes()).collect()),
+            (Dtype::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect()),
+            (Dtype::F16, values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect()),
+            (Dtype::BF16, values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect()),
+        ];
+        for (dtype, bytes) in bytes {
+            assert!(is_float(dtype));
+            assert_eq!(squared_norm(&bytes, dtype), 1.0 + 6.25 + 384.0 * 384.0);
+            assert_eq!(squared_distance(&bytes, dtype, &[1.0, -2.5, 3.0, 380.0]), 9.0 + 16.0);
+        }
+        assert!(!is_float(Dtype::I64));
+    }
+}

@@ -1,0 +1,331 @@
+//! A model's tensors, memory mapped: one safetensors file, or a directory of one or many.
+
+use super::{FORMAT_KEY, FORMAT_VERSION, INDEX_FILE, MODEL_FILE, Original, SUFFIX, TENSORS_KEY};
+use crate::{Error, RbeTensor, Result};
+use candle_core::{DType, Device, Tensor};
+use memmap2::Mmap;
+use safetensors::tensor::{Metadata, SafeTensors};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::{Component, Path, PathBuf};
+
+/// Bytes of the length that opens a safetensors file.
+const LENGTH_BYTES: usize = 8;
+
+/// One tensor of a model, under its own name whether it is compressed or not.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// The name in the model, without `.rbe`.
+    pub name: String,
+    /// The type; of a compressed tensor, the type it had before.
+    pub dtype: super::Dtype,
+    /// The shape; of a compressed tensor, the shape it decodes to.
+    pub shape: Vec<usize>,
+    /// Whether the file holds `NAME.rbe` in place of `NAME`.
+    pub compressed: bool,
+    /// Bytes in the file.
+    pub bytes: usize,
+    shard: usize,
+    offset: usize,
+}
+
+impl Entry {
+    /// The name in the file: with `.rbe` where the tensor is compressed.
+    pub fn stored_name(&self) -> String {
+        if self.compressed { format!("{}{SUFFIX}", self.name) } else { self.name.clone() }
+    }
+
+    /// Number of weights.
+    pub fn elements(&self) -> usize {
+        // Dense shapes were multiplied with checks when the header was read, compressed ones in `open`.
+        self.shape.iter().product()
+    }
+}
+
+struct Shard {
+    path: PathBuf,
+    map: Mmap,
+    header: Metadata,
+    data_start: usize,
+}
+
+impl Shard {
+    fn open(path: PathBuf) -> Result<Self> {
+        let file = File::open(&path).map_err(|e| Error::io(&path, e))?;
+        let length = file.metadata().map_err(|e| Error::io(&path, e))?.len();
+        if length < LENGTH_BYTES as u64 {
+            return Err(Error::file(&path, format!("not a safetensors file: {length} bytes hold no header")));
+        }
+        // SAFETY: the map is read only and private to this value. That nobody truncates the file meanwhile is
+        // the caller's part, as with every memory map; this crate replaces files by renaming, never in place.
+        #[allow(unsafe_code)]
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(&path, e))?;
+        let (header_bytes, header) = SafeTensors::read_metadata(&map)
+            .map_err(|e| Error::file(&path, format!("not a valid safetensors file: {e}")))?;
+        Ok(Self { path, map, header, data_start: LENGTH_BYTES + header_bytes })
+    }
+
+    fn originals(&self) -> Result<BTreeMap<String, Original>> {
+        let Some(metadata) = self.header.metadata() else { return Ok(BTreeMap::new()) };
+        match metadata.get(FORMAT_KEY).map(String::as_str) {
+            None | Some(FORMAT_VERSION) => {}
+            Some(version) => {
+                let reason = format!("{FORMAT_KEY} is {version:?}; this build reads {FORMAT_VERSION:?}");
+                return Err(Error::file(&self.path, reason));
+            }
+        }
+        let Some(text) = metadata.get(TENSORS_KEY) else { return Ok(BTreeMap::new()) };
+        serde_json::from_str(text).map_err(|e| {
+            Error::file(&self.path, format!("the metadata entry {TENSORS_KEY} is not valid: {e}"))
+        })
+    }
+}
+
+/// A model's tensors, memory mapped and listed; nothing is decoded before it is asked for.
+///
+/// The files must not be truncated while they are open, as with every memory map.
+pub struct Archive {
+    path: PathBuf,
+    shards: Vec<Shard>,
+    entries: BTreeMap<String, Entry>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl std::fmt::Debug for Archive {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Archive({:?}, {} tensors)", self.path, self.entries.len())
+    }
+}
+
+impl Archive {
+    /// Opens a safetensors file, or a directory with `model.safetensors` or a sharded model's index.
+    ///
+    /// Where a directory holds both, the single file is taken, as Hugging Face's loaders do.
+    ///
+    /// # Errors
+    /// A file is missing, truncated or no safetensors; an index points outside its directory, to a missing shard or
+    /// tensor; a tensor is there twice; the container's version is unknown or its metadata does not fit the tensors.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let kind = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+        if !kind.is_dir() {
+            return Self::from_shards(path, vec![Shard::open(path.to_owned())?]);
+        }
+        if path.join(MODEL_FILE).exists() {
+            return Self::from_shards(path, vec![Shard::open(path.join(MODEL_FILE))?]);
+        }
+        let index_path = path.join(INDEX_FILE);
+        if !index_path.exists() {
+            return Err(Error::file(path, format!("holds neither {MODEL_FILE} nor {INDEX_FILE}")));
+        }
+        let index = read_index(&index_path)?;
+        let files: BTreeSet<&String> = index.values().collect();
+        let shards = files.iter().map(|file| Shard::open(path.join(file))).collect::<Result<Vec<_>>>()?;
+        for (name, file) in &index {
+            let shard = shards.iter().find(|shard| shard.path.ends_with(file));
+            if shard.is_none_or(|shard| shard.header.info(name).is_none()) {
+                let reason = format!("says that {file} holds tensor {name:?}, and it does not");
+                return Err(Error::file(&index_path, reason));
+            }
+        }
+        Self::from_shards(path, shards)
+    }
+
+    fn from_shards(path: &Path, shards: Vec<Shard>) -> Result<Self> {
+        let mut archive = Self {
+            path: path.to_owned(),
+            shards: vec![],
+            entries: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+        };
+        for (index, shard) in shards.into_iter().enumerate() {
+            archive.list(index, &shard)?;
+            for (key, value) in shard.header.metadata().iter().flatten() {
+                // Each shard describes its own tensors; of what they say in common the first shard's word holds.
+                if key != TENSORS_KEY {
+                    archive.metadata.entry(key.clone()).or_insert_with(|| value.clone());
+                }
+            }
+            archive.shards.push(shard);
+        }
+        Ok(archive)
+    }
+
+    fn list(&mut self, index: usize, shard: &Shard) -> Result<()> {
+        let mut originals = shard.originals()?;
+        for (stored_name, info) in shard.header.tensors() {
+            let refuse = |reason: String| Err(Error::file(&shard.path, reason));
+            let (start, end) = info.data_offsets;
+            let offset = shard.data_start + start;
+            let entry = match stored_name.strip_suffix(SUFFIX) {
+                None => Entry {
+                    name: stored_name.clone(),
+                    dtype: info.dtype,
+                    shape: info.shape.clone(),
+                    compressed: false,
+                    bytes: end - start,
+                    shard: index,
+                    offset,
+                },
+                Some(name) => {
+                    if info.dtype != super::Dtype::U8 || info.shape.len() != 1 {
+                        let (dtype, shape) = (info.dtype, &info.shape);
+                        return refuse(format!(
+                            "tensor {stored_name:?} is {dtype} of shape {shape:?}; a name in {SUFFIX} is kept for \
+                             compressed tensors, which are U8 of rank 1"
+                        ));
+                    }
+                    let original = match originals.remove(name) {
+                        Some(original) => original,
+                        // Written by another tool, without our metadata: the payload itself knows its shape.
+                        None => {
+                            let bytes = &shard.map[offset..shard.data_start + end];
+                            let tensor = RbeTensor::from_bytes(bytes)
+                                .map_err(|e| Error::file(&shard.path, e.in_tensor(name)))?;
+                            Original { dtype: super::Dtype::F32, shape: tensor.shape().dims().to_vec() }
+                        }
+                    };
+                    if super::element_count(&original.shape).is_none() {
+                        return refuse(format!("the recorded shape of tensor {name:?} overflows"));
+                    }
+                    Entry {
+                        name: name.to_owned(),
+                        dtype: original.dtype,
+                        shape: original.shape,
+                        compressed: true,
+                        bytes: end - start,
+                        shard: index,
+                        offset,
+                    }
+                }
+            };
+            if let Some(other) = self.entries.insert(entry.name.clone(), entry) {
+                let name = &other.name;
+                let there = if other.shard == index { shard } else { &self.shards[other.shard] };
+                return if other.shard == index {
+                    refuse(format!("tensor {name:?} is there twice, dense and compressed"))
+                } else {
+                    refuse(format!("tensor {name:?} is also in {}", there.path.display()))
+                };
+            }
+        }
+        match originals.pop_first() {
+            None => Ok(()),
+            Some((name, _)) => {
+                let reason = format!("{TENSORS_KEY} names tensor {name:?}, and there is no {name}{SUFFIX}");
+                Err(Error::file(&shard.path, reason))
+            }
+        }
+    }
+
+    /// The file or directory that was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The safetensors files, in the order of their names.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.shards.iter().map(|shard| shard.path.as_path())
+    }
+
+    /// The file that holds a tensor.
+    pub fn file_of(&self, entry: &Entry) -> &Path {
+        &self.shards[entry.shard].path
+    }
+
+    /// The `__metadata__` of the files, without what this crate keeps there for itself.
+    pub fn metadata(&self) -> BTreeMap<String, String> {
+        self.metadata
+            .iter()
+            .filter(|(key, _)| *key != FORMAT_KEY)
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect()
+    }
+
+    /// All tensors, in the order of their names.
+    pub fn entries(&self) -> impl ExactSizeIterator<Item = &Entry> + Clone {
+        self.entries.values()
+    }
+
+    /// One tensor's entry.
+    pub fn get(&self, name: &str) -> Option<&Entry> {
+        self.entries.get(name)
+    }
+
+    /// One tensor's entry, or an error that names the file and the tensor.
+    pub fn entry(&self, name: &str) -> Result<&Entry> {
+        self.get(name).ok_or_else(|| Error::MissingTensor { path: self.path.clone(), name: name.to_owned() })
+    }
+
+    /// Whether any tensor is compressed.
+    pub fn is_compressed(&self) -> bool {
+        self.metadata.contains_key(FORMAT_KEY) || self.entries().any(|entry| entry.compressed)
+    }
+
+    /// A tensor's bytes as they lie in the file: little-endian values, or the payload.
+    pub fn bytes(&self, entry: &Entry) -> &[u8] {
+        &self.shards[entry.shard].map[entry.offset..entry.offset + entry.bytes]
+    }
+
+    /// Reads and checks a compressed tensor; it lives on the CPU.
+    ///
+    /// # Errors
+    /// The tensor is dense, its payload is damaged, or of another shape than the header says.
+    pub fn rbe(&self, entry: &Entry) -> Result<RbeTensor> {
+        if !entry.compressed {
+            return Err(self.about(entry, "is not compressed"));
+        }
+        let tensor = RbeTensor::from_bytes(self.bytes(entry)).map_err(|e| self.about(entry, e))?;
+        if tensor.shape().dims() != entry.shape {
+            let (payload, header) = (tensor.shape().dims(), &entry.shape);
+            return Err(
+                self.about(entry, format!("the payload has shape {payload:?}, the header says {header:?}"))
+            );
+        }
+        Ok(tensor)
+    }
+
+    /// A tensor as Candle's: dense ones as they are stored, compressed ones decoded to F32.
+    pub fn tensor(&self, entry: &Entry, device: &Device) -> Result<Tensor> {
+        let tensor = if entry.compressed {
+            self.rbe(entry)?.dequantize().and_then(|tensor| Ok(tensor.to_device(device)?))
+        } else {
+            DType::try_from(entry.dtype)
+                .and_then(|dtype| Tensor::from_raw_buffer(self.bytes(entry), dtype, &entry.shape, device))
+                .map_err(Error::from)
+        };
+        tensor.map_err(|e| self.about(entry, e))
+    }
+
+    /// An error about one tensor, naming its file.
+    pub(super) fn about(&self, entry: &Entry, reason: impl std::fmt::Display) -> Error {
+        Error::file(self.file_of(entry), format!("tensor {:?}: {reason}", entry.name))
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// Which file holds which tensor, every file being one directly in the index's own directory.
+fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let index: Index =
+        serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not a valid index: {e}")))?;
+    for (name, file) in &index.weight_map {
+        let mut parts = Path::new(file).components();
+        let plain = matches!(parts.next(), Some(Component::Normal(_))) && parts.next().is_none();
+        if !plain || file.contains('\\') {
+            let reason = format!("tensor {name:?} is said to be in {file:?}, outside this directory");
+            return Err(Error::file(path, reason));
+        }
+        if !path.with_file_name(file).is_file() {
+            return Err(Error::file(path, format!("names {file}, and there is no such file beside it")));
+        }
+    }
+    if index.weight_map.is_empty() {
+        return Err(Error::file(path, "names no tensor"));
+    }
+    Ok(index.weight_map)
+}

@@ -1,0 +1,154 @@
+//! A compressed model held against its original, tensor by tensor.
+
+use super::{Archive, Entry, measure};
+use crate::Result;
+use std::path::Path;
+use std::time::Instant;
+
+/// How far a measured relative error may lie from the recorded one: encoder and decoder round in F32, in different
+/// orders.
+const ERROR_TOLERANCE: f64 = 1e-3;
+
+/// Errors below this are rounding: there is nothing to compare.
+const ERROR_FLOOR: f64 = 1e-6;
+
+/// One tensor of the two models.
+#[derive(Clone, Debug, serde::Serialize)]
+#[non_exhaustive]
+pub struct CheckedTensor {
+    /// Its name.
+    pub name: String,
+    /// Whether it is compressed.
+    pub compressed: bool,
+    /// `|W - W^| / |W|`, measured now; absent for dense tensors, which must agree to the bit.
+    pub relative_error: Option<f64>,
+    /// The same as the encoder recorded it.
+    pub recorded_error: Option<f64>,
+    /// What is wrong; absent where nothing is.
+    pub problem: Option<String>,
+}
+
+/// Both models, compared.
+#[derive(Clone, Debug, serde::Serialize)]
+#[non_exhaustive]
+pub struct VerifyReport {
+    /// Every tensor of either model, in the order of names.
+    pub tensors: Vec<CheckedTensor>,
+    /// How many of them have a problem.
+    pub problems: usize,
+    /// The largest relative error of any tensor.
+    pub largest_relative_error: f64,
+    /// `|W - W^| / |W|` over all compressed tensors together.
+    pub relative_error: f64,
+    /// Wall time.
+    pub seconds: f64,
+}
+
+/// Checks every tensor of a compressed model: its checksum, its shape, and its error against the original.
+///
+/// What is wrong with a tensor is told in the report, so that one damaged tensor does not hide another; only files
+/// that cannot be opened are errors.
+pub fn verify(compressed: impl AsRef<Path>, original: impl AsRef<Path>) -> Result<VerifyReport> {
+    let start = Instant::now();
+    let compressed = Archive::open(compressed)?;
+    let original = Archive::open(original)?;
+    let mut report = VerifyReport {
+        tensors: vec![],
+        problems: 0,
+        largest_relative_error: 0.0,
+        relative_error: 0.0,
+        seconds: 0.0,
+    };
+    let (mut squared_error, mut squared_norm) = (0.0, 0.0);
+    for entry in compressed.entries() {
+        let mut line = CheckedTensor {
+            name: entry.name.clone(),
+            compressed: entry.compressed,
+            relative_error: None,
+            recorded_error: None,
+            problem: None,
+        };
+        match compare(&compressed, entry, &original) {
+            Ok(None) => {}
+            Ok(Some(measured)) => {
+                line.relative_error = Some(measured.relative_error());
+                line.recorded_error = Some(measured.recorded_error);
+                line.problem = measured.problem();
+                report.largest_relative_error = report.largest_relative_error.max(measured.relative_error());
+                squared_error += measured.squared_error;
+                squared_norm += measured.squared_norm;
+            }
+            Err(problem) => line.problem = Some(problem),
+        }
+        report.tensors.push(line);
+    }
+    for entry in original.entries().filter(|entry| compressed.get(&entry.name).is_none()) {
+        report.tensors.push(CheckedTensor {
+            name: entry.name.clone(),
+            compressed: false,
+            relative_error: None,
+            recorded_error: None,
+            problem: Some(format!("is missing from {}", compressed.path().display())),
+        });
+    }
+    report.tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    report.problems = report.tensors.iter().filter(|tensor| tensor.problem.is_some()).count();
+    report.relative_error = ratio(squared_error, squared_norm);
+    report.seconds = start.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+struct Measured {
+    squared_error: f64,
+    squared_norm: f64,
+    recorded_error: f64,
+}
+
+impl Measured {
+    fn relative_error(&self) -> f64 {
+        ratio(self.squared_error, self.squared_norm)
+    }
+
+    fn problem(&self) -> Option<String> {
+        let (measured, recorded) = (self.relative_error(), self.recorded_error);
+        // Written so that a NaN on either side is a problem too.
+        let agree = (measured - recorded).abs() <= ERROR_TOLERANCE * recorded + ERROR_FLOOR;
+        (!agree).then(|| format!("has a relative error of {measured:.3e}, and {recorded:.3e} is recorded"))
+    }
+}
+
+fn ratio(squared_error: f64, squared_norm: f64) -> f64 {
+    if squared_error == 0.0 { 0.0 } else { (squared_error / squared_norm).sqrt() }
+}
+
+/// The error of one tensor, `None` for a dense one that is the same; or what is wrong with it.
+fn compare(compressed: &Archive, entry: &Entry, original: &Archive) -> Result<Option<Measured>, String> {
+    let Some(before) = original.get(&entry.name) else {
+        return Err(format!("is not in {}", original.path().display()));
+    };
+    if before.compressed {
+        return Err("is compressed in the original too; give the dense model".into());
+    }
+    if before.shape != entry.shape || before.dtype != entry.dtype {
+        return Err(format!(
+            "is {} of shape {:?}, and was {} of shape {:?}",
+            entry.dtype, entry.shape, before.dtype, before.shape
+        ));
+    }
+    if !entry.compressed {
+        return match compressed.bytes(entry) == original.bytes(before) {
+            true => Ok(None),
+            false => Err("differs from the original, and is not compressed".into()),
+        };
+    }
+    let text = |error: crate::Error| error.to_string();
+    let tensor = compressed.rbe(entry).map_err(text)?;
+    let decoded = tensor.dequantize().map_err(text)?;
+    let decoded = decoded.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(|e| e.to_string())?;
+    let bytes = original.bytes(before);
+    Ok(Some(Measured {
+        squared_error: measure::squared_distance(bytes, before.dtype, &decoded),
+        squared_norm: measure::squared_norm(bytes, before.dtype),
+        recorded_error: tensor.relative_error(),
+    }))
+}

@@ -1,0 +1,36 @@
+//! A progress bar on standard error; where that is no terminal, nothing.
+
+use candle_rbe::archive::Step;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+pub(crate) struct Bar(ProgressBar);
+
+impl Bar {
+    pub(crate) fn new(verb: &'static str) -> anyhow::Result<Self> {
+        let style =
+            ProgressStyle::with_template("{prefix} [{bar:24}] {percent:>3} %, {eta} left  {wide_msg}")?;
+        let bar = ProgressBar::new(0).with_style(style.progress_chars("=> ")).with_prefix(verb);
+        // The estimate keeps moving while one large matrix takes its time.
+        bar.enable_steady_tick(Duration::from_millis(200));
+        Ok(Self(bar))
+    }
+
+    pub(crate) fn step(&self, step: Step<'_>) -> ControlFlow<()> {
+        self.set(step.weights_done, step.weights, step.name.to_owned());
+        ControlFlow::Continue(())
+    }
+
+    pub(crate) fn set(&self, done: u64, of: u64, message: String) {
+        self.0.set_length(of);
+        self.0.set_position(done);
+        self.0.set_message(message);
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}

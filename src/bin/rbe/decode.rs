@@ -1,0 +1,60 @@
+//! `rbe decode`
+
+use crate::bar::Bar;
+use crate::print;
+use anyhow::Context;
+use candle_rbe::archive::{self, DecodeOptions, Dtype};
+use clap::{Args, ValueEnum};
+use std::path::PathBuf;
+
+/// Decode a compressed model into one ordinary safetensors file
+#[derive(Args)]
+pub(crate) struct Decode {
+    /// Compressed model directory or file
+    input: PathBuf,
+    /// File to write
+    output: PathBuf,
+    /// Type of the weights [default: each tensor's type before it was compressed]
+    #[arg(long, value_enum)]
+    dtype: Option<DtypeArg>,
+    /// Replace the output if it is there
+    #[arg(long)]
+    force: bool,
+    /// Print a report as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DtypeArg {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl Decode {
+    pub(crate) fn run(&self) -> anyhow::Result<()> {
+        let dtype = self.dtype.map(|dtype| match dtype {
+            DtypeArg::F32 => Dtype::F32,
+            DtypeArg::F16 => Dtype::F16,
+            DtypeArg::Bf16 => Dtype::BF16,
+        });
+        let options = DecodeOptions { dtype, overwrite: self.force };
+        let bar = Bar::new("decoding")?;
+        let report = archive::decode(&self.input, &self.output, &options, &mut |step| bar.step(step))
+            .with_context(|| format!("cannot decode {}", self.input.display()))?;
+        drop(bar);
+        if self.json {
+            return print::json(&report);
+        }
+        print::line(&format!(
+            "{}: {} -> {} in {:.1} s\n{} of {} tensors decoded",
+            self.output.display(),
+            print::bytes(report.bytes_before),
+            print::bytes(report.bytes_after),
+            report.seconds,
+            report.decoded_tensors,
+            report.tensors,
+        ))
+    }
+}

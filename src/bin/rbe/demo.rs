@@ -1,0 +1,134 @@
+//! `rbe demo`: the whole way in one command, on the small model of the repository.
+
+use crate::bar::Bar;
+use crate::eval::compare;
+use crate::language::{self, Language, Sampling};
+use crate::print::{self, Table};
+use anyhow::{Context, ensure};
+use candle_rbe::archive::{self, CompressOptions, Selection};
+use candle_rbe::models::Windows;
+use candle_rbe::{Encoder, EncoderConfig, Rate};
+use clap::Args;
+use std::path::PathBuf;
+
+/// The projections of LLaMA and of GPT-2: what most weights of a large model are in.
+const PROJECTIONS: &str = r"(_proj|c_attn|c_fc)\.weight$";
+
+/// Compress a small model, run it beside the original, and show what changed
+#[derive(Args)]
+pub(crate) struct Demo {
+    /// Model directory
+    #[arg(default_value = "models/llama-books")]
+    model: PathBuf,
+    /// Bits per weight of the projections
+    #[arg(long, value_name = "B", default_value_t = 4.0)]
+    bits: f64,
+    /// The text to evaluate on
+    #[arg(long, value_name = "FILE", default_value = "models/evaluation.txt")]
+    text: PathBuf,
+    /// The text to continue
+    #[arg(long, default_value = "It was a dark evening, and the old gentleman")]
+    prompt: String,
+    /// Tokens to continue it by
+    #[arg(short, value_name = "N", default_value_t = 80)]
+    n: usize,
+    /// Seed of the texts
+    #[arg(long, default_value_t = 3)]
+    seed: u64,
+}
+
+impl Demo {
+    pub(crate) fn run(&self) -> anyhow::Result<()> {
+        for path in [&self.model, &self.text] {
+            let hint = "run rbe in the root of the repository, or name a model directory and a --text";
+            ensure!(path.exists(), "there is no {}; {hint}", path.display());
+        }
+        let room = tempfile::tempdir().context("cannot make a temporary directory")?;
+        let compressed = room.path().join("model");
+        let rate = Rate::BitsPerWeight(self.bits);
+        let encoder = Encoder::new(EncoderConfig { rate, ..EncoderConfig::default() })?;
+        let options =
+            CompressOptions { selection: Selection::new(Some(PROJECTIONS), None)?, overwrite: false };
+        let bar = Bar::new("compressing")?;
+        let report =
+            archive::compress(&self.model, &compressed, &encoder, &options, &mut |step| bar.step(step))
+                .with_context(|| format!("cannot compress {}", self.model.display()))?;
+        drop(bar);
+        let chosen = report.tensors.iter().filter(|tensor| tensor.compressed);
+        let before: u64 = chosen.clone().map(|tensor| tensor.bytes_before).sum();
+        let after: u64 = chosen.map(|tensor| tensor.bytes_after).sum();
+        print::line(&format!(
+            "Compressed the {} projections of {} in {:.1} s: {} -> {}.\n",
+            report.compressed_tensors,
+            self.model.display(),
+            report.seconds,
+            print::bytes(before),
+            print::bytes(after),
+        ))?;
+
+        let tokenizer = language::tokenizer(&self.model)?;
+        let (dense, rbe) = (Language::open(&self.model)?, Language::open(&compressed)?);
+        let evaluation = compare(&dense, &rbe, &tokenizer, &self.text, Windows::default())?;
+        // Small models repeat themselves when they always take the likeliest token; with the same seed both draw alike.
+        let sampling = Sampling::Temperature { temperature: 0.7, seed: self.seed };
+        let mut texts = vec![];
+        for language in [&dense, &rbe] {
+            let mut text = self.prompt.clone();
+            let (_, rate) =
+                language::write(&language.model, &tokenizer, &self.prompt, self.n, sampling, |piece| {
+                    text.push_str(piece);
+                    Ok(())
+                })?;
+            texts.push((text, rate));
+        }
+
+        let (original, ours) = (evaluation.reference, evaluation.candidate);
+        let mut table = Table::new(&[0]);
+        table.row(["", "original", "compressed"]);
+        let mut row = |name: &str, original: String, ours: String| table.row([name.into(), original, ours]);
+        row(
+            "bits per projection weight",
+            format!("{:.2}", 8.0 * before as f64 / report.compressed_weights as f64),
+            format!("{:.2}", report.bits_per_weight),
+        );
+        row("projections", print::bytes(before), print::bytes(after));
+        row("all weights", print::bytes(report.bytes_before), print::bytes(report.bytes_after));
+        row(
+            "perplexity (lower is better)",
+            format!("{:.2}", original.perplexity),
+            format!("{:.2}", ours.perplexity),
+        );
+        row(
+            "tokens read per second",
+            format!("{:.0}", original.tokens_per_second),
+            format!("{:.0}", ours.tokens_per_second),
+        );
+        row("tokens written per second", format!("{:.0}", texts[0].1), format!("{:.0}", texts[1].1));
+        print::line(&format!(
+            "{table}\n\nThe two agree on the likeliest next token at {:.1} % of positions;\nKL divergence {:.4} nats \
+             per token, relative error of the weights {:.4}.",
+            100.0 * evaluation.top1_agreement,
+            evaluation.kl_divergence,
+            report.relative_error,
+        ))?;
+        for (name, (text, _)) in ["original", "compressed"].iter().zip(&texts) {
+            print::line(&format!("\n{name}:\n{}", wrap(text)))?;
+        }
+        Ok(())
+    }
+}
+
+/// Lines of at most 92 characters, set in by two.
+fn wrap(text: &str) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        if lines.last().is_some_and(|line| line.chars().count() + word.chars().count() > 90) {
+            lines.push(String::new());
+        }
+        if let Some(line) = lines.last_mut() {
+            line.push_str(if line.is_empty() { "  " } else { " " });
+            line.push_str(word);
+        }
+    }
+    lines.join("\n")
+}

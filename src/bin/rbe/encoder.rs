@@ -1,0 +1,94 @@
+//! The encoder's settings, as the commands that encode share them.
+
+use candle_rbe::{Encoder, EncoderConfig, Quality, Rate, TermChoice, Transform};
+use clap::{Args, ValueEnum};
+
+#[derive(Args)]
+#[group(skip)]
+pub(crate) struct EncoderArgs {
+    /// Bits per weight, all side information counted [default: 4 and room for the scales]
+    #[arg(long, value_name = "B", group = "rate", allow_negative_numbers = true)]
+    bits: Option<f64>,
+    /// Relative error |W - W^| / |W| of each matrix, in as few bits as it takes
+    #[arg(long, value_name = "E", group = "rate")]
+    rel_error: Option<f64>,
+    /// Root mean square error of each matrix
+    #[arg(long, value_name = "R", group = "rate")]
+    rmse: Option<f64>,
+    /// Coefficients kept per full block
+    #[arg(long, value_name = "K", group = "rate")]
+    k: Option<usize>,
+    /// A named rate
+    #[arg(long, value_enum, group = "rate")]
+    quality: Option<QualityArg>,
+    /// What carries the coefficients
+    #[arg(long, value_enum, default_value = "auto")]
+    term: TermArg,
+    /// Edge of a block: 32, 64, 128 or 256 [default: the best of them, 64 with --k]
+    #[arg(long, value_name = "N")]
+    block: Option<usize>,
+    /// Transform of the blocks
+    #[arg(long, value_enum, default_value = "dct")]
+    transform: TransformArg,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum QualityArg {
+    /// 8 bits
+    UltraHigh,
+    /// 6 bits
+    High,
+    /// 4 bits
+    Balanced,
+    /// 3 bits
+    Fast,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum TermArg {
+    /// Whichever is smaller at the error, or better at the size
+    Auto,
+    /// Every coefficient at n bits, in bit-planes
+    Planes,
+    /// The K largest coefficients
+    Sparse,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum TransformArg {
+    /// Discrete cosine
+    Dct,
+    /// Haar wavelet
+    Haar,
+    /// Daubechies' wavelet with four taps
+    Db4,
+}
+
+impl EncoderArgs {
+    pub(crate) fn encoder(&self) -> candle_rbe::Result<Encoder> {
+        let quality = |quality| match quality {
+            QualityArg::UltraHigh => Quality::UltraHigh,
+            QualityArg::High => Quality::High,
+            QualityArg::Balanced => Quality::Balanced,
+            QualityArg::Fast => Quality::Fast,
+        };
+        let rate = None
+            .or(self.bits.map(Rate::BitsPerWeight))
+            .or(self.rel_error.map(Rate::RelativeError))
+            .or(self.rmse.map(Rate::Rmse))
+            .or(self.k.map(Rate::Coefficients))
+            .or(self.quality.map(|name| quality(name).into()))
+            .unwrap_or(EncoderConfig::default().rate);
+        let term = match self.term {
+            TermArg::Auto => TermChoice::Auto,
+            TermArg::Planes => TermChoice::Planes,
+            TermArg::Sparse => TermChoice::Sparse,
+        };
+        let transform = match self.transform {
+            TransformArg::Dct => Transform::Dct,
+            TransformArg::Haar => Transform::Haar,
+            TransformArg::Db4 => Transform::Daubechies4,
+        };
+        Encoder::new(EncoderConfig { rate, term, block: self.block, transform, ..EncoderConfig::default() })
+    }
+}

@@ -1,0 +1,104 @@
+//! A language model directory: weights, configuration, tokenizer.
+
+use anyhow::{Context, anyhow};
+use candle_core::{DType, Device};
+use candle_rbe::archive::{self, Archive};
+use candle_rbe::models::{CausalLm, Model, generate, greedy};
+use candle_transformers::generation::LogitsProcessor;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+use tokenizers::Tokenizer;
+
+pub(crate) struct Language {
+    pub(crate) path: PathBuf,
+    pub(crate) model: Model,
+}
+
+impl Language {
+    /// Opens a dense or a compressed model; which of them its layers are, the file says.
+    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
+        let load = || Model::load(directory(path), archive::open(path, DType::F32, &Device::Cpu)?);
+        let model = load().with_context(|| format!("cannot load {}", path.display()))?;
+        Ok(Self { path: path.to_owned(), model })
+    }
+
+    /// Bytes of all weights in the file.
+    pub(crate) fn bytes(&self) -> anyhow::Result<u64> {
+        Ok(Archive::open(&self.path)?.entries().map(|entry| entry.bytes as u64).sum())
+    }
+}
+
+/// Where the configuration and the tokenizer of a model lie.
+fn directory(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !path.is_dir() => parent,
+        _ => path,
+    }
+}
+
+/// The tokenizer beside a model's weights.
+pub(crate) fn tokenizer(path: &Path) -> anyhow::Result<Tokenizer> {
+    let file = directory(path).join("tokenizer.json");
+    Tokenizer::from_file(&file).map_err(|e| anyhow!("cannot read {}: {e}", file.display()))
+}
+
+/// The tokens of a text; `special` adds what the model expects at the start of one.
+pub(crate) fn tokens(tokenizer: &Tokenizer, text: &str, special: bool) -> anyhow::Result<Vec<u32>> {
+    let encoding =
+        tokenizer.encode_fast(text, special).map_err(|e| anyhow!("cannot tokenize the text: {e}"))?;
+    Ok(encoding.get_ids().to_vec())
+}
+
+/// How the next token is chosen.
+#[derive(Clone, Copy)]
+pub(crate) enum Sampling {
+    Greedy,
+    Temperature { temperature: f64, seed: u64 },
+}
+
+/// Continues `prompt` by up to `count` tokens, handing over each piece of text as soon as it is whole; returns the
+/// number of tokens and the tokens per second after the first, which pays for the prompt.
+pub(crate) fn write(
+    model: &dyn CausalLm,
+    tokenizer: &Tokenizer,
+    prompt: &str,
+    count: usize,
+    sampling: Sampling,
+    mut piece: impl FnMut(&str) -> anyhow::Result<()>,
+) -> anyhow::Result<(usize, f64)> {
+    let mut ids = tokens(tokenizer, prompt, true)?;
+    if ids.is_empty() {
+        // A model continues something: with no prompt, the token that stands between texts.
+        let start = model.eos_token_ids().first();
+        ids.push(
+            *start.context("the prompt is empty and the model names no end-of-text token; give a prompt")?,
+        );
+    }
+    let mut processor = match sampling {
+        Sampling::Greedy => None,
+        Sampling::Temperature { temperature, seed } => {
+            Some(LogitsProcessor::new(seed, Some(temperature), None))
+        }
+    };
+    let choose = |logits: &candle_core::Tensor| match &mut processor {
+        None => greedy(logits),
+        Some(processor) => processor.sample(logits),
+    };
+    let mut stream = tokenizer.decode_stream(true);
+    // The stream is told the prompt too, so that the spaces between words come out right.
+    for &id in &ids {
+        stream.step(id).map_err(|e| anyhow!("cannot decode token {id}: {e}"))?;
+    }
+    let (mut written, mut first) = (0, None);
+    for id in generate(model, &ids, count, choose) {
+        let id = id.context("cannot continue the text")?;
+        first.get_or_insert_with(Instant::now);
+        written += 1;
+        if let Some(text) = stream.step(id).map_err(|e| anyhow!("cannot decode token {id}: {e}"))? {
+            piece(&text)?;
+        }
+    }
+    let seconds = first.map_or(0.0, |first| first.elapsed().as_secs_f64());
+    let rate = if written > 1 { (written - 1) as f64 / seconds } else { 0.0 };
+    Ok((written, rate))
+}

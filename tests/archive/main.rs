@@ -1,0 +1,7 @@
+//! Compressed models as files: what goes in comes out, and what is wrong is refused by name.
+
+mod models;
+mod outputs;
+mod refusals;
+mod round_trip;
+mod sample;

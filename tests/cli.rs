@@ -1,0 +1,282 @@
+//! The `rbe` program as its users meet it: arguments in, standard output, standard error and exit status out.
+#![cfg(feature = "cli")]
+
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+use tempfile::TempDir;
+
+const MODEL: &str = "models/llama-books";
+const PROJECTIONS: &str = r"_proj\.weight$";
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rbe"));
+    command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR"));
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    command(arguments).output().unwrap()
+}
+
+/// Standard output of a run that succeeds; standard error, which is no terminal here, stays free of bars.
+fn succeed(arguments: &[&str]) -> String {
+    let output = run(arguments);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{arguments:?}: {errors}");
+    assert!(!errors.contains("%"), "{errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The one JSON object that is all of standard output.
+fn json(arguments: &[&str]) -> Value {
+    let text = succeed(arguments);
+    let value: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{arguments:?}: {e} in {text}"));
+    assert!(value.is_object());
+    value
+}
+
+/// Standard error of a run that fails, with nothing on standard output.
+fn fail(arguments: &[&str]) -> String {
+    let output = run(arguments);
+    assert!(!output.status.success(), "{arguments:?} succeeded");
+    assert!(output.stdout.is_empty(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stdout));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(text.matches("error:").count(), 1, "{text}");
+    text
+}
+
+fn string(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// A compressed model for all tests, made once: the projections at five bits.
+fn compressed() -> &'static Path {
+    static ROOM: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    let (_, path) = ROOM.get_or_init(|| {
+        let room = tempfile::tempdir().unwrap();
+        let path = room.path().join("rbe");
+        succeed(&["compress", MODEL, string(&path), "--bits", "5", "--include", PROJECTIONS]);
+        (room, path)
+    });
+    path
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<_> = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+fn number(value: &Value, key: &str) -> f64 {
+    value[key].as_f64().unwrap_or_else(|| panic!("{key} in {value}"))
+}
+
+#[test]
+fn compress_reports_what_it_did() {
+    let room = tempfile::tempdir().unwrap();
+    let out = room.path().join("out");
+    let layer = r"layers\.0\..*_proj\.weight$";
+    let report = json(&["compress", MODEL, string(&out), "--rel-error", "0.2", "--include", layer, "--json"]);
+    assert_eq!(
+        (number(&report, "compressed_tensors"), report["tensors"].as_array().unwrap().len()),
+        (7.0, 57)
+    );
+    assert!(number(&report, "relative_error") <= 0.2 && number(&report, "relative_error") > 0.1);
+    assert!(number(&report, "bits_per_weight") < 4.0);
+    assert_eq!(names(&out), ["config.json", "model.safetensors", "tokenizer.json"]);
+    assert_eq!(names(room.path()), ["out"]);
+
+    let again = fail(&["compress", MODEL, string(&out), "--include", layer]);
+    assert!(again.contains("already exists") && again.contains("--force"), "{again}");
+    let settings = ["--quality", "fast", "--term", "planes", "--block", "64", "--transform", "haar"];
+    let mut arguments = vec!["compress", MODEL, string(&out), "--include", layer, "--force"];
+    arguments.extend(settings);
+    let text = succeed(&arguments);
+    assert!(text.contains("7 of 57 tensors compressed") && text.contains("MB"), "{text}");
+    let inspected = json(&["inspect", string(&out), "--json"]);
+    let tensors = inspected["tensors"].as_array().unwrap();
+    let tensor = tensors.iter().find(|t| t["name"] == "model.layers.0.mlp.up_proj.weight").unwrap();
+    let summary = tensor["summary"].as_str().unwrap();
+    assert!(summary.contains("planes") && summary.contains("haar") && summary.contains("64"), "{summary}");
+}
+
+#[test]
+fn compress_refuses_what_makes_no_sense() {
+    let room = tempfile::tempdir().unwrap();
+    let out = room.path().join("out");
+    let with = |more: &[&str]| fail(&[&["compress", MODEL, string(&out)], more].concat());
+    assert!(with(&["--bits", "4", "--k", "10"]).contains("cannot be used with"));
+    assert!(with(&["--bits", "-1"]).contains("must be positive"));
+    assert!(with(&["--block", "65"]).contains("32, 64, 128 and 256"));
+    assert!(with(&["--include", "("]).contains("not a regular expression"));
+    assert!(with(&["--include", "nothing-like-it"]).contains("none of its 57 tensors"));
+    let rate = with(&["--bits", "0.001", "--include", r"0\.self_attn\.q_proj"]);
+    assert!(rate.contains("\"model.layers.0.self_attn.q_proj.weight\": cannot reach 0.001 bits"), "{rate}");
+    let absent = fail(&["compress", "models/absent", string(&out)]);
+    assert!(absent.contains("models/absent"), "{absent}");
+    assert!(names(room.path()).is_empty());
+}
+
+#[test]
+fn decode_gives_an_ordinary_file() {
+    let room = tempfile::tempdir().unwrap();
+    let out = room.path().join("decoded.safetensors");
+    let report = json(&["decode", string(compressed()), string(&out), "--json"]);
+    assert_eq!((number(&report, "tensors"), number(&report, "decoded_tensors")), (57.0, 42.0));
+    let bytes = std::fs::read(&out).unwrap();
+    let original =
+        std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(MODEL).join("model.safetensors")).unwrap();
+    let decoded = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    for (name, view) in safetensors::SafeTensors::deserialize(&original).unwrap().iter() {
+        let ours = decoded.tensor(name).unwrap();
+        assert_eq!((ours.dtype(), ours.shape()), (view.dtype(), view.shape()), "{name}");
+    }
+    assert!(fail(&["decode", string(compressed()), string(&out)]).contains("--force"));
+    succeed(&["decode", string(compressed()), string(&out), "--force", "--dtype", "f32"]);
+    assert!(std::fs::metadata(&out).unwrap().len() > 2 * bytes.len() as u64 - 20_000);
+    assert_eq!(names(room.path()), ["decoded.safetensors"]);
+}
+
+#[test]
+fn inspect_lists_every_tensor() {
+    let report = json(&["inspect", string(compressed()), "--json"]);
+    assert_eq!(
+        (number(&report, "compressed_tensors"), report["tensors"].as_array().unwrap().len()),
+        (42.0, 57)
+    );
+    let bits = number(&report, "bits_per_weight");
+    assert!(bits > 4.5 && bits <= 5.0, "{bits}");
+    let text = succeed(&["inspect", string(compressed())]);
+    assert_eq!(text.lines().count(), 1 + 57 + 2);
+    let line = text.lines().find(|line| line.starts_with("model.layers.5.mlp.down_proj.weight ")).unwrap();
+    assert!(line.contains("256 x 768") && line.contains("planes"), "{line}");
+    assert!(succeed(&["inspect", MODEL]).contains("nothing is compressed"));
+    assert!(fail(&["inspect", "models"]).contains("holds neither model.safetensors nor"));
+    assert!(fail(&["inspect", "Cargo.toml"]).contains("Cargo.toml: not a valid safetensors file"));
+}
+
+#[test]
+fn verify_passes_the_original_and_fails_anything_else() {
+    let rbe = string(compressed());
+    let report = json(&["verify", rbe, "--against", MODEL, "--json"]);
+    assert_eq!(number(&report, "problems"), 0.0);
+    assert!(number(&report, "largest_relative_error") < 0.1);
+    assert!(succeed(&["verify", rbe, "--against", MODEL]).contains("over all compressed tensors"));
+
+    let room = tempfile::tempdir().unwrap();
+    let damaged = room.path().join("damaged.safetensors");
+    let mut bytes = std::fs::read(compressed().join("model.safetensors")).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&damaged, bytes).unwrap();
+    let output = run(&["verify", string(&damaged), "--against", MODEL, "--json"]);
+    assert!(!output.status.success());
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(number(&report, "problems"), 1.0);
+    assert!(String::from_utf8(output.stderr).unwrap().contains("1 of 57 tensors do not verify"));
+    let text = String::from_utf8(run(&["verify", string(&damaged), "--against", MODEL]).stdout).unwrap();
+    assert!(text.contains("PROBLEM: ") && text.contains("checksum"), "{text}");
+    assert!(!run(&["verify", rbe, "--against", "models/gpt2-books"]).status.success());
+}
+
+#[test]
+fn eval_compares_two_models() {
+    let rbe = string(compressed());
+    let text = "models/evaluation.txt";
+    let windows = ["--windows", "2", "--window-tokens", "48"];
+    let evaluate =
+        |more: &[&str]| json(&[&["eval", MODEL, rbe, "--text", text, "--json"], more, &windows].concat());
+    let report = evaluate(&[]);
+    let (kl, agreement) = (number(&report, "kl_divergence"), number(&report, "top1_agreement"));
+    assert!(kl > 1e-5 && kl < 0.05, "{kl}");
+    assert!(agreement > 0.8 && agreement <= 1.0, "{agreement}");
+    assert!(number(&report, "max_logit_difference") > 0.01);
+    assert!(number(&report, "candidate_bytes") < 0.6 * number(&report, "reference_bytes"));
+    for model in ["reference", "candidate"] {
+        let perplexity = number(&report[model], "perplexity");
+        assert!(perplexity > 10.0 && perplexity < 200.0, "{model}: {perplexity}");
+        assert!(number(&report[model], "tokens_per_second") > 0.0);
+    }
+    let itself = json(&[&["eval", MODEL, MODEL, "--text", text, "--json"], &windows[..]].concat());
+    assert_eq!((number(&itself, "kl_divergence"), number(&itself, "top1_agreement")), (0.0, 1.0));
+    assert!(
+        succeed(&[&["eval", MODEL, rbe, "--text", text], &windows[..]].concat()).contains("KL divergence")
+    );
+    assert!(fail(&["eval", MODEL, rbe, "--text", "absent.txt"]).contains("cannot read the text absent.txt"));
+    assert!(fail(&["eval", MODEL, rbe, "--text", text, "--windows", "100000"]).contains("100000 windows"));
+}
+
+#[test]
+fn generate_continues_a_prompt() {
+    let prompt = "It was a dark evening";
+    let write = |model: &str, more: &[&str]| {
+        let arguments = [&["generate", model, "--prompt", prompt, "-n", "12"], more].concat();
+        let output = run(&arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let dense = write(MODEL, &[]);
+    assert!(dense.starts_with(prompt) && dense.len() > prompt.len() + 20 && dense.ends_with('\n'), "{dense}");
+    assert_eq!(dense, write(MODEL, &[]));
+    assert!(write(string(compressed()), &[]).starts_with(prompt));
+    let sampled = |seed| write(MODEL, &["--temperature", "1.2", "--seed", seed]);
+    assert_eq!(sampled("1"), sampled("1"));
+    assert_ne!(sampled("1"), sampled("2"));
+    assert!(fail(&["generate", MODEL, "-p", "x", "--temperature", "0"]).contains("number above 0"));
+    assert!(fail(&["generate", "models", "-p", "x"]).contains("tokenizer.json"));
+}
+
+#[test]
+fn demo_shows_both_models_side_by_side() {
+    let text = succeed(&["demo", "-n", "8"]);
+    for expected in
+        ["perplexity", "KL divergence", "tokens written per second", "original:", "compressed:", "MB"]
+    {
+        assert!(text.contains(expected), "{expected} in {text}");
+    }
+    let mut elsewhere = command(&["demo"]);
+    let room = tempfile::tempdir().unwrap();
+    let output = elsewhere.current_dir(room.path()).output().unwrap();
+    assert!(!output.status.success());
+    assert!(String::from_utf8(output.stderr).unwrap().contains("root of the repository"));
+}
+
+#[test]
+fn help_names_every_command() {
+    let help = succeed(&["--help"]);
+    for name in ["compress", "decode", "inspect", "verify", "eval", "generate", "demo"] {
+        assert!(help.contains(name), "{name}");
+        assert!(succeed(&[name, "--help"]).len() > 200, "{name}");
+    }
+}
+
+/// A limit on the size of files stands for a disk that fills up; the shell sets it, and has the program told by an
+/// error instead of a signal.
+#[cfg(unix)]
+#[test]
+fn a_disk_that_fills_up_is_an_error_and_leaves_nothing() {
+    let room = tempfile::tempdir().unwrap();
+    let limited = |arguments: &[&str]| {
+        let script = "trap '' XFSZ; ulimit -f 6000; exec \"$0\" \"$@\"";
+        let output = Command::new("sh")
+            .args(["-c", script, env!("CARGO_BIN_EXE_rbe")])
+            .args(arguments)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(names(room.path()).is_empty(), "{:?}", names(room.path()));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let out = room.path().join("out");
+    let layer = r"layers\.0\.self_attn\.q_proj";
+    let directory = limited(&["compress", MODEL, string(&out), "--include", layer]);
+    let file = limited(&["decode", string(compressed()), string(&out)]);
+    for error in [directory, file] {
+        assert!(error.contains(string(&out)) && error.contains("too large"), "{error}");
+    }
+}

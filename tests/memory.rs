@@ -1,0 +1,77 @@
+//! Compressing and decoding hold one matrix at a time, however many a model has.
+
+use candle_core::{Device, Tensor};
+use candle_rbe::archive::{self, CompressOptions, DecodeOptions};
+use candle_rbe::{Encoder, EncoderConfig, TermChoice};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// The system's allocator, counting what is held and the most that ever was.
+struct Counting;
+
+static HELD: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+#[allow(unsafe_code)]
+// SAFETY: every call is handed to the system's allocator unchanged; the counters are atomics beside it.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let held = HELD.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
+        PEAK.fetch_max(held, Ordering::Relaxed);
+        // SAFETY: the caller keeps `alloc`'s contract, which is the system's own.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        HELD.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: `pointer` came from `alloc` above, and so from the system, with this layout.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// The most memory that `act` holds beyond what is held before it.
+fn peak(act: impl FnOnce()) -> usize {
+    let before = HELD.load(Ordering::Relaxed);
+    PEAK.store(before, Ordering::Relaxed);
+    act();
+    PEAK.load(Ordering::Relaxed) - before
+}
+
+#[test]
+fn memory_does_not_grow_with_the_number_of_matrices() {
+    const SIDE: usize = 256;
+    let room = tempfile::tempdir().unwrap();
+    let weight = Tensor::randn(0f32, 0.02, (SIDE, SIDE), &Device::Cpu).unwrap();
+    let config = EncoderConfig { term: TermChoice::Planes, block: Some(64), ..EncoderConfig::default() };
+    let encoder = Encoder::new(config).unwrap();
+    let mut watch = |_: archive::Step<'_>| ControlFlow::Continue(());
+    let mut measure = |matrices: usize| {
+        let path = |name: &str| room.path().join(format!("{name}-{matrices}"));
+        let tensors: HashMap<String, Tensor> =
+            (0..matrices).map(|number| (format!("layers.{number}.weight"), weight.clone())).collect();
+        candle_core::safetensors::save(&tensors, path("dense")).unwrap();
+        drop(tensors);
+        let compress = peak(|| {
+            let options = CompressOptions::default();
+            archive::compress(path("dense"), path("rbe"), &encoder, &options, &mut watch).unwrap();
+        });
+        let decode = peak(|| {
+            archive::decode(path("rbe"), path("decoded"), &DecodeOptions::default(), &mut watch).unwrap();
+        });
+        println!("{matrices} matrices: {compress} bytes to compress, {decode} to decode");
+        (compress, decode)
+    };
+    // The first run pays for thread pools and tables that stay.
+    measure(3);
+    let (few, many) = (measure(2), measure(48));
+    let all = 48 * SIDE * SIDE * size_of::<f32>();
+    for (what, few, many) in [("compress", few.0, many.0), ("decode", few.1, many.1)] {
+        assert!(many < few + few / 4, "{what}: {few} bytes for 2 matrices, {many} for 48");
+        assert!(many < all / 2, "{what}: {many} bytes held, the whole model has {all}");
+    }
+}
