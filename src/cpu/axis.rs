@@ -53,7 +53,6 @@ pub(super) fn synthesize(kernels: &Kernels, axis: &Axis, x: &[f32], y: &mut [f32
     run(kernels, axis, Way::Synthesize, x, pool, &|vector, block, segment| {
         let start = vector * len + block * edge;
         // SAFETY: each vector's blocks are its own, and each is taken once.
-        #[allow(unsafe_code)]
         unsafe { shared.part(start..start + segment.len()) }.copy_from_slice(segment);
     });
 }
@@ -107,12 +106,12 @@ fn run(
                         None => row.iter_mut().zip(source).for_each(|(row, x)| *row = x * norm),
                     }
                 }
-                kernels.to_lanes(rows, lanes);
+                kernels.rows_to_lanes(rows, lanes);
                 match way {
                     Way::Analyze => kernels.dct2(lanes, lane_scratch),
                     Way::Synthesize => kernels.dct3(lanes, lane_scratch),
                 }
-                kernels.from_lanes(lanes, rows);
+                kernels.lanes_to_rows(lanes, rows);
                 for (lane, row) in rows[..count].iter_mut().enumerate() {
                     let at = place(first + lane);
                     let row = &mut row[..full];

@@ -84,7 +84,7 @@ pub(super) fn sparse<const FMA: bool>(
 
 /// Sixteen elements of each of sixteen rows to lanes.
 #[inline(always)]
-pub(super) fn to_lanes(rows: &[f32], stride: usize, lanes: &mut [Lanes; LANES]) {
+pub(super) fn rows_to_lanes(rows: &[f32], stride: usize, lanes: &mut [Lanes; LANES]) {
     for (lane, row) in rows.chunks(stride).take(LANES).enumerate() {
         for (lanes, value) in lanes.iter_mut().zip(&row[..LANES]) {
             lanes.0[lane] = *value;
@@ -94,7 +94,7 @@ pub(super) fn to_lanes(rows: &[f32], stride: usize, lanes: &mut [Lanes; LANES]) 
 
 /// Lanes back to rows.
 #[inline(always)]
-pub(super) fn from_lanes(lanes: &[Lanes; LANES], rows: &mut [f32], stride: usize) {
+pub(super) fn lanes_to_rows(lanes: &[Lanes; LANES], rows: &mut [f32], stride: usize) {
     for (lane, row) in rows.chunks_mut(stride).take(LANES).enumerate() {
         for (lanes, value) in lanes.iter().zip(&mut row[..LANES]) {
             *value = lanes.0[lane];

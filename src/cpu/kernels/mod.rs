@@ -3,10 +3,6 @@
 //! Integer loops ([`planes`](Kernels::planes)) are written by hand for each level and give the same bits on
 //! all; the others are written once in [`generic`] and compiled for each level.
 
-// The calls through the table are unsafe only because a level's instructions must exist; `Kernels::new` sees to
-// that.
-#![allow(unsafe_code)]
-
 mod generic;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
@@ -55,8 +51,8 @@ pub(super) struct Table {
     /// `acc += S x` for one block, `acc` being `vectors x height`, or with `S'` and `vectors x width`.
     sparse: unsafe fn(&Sparse, Block, Input, acc: &mut [f32], transposed: bool),
     /// Sixteen elements of each of sixteen rows, `stride` apart, to lanes and back.
-    to_lanes: unsafe fn(rows: &[f32], stride: usize, lanes: &mut [Lanes; LANES]),
-    from_lanes: unsafe fn(lanes: &[Lanes; LANES], rows: &mut [f32], stride: usize),
+    rows_to_lanes: unsafe fn(rows: &[f32], stride: usize, lanes: &mut [Lanes; LANES]),
+    lanes_to_rows: unsafe fn(lanes: &[Lanes; LANES], rows: &mut [f32], stride: usize),
     /// `x <- sqrt(n) C x` and its transpose in each lane; the second slice is scratch.
     dct2: unsafe fn(&mut [Lanes], &mut [Lanes]),
     dct3: unsafe fn(&mut [Lanes], &mut [Lanes]),
@@ -114,18 +110,18 @@ impl Kernels {
     }
 
     /// Sixteen rows to lanes: `lanes[n][row] = rows[row][n]`, for as many whole sixteens as `lanes` has.
-    pub(super) fn to_lanes(&self, rows: &[[f32; EDGE]; LANES], lanes: &mut [Lanes]) {
+    pub(super) fn rows_to_lanes(&self, rows: &[[f32; EDGE]; LANES], lanes: &mut [Lanes]) {
         for (n, lanes) in lanes.as_chunks_mut().0.iter_mut().enumerate() {
             // SAFETY: as in `planes`.
-            unsafe { (self.0.to_lanes)(&rows.as_flattened()[n * LANES..], EDGE, lanes) }
+            unsafe { (self.0.rows_to_lanes)(&rows.as_flattened()[n * LANES..], EDGE, lanes) }
         }
     }
 
     /// Lanes back to sixteen rows.
-    pub(super) fn from_lanes(&self, lanes: &[Lanes], rows: &mut [[f32; EDGE]; LANES]) {
+    pub(super) fn lanes_to_rows(&self, lanes: &[Lanes], rows: &mut [[f32; EDGE]; LANES]) {
         for (n, lanes) in lanes.as_chunks().0.iter().enumerate() {
             // SAFETY: as in `planes`.
-            unsafe { (self.0.from_lanes)(lanes, &mut rows.as_flattened_mut()[n * LANES..], EDGE) }
+            unsafe { (self.0.lanes_to_rows)(lanes, &mut rows.as_flattened_mut()[n * LANES..], EDGE) }
         }
     }
 
@@ -152,8 +148,8 @@ macro_rules! table {
             planes,
             planes_transposed,
             sparse,
-            to_lanes,
-            from_lanes,
+            rows_to_lanes,
+            lanes_to_rows,
             dct2: lanes::dct2,
             dct3: lanes::dct3,
         };

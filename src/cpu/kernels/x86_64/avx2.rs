@@ -11,7 +11,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 super::super::table!(fma: true, "avx2,fma,f16c");
-use generic::{from_lanes, to_lanes};
+use generic::{lanes_to_rows, rows_to_lanes};
 
 /// Digits multiplied with one unpacked tile.
 const MAX_VECTORS: usize = 4;
@@ -111,10 +111,9 @@ fn add_part<const BITS: usize>(part: &[Line], half: usize, codes: [__m256i; GROU
             line
         } else {
             // 16-bit shifts bring in a neighbour's bits, which the mask takes away.
-            let shift = _mm_cvtsi32_si128((GROUP_INDEX / BITS * BITS) as i32);
-            let field =
-                _mm256_and_si256(_mm256_srl_epi16(line, shift), _mm256_set1_epi8(((1 << BITS) - 1) as i8));
-            let above = _mm256_sll_epi16(codes[GROUP_INDEX], _mm_cvtsi32_si128(BITS as i32));
+            let shift = _mm_cvtsi32_si128(((GROUP_INDEX / BITS * BITS) as u32).cast_signed());
+            let field = _mm256_and_si256(_mm256_srl_epi16(line, shift), _mm256_set1_epi8((1 << BITS) - 1));
+            let above = _mm256_sll_epi16(codes[GROUP_INDEX], _mm_cvtsi32_si128((BITS as u32).cast_signed()));
             _mm256_or_si256(field, above)
         }
     })

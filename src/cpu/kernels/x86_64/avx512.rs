@@ -100,10 +100,10 @@ fn add_part<const BITS: usize>(part: &[Line], codes: [__m512i; GROUPS]) -> [__m5
             line
         } else {
             // 16-bit shifts bring in a neighbour's bits, which the mask takes away.
-            let shift = _mm_cvtsi32_si128((GROUP_INDEX / BITS * BITS) as i32);
+            let shift = _mm_cvtsi32_si128(((GROUP_INDEX / BITS * BITS) as u32).cast_signed());
             let field = _mm512_srl_epi16(line, shift);
-            let mask = _mm512_set1_epi8(((1 << BITS) - 1) as i8);
-            let above = _mm512_sll_epi16(codes[GROUP_INDEX], _mm_cvtsi32_si128(BITS as i32));
+            let mask = _mm512_set1_epi8((1 << BITS) - 1);
+            let above = _mm512_sll_epi16(codes[GROUP_INDEX], _mm_cvtsi32_si128((BITS as u32).cast_signed()));
             // field & mask | above; codes above are below 2^7 and stay in their bytes.
             _mm512_ternarylogic_epi32::<0xea>(field, mask, above)
         }
@@ -111,7 +111,7 @@ fn add_part<const BITS: usize>(part: &[Line], codes: [__m512i; GROUPS]) -> [__m5
 }
 
 #[target_feature(enable = "avx512f")]
-fn to_lanes(rows: &[f32], stride: usize, lanes: &mut [Lanes; LANES]) {
+fn rows_to_lanes(rows: &[f32], stride: usize, lanes: &mut [Lanes; LANES]) {
     assert!(rows.len() >= (LANES - 1) * stride + LANES);
     // SAFETY: sixteen elements inside `rows`, by the assertion above.
     let columns =
@@ -123,7 +123,7 @@ fn to_lanes(rows: &[f32], stride: usize, lanes: &mut [Lanes; LANES]) {
 }
 
 #[target_feature(enable = "avx512f")]
-fn from_lanes(lanes: &[Lanes; LANES], rows: &mut [f32], stride: usize) {
+fn lanes_to_rows(lanes: &[Lanes; LANES], rows: &mut [f32], stride: usize) {
     assert!(rows.len() >= (LANES - 1) * stride + LANES);
     // SAFETY: lanes are 64 aligned bytes.
     let columns = transpose(std::array::from_fn(|n| unsafe { _mm512_load_ps(lanes[n].0.as_ptr()) }));
