@@ -170,7 +170,7 @@ fn into_spectrum(
                 let (scale, sum) = unsafe { (scales.part(index..index + 1), sums.part(index..index + 1)) };
                 (values, &mut scale[0], &mut sum[0])
             });
-            quantize(segment, parts);
+            quantize(kernels, segment, parts);
         }
     });
 }

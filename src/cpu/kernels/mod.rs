@@ -50,6 +50,9 @@ pub(super) struct Table {
     planes_transposed: unsafe fn(&PlaneTiles, Block, Input, acc: &mut [f32]),
     /// `acc += S x` for one block, `acc` being `vectors x height`, or with `S'` and `vectors x width`.
     sparse: unsafe fn(&Sparse, Block, Input, acc: &mut [f32], transposed: bool),
+    /// The largest magnitude of a block of activations, and one digit of it: [`generic::take_digit`].
+    largest: unsafe fn(&[f32]) -> f32,
+    take_digit: unsafe fn(&mut [f32], f32, &mut [i8]) -> i32,
     /// Sixteen elements of each of sixteen rows, `stride` apart, to lanes and back.
     rows_to_lanes: unsafe fn(rows: &[f32], stride: usize, lanes: &mut [Lanes; LANES]),
     lanes_to_rows: unsafe fn(lanes: &[Lanes; LANES], rows: &mut [f32], stride: usize),
@@ -109,6 +112,16 @@ impl Kernels {
         unsafe { (self.0.sparse)(term, block, x, acc, transposed) }
     }
 
+    pub(super) fn largest(&self, x: &[f32]) -> f32 {
+        // SAFETY: as in `planes`.
+        unsafe { (self.0.largest)(x) }
+    }
+
+    pub(super) fn take_digit(&self, x: &mut [f32], scale: f32, digits: &mut [i8]) -> i32 {
+        // SAFETY: as in `planes`.
+        unsafe { (self.0.take_digit)(x, scale, digits) }
+    }
+
     /// Sixteen rows to lanes: `lanes[n][row] = rows[row][n]`, for as many whole sixteens as `lanes` has.
     pub(super) fn rows_to_lanes(&self, rows: &[[f32; EDGE]; LANES], lanes: &mut [Lanes]) {
         for (n, lanes) in lanes.as_chunks_mut().0.iter_mut().enumerate() {
@@ -148,6 +161,8 @@ macro_rules! table {
             planes,
             planes_transposed,
             sparse,
+            largest,
+            take_digit,
             rows_to_lanes,
             lanes_to_rows,
             dct2: lanes::dct2,
@@ -161,6 +176,14 @@ macro_rules! table {
         $(#[target_feature(enable = $feature)])?
         fn sparse(term: &Sparse, block: Block, x: Input, acc: &mut [f32], transposed: bool) {
             generic::sparse::<$fma>(term, block, x, acc, transposed);
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn largest(x: &[f32]) -> f32 {
+            generic::largest(x)
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn take_digit(x: &mut [f32], scale: f32, digits: &mut [i8]) -> i32 {
+            generic::take_digit(x, scale, digits)
         }
         mod lanes {
             crate::cpu::transform::transforms!($($feature)?);
