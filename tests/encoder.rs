@@ -40,8 +40,9 @@ fn smooth(rows: usize, cols: usize) -> Tensor {
 #[test]
 fn bits_are_a_budget_and_the_error_is_as_theory_says() {
     let weight = projection();
-    // The uniform quantiser's error on a Gaussian at n bits; the signs make any projection one.
-    for (bits, gaussian) in [(2.05, 0.345), (3.05, 0.194), (4.05, 0.108), (6.05, 0.0323), (8.05, 0.0094)] {
+    // The quantiser's error on a Gaussian at n bits; the signs make any projection one.
+    // From 5 bits on that of planes, below that of trellis-coded quantisation.
+    for (bits, gaussian) in [(2.05, 0.262), (3.05, 0.135), (4.05, 0.0705), (6.05, 0.0323), (8.05, 0.0094)] {
         let compressed = encode(Rate::BitsPerWeight(bits), &weight).unwrap();
         assert!(compressed.bits_per_weight() <= bits);
         assert!(compressed.relative_error() < gaussian * 1.05, "{bits}: {}", compressed.relative_error());
@@ -55,8 +56,13 @@ fn an_error_bound_holds_and_the_report_is_what_decoding_gives() {
         let square = weight.to_dtype(DType::F64).unwrap().sqr().unwrap().mean_all().unwrap();
         square.to_scalar::<f64>().unwrap().sqrt()
     };
-    for term in [TermChoice::Auto, TermChoice::Planes, TermChoice::Sparse] {
+    use TermChoice::{Auto, Planes, Sparse, Trellis};
+    for term in [Auto, Planes, Sparse, Trellis] {
         for bound in [0.3, 0.1, 0.02] {
+            // Four bits are the most a trellis has.
+            if term == Trellis && bound < 0.08 {
+                continue;
+            }
             for rate in [Rate::RelativeError(bound), Rate::Rmse(bound * deviation)] {
                 let compressed = encode(EncoderConfig { term, ..rate.into() }, &weight).unwrap();
                 let measured = measured_error(&weight, &compressed);
@@ -74,7 +80,9 @@ fn an_error_bound_holds_and_the_report_is_what_decoding_gives() {
 fn the_encoder_finds_out_what_a_matrix_is() {
     // A trained projection has no smooth structure; a smooth field is nothing else.
     let dense = encode(Rate::RelativeError(0.1), &projection()).unwrap();
-    assert!(dense.summary().contains("planes"), "{}", dense.summary());
+    assert!(dense.summary().contains("trellis"), "{}", dense.summary());
+    let exact = encode(Rate::RelativeError(0.01), &projection()).unwrap();
+    assert!(exact.summary().contains("planes"), "{}", exact.summary());
     let field = encode(Rate::RelativeError(0.01), &smooth(512, 256)).unwrap();
     assert!(field.summary().contains("sparse"), "{}", field.summary());
     assert!(field.bits_per_weight() < 0.2, "{}", field.bits_per_weight());
@@ -85,7 +93,7 @@ fn trying_all_is_never_worse_than_any_choice_by_more_than_the_margin_for_large_b
     let table = &model("gpt2-books")["transformer.wpe.weight"];
     let rate = Rate::BitsPerWeight(3.1);
     let best = encode(rate, table).unwrap().relative_error();
-    for term in [TermChoice::Planes, TermChoice::Sparse] {
+    for term in [TermChoice::Planes, TermChoice::Sparse, TermChoice::Trellis] {
         for block in [32, 64, 128, 256] {
             let choice = encode(EncoderConfig { term, block: Some(block), ..rate.into() }, table).unwrap();
             assert!(best <= choice.relative_error() * 1.011, "{term:?} {block}: {}", choice.relative_error());
@@ -160,6 +168,10 @@ fn what_cannot_be_done_is_an_error_that_says_what_to_do() {
     }
     let planes = EncoderConfig { term: TermChoice::Planes, ..Rate::Coefficients(9).into() };
     assert!(refused(planes, &weight).to_string().contains("planes keep every coefficient"));
+    let trellis = EncoderConfig { term: TermChoice::Trellis, ..Rate::Coefficients(9).into() };
+    assert!(refused(trellis, &weight).to_string().contains("a trellis keeps every coefficient"));
+    let states = EncoderConfig { trellis_state_bits: 17, ..EncoderConfig::default() };
+    assert!(refused(states, &weight).to_string().contains("allowed are 12 to 16"));
     let block = EncoderConfig { block: Some(48), ..EncoderConfig::default() };
     assert!(refused(block, &weight).to_string().contains("allowed are 32, 64, 128 and 256"));
     for bad in [f32::NAN, f32::INFINITY] {

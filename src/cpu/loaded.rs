@@ -5,7 +5,7 @@ use super::kernels::{Input, Kernels};
 use super::pool::{Pool, Shared};
 use super::tiles::{PlaneTiles, TILE_ROWS, row_tiles};
 use crate::codec::axis::Axes;
-use crate::codec::term::{Basis, Sparse, Term};
+use crate::codec::term::{Basis, Sparse, Term, Trellis};
 use crate::codec::{Block, Layout, Matrix, Transform};
 use crate::error::{Error, Result};
 
@@ -15,6 +15,7 @@ pub(super) enum Loaded {
     Basis(Basis),
     Sparse(Sparse),
     Planes(PlaneTiles),
+    Trellis(Trellis),
 }
 
 /// A matrix ready for products; made once, from a [`Matrix`], and turned back without loss.
@@ -39,6 +40,7 @@ impl LoadedMatrix {
             Term::Basis(basis) => Loaded::Basis(basis.clone()),
             Term::Sparse(sparse) => Loaded::Sparse(sparse.clone()),
             Term::Planes(planes) => Loaded::Planes(PlaneTiles::new(planes)),
+            Term::Trellis(trellis) => Loaded::Trellis(trellis.clone()),
         });
         Self {
             layout: matrix.layout(),
@@ -58,6 +60,7 @@ impl LoadedMatrix {
             Loaded::Basis(basis) => Term::Basis(basis.clone()),
             Loaded::Sparse(sparse) => Term::Sparse(sparse.clone()),
             Loaded::Planes(tiles) => Term::Planes(tiles.to_term()),
+            Loaded::Trellis(trellis) => Term::Trellis(trellis.clone()),
         });
         Matrix::new(self.layout, self.transform, self.seed, terms.collect(), self.relative_error)
     }
@@ -88,6 +91,7 @@ impl LoadedMatrix {
             Loaded::Basis(basis) => basis.size_in_bytes(),
             Loaded::Sparse(sparse) => sparse.size_in_bytes(),
             Loaded::Planes(tiles) => tiles.bytes(),
+            Loaded::Trellis(trellis) => trellis.size_in_bytes(),
         };
         self.terms.iter().map(bytes).sum()
     }
@@ -141,6 +145,7 @@ impl LoadedMatrix {
             match term {
                 Loaded::Basis(_) => {}
                 Loaded::Sparse(sparse) => sparse.add_rows(block, 0..block.height, out),
+                Loaded::Trellis(trellis) => trellis.add_rows(block, 0..block.height, out),
                 Loaded::Planes(tiles) => {
                     let rows = out.chunks_mut(TILE_ROWS * block.width);
                     rows.enumerate().for_each(|(tile, rows)| tiles.add_row_tile(block, tile, rows));
@@ -197,6 +202,7 @@ impl LoadedMatrix {
                 match term {
                     Loaded::Planes(tiles) => kernels.planes_transposed(tiles, block, weights, out),
                     Loaded::Sparse(sparse) => kernels.sparse(sparse, block, weights, out, true),
+                    Loaded::Trellis(trellis) => kernels.trellis(trellis, block, weights, out, true),
                     Loaded::Basis(_) => {}
                 }
             }

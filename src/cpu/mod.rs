@@ -24,11 +24,13 @@ mod pool;
 mod product;
 mod tiles;
 mod transform;
+mod viterbi;
 
 pub use features::{Level, level, levels};
 pub use loaded::LoadedMatrix;
 pub use pool::{Pool, Rayon, Serial};
 pub use product::{product, transposed_product};
+pub(crate) use viterbi::{Codebook, Search};
 
 /// How activations enter the product with a planes term.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -77,9 +77,7 @@ pub(super) fn forward(
             for term in matrix.spectral() {
                 match term {
                     Loaded::Planes(tiles) => planes(kernels, tiles, activations, vectors, out, product_pool),
-                    sparse => {
-                        accumulate(kernels, matrix, sparse, false, spectrum, vectors, out, product_pool)
-                    }
+                    other => accumulate(kernels, matrix, other, false, spectrum, vectors, out, product_pool),
                 }
             }
             let out_pool = shared_pool(y.len(), TRANSFORM_WORTH_SHARING);
@@ -143,7 +141,7 @@ fn into_spectrum(
     activations: &mut Activations,
 ) {
     let layout = matrix.layout();
-    let as_floats = matrix.spectral().any(|term| matches!(term, Loaded::Sparse(_)));
+    let as_floats = matrix.spectral().any(|term| matches!(term, Loaded::Sparse(_) | Loaded::Trellis(_)));
     let as_digits = matrix.spectral().any(|term| matches!(term, Loaded::Planes(_)));
     spectrum.resize(if as_floats { x.len() } else { 0 }, 0.0);
     activations.prepare(layout, if as_digits { vectors } else { 0 }, precision);
@@ -243,6 +241,7 @@ fn accumulate(
                 let input = Input { values, stride: in_len, vectors };
                 match term {
                     Loaded::Sparse(sparse) => kernels.sparse(sparse, block, input, acc, transposed),
+                    Loaded::Trellis(trellis) => kernels.trellis(trellis, block, input, acc, transposed),
                     Loaded::Planes(tiles) => kernels.planes_transposed(tiles, block, input, acc),
                     Loaded::Basis(_) => {}
                 }

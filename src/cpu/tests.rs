@@ -8,6 +8,7 @@ use crate::codec::basis::Basis;
 use crate::codec::term::Term;
 use crate::codec::term::planes::{Planes, QuantizedBlock, ScaleGroup};
 use crate::codec::term::sparse::{Entry, FORMATS, Sparse};
+use crate::codec::term::trellis::{QuantizedStrip, Trellis, strips};
 use crate::codec::{Layout, Matrix, Transform};
 use half::f16;
 
@@ -50,6 +51,22 @@ fn sparse(layout: Layout, format: crate::codec::term::sparse::Format) -> Term {
     Term::Sparse(Sparse::pack(layout, format, &blocks).unwrap())
 }
 
+/// Strips with 1 to 4 bits and none in turn.
+fn trellis(layout: Layout) -> Term {
+    let strips: Vec<_> = strips(layout)
+        .map(|strip| {
+            let bits = ((strip.index + 1) % 5) as u8;
+            let codes = if bits == 0 { 0 } else { strip.len() };
+            QuantizedStrip {
+                bits,
+                scale: f16::from_f32(0.1 + (strip.index % 7) as f32 / 9.0),
+                codes: (0..codes).map(|n| (n * 89 + n / 3) as u8 & ((1 << bits) - 1)).collect(),
+            }
+        })
+        .collect();
+    Term::Trellis(Trellis::pack(layout, 12 + (layout.rows() % 5) as u8, 0.03125, &strips))
+}
+
 /// Matrices of every term, alone and together, with borders of all kinds.
 fn matrices() -> Vec<Matrix> {
     let mut matrices = Vec::new();
@@ -66,6 +83,8 @@ fn matrices() -> Vec<Matrix> {
         let mut terms = vec![
             vec![basis(layout)],
             vec![planes(layout, ScaleGroup::Block)],
+            vec![trellis(layout)],
+            vec![sparse(layout, FORMATS[3]), planes(layout, ScaleGroup::Block), trellis(layout)],
             vec![basis(layout), sparse(layout, FORMATS[0]), planes(layout, ScaleGroup::Row)],
         ];
         terms.extend(FORMATS.iter().filter(|f| f.allows(edge)).map(|f| vec![sparse(layout, *f)]));

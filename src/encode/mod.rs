@@ -3,16 +3,19 @@
 //! [`Rate`] says what is wanted; the encoder finds the rest by trying: block edge, random signs, basis term,
 //! planes or sparse, bits per block, step of each quantiser. What it reports is measured by decoding.
 
+mod allocate;
 mod planes;
 mod prune;
 mod rate;
 mod search;
 mod sparse;
 mod spectrum;
+mod trellis;
 
 pub use prune::prune;
 pub use rate::{Quality, Rate, TermChoice};
 
+use crate::codec::term::trellis::STATE_BITS;
 use crate::codec::{BLOCK_EDGES, Matrix, Transform};
 use crate::error::{Error, Result};
 use rate::{SIDE_BITS, Target};
@@ -27,6 +30,8 @@ pub struct EncoderConfig {
     pub term: TermChoice,
     /// Block edge: 32, 64, 128 or 256. With [`Rate::Coefficients`], `None` is 64: K belongs to an edge.
     pub block: Option<usize>,
+    /// Bits of a trellis state, 12 to 16: each more takes 1 % off the error at 2 bits, 2 % at 4, and doubles the time.
+    pub trellis_state_bits: u8,
     /// The orthonormal transform.
     pub transform: Transform,
     /// Random signs in front of the transform.
@@ -44,6 +49,7 @@ impl Default for EncoderConfig {
             rate: Rate::BitsPerWeight(4.0 + SIDE_BITS),
             term: TermChoice::Auto,
             block: None,
+            trellis_state_bits: *STATE_BITS.start(),
             transform: Transform::Dct,
             signs: None,
             basis: None,
@@ -92,10 +98,19 @@ impl Encoder {
         if let Some(block) = config.block.filter(|block| !BLOCK_EDGES.contains(block)) {
             return Err(Error::config(format!("block edge {block}; allowed are 32, 64, 128 and 256")));
         }
+        if !STATE_BITS.contains(&config.trellis_state_bits) {
+            let bits = config.trellis_state_bits;
+            return Err(Error::config(format!("trellis states of {bits} bits; allowed are 12 to 16")));
+        }
         let mut config = config;
         if let Rate::Coefficients(k) = config.rate {
-            if config.term == TermChoice::Planes {
-                return Err(Error::config("planes keep every coefficient; ask them for bits or an error"));
+            let keeps_all = match config.term {
+                TermChoice::Planes => Some("planes keep"),
+                TermChoice::Trellis => Some("a trellis keeps"),
+                TermChoice::Auto | TermChoice::Sparse => None,
+            };
+            if let Some(keeps) = keeps_all {
+                return Err(Error::config(format!("{keeps} every coefficient; ask for bits or an error")));
             }
             let block = *config.block.get_or_insert(64);
             if k > block * block {

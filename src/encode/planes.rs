@@ -1,5 +1,6 @@
 //! Bit-planes from coefficients: how many planes each block gets, and the step of its quantiser.
 
+use super::allocate::allocate;
 use super::rate::Target;
 use super::spectrum::{Spectrum, energy};
 use crate::codec::Layout;
@@ -46,7 +47,7 @@ pub(super) fn encode(
             // Kind, group, unit; a count per block; scales.
             let side_bits = other_bits + 8 * 6 + 8 * layout.blocks() + 16 * scales;
             let budget = bits.checked_sub(side_bits)?;
-            let planes = allocate(layout, &energies, |spent, _| spent <= budget);
+            let planes = planes_of(layout, &energies, |spent, _| spent <= budget);
             Some(quantize(spectrum, group, &planes))
         }
         Target::SquaredError(bound) => {
@@ -55,7 +56,7 @@ pub(super) fn encode(
             for _ in 0..8 {
                 let total: f64 = energies.iter().sum();
                 let mut reached = total <= asked;
-                let planes = allocate(layout, &energies, |_, error| {
+                let planes = planes_of(layout, &energies, |_, error| {
                     let go_on = !reached;
                     reached |= error <= asked;
                     go_on
@@ -74,30 +75,11 @@ pub(super) fn encode(
     }
 }
 
-/// Planes per block by rate and distortion: planes are added where they save the most squared error per bit,
-/// as long as `fits(bits, error)` allows the sum so far.
-fn allocate(layout: Layout, energies: &[f64], mut fits: impl FnMut(usize, f64) -> bool) -> Vec<u8> {
-    let mut upgrades = Vec::with_capacity(energies.len() * usize::from(MAX_PLANES));
-    for (block, energy) in layout.iter().zip(energies) {
-        let bits = 8 * block.height * block.mask_bytes();
-        for planes in GAUSSIAN.windows(2) {
-            let saved = energy * (planes[0].1 - planes[1].1);
-            upgrades.push((saved / bits as f64, block.index, bits, saved));
-        }
-    }
-    // A block's savings fall with every plane, so a stable sort keeps its planes in order.
-    upgrades.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let mut planes = vec![0; energies.len()];
-    let (mut spent, mut error) = (0, energies.iter().sum::<f64>());
-    for (_, index, bits, saved) in upgrades {
-        if saved == 0.0 || !fits(spent + bits, error - saved) {
-            break;
-        }
-        spent += bits;
-        error -= saved;
-        planes[index] += 1;
-    }
-    planes
+/// Planes per block, as many as `fits(bits, error)` allows.
+fn planes_of(layout: Layout, energies: &[f64], fits: impl FnMut(usize, f64) -> bool) -> Vec<u8> {
+    let curves: Vec<_> = energies.iter().map(|energy| GAUSSIAN.map(|(_, error)| energy * error)).collect();
+    let bits: Vec<_> = layout.iter().map(|block| 8 * block.height * block.mask_bytes()).collect();
+    allocate(&curves, |index, _| bits[index], fits)
 }
 
 fn quantize(spectrum: &Spectrum, group: ScaleGroup, planes: &[u8]) -> Encoded {

@@ -109,4 +109,7 @@ pub enum TermChoice {
     Planes,
     /// The largest coefficients.
     Sparse,
+    /// Every coefficient at up to 4 bits, trellis-coded: the smallest error there is at such rates, and the longest
+    /// time to encode.
+    Trellis,
 }

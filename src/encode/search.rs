@@ -2,7 +2,7 @@
 
 use super::rate::{Target, TermChoice};
 use super::spectrum::{Spectrum, energy};
-use super::{EncoderConfig, planes, sparse};
+use super::{EncoderConfig, planes, sparse, trellis};
 use crate::codec::term::Term;
 use crate::codec::term::planes::ScaleGroup;
 use crate::codec::term::sparse::{FORMATS, Format};
@@ -34,6 +34,8 @@ pub(super) struct Preparation {
 pub(super) enum Carrier {
     Planes(ScaleGroup),
     Sparse(Format),
+    /// With states of so many bits.
+    Trellis(u8),
 }
 
 /// One way to encode a matrix.
@@ -47,7 +49,7 @@ pub(super) struct Encoded {
 
 /// Every way the configuration allows, for a matrix of this size.
 ///
-/// Left to itself, the encoder takes signs with planes, where they make the output's error smaller at the same
+/// Left to itself, the encoder takes signs with planes and trellis, where they make the output's error smaller at the same
 /// weight error (the weights' outliers are spread over a block), and none with the sparse term, whose few large
 /// coefficients they would spread likewise. The basis term goes with the sparse one: both are for smooth data.
 fn candidates(config: &EncoderConfig, rows: usize, cols: usize) -> Vec<(Preparation, Vec<Carrier>)> {
@@ -69,13 +71,16 @@ fn candidates(config: &EncoderConfig, rows: usize, cols: usize) -> Vec<(Preparat
             {
                 let mut carriers = Vec::new();
                 let asked = |setting: Option<bool>| setting.is_some();
-                if config.term != TermChoice::Sparse
-                    && (signs || asked(config.signs))
-                    && (!basis || asked(config.basis))
-                {
-                    carriers.extend(planes);
+                let allowed = |term: TermChoice| config.term == term || config.term == TermChoice::Auto;
+                if (signs || asked(config.signs)) && (!basis || asked(config.basis)) {
+                    if allowed(TermChoice::Trellis) {
+                        carriers.push(Carrier::Trellis(config.trellis_state_bits));
+                    }
+                    if allowed(TermChoice::Planes) {
+                        carriers.extend(planes);
+                    }
                 }
-                if config.term != TermChoice::Planes && (!signs || asked(config.signs)) {
+                if allowed(TermChoice::Sparse) && (!signs || asked(config.signs)) {
                     carriers.extend(FORMATS.into_iter().filter(|f| f.allows(block)).map(Carrier::Sparse));
                 }
                 if !carriers.is_empty() {
@@ -118,10 +123,10 @@ pub(super) fn choose(config: &EncoderConfig, values: &[f32], rows: usize, cols: 
             {
                 continue;
             }
-            let Some(encoded) = carry(&spectrum, carrier, target)? else { continue };
+            let Some((squared_error, bits)) = try_out(&spectrum, carrier, target)? else { continue };
             let cost = match target {
-                Target::Bits(_) | Target::PerBlock(_) => encoded.squared_error,
-                Target::SquaredError(_) => encoded.matrix.size_in_bytes() as f64,
+                Target::Bits(_) | Target::PerBlock(_) => squared_error,
+                Target::SquaredError(_) => bits as f64,
             };
             least = least.min(cost);
             costs.push((cost, (preparation, carrier)));
@@ -154,26 +159,49 @@ pub(super) fn prepare(
     Ok(Spectrum::new(values, layout, config.transform, preparation.seed, preparation.basis))
 }
 
+/// The squared error and the payload's bits that a carrier would come to: for a trellis by its model, since a search
+/// for the bits takes long, for all others by encoding.
+///
+/// # Errors
+/// As [`carry`].
+fn try_out(spectrum: &Spectrum, carrier: Carrier, target: Target) -> Result<Option<(f64, usize)>> {
+    if let Carrier::Trellis(state_bits) = carrier {
+        let other_bits = 8 * assemble(spectrum, None).size_in_bytes();
+        let estimate = trellis::estimate(spectrum, state_bits, target, other_bits);
+        return Ok(estimate.map(|estimate| (estimate.squared_error, estimate.bits)));
+    }
+    let encoded = carry(spectrum, carrier, target)?;
+    Ok(encoded.map(|encoded| (encoded.squared_error, 8 * encoded.matrix.size_in_bytes())))
+}
+
+/// The matrix of a spectrum's basis term and the term that carries the rest.
+fn assemble(spectrum: &Spectrum, term: Option<Term>) -> Matrix {
+    let terms = spectrum.basis.clone().map(Term::Basis).into_iter().chain(term).collect();
+    Matrix::new(spectrum.layout, spectrum.transform, spectrum.seed, terms, 0.0)
+}
+
 /// Encodes a spectrum; `None` when this carrier cannot reach the target.
 ///
 /// # Errors
 /// When the carrier cannot hold blocks of this size.
 pub(super) fn carry(spectrum: &Spectrum, carrier: Carrier, target: Target) -> Result<Option<Encoded>> {
-    let assemble = |term: Option<Term>| {
-        let terms = spectrum.basis.clone().map(Term::Basis).into_iter().chain(term).collect();
-        Matrix::new(spectrum.layout, spectrum.transform, spectrum.seed, terms, 0.0)
-    };
-    let other_bits = 8 * assemble(None).size_in_bytes();
+    let other_bits = 8 * assemble(spectrum, None).size_in_bytes();
     Ok(match carrier {
         Carrier::Planes(group) => {
             planes::encode(spectrum, group, target, other_bits).map(|encoded| Encoded {
-                matrix: assemble(Some(Term::Planes(encoded.term))),
+                matrix: assemble(spectrum, Some(Term::Planes(encoded.term))),
                 squared_error: encoded.squared_error,
             })
         }
         Carrier::Sparse(format) => {
             sparse::encode(spectrum, format, target, other_bits)?.map(|encoded| Encoded {
-                matrix: assemble(Some(Term::Sparse(encoded.term))),
+                matrix: assemble(spectrum, Some(Term::Sparse(encoded.term))),
+                squared_error: encoded.squared_error,
+            })
+        }
+        Carrier::Trellis(state_bits) => {
+            trellis::encode(spectrum, state_bits, target, other_bits).map(|encoded| Encoded {
+                matrix: assemble(spectrum, Some(Term::Trellis(encoded.term))),
                 squared_error: encoded.squared_error,
             })
         }

@@ -4,6 +4,7 @@ use super::*;
 use crate::codec::basis::Basis;
 use crate::codec::term::planes::{Planes, QuantizedBlock, ScaleGroup};
 use crate::codec::term::sparse::{Entry, FORMATS, Format, Sparse};
+use crate::codec::term::trellis::{QuantizedStrip, Trellis, strips};
 use proptest::prelude::*;
 
 fn sparse(layout: Layout, format: Format) -> Term {
@@ -35,6 +36,18 @@ fn planes(layout: Layout, group: ScaleGroup) -> Term {
 
 fn basis(layout: Layout, half: bool) -> Term {
     Term::Basis(Basis::new(layout, &vec![[0.25; 8]; layout.blocks()], half))
+}
+
+/// Strips with 3, 1, 4 and 2 bits.
+fn trellis(layout: Layout) -> Term {
+    let strips: Vec<_> = strips(layout)
+        .map(|strip| {
+            let bits = [3, 1, 4, 2][strip.index % 4];
+            let code = |n: usize| (n * n / 3) as u8 & ((1 << bits) - 1);
+            QuantizedStrip { bits, scale: f16::from_f32(0.5), codes: (0..strip.len()).map(code).collect() }
+        })
+        .collect();
+    Term::Trellis(Trellis::pack(layout, 13, 1.0, &strips))
 }
 
 /// 40x35 in blocks of 32: all four block sizes, widths that leave padding bits.
@@ -76,6 +89,8 @@ fn every_term_comes_back_as_it_was() {
     let mut all: Vec<Vec<Term>> = FORMATS.iter().map(|format| vec![sparse(layout, *format)]).collect();
     all.push(vec![basis(layout, true), planes(layout, ScaleGroup::Row)]);
     all.push(vec![basis(layout, false), sparse(layout, Format::Word32), planes(layout, ScaleGroup::Block)]);
+    all.push(vec![trellis(layout)]);
+    all.push(vec![sparse(layout, Format::RowMask), planes(layout, ScaleGroup::Row), trellis(layout)]);
     for terms in all {
         for (seed, view) in [(None, View::Matrix), (Some(7), View::Transposed)] {
             let matrix = Matrix::new(layout, Transform::Daubechies4, seed, terms.clone(), 0.5);
@@ -104,6 +119,7 @@ fn the_bytes_of_version_1_do_not_change() {
         (vec![sparse(layout, Format::Word24Mu)], 2_552_320_056),
         (vec![sparse(layout, Format::RowMask)], 2_099_626_117),
         (vec![basis(layout, false), planes(layout, ScaleGroup::Row)], 2_204_932_104),
+        (vec![trellis(layout)], 4_214_243_040),
     ];
     let found = sums.clone().map(|(terms, _)| {
         let bytes = payload(terms);
@@ -173,7 +189,8 @@ fn header_fields_are_checked() {
 #[test]
 fn a_huge_matrix_needs_the_bytes_to_back_it() {
     // Four billion rows declared over a few hundred bytes: refused before anything is allocated for them.
-    for terms in [vec![sparse(layout(), Format::Word32)], vec![planes(layout(), ScaleGroup::Row)]] {
+    for term in [sparse(layout(), Format::Word32), planes(layout(), ScaleGroup::Row), trellis(layout())] {
+        let terms = vec![term];
         refused(&altered(payload(terms), 8, &[0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0]), "are left");
     }
 }
@@ -238,6 +255,29 @@ fn planes_fields_are_checked() {
     refused(&altered(bytes(), TERMS + 6 + 3 * blocks + 128, &[0x08]), "padding bits are set");
 }
 
+#[test]
+fn trellis_fields_are_checked() {
+    let bytes = || payload(vec![trellis(layout())]);
+    let (bits, scales, columns) = (TERMS + 6, TERMS + 6 + 4, TERMS + 6 + 4 + 8);
+    refused(&altered(bytes(), TERMS + 1, &[11]), "trellis states of 11 bits; 12 to 16 are allowed");
+    refused(&altered(bytes(), TERMS + 1, &[17]), "trellis states of 17 bits");
+    refused(&altered(bytes(), TERMS + 2, &3f32.to_le_bytes()), "trellis unit is 3, not a power of two");
+    refused(&altered(bytes(), bits, &[5]), "a trellis of 5 bits; at most 4 are allowed");
+    refused(&altered(bytes(), bits, &[4]), "are left");
+    refused(&altered(bytes(), bits + 1, &[0]), "12 bytes follow the last term");
+    refused(&altered(bytes(), scales, &f16::NAN.to_le_bytes()), "trellis scales hold NaN");
+    refused(&altered(bytes(), scales, &f16::NEG_ONE.to_le_bytes()), "trellis scales hold -1");
+    // Whole columns of 32 rows, then of 8: with 4, 2 or 1 bits no byte has padding; three rows do.
+    assert_eq!(bytes().len(), columns + 32 * 12 + 3 * 4 + 32 * 4 + 3 * 2 + CHECKSUM_BYTES);
+    let low = Layout::new(3, 1, 32).unwrap();
+    let low = Matrix::new(low, Transform::Dct, None, vec![trellis(low)], 0.0).to_bytes(View::Matrix);
+    let column = TERMS + 6 + 1 + 2;
+    refused(
+        &altered(low.clone(), column + 1, &[low[column + 1] | 2]),
+        "trellis strip 0: padding bits are set",
+    );
+}
+
 proptest! {
     #[test]
     fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
@@ -246,7 +286,7 @@ proptest! {
 
     #[test]
     fn no_damage_makes_it_panic(
-        which in 0usize..6,
+        which in 0usize..7,
         at in 0usize..1000,
         new in proptest::collection::vec(any::<u8>(), 1..8),
     ) {
@@ -254,6 +294,7 @@ proptest! {
         let bytes = match which {
             0..4 => payload(vec![basis(layout, true), sparse(layout, FORMATS[which])]),
             4 => payload(vec![planes(layout, ScaleGroup::Row)]),
+            5 => payload(vec![trellis(layout)]),
             _ => payload(vec![basis(layout, false), planes(layout, ScaleGroup::Block)]),
         };
         let at = at % (bytes.len() - CHECKSUM_BYTES - new.len());

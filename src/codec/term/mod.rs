@@ -3,10 +3,12 @@
 
 pub mod planes;
 pub mod sparse;
+pub mod trellis;
 
 pub use super::basis::Basis;
 pub use planes::Planes;
 pub use sparse::Sparse;
+pub use trellis::Trellis;
 
 use super::layout::{Block, Layout};
 use super::payload::{Reader, Writer};
@@ -23,6 +25,8 @@ pub enum Term {
     Sparse(Sparse),
     /// Every coefficient, as bit-planes.
     Planes(Planes),
+    /// Every coefficient, trellis-coded.
+    Trellis(Trellis),
 }
 
 /// What a term's values are.
@@ -39,7 +43,7 @@ impl Term {
     pub fn domain(&self) -> Domain {
         match self {
             Term::Basis(_) => Domain::Weights,
-            Term::Sparse(_) | Term::Planes(_) => Domain::Coefficients,
+            Term::Sparse(_) | Term::Planes(_) | Term::Trellis(_) => Domain::Coefficients,
         }
     }
 
@@ -49,6 +53,7 @@ impl Term {
             Term::Basis(basis) => basis.add_rows(block, rows, out),
             Term::Sparse(sparse) => sparse.add_rows(block, rows, out),
             Term::Planes(planes) => planes.add_rows(block, rows, out),
+            Term::Trellis(trellis) => trellis.add_rows(block, rows, out),
         }
     }
 
@@ -58,6 +63,7 @@ impl Term {
             Term::Basis(basis) => basis.size_in_bytes(),
             Term::Sparse(sparse) => sparse.size_in_bytes(),
             Term::Planes(planes) => planes.size_in_bytes(),
+            Term::Trellis(trellis) => trellis.size_in_bytes(),
         }
     }
 
@@ -67,6 +73,7 @@ impl Term {
             Term::Basis(basis) => basis.summary(),
             Term::Sparse(sparse) => sparse.summary(),
             Term::Planes(planes) => planes.summary(),
+            Term::Trellis(trellis) => trellis.summary(),
         }
     }
 
@@ -76,6 +83,7 @@ impl Term {
             Term::Basis(_) => 1,
             Term::Sparse(_) => 2,
             Term::Planes(_) => 3,
+            Term::Trellis(_) => 4,
         }
     }
 
@@ -85,6 +93,7 @@ impl Term {
             Term::Basis(basis) => basis.write(writer),
             Term::Sparse(sparse) => sparse.write(writer),
             Term::Planes(planes) => planes.write(writer),
+            Term::Trellis(trellis) => trellis.write(writer),
         }
     }
 
@@ -93,6 +102,7 @@ impl Term {
             1 => Basis::read(reader, layout).map(Term::Basis),
             2 => Sparse::read(reader, layout).map(Term::Sparse),
             3 => Planes::read(reader, layout).map(Term::Planes),
+            4 => Trellis::read(reader, layout).map(Term::Trellis),
             other => Err(Error::payload(format!("unknown term {other}; it was written by a newer version"))),
         }
     }

@@ -5,6 +5,7 @@
 
 mod generic;
 mod scalar;
+mod trellis;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
@@ -13,7 +14,7 @@ use super::features::{self, Level};
 use super::tiles::{PlaneTiles, TILE_ROWS};
 use super::transform::{LANES, Lanes};
 use crate::codec::Block;
-use crate::codec::term::Sparse;
+use crate::codec::term::{Sparse, Trellis};
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -50,6 +51,8 @@ pub(super) struct Table {
     planes_transposed: unsafe fn(&PlaneTiles, Block, Input, acc: &mut [f32]),
     /// `acc += S x` for one block, `acc` being `vectors x height`, or with `S'` and `vectors x width`.
     sparse: unsafe fn(&Sparse, Block, Input, acc: &mut [f32], transposed: bool),
+    /// As `sparse`.
+    trellis: unsafe fn(&Trellis, Block, Input, acc: &mut [f32], transposed: bool),
     /// The largest magnitude of a block of activations, and one digit of it: [`generic::take_digit`].
     largest: unsafe fn(&[f32]) -> f32,
     take_digit: unsafe fn(&mut [f32], f32, &mut [i8]) -> i32,
@@ -122,6 +125,11 @@ impl Kernels {
         unsafe { (self.0.take_digit)(x, scale, digits) }
     }
 
+    pub(super) fn trellis(&self, term: &Trellis, block: Block, x: Input, acc: &mut [f32], transposed: bool) {
+        // SAFETY: as in `planes`.
+        unsafe { (self.0.trellis)(term, block, x, acc, transposed) }
+    }
+
     /// Sixteen rows to lanes: `lanes[n][row] = rows[row][n]`, for as many whole sixteens as `lanes` has.
     pub(super) fn rows_to_lanes(&self, rows: &[[f32; EDGE]; LANES], lanes: &mut [Lanes]) {
         for (n, lanes) in lanes.as_chunks_mut().0.iter_mut().enumerate() {
@@ -151,16 +159,17 @@ impl Kernels {
     }
 }
 
-/// Compiles what [`generic`] holds for one level, and the level's table.
+/// Compiles what [`generic`] and [`trellis`] hold for one level, and the level's table.
 macro_rules! table {
     (fma: $fma:literal $(, $feature:literal)?) => {
-        use super::super::{Input, Table, generic, Sparse, PlaneTiles, Block};
+        use super::super::{Block, Input, PlaneTiles, Sparse, Table, Trellis, generic};
 
         pub(in super::super) const TABLE: Table =
             Table {
             planes,
             planes_transposed,
             sparse,
+            trellis,
             largest,
             take_digit,
             rows_to_lanes,
@@ -184,6 +193,10 @@ macro_rules! table {
         $(#[target_feature(enable = $feature)])?
         fn take_digit(x: &mut [f32], scale: f32, digits: &mut [i8]) -> i32 {
             generic::take_digit(x, scale, digits)
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn trellis(term: &Trellis, block: Block, x: Input, acc: &mut [f32], transposed: bool) {
+            super::super::trellis::trellis::<$fma>(term, block, x, acc, transposed);
         }
         mod lanes {
             crate::cpu::transform::transforms!($($feature)?);

@@ -1,0 +1,150 @@
+//! The formula, row by row and around the cycle; the values and what the multipliers are for.
+
+use super::*;
+
+/// Strips with all numbers of bits in turn and codes of no pattern.
+fn quantized(layout: Layout) -> Vec<QuantizedStrip> {
+    strips(layout)
+        .map(|strip| {
+            let bits = (strip.index % 5) as u8;
+            let code = |n: usize| (n * n * 37 + n / 5 + strip.index) as u8 & ((1 << bits) - 1);
+            QuantizedStrip {
+                bits,
+                scale: f16::from_f32(0.25 + strip.index as f32),
+                codes: if bits == 0 { Vec::new() } else { (0..strip.len()).map(code).collect() },
+            }
+        })
+        .collect()
+}
+
+/// The definition, bit by bit: row `r`'s state from the codes of the rows that follow, around and around.
+fn state(codes: &[u8], bits: u8, state_bits: u8, row: usize) -> u32 {
+    (0..u32::from(state_bits)).fold(0, |state, i| {
+        let (ahead, bit) = (i / u32::from(bits), i % u32::from(bits));
+        let code = codes[(row + ahead as usize) % codes.len()];
+        state | u32::from(code >> bit & 1) << i
+    })
+}
+
+#[test]
+fn decodes_the_formula_for_every_number_of_bits_and_border() {
+    for state_bits in STATE_BITS {
+        for (rows, cols, edge) in [(1, 40, 32), (5, 170, 32), (40, 170, 32), (300, 200, 256)] {
+            let layout = Layout::new(rows, cols, edge).unwrap();
+            let source = quantized(layout);
+            let unit = 0.5;
+            let term = Trellis::pack(layout, state_bits, unit, &source);
+            let mut decoded = vec![0.0; rows * cols];
+            for block in layout.iter() {
+                let mut tile = vec![0.0; block.len()];
+                term.add_rows(block, 0..block.height, &mut tile);
+                for (n, value) in tile.iter().enumerate() {
+                    decoded[(block.row + n / block.width) * cols + block.col + n % block.width] = *value;
+                }
+            }
+            for (strip, source) in strips(layout).zip(&source) {
+                for n in 0..strip.len() {
+                    let (col, row) = (n / strip.height, n % strip.height);
+                    let exact = if source.bits == 0 {
+                        0.0
+                    } else {
+                        let codes = &source.codes[col * strip.height..][..strip.height];
+                        let state = state(codes, source.bits, state_bits, row);
+                        let multiplier = u32::from(MULTIPLIERS[usize::from(source.bits) - 1]);
+                        let multiplier = multiplier >> (16 - state_bits) | 1;
+                        let fraction = state * multiplier % (1 << state_bits);
+                        let value = VALUES[(fraction >> (state_bits - 8)) as usize];
+                        f32::from(value) * source.scale.to_f32() * unit
+                    };
+                    assert_eq!(
+                        decoded[(strip.row + row) * cols + strip.col + col],
+                        exact,
+                        "L {state_bits}, {rows}x{cols}, strip {}, row {row}",
+                        strip.index
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_of_a_block_are_a_slice_of_the_block() {
+    let layout = Layout::new(70, 200, 64).unwrap();
+    let term = Trellis::pack(layout, 13, 1.0, &quantized(layout));
+    for block in layout.iter() {
+        let mut whole = vec![0.0; block.len()];
+        term.add_rows(block, 0..block.height, &mut whole);
+        for row in 0..block.height {
+            let mut one = vec![0.0; block.width];
+            term.add_rows(block, row..row + 1, &mut one);
+            assert_eq!(one, whole[row * block.width..][..block.width]);
+        }
+    }
+}
+
+#[test]
+fn a_rotation_of_the_codes_is_a_rotation_of_the_values() {
+    // Tail-biting: no row is the first.
+    let layout = Layout::new(57, 1, 64).unwrap();
+    let codes: Vec<u8> = (0..57).map(|n: usize| (n * n / 3 % 8) as u8).collect();
+    let decode = |codes: Vec<u8>| {
+        let strip = QuantizedStrip { bits: 3, scale: f16::ONE, codes };
+        let term = Trellis::pack(layout, 16, 1.0, &[strip]);
+        let mut out = vec![0.0; 57];
+        term.add_rows(layout.block_at(0, 0), 0..57, &mut out);
+        out
+    };
+    let mut values = decode(codes.clone());
+    let mut rotated = codes;
+    for _ in 0..57 {
+        rotated.rotate_left(1);
+        values.rotate_left(1);
+        assert_eq!(decode(rotated.clone()), values);
+    }
+}
+
+#[test]
+fn the_values_are_the_quantiles_they_claim_to_be() {
+    // The Gaussian's distribution function by Simpson's rule from the middle.
+    let share = |q: f64| {
+        let steps = 2000;
+        let density = |x: f64| (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
+        let weight = |n: usize| if n.is_multiple_of(steps) { 1.0 } else { [2.0, 4.0][n % 2] };
+        let sum: f64 = (0..=steps).map(|n| weight(n) * density(q * n as f64 / steps as f64)).sum();
+        0.5 + sum * q / steps as f64 / 3.0
+    };
+    let quantile = |p: f64| {
+        let (mut low, mut high) = (0.0, 5.0);
+        for _ in 0..50 {
+            let middle = (low + high) / 2.0;
+            *(if share(middle) < p { &mut low } else { &mut high }) = middle;
+        }
+        low
+    };
+    let g = |j: usize| {
+        let q = quantile((j as f64 + 128.5) / 256.0);
+        q + q.powi(3) / 100.0
+    };
+    for j in 0..128 {
+        let value = (127.0 * g(j) / g(127)).round() as i8;
+        assert_eq!((VALUES[128 + j], VALUES[127 - j]), (value, -value), "{j}");
+    }
+}
+
+#[test]
+fn a_rows_own_bits_spread_the_values_evenly() {
+    // Largest gap between neighbouring indices, over all states: near 256 / 2^k.
+    for bits in 1..=MAX_BITS {
+        for state_bits in STATE_BITS {
+            let code = Code::new(bits, state_bits);
+            let multiplier = f64::from(code.multiplier()) / f64::from(1 << (16 - state_bits));
+            let step = multiplier / f64::from(1u32 << state_bits);
+            let mut places: Vec<f64> = (0..1 << bits).map(|b| (f64::from(b) * step).fract()).collect();
+            places.sort_by(f64::total_cmp);
+            places.push(places[0] + 1.0);
+            let gap = places.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max);
+            assert!(gap * f64::from(1 << bits) < 1.6, "k {bits} L {state_bits}: {gap}");
+        }
+    }
+}

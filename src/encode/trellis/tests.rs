@@ -1,0 +1,115 @@
+//! The promises of trellis coding on Gaussian coefficients: error, budget, bound.
+
+use super::*;
+use crate::codec::{Layout, Transform};
+
+/// A deterministic unit Gaussian: sums of twelve uniform numbers.
+fn gaussian_values(count: usize) -> Vec<f32> {
+    let mut state = 1u64;
+    let mut uniform = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 24) as f32
+    };
+    (0..count).map(|_| (0..12).map(|_| uniform()).sum::<f32>() - 6.0).collect()
+}
+
+fn spectrum(rows: usize, cols: usize, edge: usize, values: &[f32]) -> Spectrum {
+    Spectrum::new(values, Layout::new(rows, cols, edge).unwrap(), Transform::Dct, Some(1), false)
+}
+
+/// All strips with the same number of bits.
+fn relative_error(spectrum: &Spectrum, state_bits: u8, bits: u8) -> f64 {
+    let plan = Plan::new(spectrum, state_bits, 0);
+    let mut strips = vec![None; plan.strips.len()];
+    let bits = vec![bits; strips.len()];
+    let error = quantize(&plan, &Quantizer::new(state_bits), &bits, &mut strips);
+    (error / plan.energies.iter().sum::<f64>()).sqrt()
+}
+
+#[test]
+fn a_gaussian_has_the_error_that_the_code_promises() {
+    let values = gaussian_values(256 * 256);
+    let spectrum = spectrum(256, 256, 256, &values);
+    for (bits, bound) in [(1, 0.531), (2, 0.269), (3, 0.1365), (4, 0.0712)] {
+        let error = relative_error(&spectrum, 12, bits);
+        assert!(error <= bound, "{bits} bits: {error}");
+        let model = gaussian(12, 256)[usize::from(bits)].sqrt();
+        assert!((error / model - 1.0).abs() < 0.01, "{bits} bits: {error}, expected {model}");
+    }
+}
+
+#[test]
+fn more_bits_in_a_state_make_the_error_smaller() {
+    let values = gaussian_values(256 * 32);
+    let spectrum = spectrum(256, 32, 256, &values);
+    for bits in [2, 4] {
+        let errors: Vec<f64> =
+            [12, 14, 16].into_iter().map(|state_bits| relative_error(&spectrum, state_bits, bits)).collect();
+        assert!(errors.windows(2).all(|pair| pair[1] < 0.995 * pair[0]), "{bits} bits: {errors:?}");
+    }
+}
+
+#[test]
+fn the_model_knows_short_columns() {
+    for rows in [1, 8, 16, 32, 64] {
+        let values = gaussian_values(rows * 1024);
+        let spectrum = spectrum(rows, 1024, 64, &values);
+        for bits in 1..=4 {
+            let error = relative_error(&spectrum, 12, bits);
+            let model = gaussian(12, rows)[usize::from(bits)].sqrt();
+            assert!(error < 1.12 * model, "{rows} rows, {bits} bits: {error}, expected {model}");
+        }
+    }
+}
+
+#[test]
+fn the_budget_is_kept_and_nearly_used() {
+    let mut values = gaussian_values(200 * 300);
+    values.iter_mut().take(40 * 300).for_each(|value| *value *= 10.0);
+    let spectrum = spectrum(200, 300, 32, &values);
+    for bits in [30_000, 100_000, 233_333] {
+        let encoded = encode(&spectrum, 12, Target::Bits(bits), 0).unwrap();
+        // Strips of 32 rows and columns take 1024 bits a step, those at the border less.
+        let spent = 8 * (encoded.term.size_in_bytes() + 1);
+        assert!(spent <= bits && spent + 1024 > bits, "{spent} of {bits}");
+        let estimate = estimate(&spectrum, 12, Target::Bits(bits), 0).unwrap();
+        assert_eq!(estimate.bits, spent);
+        let ratio = encoded.squared_error / estimate.squared_error;
+        assert!((0.8..1.1).contains(&ratio), "{ratio} of the expected error");
+    }
+    assert!(encode(&spectrum, 12, Target::Bits(1000), 0).is_none());
+}
+
+#[test]
+fn an_error_bound_is_kept_without_waste() {
+    let values = gaussian_values(256 * 384);
+    let spectrum = spectrum(256, 384, 64, &values);
+    let total = energy(&values);
+    for relative in [0.6, 0.3, 0.1f64] {
+        let bound = relative * relative * total;
+        let encoded = encode(&spectrum, 12, Target::SquaredError(bound), 0).unwrap();
+        let used = encoded.squared_error / bound;
+        assert!(used <= 1.0 && used > 0.85, "{relative}: {used}");
+        // Told by the term itself.
+        let mut error = 0.0;
+        for block in spectrum.layout.iter() {
+            let mut decoded = vec![0.0; block.len()];
+            encoded.term.add_rows(block, 0..block.height, &mut decoded);
+            let square = |(a, b): (&f32, &f32)| f64::from(a - b).powi(2);
+            error += spectrum.block(block).iter().zip(&decoded).map(square).sum::<f64>();
+        }
+        assert!((error / encoded.squared_error - 1.0).abs() < 1e-3, "{error} {}", encoded.squared_error);
+    }
+    assert!(encode(&spectrum, 12, Target::SquaredError(0.06 * 0.06 * total), 0).is_none());
+}
+
+#[test]
+fn zeros_take_no_bits_and_tiny_values_come_back() {
+    let zeros = spectrum(64, 64, 64, &[0.0; 64 * 64]);
+    let encoded = encode(&zeros, 12, Target::Bits(64 * 64 * 3), 0).unwrap();
+    assert_eq!(encoded.squared_error, 0.0);
+    let values: Vec<f32> = gaussian_values(64 * 64).iter().map(|value| value * 1e-30).collect();
+    let tiny = spectrum(64, 64, 64, &values);
+    let encoded = encode(&tiny, 12, Target::Bits(64 * 64 * 4), 0).unwrap();
+    assert!(encoded.squared_error < 0.02 * energy(&values));
+}
