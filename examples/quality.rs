@@ -95,7 +95,10 @@ fn main() -> Result<()> {
     let tokens = tokenizer.encode(text, false).map_err(anyhow::Error::msg)?.get_ids().to_vec();
 
     let reference = load(dense.clone())?;
-    println!("{:<8} {:>7} {:>11} {:>10} {:>11} {:>7}", "type", "bits", "rel. error", "KL", "perplexity", "top-1");
+    println!(
+        "{:<8} {:>7} {:>11} {:>10} {:>11} {:>7}",
+        "type", "bits", "rel. error", "KL", "perplexity", "top-1"
+    );
     let row = |name: &str, (tensors, account): (Tensors, Account)| -> Result<f64> {
         let result = evaluate(&reference, &load(tensors)?, &tokens, Windows::default(), |_, _| {})?;
         println!(

@@ -43,6 +43,8 @@ fn main() -> Result<()> {
             compressed.summary()
         );
     }
-    println!("\nThe sparse term is for smooth matrices. Trained projections are noise to it: give them planes.");
+    println!(
+        "\nThe sparse term is for smooth matrices. Trained projections are noise to it: give them planes."
+    );
     Ok(())
 }
