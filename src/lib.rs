@@ -3,7 +3,7 @@
 
 pub mod archive;
 pub mod codec;
-mod cpu;
+pub mod cpu;
 pub mod encode;
 mod error;
 pub mod models;
@@ -12,6 +12,7 @@ pub mod ops;
 mod tensor;
 
 pub use codec::Transform;
+pub use cpu::Precision;
 pub use encode::{Encoder, EncoderConfig, Quality, Rate, TermChoice};
 pub use error::{Error, Result};
 pub use nn::{

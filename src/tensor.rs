@@ -1,6 +1,7 @@
 //! A compressed tensor on a Candle device.
 
 use crate::codec::{Matrix, matrix::View};
+use crate::cpu::{LoadedMatrix, Rayon};
 use crate::encode::Encoder;
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
@@ -11,14 +12,14 @@ use std::sync::Arc;
 /// Cloning and [`t`](Self::t) share the compressed data.
 #[derive(Clone, Debug)]
 pub struct RbeTensor {
-    matrix: Arc<Matrix>,
+    matrix: Arc<LoadedMatrix>,
     view: View,
     shape: Shape,
     device: Device,
 }
 
 impl RbeTensor {
-    pub(crate) fn new(matrix: Arc<Matrix>, view: View, device: Device) -> Self {
+    fn new(matrix: Arc<LoadedMatrix>, view: View, device: Device) -> Self {
         let layout = matrix.layout();
         let shape = match view {
             View::Vector => Shape::from(layout.cols()),
@@ -38,8 +39,14 @@ impl RbeTensor {
         &self.device
     }
 
-    /// The stored matrix; [`is_transposed`](Self::is_transposed) says how the tensor sees it.
-    pub fn matrix(&self) -> &Matrix {
+    /// The stored matrix as the codec has it, taken back from the layout for products;
+    /// [`is_transposed`](Self::is_transposed) says how the tensor sees it.
+    pub fn to_matrix(&self) -> Matrix {
+        self.matrix.to_matrix()
+    }
+
+    /// The stored matrix in its layout for products.
+    pub(crate) fn loaded(&self) -> &LoadedMatrix {
         &self.matrix
     }
 
@@ -83,7 +90,7 @@ impl RbeTensor {
     /// Candle's, when the tensor cannot be made.
     pub fn dequantize(&self) -> Result<Tensor> {
         let stored = (self.matrix.layout().rows(), self.matrix.layout().cols());
-        let weights = Tensor::from_vec(crate::cpu::decode(&self.matrix), stored, &self.device)?;
+        let weights = Tensor::from_vec(self.matrix.decode(&Rayon), stored, &self.device)?;
         Ok(match self.view {
             View::Vector => weights.flatten_all()?,
             View::Matrix => weights,
@@ -93,7 +100,7 @@ impl RbeTensor {
 
     /// The self-describing payload that FORMAT.md states byte by byte.
     pub fn to_bytes(&self) -> Vec<u8> {
-        self.matrix.to_bytes(self.view)
+        self.matrix.to_matrix().to_bytes(self.view)
     }
 
     /// Reads and checks a payload; the tensor is on the CPU.
@@ -102,7 +109,7 @@ impl RbeTensor {
     /// [`Error::Payload`] with the first thing found wrong.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let (matrix, view) = Matrix::from_bytes(bytes)?;
-        Ok(Self::new(Arc::new(matrix), view, Device::Cpu))
+        Ok(Self::new(Arc::new(LoadedMatrix::new(&matrix)), view, Device::Cpu))
     }
 
     /// Bytes of the payload, everything counted.
@@ -120,12 +127,14 @@ impl RbeTensor {
         f64::from(self.matrix.relative_error())
     }
 
-    /// One line for people: terms, block edge, transform.
-    pub fn summary(&self) -> String {
-        let terms: Vec<_> = self.matrix.terms().iter().map(|term| term.summary()).collect();
-        let signs = if self.matrix.seed().is_some() { " signs" } else { "" };
-        let (block, transform) = (self.matrix.layout().block(), self.matrix.transform().name());
-        format!("{}, {transform} {block}{signs}", terms.join(" + "))
+    /// One line for people: terms, transform, block edge.
+    pub fn summary(&self) -> &str {
+        self.matrix.summary()
+    }
+
+    /// Bytes that the layout for products takes in memory.
+    pub fn memory_in_bytes(&self) -> usize {
+        self.matrix.memory_in_bytes()
     }
 }
 
@@ -148,6 +157,6 @@ impl Encoder {
         let weight = weight.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
         let values = weight.flatten_all()?.to_vec1::<f32>()?;
         let matrix = self.encode_matrix(&values, rows, cols)?;
-        Ok(RbeTensor::new(Arc::new(matrix), view, Device::Cpu))
+        Ok(RbeTensor::new(Arc::new(LoadedMatrix::new(&matrix)), view, Device::Cpu))
     }
 }

@@ -181,7 +181,7 @@ fn pruning_moves_what_it_can_into_the_basis() {
     let field = smooth(256, 256);
     let config = EncoderConfig { basis: Some(false), block: Some(64), ..Rate::Coefficients(100).into() };
     let compressed = encode(config, &field).unwrap();
-    let matrix = compressed.matrix();
+    let matrix = &compressed.to_matrix();
     let values = field.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let error = |weights: Vec<f32>| {
         let square = |(a, b): (&f32, &f32)| f64::from(a - b).powi(2);
@@ -202,5 +202,5 @@ fn pruning_moves_what_it_can_into_the_basis() {
         candle_rbe::codec::Matrix::new(matrix.layout(), matrix.transform(), matrix.seed(), vec![term], 0.0)
     };
     assert!(error(pruned.decode()) < 0.9 * error(dropped.decode()));
-    assert!(prune(encode(EncoderConfig::default(), &projection()).unwrap().matrix(), 1.0).is_err());
+    assert!(prune(&encode(EncoderConfig::default(), &projection()).unwrap().to_matrix(), 1.0).is_err());
 }

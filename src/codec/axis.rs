@@ -9,6 +9,7 @@ use super::transform::{Plan, Transform};
 pub struct Axis {
     len: usize,
     block: usize,
+    transform: Transform,
     signs: Option<Vec<f32>>,
     /// The transform of a full block.
     full: Plan,
@@ -24,7 +25,15 @@ impl Axis {
         let rest = len % full.len();
         let border = (rest > 0).then(|| Plan::new(transform, rest));
         let scratch_len = full.scratch_len().max(border.as_ref().map_or(0, Plan::scratch_len));
-        Self { len, block, signs: seed.map(|seed| signs(seed, side, len)), full, border, scratch_len }
+        Self {
+            len,
+            block,
+            transform,
+            signs: seed.map(|seed| signs(seed, side, len)),
+            full,
+            border,
+            scratch_len,
+        }
     }
 
     /// Elements of a vector.
@@ -35,6 +44,21 @@ impl Axis {
     /// Never true: an axis has at least one element.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Elements of a full block.
+    pub fn block(&self) -> usize {
+        self.block
+    }
+
+    /// The transform of the blocks.
+    pub fn transform(&self) -> Transform {
+        self.transform
+    }
+
+    /// The signs of block `index` and all that follow, where there are signs.
+    pub(crate) fn signs(&self, index: usize) -> Option<&[f32]> {
+        self.signs.as_ref().map(|signs| &signs[index * self.block..])
     }
 
     /// How many elements of scratch the operators need.

@@ -76,6 +76,13 @@ impl Matrix {
         self.relative_error
     }
 
+    /// One line for people: terms, transform, block edge.
+    pub fn summary(&self) -> String {
+        let terms: Vec<_> = self.terms.iter().map(Term::summary).collect();
+        let signs = if self.seed.is_some() { " signs" } else { "" };
+        format!("{}, {} {}{signs}", terms.join(" + "), self.transform.name(), self.layout.block())
+    }
+
     /// The same matrix with another recorded error.
     pub fn with_relative_error(mut self, relative_error: f32) -> Self {
         self.relative_error = relative_error;

@@ -12,6 +12,7 @@
 //! so a block costs its height instead of its area. Transposed, rows and columns change places, and with
 //! them parameters 3 and 4, and 5 and 6.
 
+use super::pool::{Pool, Shared};
 use crate::codec::basis::{Basis, FUNCTIONS, coordinate};
 use crate::codec::{Block, Layout};
 use std::f64::consts::PI;
@@ -95,12 +96,30 @@ impl<'a> BasisProduct<'a> {
         theta
     }
 
-    /// Adds the product's share of output block `index` to `out` (`tokens x length of that block`).
-    pub(super) fn add(&self, index: usize, out: &mut [f32]) {
+    /// Adds the product to `out` (`tokens x length of an output`), output block by output block.
+    pub(super) fn add(&self, out: &mut [f32], pool: &dyn Pool) {
         let out_len = out.len() / self.tokens;
+        let edge = self.layout.block();
+        let out = Shared::new(out);
+        pool.run(out_len.div_ceil(edge), &|range| {
+            for index in range {
+                for token in 0..self.tokens {
+                    let start = token * out_len + index * edge;
+                    let end = token * out_len + ((index + 1) * edge).min(out_len);
+                    #[allow(unsafe_code)]
+                    // SAFETY: an output block belongs to one item.
+                    let out = unsafe { out.part(start..end) };
+                    self.add_block(index, token, out);
+                }
+            }
+        });
+    }
+
+    fn add_block(&self, index: usize, token: usize, out: &mut [f32]) {
+        let out_len = out.len();
         let m_d_start = SCALARS + self.out_lengths.iter().take_while(|len| **len != out_len).sum::<usize>();
         let in_blocks = if self.transposed { self.layout.block_rows() } else { self.layout.block_cols() };
-        for (token, out) in out.chunks_exact_mut(out_len).enumerate() {
+        {
             let (mut constant, mut square, mut cosine, mut double_cosine) = (0f64, 0f64, 0f64, 0f64);
             for j in 0..in_blocks {
                 let block = if self.transposed {

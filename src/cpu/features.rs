@@ -9,7 +9,7 @@ pub enum Level {
     Scalar,
     /// x86-64 with AVX2, FMA and F16C (Haswell, Zen).
     Avx2,
-    /// x86-64 with AVX-512 F, BW, DQ and VL (Skylake-X, Zen 4).
+    /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI (Cascade Lake, Ice Lake, Zen 4).
     Avx512,
 }
 
@@ -32,7 +32,12 @@ pub fn levels() -> Vec<Level> {
         use std::arch::is_x86_feature_detected as has;
         if has!("avx2") && has!("fma") && has!("f16c") {
             levels.push(Level::Avx2);
-            if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") {
+            if has!("avx512f")
+                && has!("avx512bw")
+                && has!("avx512dq")
+                && has!("avx512vl")
+                && has!("avx512vnni")
+            {
                 levels.push(Level::Avx512);
             }
         }

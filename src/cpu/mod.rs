@@ -1,22 +1,41 @@
 //! The fast products on the CPU: what `codec` defines, for many vectors at once and on all cores.
 //!
-//! [`product`] and [`transposed_product`] are the doors. Both follow the same three steps, with rows and
-//! columns exchanged:
+//! [`product`] and [`transposed_product`] are the doors. Both follow the same three steps:
 //!
-//! 1. every input vector goes into the coefficient domain once ([`Axis::analyze`]);
-//! 2. each block row accumulates its terms' shares over all blocks of the row, for all tokens;
-//! 3. each block row comes back from the coefficient domain once ([`Axis::synthesize_block`]).
+//! 1. every input vector goes into the coefficient domain once ([`axis`], [`transform`]: sixteen blocks in the
+//!    lanes of a register), for a planes term as signed bytes with scales ([`activations`]);
+//! 2. each row tile (or block row) accumulates the terms' shares over all blocks of its row, for all vectors, on
+//!    layouts made for that when the matrix was loaded ([`tiles`]);
+//! 3. each result comes back from the coefficient domain once.
 //!
-//! The inner loops of step 2 are [`kernels::Kernels`], a table chosen for the running processor; they work
-//! on one block and know no threads. Block rows are spread over rayon's pool when there is enough work.
+//! The inner loops are [`kernels::Kernels`], a table chosen for the running processor. They take a range of work
+//! and know no threads; a [`Pool`] runs them.
 
+mod activations;
+mod axis;
 mod basis;
 mod features;
 mod kernels;
+mod loaded;
+mod pool;
 mod product;
+mod tiles;
+mod transform;
 
 pub use features::{Level, level, levels};
-pub use product::{decode, gather, product, transposed_product};
+pub use loaded::LoadedMatrix;
+pub use pool::{Pool, Rayon, Serial};
+pub use product::{product, transposed_product};
+
+/// How activations enter the product with a planes term.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// Three signed bytes: F32's own resolution.
+    #[default]
+    Exact,
+    /// One signed byte, as in Candle's quantised products; three times less arithmetic.
+    Int8,
+}
 
 #[cfg(test)]
 mod tests;

@@ -1,140 +1,263 @@
-//! Products, decoding and row gather over all cores.
+//! The products: into the coefficient domain once, through every term, back once.
 
-use super::basis::BasisProduct;
-use super::kernels::{Input, Kernels};
-use crate::codec::Matrix;
-use crate::codec::axis::Axis;
-use crate::codec::term::{Domain, Term};
-use crate::error::Result;
-use rayon::prelude::*;
+use super::activations::{Activations, quantize};
+use super::kernels::{Input, Kernels, RowSums};
+use super::loaded::{Loaded, LoadedMatrix};
+use super::pool::{Pool, Serial, Shared};
+use super::tiles::{PlaneTiles, TILE_ROWS};
+use super::{Precision, axis};
+use std::cell::RefCell;
 
-/// Multiply-adds below which one core is done before the others have woken up.
-const WORTH_SHARING: usize = 1 << 16;
+/// Multiply-adds below which one thread is done before the others have begun.
+const WORTH_SHARING: usize = 1 << 18;
+/// Segments' elements below which one thread transforms alone.
+const TRANSFORM_WORTH_SHARING: usize = 1 << 13;
+/// Vectors whose sums one thread holds at a time: 4 KiB, beside a row tile's codes in the first cache.
+const VECTORS_AT_ONCE: usize = 64;
 
-/// `y = x W'`: `x` holds `tokens` rows of the matrix's `cols`, `y` as many of its `rows`.
+/// One thread's memory between calls, so that a warm product allocates nothing.
+#[derive(Default)]
+struct Workspace {
+    spectrum: Vec<f32>,
+    activations: Activations,
+    out: Vec<f32>,
+}
+
+thread_local! {
+    static WORKSPACE: RefCell<Workspace> = RefCell::default();
+}
+
+/// `y = x W'`: `x` holds `vectors` rows of the matrix's `cols`, `y` as many of its `rows`.
 ///
 /// # Panics
 /// When a slice has another length.
-pub fn product(matrix: &Matrix, x: &[f32], tokens: usize, y: &mut [f32]) {
-    run(Kernels::get(), matrix, Side::Forward, x, tokens, y);
+pub fn product(
+    matrix: &LoadedMatrix,
+    x: &[f32],
+    vectors: usize,
+    y: &mut [f32],
+    precision: Precision,
+    pool: &dyn Pool,
+) {
+    forward(Kernels::get(), matrix, x, vectors, y, precision, pool);
 }
 
-/// `x = g W`: `g` holds `tokens` rows of the matrix's `rows`, `x` as many of its `cols`.
+/// `x = g W`: `g` holds `vectors` rows of the matrix's `rows`, `x` as many of its `cols`.
 ///
 /// # Panics
 /// When a slice has another length.
-pub fn transposed_product(matrix: &Matrix, g: &[f32], tokens: usize, x: &mut [f32]) {
-    run(Kernels::get(), matrix, Side::Transposed, g, tokens, x);
+pub fn transposed_product(matrix: &LoadedMatrix, g: &[f32], vectors: usize, x: &mut [f32], pool: &dyn Pool) {
+    transposed(Kernels::get(), matrix, g, vectors, x, pool);
 }
 
-/// Which side of the matrix the input stands on.
-#[derive(Clone, Copy, PartialEq)]
-pub(super) enum Side {
-    Forward,
-    Transposed,
-}
-
-pub(super) fn run(kernels: &Kernels, matrix: &Matrix, side: Side, x: &[f32], tokens: usize, y: &mut [f32]) {
+pub(super) fn forward(
+    kernels: &Kernels,
+    matrix: &LoadedMatrix,
+    x: &[f32],
+    vectors: usize,
+    y: &mut [f32],
+    precision: Precision,
+    pool: &dyn Pool,
+) {
     let layout = matrix.layout();
-    let (in_axis, out_axis) = match side {
-        Side::Forward => (&matrix.axes().cols, &matrix.axes().rows),
-        Side::Transposed => (&matrix.axes().rows, &matrix.axes().cols),
-    };
-    assert_eq!(x.len(), tokens * in_axis.len());
-    assert_eq!(y.len(), tokens * out_axis.len());
-    if tokens == 0 {
+    assert_eq!((x.len(), y.len()), (vectors * layout.cols(), vectors * layout.rows()));
+    if vectors == 0 {
         return;
     }
-    let share = tokens * layout.elements() >= WORTH_SHARING;
-    let spectral: Vec<&Term> = terms(matrix, Domain::Coefficients).collect();
-    let spectrum = if spectral.is_empty() { Vec::new() } else { analyze(in_axis, x, share) };
-    let bases: Vec<BasisProduct> = terms(matrix, Domain::Weights)
-        .filter_map(|term| match term {
-            Term::Basis(basis) => Some(BasisProduct::new(basis, layout, side == Side::Transposed, x, tokens)),
-            _ => None,
-        })
-        .collect();
-
-    // One output block for all tokens: accumulate, come back, add what was never in the coefficient domain.
-    let block_row = |index: usize, out: &mut [f32]| {
-        out.fill(0.0);
-        let out_len = out.len() / tokens;
-        let in_blocks = in_axis.len().div_ceil(layout.block());
-        for k in 0..in_blocks {
-            for term in &spectral {
-                let values = &spectrum[k * layout.block()..];
-                let input = Input { values, stride: in_axis.len(), tokens };
-                match side {
-                    Side::Forward => kernels.product(term, layout.block_at(index, k), input, out),
-                    Side::Transposed => {
-                        kernels.transposed_product(term, layout.block_at(k, index), input, out);
+    let shared_pool = |work: usize, worth: usize| if work >= worth { pool } else { &Serial as &dyn Pool };
+    let product_pool = shared_pool(vectors * layout.elements(), WORTH_SHARING);
+    if matrix.spectral().next().is_none() {
+        y.fill(0.0);
+    } else {
+        WORKSPACE.with_borrow_mut(|Workspace { spectrum, activations, out }| {
+            let in_pool = shared_pool(x.len(), TRANSFORM_WORTH_SHARING);
+            into_spectrum(kernels, matrix, x, vectors, precision, in_pool, spectrum, activations);
+            out.clear();
+            out.resize(y.len(), 0.0);
+            for term in matrix.spectral() {
+                match term {
+                    Loaded::Planes(tiles) => planes(kernels, tiles, activations, vectors, out, product_pool),
+                    sparse => {
+                        accumulate(kernels, matrix, sparse, false, spectrum, vectors, out, product_pool)
                     }
                 }
             }
+            let out_pool = shared_pool(y.len(), TRANSFORM_WORTH_SHARING);
+            axis::synthesize(kernels, &matrix.axes().rows, out, y, out_pool);
+        });
+    }
+    for basis in matrix.bases(false, x, vectors) {
+        basis.add(y, product_pool);
+    }
+}
+
+pub(super) fn transposed(
+    kernels: &Kernels,
+    matrix: &LoadedMatrix,
+    g: &[f32],
+    vectors: usize,
+    x: &mut [f32],
+    pool: &dyn Pool,
+) {
+    let layout = matrix.layout();
+    assert_eq!((g.len(), x.len()), (vectors * layout.rows(), vectors * layout.cols()));
+    if vectors == 0 {
+        return;
+    }
+    let pool = if vectors * layout.elements() >= WORTH_SHARING { pool } else { &Serial };
+    if matrix.spectral().next().is_none() {
+        x.fill(0.0);
+    } else {
+        WORKSPACE.with_borrow_mut(|Workspace { spectrum, out, .. }| {
+            spectrum.resize(g.len(), 0.0);
+            let (len, edge) = (layout.rows(), layout.block());
+            let shared = Shared::new(spectrum);
+            axis::analyze(kernels, &matrix.axes().rows, g, pool, &|vector, block, segment| {
+                let start = vector * len + block * edge;
+                // SAFETY: each vector's blocks are its own, and each is taken once.
+                #[allow(unsafe_code)]
+                unsafe { shared.part(start..start + segment.len()) }.copy_from_slice(segment);
+            });
+            out.clear();
+            out.resize(x.len(), 0.0);
+            for term in matrix.spectral() {
+                accumulate(kernels, matrix, term, true, spectrum, vectors, out, pool);
+            }
+            axis::synthesize(kernels, &matrix.axes().cols, out, x, pool);
+        });
+    }
+    for basis in matrix.bases(true, g, vectors) {
+        basis.add(x, pool);
+    }
+}
+
+/// Every vector into the coefficient domain, in the form that the terms need.
+#[allow(clippy::too_many_arguments)]
+fn into_spectrum(
+    kernels: &Kernels,
+    matrix: &LoadedMatrix,
+    x: &[f32],
+    vectors: usize,
+    precision: Precision,
+    pool: &dyn Pool,
+    spectrum: &mut Vec<f32>,
+    activations: &mut Activations,
+) {
+    let layout = matrix.layout();
+    let as_floats = matrix.spectral().any(|term| matches!(term, Loaded::Sparse(_)));
+    let as_digits = matrix.spectral().any(|term| matches!(term, Loaded::Planes(_)));
+    spectrum.resize(if as_floats { x.len() } else { 0 }, 0.0);
+    activations.prepare(layout, if as_digits { vectors } else { 0 }, precision);
+    let (digits, stride, blocks) = (activations.digits, activations.stride, layout.block_cols());
+    let starts = &activations.starts;
+    let floats = Shared::new(spectrum);
+    let values = Shared::new(&mut activations.values);
+    let scales = Shared::new(&mut activations.scales);
+    let sums = Shared::new(&mut activations.sums);
+    axis::analyze(kernels, &matrix.axes().cols, x, pool, &|vector, j, segment| {
+        // SAFETY: below, each vector's block has its own place in every array, and each is taken once.
+        #[allow(unsafe_code)]
+        if as_floats {
+            let start = vector * layout.cols() + j * layout.block();
+            unsafe { floats.part(start..start + segment.len()) }.copy_from_slice(segment);
         }
-        if !spectral.is_empty() {
-            let mut scratch = vec![0.0; out_axis.scratch_len()];
-            for out in out.chunks_exact_mut(out_len) {
-                out_axis.synthesize_block(index, out, &mut scratch);
+        if as_digits {
+            let end = starts.get(j + 1).copied().unwrap_or(stride);
+            let parts = (vector * digits..(vector + 1) * digits).map(|digit| {
+                let (at, index) = (digit * stride, digit * blocks + j);
+                #[allow(unsafe_code)]
+                // SAFETY: as above.
+                let (scale, sum) = unsafe { (scales.part(index..index + 1), sums.part(index..index + 1)) };
+                #[allow(unsafe_code)]
+                // SAFETY: as above.
+                let values = unsafe { values.part(at + starts[j]..at + end) };
+                (values, &mut scale[0], &mut sum[0])
+            });
+            quantize(segment, parts);
+        }
+    });
+}
+
+/// Adds a planes term's share to `out` (`vectors x rows`, coefficients): row tile by row tile.
+fn planes(
+    kernels: &Kernels,
+    tiles: &PlaneTiles,
+    x: &Activations,
+    vectors: usize,
+    out: &mut [f32],
+    pool: &dyn Pool,
+) {
+    let layout = tiles.layout();
+    let rows = layout.rows();
+    // Every block row but the last has as many row tiles as an edge.
+    let per_block = layout.block() / TILE_ROWS;
+    let items = (layout.block_rows() - 1) * per_block
+        + layout.row_range(layout.block_rows() - 1).len().div_ceil(TILE_ROWS);
+    let out = Shared::new(out);
+    pool.run(items, &|range| {
+        for item in range {
+            let first_row = item * TILE_ROWS;
+            let count = TILE_ROWS.min(rows - first_row);
+            for first in (0..vectors).step_by(VECTORS_AT_ONCE) {
+                let range = first..(first + VECTORS_AT_ONCE).min(vectors);
+                let mut sums: [RowSums; VECTORS_AT_ONCE] = [[0.0; TILE_ROWS]; VECTORS_AT_ONCE];
+                let sums = &mut sums[..range.len()];
+                kernels.planes(tiles, item / per_block, item % per_block, x, range.clone(), sums);
+                for (vector, sums) in range.zip(sums) {
+                    let start = vector * rows + first_row;
+                    #[allow(unsafe_code)]
+                    // SAFETY: the rows of a row tile belong to one item.
+                    let out = unsafe { out.part(start..start + count) };
+                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out += *sum);
+                }
             }
         }
-        bases.iter().for_each(|basis| basis.add(index, out));
-    };
+    });
+}
 
-    let edge = layout.block();
-    if tokens == 1 {
-        return for_each_chunk(y, edge, share, block_row);
-    }
-    // Block rows of several tokens are not contiguous in `y`: gather them apart, then lay them out.
-    let mut blocks = vec![0.0; y.len()];
-    for_each_chunk(&mut blocks, edge * tokens, share, block_row);
-    let out_len = out_axis.len();
-    for_each_chunk(y, out_len, share, |token, y| {
-        for (index, y) in y.chunks_mut(edge).enumerate() {
-            let block = &blocks[index * edge * tokens..];
-            y.copy_from_slice(&block[token * y.len()..][..y.len()]);
+/// Adds a term's share to `out` (`vectors x rows`, or `x cols` when transposed), output block by output block.
+#[allow(clippy::too_many_arguments)]
+fn accumulate(
+    kernels: &Kernels,
+    matrix: &LoadedMatrix,
+    term: &Loaded,
+    transposed: bool,
+    spectrum: &[f32],
+    vectors: usize,
+    out: &mut [f32],
+    pool: &dyn Pool,
+) {
+    let layout = matrix.layout();
+    let (in_blocks, out_blocks) = if transposed {
+        (layout.block_rows(), layout.block_cols())
+    } else {
+        (layout.block_cols(), layout.block_rows())
+    };
+    let (in_len, out_len) = (spectrum.len() / vectors, out.len() / vectors);
+    let out = Shared::new(out);
+    pool.run(out_blocks, &|range| {
+        let mut acc = vec![0.0; vectors * layout.block()];
+        for index in range {
+            let columns = if transposed { layout.col_range(index) } else { layout.row_range(index) };
+            let acc = &mut acc[..vectors * columns.len()];
+            acc.fill(0.0);
+            for k in 0..in_blocks {
+                let block = if transposed { layout.block_at(k, index) } else { layout.block_at(index, k) };
+                let values = &spectrum[k * layout.block()..];
+                let input = Input { values, stride: in_len, vectors };
+                match term {
+                    Loaded::Sparse(sparse) => kernels.sparse(sparse, block, input, acc, transposed),
+                    Loaded::Planes(tiles) => kernels.planes_transposed(tiles, block, input, acc),
+                    Loaded::Basis(_) => {}
+                }
+            }
+            for (vector, acc) in acc.chunks_exact(columns.len()).enumerate() {
+                let start = vector * out_len + columns.start;
+                #[allow(unsafe_code)]
+                // SAFETY: an output block belongs to one item.
+                let out = unsafe { out.part(start..start + columns.len()) };
+                out.iter_mut().zip(acc).for_each(|(out, acc)| *out += acc);
+            }
         }
     });
-}
-
-fn terms(matrix: &Matrix, domain: Domain) -> impl Iterator<Item = &Term> {
-    matrix.terms().iter().filter(move |term| term.domain() == domain)
-}
-
-/// Every vector of `x` in the coefficient domain.
-fn analyze(axis: &Axis, x: &[f32], share: bool) -> Vec<f32> {
-    let mut spectrum = x.to_vec();
-    for_each_chunk(&mut spectrum, axis.len(), share, |_, vector| {
-        axis.analyze(vector, &mut vec![0.0; axis.scratch_len()]);
-    });
-    spectrum
-}
-
-/// Calls `f(index, chunk)` for consecutive chunks, on all cores when `share` is set.
-fn for_each_chunk(data: &mut [f32], chunk: usize, share: bool, f: impl Fn(usize, &mut [f32]) + Sync) {
-    if share {
-        data.par_chunks_mut(chunk).enumerate().for_each(|(index, chunk)| f(index, chunk));
-    } else {
-        data.chunks_mut(chunk).enumerate().for_each(|(index, chunk)| f(index, chunk));
-    }
-}
-
-/// Decodes the whole matrix, row-major.
-pub fn decode(matrix: &Matrix) -> Vec<f32> {
-    let layout = matrix.layout();
-    let mut weights = vec![0.0; layout.elements()];
-    for_each_chunk(&mut weights, layout.block() * layout.cols(), true, |i, out| {
-        matrix.decode_block_row(i, out)
-    });
-    weights
-}
-
-/// Decodes the given rows into `out` (`rows.len() x cols`).
-///
-/// # Errors
-/// When the matrix has no such row.
-pub fn gather(matrix: &Matrix, rows: &[usize], out: &mut [f32]) -> Result<()> {
-    let cols = matrix.layout().cols();
-    assert_eq!(out.len(), rows.len() * cols);
-    out.par_chunks_mut(cols).zip(rows).try_for_each(|(out, row)| matrix.decode_row(*row, out))
 }

@@ -2,12 +2,13 @@
 
 use super::features::levels;
 use super::kernels::Kernels;
-use super::product::{Side, run};
+use super::product::{forward, transposed};
+use super::{LoadedMatrix, Precision, Rayon, Serial};
 use crate::codec::basis::Basis;
 use crate::codec::term::Term;
 use crate::codec::term::planes::{Planes, QuantizedBlock, ScaleGroup};
 use crate::codec::term::sparse::{Entry, FORMATS, Sparse};
-use crate::codec::{Layout, Matrix};
+use crate::codec::{Layout, Matrix, Transform};
 use half::f16;
 
 fn basis(layout: Layout) -> Term {
@@ -49,8 +50,9 @@ fn sparse(layout: Layout, format: crate::codec::term::sparse::Format) -> Term {
     Term::Sparse(Sparse::pack(layout, format, &blocks).unwrap())
 }
 
-#[test]
-fn every_level_agrees_with_the_codec() {
+/// Matrices of every term, alone and together, with borders of all kinds.
+fn matrices() -> Vec<Matrix> {
+    let mut matrices = Vec::new();
     for (rows, cols, edge) in [
         (1, 1, 32),
         (1, 257, 256),
@@ -58,77 +60,133 @@ fn every_level_agrees_with_the_codec() {
         (172, 64, 64),
         (64, 172, 128),
         (97, 259, 64),
-        (300, 300, 256),
+        (300, 512, 256),
     ] {
         let layout = Layout::new(rows, cols, edge).unwrap();
-        let mut matrices = vec![
+        let mut terms = vec![
             vec![basis(layout)],
             vec![planes(layout, ScaleGroup::Block)],
             vec![basis(layout), sparse(layout, FORMATS[0]), planes(layout, ScaleGroup::Row)],
         ];
-        matrices.extend(FORMATS.iter().filter(|f| f.allows(edge)).map(|f| vec![sparse(layout, *f)]));
-        for terms in matrices {
-            let summary: Vec<_> = terms.iter().map(Term::summary).collect();
-            let matrix = Matrix::new(layout, Default::default(), Some(5), terms, 0.0);
-            for tokens in [1, 2, 17] {
-                for side in [Side::Forward, Side::Transposed] {
-                    let (n_in, n_out) = if side == Side::Forward { (cols, rows) } else { (rows, cols) };
-                    let x: Vec<f32> = (0..tokens * n_in).map(|n| (n as f32 * 0.31).sin()).collect();
-                    let expected: Vec<f32> = x
-                        .chunks(n_in)
-                        .flat_map(|x| match side {
-                            Side::Forward => matrix.product(x),
-                            Side::Transposed => matrix.transposed_product(x),
-                        })
-                        .collect();
-                    let largest = expected.iter().fold(1e-3f32, |m, y| m.max(y.abs()));
-                    for level in levels() {
-                        let kernels = Kernels::new(level).unwrap();
-                        let mut y = vec![f32::NAN; tokens * n_out];
-                        run(&kernels, &matrix, side, &x, tokens, &mut y);
-                        for (a, b) in y.iter().zip(&expected) {
-                            assert!(
-                                (a - b).abs() <= 1e-5 * largest,
-                                "{level:?} {rows}x{cols} block {edge} {summary:?} {tokens} tokens: {a} {b}"
-                            );
-                        }
-                    }
-                }
+        terms.extend(FORMATS.iter().filter(|f| f.allows(edge)).map(|f| vec![sparse(layout, *f)]));
+        for (n, terms) in terms.into_iter().enumerate() {
+            let transform =
+                [Transform::Dct, Transform::Haar, Transform::Daubechies4][n.saturating_sub(2) % 3];
+            matrices.push(Matrix::new(layout, transform, (n % 4 != 3).then_some(5), terms, 0.0));
+        }
+    }
+    matrices
+}
+
+/// Largest difference relative to the largest value.
+fn difference(a: &[f32], b: &[f32]) -> f32 {
+    let largest = b.iter().fold(1e-3f32, |m, b| m.max(b.abs()));
+    a.iter().zip(b).fold(0f32, |m, (a, b)| if (a - b).abs() <= m { m } else { (a - b).abs() }) / largest
+}
+
+#[test]
+fn every_level_agrees_with_the_codec() {
+    for matrix in matrices() {
+        let (rows, cols) = (matrix.layout().rows(), matrix.layout().cols());
+        let loaded = LoadedMatrix::new(&matrix);
+        for vectors in [1, 2, 5, 70] {
+            let input =
+                |len: usize| (0..vectors * len).map(|n| (n as f32 * 0.31).sin()).collect::<Vec<f32>>();
+            let (x, g) = (input(cols), input(rows));
+            let y: Vec<f32> = x.chunks(cols).flat_map(|x| matrix.product(x)).collect();
+            let dx: Vec<f32> = g.chunks(rows).flat_map(|g| matrix.transposed_product(g)).collect();
+            for level in levels() {
+                let kernels = Kernels::new(level).unwrap();
+                let context = format!("{level:?} {rows}x{cols} {} {vectors} vectors", loaded.summary());
+                let mut out = vec![f32::NAN; y.len()];
+                forward(&kernels, &loaded, &x, vectors, &mut out, Precision::Exact, &Rayon);
+                assert!(difference(&out, &y) <= 5e-6, "{context}: {}", difference(&out, &y));
+                forward(&kernels, &loaded, &x, vectors, &mut out, Precision::Int8, &Rayon);
+                assert!(difference(&out, &y) <= 0.03, "{context} int8: {}", difference(&out, &y));
+                let mut out = vec![f32::NAN; dx.len()];
+                transposed(&kernels, &loaded, &g, vectors, &mut out, &Rayon);
+                assert!(difference(&out, &dx) <= 5e-6, "{context} transposed: {}", difference(&out, &dx));
             }
         }
     }
 }
 
 #[test]
+fn products_with_planes_have_the_same_bits_on_every_level_and_pool() {
+    for matrix in matrices().iter().filter(|m| matches!(m.terms(), [Term::Planes(_)])) {
+        let loaded = LoadedMatrix::new(matrix);
+        let vectors = 9;
+        let x: Vec<f32> = (0..vectors * matrix.layout().cols()).map(|n| (n as f32 * 0.7).cos()).collect();
+        for precision in [Precision::Exact, Precision::Int8] {
+            let results = levels().into_iter().flat_map(|level| {
+                let kernels = Kernels::new(level).unwrap();
+                let run = |pool: &dyn super::Pool| {
+                    let mut y = vec![0.0; vectors * matrix.layout().rows()];
+                    forward(&kernels, &loaded, &x, vectors, &mut y, precision, pool);
+                    y.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+                };
+                [run(&Serial), run(&Rayon)]
+            });
+            let results: Vec<_> = results.collect();
+            assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{}", loaded.summary());
+        }
+    }
+}
+
+#[test]
+fn loading_a_matrix_loses_nothing() {
+    for matrix in matrices() {
+        let loaded = LoadedMatrix::new(&matrix);
+        assert_eq!(loaded.to_matrix().terms(), matrix.terms());
+        let weights = matrix.decode();
+        assert_eq!(loaded.decode(&Rayon), weights);
+        let (rows, cols) = (matrix.layout().rows(), matrix.layout().cols());
+        let picked: Vec<usize> = [0, rows / 2, rows - 1, 0].to_vec();
+        let mut out = vec![0.0; picked.len() * cols];
+        loaded.gather(&picked, &mut out, &Serial).unwrap();
+        let expected: Vec<f32> = picked.iter().flat_map(|r| weights[r * cols..][..cols].to_vec()).collect();
+        assert!(difference(&out, &expected) < 5e-6, "{}", loaded.summary());
+        assert!(loaded.gather(&[rows], &mut out[..cols], &Serial).is_err());
+    }
+}
+
+#[test]
+fn an_input_that_is_not_finite_shows_in_the_output() {
+    let layout = Layout::new(64, 96, 32).unwrap();
+    let matrix = Matrix::new(layout, Transform::Dct, None, vec![planes(layout, ScaleGroup::Block)], 0.0);
+    let loaded = LoadedMatrix::new(&matrix);
+    for bad in [f32::NAN, f32::INFINITY] {
+        for precision in [Precision::Exact, Precision::Int8] {
+            let mut x = vec![1.0; 96];
+            x[40] = bad;
+            let mut y = vec![0.0; 64];
+            super::product(&loaded, &x, 1, &mut y, precision, &Serial);
+            assert!(y.iter().all(|y| !y.is_finite()));
+        }
+    }
+}
+
+#[test]
 fn the_reference_products_are_products_with_the_decoded_matrix() {
-    for (rows, cols, edge) in [(1, 1, 32), (33, 70, 32), (97, 259, 64), (300, 130, 128)] {
-        let layout = Layout::new(rows, cols, edge).unwrap();
-        let terms = vec![basis(layout), sparse(layout, FORMATS[3]), planes(layout, ScaleGroup::Block)];
-        for seed in [None, Some(1)] {
-            let matrix = Matrix::new(layout, Default::default(), seed, terms.clone(), 0.0);
-            let weights = matrix.decode();
-            assert_eq!(super::decode(&matrix), weights);
-            let x: Vec<f32> = (0..cols).map(|n| (n as f32 * 0.7).cos()).collect();
-            let g: Vec<f32> = (0..rows).map(|n| (n as f32 * 0.3).cos()).collect();
-            let exact = |n: usize, of: &dyn Fn(usize) -> (f32, f32)| {
-                (0..n).map(of).map(|(a, b)| f64::from(a) * f64::from(b)).sum::<f64>()
-            };
-            for (row, y) in matrix.product(&x).into_iter().enumerate() {
-                let y64 = exact(cols, &|c| (weights[row * cols + c], x[c]));
-                assert!((f64::from(y) - y64).abs() < 1e-5 * (rows * cols) as f64);
-            }
-            for (col, y) in matrix.transposed_product(&g).into_iter().enumerate() {
-                let y64 = exact(rows, &|r| (weights[r * cols + col], g[r]));
-                assert!((f64::from(y) - y64).abs() < 1e-5 * (rows * cols) as f64);
-            }
-            let mut row = vec![0.0; cols];
-            for r in [0, rows / 2, rows - 1] {
-                matrix.decode_row(r, &mut row).unwrap();
-                let largest = weights.iter().fold(0f32, |m, w| m.max(w.abs()));
-                for (a, b) in row.iter().zip(&weights[r * cols..]) {
-                    assert!((a - b).abs() < 1e-5 * largest, "row {r}");
-                }
-            }
+    for matrix in matrices() {
+        let (rows, cols) = (matrix.layout().rows(), matrix.layout().cols());
+        let weights = matrix.decode();
+        let x: Vec<f32> = (0..cols).map(|n| (n as f32 * 0.7).cos()).collect();
+        let g: Vec<f32> = (0..rows).map(|n| (n as f32 * 0.3).cos()).collect();
+        let sum = |terms: &mut dyn Iterator<Item = (f32, f32)>| {
+            terms.map(|(a, b)| f64::from(a) * f64::from(b)).sum::<f64>() as f32
+        };
+        let y: Vec<f32> =
+            weights.chunks(cols).map(|w| sum(&mut w.iter().copied().zip(x.iter().copied()))).collect();
+        assert!(difference(&matrix.product(&x), &y) < 5e-6);
+        let column = |c: usize| (0..rows).map(|r| weights[r * cols + c]).collect::<Vec<_>>();
+        let dx: Vec<f32> =
+            (0..cols).map(|c| sum(&mut column(c).into_iter().zip(g.iter().copied()))).collect();
+        assert!(difference(&matrix.transposed_product(&g), &dx) < 5e-6);
+        let mut row = vec![0.0; cols];
+        for r in [0, rows / 2, rows - 1] {
+            matrix.decode_row(r, &mut row).unwrap();
+            assert!(difference(&row, &weights[r * cols..][..cols]) < 5e-6);
         }
     }
 }

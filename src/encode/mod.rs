@@ -14,7 +14,6 @@ pub use prune::prune;
 pub use rate::{Quality, Rate, TermChoice};
 
 use crate::codec::{BLOCK_EDGES, Matrix, Transform};
-use crate::cpu;
 use crate::error::{Error, Result};
 use rate::{SIDE_BITS, Target};
 use rayon::prelude::*;
@@ -128,7 +127,7 @@ impl Encoder {
         let mut asked = target;
         for _ in 0..4 {
             let encoded = search::carry(&spectrum, carrier, asked)?.ok_or_else(unreachable)?;
-            let measured = squared_difference(values, &cpu::decode(&encoded.matrix));
+            let measured = squared_error(&encoded.matrix, values);
             match (target, &mut asked) {
                 (Target::SquaredError(bound), Target::SquaredError(asked)) if measured > bound => {
                     *asked *= 0.999 * bound / measured;
@@ -143,11 +142,16 @@ impl Encoder {
     }
 }
 
-/// `|a - b|^2` in F64.
-fn squared_difference(a: &[f32], b: &[f32]) -> f64 {
-    let square = |(a, b): (&f32, &f32)| (f64::from(*a) - f64::from(*b)).powi(2);
-    a.par_chunks(1 << 14)
-        .zip(b.par_chunks(1 << 14))
-        .map(|(a, b)| a.iter().zip(b).map(square).sum::<f64>())
-        .sum()
+/// `|W - W^|^2` in F64, by decoding block row after block row.
+fn squared_error(matrix: &Matrix, values: &[f32]) -> f64 {
+    let layout = matrix.layout();
+    let band = |i: usize| {
+        let rows = layout.row_range(i);
+        let original = &values[rows.start * layout.cols()..rows.end * layout.cols()];
+        let mut decoded = vec![0.0; original.len()];
+        matrix.decode_block_row(i, &mut decoded);
+        let square = |(a, b): (&f32, &f32)| (f64::from(*a) - f64::from(*b)).powi(2);
+        original.iter().zip(&decoded).map(square).sum::<f64>()
+    };
+    (0..layout.block_rows()).into_par_iter().map(band).sum()
 }

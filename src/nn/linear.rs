@@ -47,6 +47,7 @@
 //! ```
 
 use super::compressed;
+use crate::cpu::Precision;
 use crate::{RbeTensor, ops};
 use candle_core::{Result, Tensor};
 use candle_nn::{Module, VarBuilder};
@@ -59,12 +60,18 @@ use candle_nn::{Module, VarBuilder};
 pub struct RbeLinear {
     weight: RbeTensor,
     bias: Option<Tensor>,
+    precision: Precision,
 }
 
 impl RbeLinear {
     /// A layer with a weight of shape `(out, in)` and a bias of shape `(out)`.
     pub fn new(weight: RbeTensor, bias: Option<Tensor>) -> Self {
-        Self { weight, bias }
+        Self { weight, bias, precision: Precision::default() }
+    }
+
+    /// The same layer with activations taken at this precision.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// The compressed weight, `(out, in)`.
@@ -80,7 +87,7 @@ impl RbeLinear {
 
 impl Module for RbeLinear {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = ops::matmul(x, &self.weight)?;
+        let y = ops::matmul(x, &self.weight, self.precision)?;
         match &self.bias {
             Some(bias) => y.broadcast_add(bias),
             None => Ok(y),

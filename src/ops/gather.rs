@@ -1,8 +1,7 @@
 //! Rows of a compressed table.
 
-use super::{elements, from_f32};
+use super::{CandlePool, elements, from_f32};
 use crate::RbeTensor;
-use crate::cpu;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 
 /// Rows `ids` (any shape, U32, U8 or I64) of a compressed `(rows, cols)` table as `(.., cols)` of `dtype`;
@@ -41,7 +40,7 @@ impl CustomOp1 for RbeGather {
             bail!("{}: id {} in a table of {rows} rows", self.name(), bad.unwrap_or(&-1));
         };
         let mut values = vec![0.0; picked.len() * cols];
-        cpu::gather(self.table.matrix(), &picked, &mut values)?;
+        self.table.loaded().gather(&picked, &mut values, &CandlePool)?;
         let shape = [layout.dims(), &[cols]].concat();
         Ok((from_f32(values, self.dtype, self.name())?, Shape::from(shape)))
     }

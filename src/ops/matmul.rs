@@ -1,8 +1,8 @@
 //! The product of activations with a compressed weight.
 
-use super::{dtype_of, from_f32, to_f32};
+use super::{CandlePool, dtype_of, from_f32, to_f32};
 use crate::RbeTensor;
-use crate::cpu;
+use crate::cpu::{self, Precision};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 /// `y = x W'` for `x` of shape `(.., in)` and a compressed `W` of shape `(out, in)`; `y` is `(.., out)` of
@@ -11,15 +11,16 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 /// # Errors
 /// When `W` is a vector, `x`'s last side is not `in`, its type is not F32, F16 or BF16, or it is on another
 /// device.
-pub fn matmul(x: &Tensor, weight: &RbeTensor) -> Result<Tensor> {
+pub fn matmul(x: &Tensor, weight: &RbeTensor, precision: Precision) -> Result<Tensor> {
     if weight.shape().rank() != 2 {
         bail!("a product needs a compressed matrix, not a tensor of shape {:?}", weight.shape());
     }
-    x.apply_op1(RbeMatMul { weight: weight.clone() })
+    x.apply_op1(RbeMatMul { weight: weight.clone(), precision })
 }
 
 struct RbeMatMul {
     weight: RbeTensor,
+    precision: Precision,
 }
 
 impl CustomOp1 for RbeMatMul {
@@ -41,15 +42,15 @@ impl CustomOp1 for RbeMatMul {
         let tokens = x.len() / last;
         let mut y = vec![0.0; tokens * out_features];
         if self.weight.is_transposed() {
-            cpu::transposed_product(self.weight.matrix(), &x, tokens, &mut y);
+            cpu::transposed_product(self.weight.loaded(), &x, tokens, &mut y, &CandlePool);
         } else {
-            cpu::product(self.weight.matrix(), &x, tokens, &mut y);
+            cpu::product(self.weight.loaded(), &x, tokens, &mut y, self.precision, &CandlePool);
         }
         let shape = [leading, &[out_features]].concat();
         Ok((from_f32(y, dtype_of(storage), self.name())?, Shape::from(shape)))
     }
 
     fn bwd(&self, _x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(matmul(dy, &self.weight.t()?)?))
+        Ok(Some(matmul(dy, &self.weight.t()?, self.precision)?))
     }
 }

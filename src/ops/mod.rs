@@ -6,7 +6,18 @@ mod matmul;
 pub use gather::gather;
 pub use matmul::matmul;
 
+use crate::cpu::Pool;
 use candle_core::{CpuStorage, DType, Layout, Result, bail};
+use std::ops::Range;
+
+/// Candle's own threads: a second pool beside them would fight for the cores.
+struct CandlePool;
+
+impl Pool for CandlePool {
+    fn run(&self, items: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
+        candle_core::utils::barrier_pool().execute_chunked(items, f);
+    }
+}
 
 /// The elements of a CPU tensor in row-major order as F32, whatever its strides, offset and float type.
 fn to_f32(storage: &CpuStorage, layout: &Layout, op: &str) -> Result<Vec<f32>> {

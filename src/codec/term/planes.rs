@@ -88,6 +88,42 @@ impl Planes {
         Self { layout, group, unit, planes, scales, starts, data }
     }
 
+    /// The layout of the matrix.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// Which coefficients share a scale.
+    pub fn group(&self) -> ScaleGroup {
+        self.group
+    }
+
+    /// The power of two that multiplies every scale.
+    pub fn unit(&self) -> f32 {
+        self.unit
+    }
+
+    /// The scales of all blocks one after another.
+    pub fn scales(&self) -> &[f16] {
+        &self.scales
+    }
+
+    /// `u` of each coefficient of a block, row-major.
+    pub fn codes(&self, block: Block, codes: &mut [u8]) {
+        let mask_bytes = block.mask_bytes();
+        let planes = usize::from(self.planes(block));
+        for (row, codes) in codes.chunks_exact_mut(block.width).enumerate() {
+            for (byte, codes) in codes.chunks_mut(8).enumerate() {
+                let mut spread = 0;
+                for plane in 0..planes {
+                    let at = self.starts[block.index] + (plane * block.height + row) * mask_bytes + byte;
+                    spread = spread << 1 | bits::spread(self.data[at]);
+                }
+                codes.copy_from_slice(&spread.to_le_bytes()[..codes.len()]);
+            }
+        }
+    }
+
     /// Planes of a block.
     pub fn planes(&self, block: Block) -> u8 {
         self.planes[block.index]

@@ -1,0 +1,150 @@
+//! Many vectors through one side's operator, sixteen block segments at a time.
+
+use super::kernels::Kernels;
+use super::pool::{Pool, Shared};
+use super::transform::{LANES, Lanes, supports};
+use crate::codec::Transform;
+use crate::codec::axis::Axis;
+use std::cell::RefCell;
+
+/// The longest segment.
+const EDGE: usize = 256;
+
+/// One thread's room for sixteen segments, by rows and by lanes.
+struct Room {
+    rows: Box<[[f32; EDGE]; LANES]>,
+    lanes: Vec<Lanes>,
+    scratch: Vec<Lanes>,
+}
+
+thread_local! {
+    static ROOM: RefCell<Room> = RefCell::new(Room {
+        rows: Box::new([[0.0; EDGE]; LANES]),
+        lanes: vec![[0.0; LANES]; EDGE],
+        scratch: vec![[0.0; LANES]; EDGE],
+    });
+}
+
+/// Which way through the operator.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    /// Into the coefficient domain.
+    Analyze,
+    /// Back from it.
+    Synthesize,
+}
+
+/// `x <- A x` for every vector; `take(vector, block, segment)` receives each block's coefficients, once, on
+/// some thread.
+pub(super) fn analyze(
+    kernels: &Kernels,
+    axis: &Axis,
+    x: &[f32],
+    pool: &dyn Pool,
+    take: &(dyn Fn(usize, usize, &mut [f32]) + Sync),
+) {
+    run(kernels, axis, Way::Analyze, x, pool, take);
+}
+
+/// `y <- A' x` for every vector.
+pub(super) fn synthesize(kernels: &Kernels, axis: &Axis, x: &[f32], y: &mut [f32], pool: &dyn Pool) {
+    assert_eq!(x.len(), y.len());
+    let (len, edge) = (axis.len(), axis.block());
+    let shared = Shared::new(y);
+    run(kernels, axis, Way::Synthesize, x, pool, &|vector, block, segment| {
+        let start = vector * len + block * edge;
+        // SAFETY: each vector's blocks are its own, and each is taken once.
+        #[allow(unsafe_code)]
+        unsafe { shared.part(start..start + segment.len()) }.copy_from_slice(segment);
+    });
+}
+
+fn run(
+    kernels: &Kernels,
+    axis: &Axis,
+    way: Way,
+    x: &[f32],
+    pool: &dyn Pool,
+    take: &(dyn Fn(usize, usize, &mut [f32]) + Sync),
+) {
+    let len = axis.len();
+    let full = axis.block().min(len);
+    let full_blocks = len / full;
+    let vectors = x.len() / len;
+    let in_lanes = axis.transform() == Transform::Dct && supports(full);
+    // Segments of full length, sixteen a group; then the border segments, one by one.
+    let segments = vectors * full_blocks;
+    let place = |segment: usize| (segment / full_blocks, segment % full_blocks);
+    let source =
+        |(vector, block): (usize, usize), len_: usize| &x[vector * len + block * axis.block()..][..len_];
+    let norm = 1.0 / (full as f32).sqrt();
+
+    pool.run(segments.div_ceil(LANES), &|groups| {
+        ROOM.with_borrow_mut(|Room { rows, lanes, scratch }| {
+            for group in groups {
+                let first = group * LANES;
+                let count = LANES.min(segments - first);
+                if !in_lanes {
+                    let scratch = scratch.as_flattened_mut();
+                    for (lane, row) in rows[..count].iter_mut().enumerate() {
+                        let at = place(first + lane);
+                        let row = &mut row[..full];
+                        row.copy_from_slice(source(at, full));
+                        one(axis, way, at.1, row, scratch);
+                        take(at.0, at.1, row);
+                    }
+                    continue;
+                }
+                let lanes = &mut lanes[..full];
+                for (lane, row) in rows[..count].iter_mut().enumerate() {
+                    let at = place(first + lane);
+                    let (row, source) = (&mut row[..full], source(at, full));
+                    match axis.signs(at.1).filter(|_| way == Way::Analyze) {
+                        Some(signs) => {
+                            for ((row, x), sign) in row.iter_mut().zip(source).zip(signs) {
+                                *row = x * (sign * norm);
+                            }
+                        }
+                        None => row.iter_mut().zip(source).for_each(|(row, x)| *row = x * norm),
+                    }
+                }
+                kernels.to_lanes(rows, lanes);
+                match way {
+                    Way::Analyze => kernels.dct2(lanes, scratch),
+                    Way::Synthesize => kernels.dct3(lanes, scratch),
+                }
+                kernels.from_lanes(lanes, rows);
+                for (lane, row) in rows[..count].iter_mut().enumerate() {
+                    let at = place(first + lane);
+                    let row = &mut row[..full];
+                    if let Some(signs) = axis.signs(at.1).filter(|_| way == Way::Synthesize) {
+                        row.iter_mut().zip(signs).for_each(|(row, sign)| *row *= sign);
+                    }
+                    take(at.0, at.1, row);
+                }
+            }
+        });
+    });
+
+    let border = len - full_blocks * full;
+    if border > 0 {
+        pool.run(vectors, &|range| {
+            ROOM.with_borrow_mut(|Room { rows, scratch, .. }| {
+                for vector in range {
+                    let row = &mut rows[0][..border];
+                    row.copy_from_slice(source((vector, full_blocks), border));
+                    one(axis, way, full_blocks, row, scratch.as_flattened_mut());
+                    take(vector, full_blocks, row);
+                }
+            });
+        });
+    }
+}
+
+/// One segment by the codec's own plan, for transforms and lengths that have no lanes.
+fn one(axis: &Axis, way: Way, block: usize, x: &mut [f32], scratch: &mut [f32]) {
+    match way {
+        Way::Analyze => axis.analyze_block(block, x, scratch),
+        Way::Synthesize => axis.synthesize_block(block, x, scratch),
+    }
+}

@@ -1,0 +1,164 @@
+//! The inner loops, one set per [`Level`], behind one table.
+//!
+//! Integer loops ([`planes`](Kernels::planes)) are written by hand for each level and give the same bits on
+//! all; the others are written once in [`generic`] and compiled for each level.
+
+// The calls through the table are unsafe only because a level's instructions must exist; `Kernels::new` sees to
+// that.
+#![allow(unsafe_code)]
+
+mod generic;
+mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+use super::activations::Activations;
+use super::features::{self, Level};
+use super::tiles::{PlaneTiles, TILE_ROWS};
+use super::transform::{LANES, Lanes};
+use crate::codec::Block;
+use crate::codec::term::Sparse;
+use std::ops::Range;
+use std::sync::OnceLock;
+
+/// The window of a block into F32 vectors.
+#[derive(Clone, Copy)]
+pub(super) struct Input<'a> {
+    /// Begins at the block's first element of the first vector.
+    pub values: &'a [f32],
+    /// Elements from one vector to the next.
+    pub stride: usize,
+    /// Number of vectors.
+    pub vectors: usize,
+}
+
+impl<'a> Input<'a> {
+    /// The block's part of a vector.
+    #[inline(always)]
+    fn vector(self, index: usize, len: usize) -> &'a [f32] {
+        &self.values[index * self.stride..][..len]
+    }
+}
+
+/// Sixteen results of each vector: rows of a row tile.
+pub(super) type RowSums = [f32; TILE_ROWS];
+
+/// The inner loops of one level. Unsafe to call where the level's instructions are missing.
+pub(super) struct Table {
+    /// `sums[v] += S_i x_v` for the rows of a row tile of block row `i` and vectors `v` of a range.
+    planes: unsafe fn(&PlaneTiles, i: usize, row_tile: usize, &Activations, Range<usize>, &mut [RowSums]),
+    /// `acc += S' g` for one block; `acc` is `vectors x width`.
+    planes_transposed: unsafe fn(&PlaneTiles, Block, Input, acc: &mut [f32]),
+    /// `acc += S x` for one block, `acc` being `vectors x height`, or with `S'` and `vectors x width`.
+    sparse: unsafe fn(&Sparse, Block, Input, acc: &mut [f32], transposed: bool),
+    /// `out[b][a] = in[a][b]` of 16x16 elements, rows `stride` apart.
+    transpose: unsafe fn(from: &[f32], from_stride: usize, to: &mut [f32], to_stride: usize),
+    /// `x <- sqrt(n) C x` and its transpose in each lane; the second slice is scratch.
+    dct2: unsafe fn(&mut [Lanes], &mut [Lanes]),
+    dct3: unsafe fn(&mut [Lanes], &mut [Lanes]),
+}
+
+/// The table of a level that this processor has.
+pub(super) struct Kernels(Table);
+
+impl Kernels {
+    /// The kernels of the level in use.
+    pub(super) fn get() -> &'static Self {
+        static KERNELS: OnceLock<Kernels> = OnceLock::new();
+        KERNELS.get_or_init(|| {
+            let level = features::level();
+            Self::new(level).unwrap_or_else(|| unreachable!("{level:?} was detected"))
+        })
+    }
+
+    /// The kernels of a level, `None` where the processor lacks it.
+    pub(super) fn new(level: Level) -> Option<Self> {
+        features::levels().contains(&level).then_some(Self(match level {
+            Level::Scalar => scalar::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => x86_64::avx2::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => x86_64::avx512::TABLE,
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => return None,
+        }))
+    }
+
+    pub(super) fn planes(
+        &self,
+        tiles: &PlaneTiles,
+        i: usize,
+        row_tile: usize,
+        x: &Activations,
+        vectors: Range<usize>,
+        sums: &mut [RowSums],
+    ) {
+        assert_eq!(sums.len(), vectors.len());
+        assert!(x.values.len() >= vectors.end * x.digits * x.stride);
+        // SAFETY: `new` made this table after finding the level's instructions on this processor.
+        unsafe { (self.0.planes)(tiles, i, row_tile, x, vectors, sums) }
+    }
+
+    pub(super) fn planes_transposed(&self, tiles: &PlaneTiles, block: Block, g: Input, acc: &mut [f32]) {
+        // SAFETY: as in `planes`.
+        unsafe { (self.0.planes_transposed)(tiles, block, g, acc) }
+    }
+
+    pub(super) fn sparse(&self, term: &Sparse, block: Block, x: Input, acc: &mut [f32], transposed: bool) {
+        // SAFETY: as in `planes`.
+        unsafe { (self.0.sparse)(term, block, x, acc, transposed) }
+    }
+
+    /// Sixteen rows to lanes: `lanes[n][row] = rows[row][n]`; a short last part is of no meaning.
+    pub(super) fn to_lanes(&self, rows: &[[f32; 256]; LANES], lanes: &mut [Lanes]) {
+        let from = rows.as_flattened();
+        for (n, lanes) in lanes.as_flattened_mut().chunks_exact_mut(LANES * LANES).enumerate() {
+            // SAFETY: as in `planes`.
+            unsafe { (self.0.transpose)(&from[n * LANES..], 256, lanes, LANES) }
+        }
+    }
+
+    /// Lanes back to sixteen rows.
+    pub(super) fn from_lanes(&self, lanes: &[Lanes], rows: &mut [[f32; 256]; LANES]) {
+        let to = rows.as_flattened_mut();
+        for (n, lanes) in lanes.as_flattened().chunks_exact(LANES * LANES).enumerate() {
+            // SAFETY: as in `planes`.
+            unsafe { (self.0.transpose)(lanes, LANES, &mut to[n * LANES..], 256) }
+        }
+    }
+
+    pub(super) fn dct2(&self, x: &mut [Lanes], scratch: &mut [Lanes]) {
+        assert!(scratch.len() >= x.len());
+        // SAFETY: as in `planes`.
+        unsafe { (self.0.dct2)(x, scratch) }
+    }
+
+    pub(super) fn dct3(&self, x: &mut [Lanes], scratch: &mut [Lanes]) {
+        assert!(scratch.len() >= x.len());
+        // SAFETY: as in `planes`.
+        unsafe { (self.0.dct3)(x, scratch) }
+    }
+}
+
+/// Compiles what [`generic`] holds for one level, and the level's table.
+macro_rules! table {
+    (fma: $fma:literal $(, $feature:literal)?) => {
+        use super::super::{Input, Table, generic, Sparse, PlaneTiles, Block};
+
+        pub(in super::super) const TABLE: Table =
+            Table { planes, planes_transposed, sparse, transpose, dct2: lanes::dct2, dct3: lanes::dct3 };
+
+        $(#[target_feature(enable = $feature)])?
+        fn planes_transposed(tiles: &PlaneTiles, block: Block, g: Input, acc: &mut [f32]) {
+            generic::planes_transposed::<$fma>(tiles, block, g, acc);
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn sparse(term: &Sparse, block: Block, x: Input, acc: &mut [f32], transposed: bool) {
+            generic::sparse::<$fma>(term, block, x, acc, transposed);
+        }
+        mod lanes {
+            crate::cpu::transform::transforms!($($feature)?);
+        }
+    };
+}
+use table;

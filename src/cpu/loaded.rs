@@ -1,0 +1,215 @@
+//! A compressed matrix as the kernels want it in memory.
+
+use super::basis::BasisProduct;
+use super::kernels::{Input, Kernels};
+use super::pool::{Pool, Shared};
+use super::tiles::{PlaneTiles, TILE_ROWS, row_tiles};
+use crate::codec::axis::Axes;
+use crate::codec::term::{Basis, Sparse, Term};
+use crate::codec::{Block, Layout, Matrix, Transform};
+use crate::error::{Error, Result};
+
+/// A term in its layout for products.
+#[derive(Clone, Debug)]
+pub(super) enum Loaded {
+    Basis(Basis),
+    Sparse(Sparse),
+    Planes(PlaneTiles),
+}
+
+/// A matrix ready for products; made once, from a [`Matrix`], and turned back without loss.
+///
+/// It takes the compressed bytes' memory and no more: terms that are laid out anew replace their first form.
+#[derive(Clone, Debug)]
+pub struct LoadedMatrix {
+    layout: Layout,
+    transform: Transform,
+    seed: Option<u64>,
+    relative_error: f32,
+    size_in_bytes: usize,
+    summary: String,
+    axes: Axes,
+    pub(super) terms: Vec<Loaded>,
+}
+
+impl LoadedMatrix {
+    /// Lays out a matrix.
+    pub fn new(matrix: &Matrix) -> Self {
+        let terms = matrix.terms().iter().map(|term| match term {
+            Term::Basis(basis) => Loaded::Basis(basis.clone()),
+            Term::Sparse(sparse) => Loaded::Sparse(sparse.clone()),
+            Term::Planes(planes) => Loaded::Planes(PlaneTiles::new(planes)),
+        });
+        Self {
+            layout: matrix.layout(),
+            transform: matrix.transform(),
+            seed: matrix.seed(),
+            relative_error: matrix.relative_error(),
+            size_in_bytes: matrix.size_in_bytes(),
+            summary: matrix.summary(),
+            axes: matrix.axes().clone(),
+            terms: terms.collect(),
+        }
+    }
+
+    /// The matrix that was laid out, bit for bit.
+    pub fn to_matrix(&self) -> Matrix {
+        let terms = self.terms.iter().map(|term| match term {
+            Loaded::Basis(basis) => Term::Basis(basis.clone()),
+            Loaded::Sparse(sparse) => Term::Sparse(sparse.clone()),
+            Loaded::Planes(tiles) => Term::Planes(tiles.to_term()),
+        });
+        Matrix::new(self.layout, self.transform, self.seed, terms.collect(), self.relative_error)
+    }
+
+    /// How the matrix is cut into blocks.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// `|W - W^| / |W|` as the encoder measured it.
+    pub fn relative_error(&self) -> f32 {
+        self.relative_error
+    }
+
+    /// Bytes of the payload.
+    pub fn size_in_bytes(&self) -> usize {
+        self.size_in_bytes
+    }
+
+    /// One line for people: terms, transform, block edge.
+    pub fn summary(&self) -> &str {
+        &self.summary
+    }
+
+    /// Bytes in memory, the axes' signs and small constants left out.
+    pub fn memory_in_bytes(&self) -> usize {
+        let bytes = |term: &Loaded| match term {
+            Loaded::Basis(basis) => basis.size_in_bytes(),
+            Loaded::Sparse(sparse) => sparse.size_in_bytes(),
+            Loaded::Planes(tiles) => tiles.bytes(),
+        };
+        self.terms.iter().map(bytes).sum()
+    }
+
+    pub(super) fn axes(&self) -> &Axes {
+        &self.axes
+    }
+
+    /// Terms in the coefficient domain.
+    pub(super) fn spectral(&self) -> impl Iterator<Item = &Loaded> {
+        self.terms.iter().filter(|term| !matches!(term, Loaded::Basis(_)))
+    }
+
+    /// The basis terms' products with these vectors.
+    pub(super) fn bases(&self, transposed: bool, input: &[f32], vectors: usize) -> Vec<BasisProduct<'_>> {
+        let product = |term| match term {
+            &Loaded::Basis(ref basis) => {
+                Some(BasisProduct::new(basis, self.layout, transposed, input, vectors))
+            }
+            _ => None,
+        };
+        self.terms.iter().filter_map(product).collect()
+    }
+
+    /// Decodes everything, row-major.
+    pub fn decode(&self, pool: &dyn Pool) -> Vec<f32> {
+        let cols = self.layout.cols();
+        let mut weights = vec![0.0; self.layout.elements()];
+        let shared = Shared::new(&mut weights);
+        pool.run(self.layout.block_rows(), &|range| {
+            let mut tile = vec![0.0; self.layout.block() * self.layout.block()];
+            let mut scratch = vec![0.0; self.axes.scratch_len()];
+            for i in range {
+                let rows = self.layout.row_range(i);
+                // SAFETY: each block row is one item, and its rows are its own.
+                #[allow(unsafe_code)]
+                let out = unsafe { shared.part(rows.start * cols..rows.end * cols) };
+                for j in 0..self.layout.block_cols() {
+                    let block = self.layout.block_at(i, j);
+                    let tile = &mut tile[..block.len()];
+                    self.decode_block(block, tile, &mut scratch);
+                    for (out, row) in out.chunks_exact_mut(cols).zip(tile.chunks_exact(block.width)) {
+                        out[block.col..block.col + block.width].copy_from_slice(row);
+                    }
+                }
+            }
+        });
+        weights
+    }
+
+    fn decode_block(&self, block: Block, out: &mut [f32], scratch: &mut [f32]) {
+        out.fill(0.0);
+        for term in &self.terms {
+            match term {
+                Loaded::Basis(_) => {}
+                Loaded::Sparse(sparse) => sparse.add_rows(block, 0..block.height, out),
+                Loaded::Planes(tiles) => {
+                    let rows = out.chunks_mut(TILE_ROWS * block.width);
+                    rows.enumerate().for_each(|(tile, rows)| tiles.add_row_tile(block, tile, rows));
+                    debug_assert_eq!(row_tiles(block), block.height.div_ceil(TILE_ROWS));
+                }
+            }
+        }
+        if self.spectral().next().is_some() {
+            self.axes.synthesize_tile(block, out, scratch);
+        }
+        for term in &self.terms {
+            if let Loaded::Basis(basis) = term {
+                basis.add_rows(block, 0..block.height, out);
+            }
+        }
+    }
+
+    /// Decodes the given rows into `out` (`rows.len() x cols`).
+    ///
+    /// # Errors
+    /// When the matrix has no such row.
+    pub fn gather(&self, rows: &[usize], out: &mut [f32], pool: &dyn Pool) -> Result<()> {
+        let cols = self.layout.cols();
+        assert_eq!(out.len(), rows.len() * cols);
+        if let Some(row) = rows.iter().find(|row| **row >= self.layout.rows()) {
+            return Err(Error::shape(format!("row {row} of a matrix with {} rows", self.layout.rows())));
+        }
+        let kernels = Kernels::get();
+        let shared = Shared::new(out);
+        pool.run(rows.len(), &|range| {
+            for n in range {
+                // SAFETY: each row asked for is one item with a place of its own.
+                #[allow(unsafe_code)]
+                let out = unsafe { shared.part(n * cols..(n + 1) * cols) };
+                self.decode_row(kernels, rows[n], out);
+            }
+        });
+        Ok(())
+    }
+
+    /// Row `r` of `A' S` is `S' (A e_r)`: a transposed product with one block row, then one inverse transform.
+    fn decode_row(&self, kernels: &Kernels, row: usize, out: &mut [f32]) {
+        let i = row / self.layout.block();
+        let rows = self.layout.row_range(i);
+        let mut scratch = vec![0.0; self.axes.scratch_len()];
+        let mut weights = vec![0.0; rows.len()];
+        weights[row - rows.start] = 1.0;
+        self.axes.rows.analyze_block(i, &mut weights, &mut scratch);
+        let weights = Input { values: &weights, stride: rows.len(), vectors: 1 };
+        for j in 0..self.layout.block_cols() {
+            let block = self.layout.block_at(i, j);
+            let out = &mut out[block.col..block.col + block.width];
+            out.fill(0.0);
+            for term in self.spectral() {
+                match term {
+                    Loaded::Planes(tiles) => kernels.planes_transposed(tiles, block, weights, out),
+                    Loaded::Sparse(sparse) => kernels.sparse(sparse, block, weights, out, true),
+                    Loaded::Basis(_) => {}
+                }
+            }
+            self.axes.cols.synthesize_block(j, out, &mut scratch);
+            for term in &self.terms {
+                if let Loaded::Basis(basis) = term {
+                    basis.add_rows(block, row - rows.start..row - rows.start + 1, out);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! The planes term laid out for integer dot products: sixteen rows in the lanes of a register.
+//!
+//! A block is cut into row tiles of 16 and these into tiles of 16 x 32 coefficients. The codes `u` of a tile with
+//! `n` planes take `64 n` bytes, nothing more: `n` is written as a sum of 8, 4, 2 and 1, and each of these
+//! parts packs its bits of all 512 codes into lines of 64 bytes, the most significant part first. In a line, lane
+//! `r` (four bytes) belongs to row `r`; a part of `p` bits holds column groups `g, g + p, g + 2p, ..` of its line
+//! `g` one above the other in each byte (a group is four neighbouring columns):
+//!
+//! ```text
+//!     line g of a 4-bit part, bytes 4r..4r+4:   row r, columns 4g .. 4g+3      in the low nibbles
+//!                                               row r, columns 4g+16 .. 4g+19  in the high nibbles
+//! ```
+//!
+//! So one load, a shift and a mask give sixteen rows by four columns of codes, and `vpdpbusd` (or its like)
+//! multiplies them with four activations broadcast to all lanes: no horizontal sums. Tiles at the border are
+//! filled up with code 0, whose contribution the kernel cancels by giving them activations of 0, and rows that
+//! are not stored.
+
+use crate::codec::term::Planes;
+use crate::codec::term::planes::{MAX_PLANES, QuantizedBlock, ScaleGroup};
+use crate::codec::{Block, Layout};
+use half::f16;
+
+/// Rows of a tile: the lanes of a 64-byte register.
+pub(super) const TILE_ROWS: usize = 16;
+/// Columns of a tile: the bits that one byte of a one-bit part can hold, times four.
+pub(super) const TILE_COLS: usize = 32;
+/// Columns whose codes share a lane: what one dot-product instruction multiplies.
+pub(super) const GROUP: usize = 4;
+/// Column groups of a tile.
+pub(super) const GROUPS: usize = TILE_COLS / GROUP;
+
+/// 64 bytes at a 64-byte boundary: a cache line and the largest register.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C, align(64))]
+pub(super) struct Line(pub [u8; 64]);
+
+/// Bits of the parts that `planes` bits are split into, most significant first.
+pub(super) const fn parts(planes: u8) -> [u8; 4] {
+    [planes & 8, planes & 4, planes & 2, planes & 1]
+}
+
+/// The bit-planes of every block in tiles.
+#[derive(Clone, Debug)]
+pub(super) struct PlaneTiles {
+    layout: Layout,
+    group: ScaleGroup,
+    unit: f32,
+    planes: Vec<u8>,
+    scales: Vec<f16>,
+    /// First line of each block; one more than there are blocks.
+    starts: Vec<usize>,
+    lines: Vec<Line>,
+}
+
+/// Tiles across a block.
+pub(super) fn col_tiles(block: Block) -> usize {
+    block.width.div_ceil(TILE_COLS)
+}
+
+/// Tiles down a block.
+pub(super) fn row_tiles(block: Block) -> usize {
+    block.height.div_ceil(TILE_ROWS)
+}
+
+impl PlaneTiles {
+    /// Lays out a term.
+    pub(super) fn new(term: &Planes) -> Self {
+        let layout = term.layout();
+        let mut tiles = Self {
+            layout,
+            group: term.group(),
+            unit: term.unit(),
+            planes: layout.iter().map(|block| term.planes(block)).collect(),
+            scales: term.scales().to_vec(),
+            starts: vec![0],
+            lines: Vec::new(),
+        };
+        let total: usize = layout.iter().map(|block| tiles.lines_in(block)).sum();
+        tiles.lines.reserve_exact(total);
+        let mut codes = vec![0u8; layout.block() * layout.block()];
+        for block in layout.iter() {
+            let codes = &mut codes[..block.len()];
+            term.codes(block, codes);
+            for row_tile in 0..row_tiles(block) {
+                for col_tile in 0..col_tiles(block) {
+                    tiles.push_tile(block, codes, row_tile, col_tile);
+                }
+            }
+            tiles.starts.push(tiles.lines.len());
+        }
+        tiles
+    }
+
+    /// The term that was laid out, bit for bit.
+    pub(super) fn to_term(&self) -> Planes {
+        let mut scales = self.scales.iter().copied();
+        let blocks: Vec<_> = self
+            .layout
+            .iter()
+            .map(|block| {
+                let mut codes = vec![0; block.len()];
+                for row_tile in 0..row_tiles(block) {
+                    self.codes(block, row_tile, |row, col, code| codes[row * block.width + col] = code);
+                }
+                QuantizedBlock {
+                    planes: self.planes(block),
+                    scales: scales.by_ref().take(self.group.scales_in(block)).collect(),
+                    codes,
+                }
+            })
+            .collect();
+        Planes::pack(self.layout, self.group, self.unit, &blocks)
+    }
+
+    fn lines_in(&self, block: Block) -> usize {
+        usize::from(self.planes(block)) * row_tiles(block) * col_tiles(block)
+    }
+
+    fn push_tile(&mut self, block: Block, codes: &[u8], row_tile: usize, col_tile: usize) {
+        let code = |row: usize, col: usize| {
+            let (row, col) = (row_tile * TILE_ROWS + row, col_tile * TILE_COLS + col);
+            if row < block.height && col < block.width { codes[row * block.width + col] } else { 0 }
+        };
+        let mut below = self.planes(block);
+        for bits in parts(self.planes(block)).into_iter().filter(|bits| *bits > 0) {
+            below -= bits;
+            let mask = ((1u16 << bits) - 1) as u8;
+            for line in 0..usize::from(bits) {
+                let mut bytes = [0u8; 64];
+                for (n, byte) in bytes.iter_mut().enumerate() {
+                    for (slot, group) in (line..GROUPS).step_by(usize::from(bits)).enumerate() {
+                        let field = code(n / GROUP, group * GROUP + n % GROUP) >> below & mask;
+                        *byte |= field << (slot * usize::from(bits));
+                    }
+                }
+                self.lines.push(Line(bytes));
+            }
+        }
+    }
+
+    /// The layout of the matrix.
+    pub(super) fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// Planes of a block.
+    pub(super) fn planes(&self, block: Block) -> u8 {
+        self.planes[block.index]
+    }
+
+    /// The tiles of one row tile of a block, [`planes`](Self::planes) lines each.
+    pub(super) fn row_tile(&self, block: Block, row_tile: usize) -> &[Line] {
+        let len = usize::from(self.planes(block)) * col_tiles(block);
+        &self.lines[self.starts[block.index] + row_tile * len..][..len]
+    }
+
+    /// The steps of the sixteen rows of a row tile; 0 for rows below the block.
+    pub(super) fn steps(&self, block: Block, row_tile: usize) -> [f32; TILE_ROWS] {
+        match self.group {
+            ScaleGroup::Block => [self.scales[block.index].to_f32() * self.unit; TILE_ROWS],
+            ScaleGroup::Row => {
+                let first =
+                    block.row * self.layout.block_cols() + block.col / self.layout.block() * block.height;
+                std::array::from_fn(|lane| {
+                    let row = row_tile * TILE_ROWS + lane;
+                    if row < block.height { self.scales[first + row].to_f32() * self.unit } else { 0.0 }
+                })
+            }
+        }
+    }
+
+    /// Visits the codes of a row tile as `(row, column, code)` in the block.
+    fn codes(&self, block: Block, row_tile: usize, mut f: impl FnMut(usize, usize, u8)) {
+        let planes = self.planes(block);
+        let tiles = self.row_tile(block, row_tile);
+        for col_tile in 0..col_tiles(block) {
+            let tile = &tiles[col_tile * usize::from(planes)..][..usize::from(planes)];
+            let unpacked = unpack(tile, planes);
+            for lane in 0..TILE_ROWS.min(block.height - row_tile * TILE_ROWS) {
+                for col in 0..TILE_COLS.min(block.width - col_tile * TILE_COLS) {
+                    let code = unpacked[col / GROUP][lane * GROUP + col % GROUP];
+                    f(row_tile * TILE_ROWS + lane, col_tile * TILE_COLS + col, code);
+                }
+            }
+        }
+    }
+
+    /// Adds a row tile's coefficients to `out` (`rows of the tile x width`).
+    pub(super) fn add_row_tile(&self, block: Block, row_tile: usize, out: &mut [f32]) {
+        if self.planes(block) == 0 {
+            return;
+        }
+        let offset = 1.0 - f32::from(1u16 << self.planes(block));
+        let steps = self.steps(block, row_tile).map(|step| 0.5 * step);
+        let first = row_tile * TILE_ROWS;
+        self.codes(block, row_tile, |row, col, code| {
+            out[(row - first) * block.width + col] += steps[row - first] * (f32::from(code) * 2.0 + offset);
+        });
+    }
+
+    /// Bytes in memory.
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(&self.lines[..])
+            + size_of_val(&self.starts[..])
+            + size_of_val(&self.scales[..])
+            + self.planes.len()
+    }
+}
+
+/// The codes of a tile: for each column group a line of bytes, lane by lane. The reference of every level's own.
+#[inline(always)]
+pub(super) fn unpack(tile: &[Line], planes: u8) -> [[u8; 64]; GROUPS] {
+    debug_assert!(planes <= MAX_PLANES);
+    let mut codes = [[0; 64]; GROUPS];
+    let mut lines = tile;
+    for bits in parts(planes).into_iter().filter(|bits| *bits > 0) {
+        let (part, rest) = lines.split_at(usize::from(bits));
+        lines = rest;
+        let mask = ((1u16 << bits) - 1) as u8;
+        for (group, codes) in codes.iter_mut().enumerate() {
+            let (slot, line) = (group / usize::from(bits), group % usize::from(bits));
+            let shift = slot * usize::from(bits);
+            for (code, byte) in codes.iter_mut().zip(&part[line].0) {
+                // Eight bits are never above other parts, and shifting by eight is not defined.
+                *code = if bits == 8 { *byte } else { *code << bits | byte >> shift & mask };
+            }
+        }
+    }
+    codes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn laying_out_loses_nothing() {
+        for (rows, cols, edge) in [(1, 1, 32), (33, 70, 32), (100, 259, 64), (256, 256, 256)] {
+            let layout = Layout::new(rows, cols, edge).unwrap();
+            for group in [ScaleGroup::Block, ScaleGroup::Row] {
+                let blocks: Vec<_> = layout
+                    .iter()
+                    .map(|block| {
+                        let planes = ((block.index + 4) % 9) as u8;
+                        let mask = ((1u16 << planes) - 1) as u8;
+                        QuantizedBlock {
+                            planes,
+                            scales: (0..group.scales_in(block))
+                                .map(|n| f16::from_f32(1.0 + n as f32))
+                                .collect(),
+                            codes: (0..block.len()).map(|n| (n * 157 + n / 7) as u8 & mask).collect(),
+                        }
+                    })
+                    .collect();
+                let term = Planes::pack(layout, group, 0.5, &blocks);
+                let tiles = PlaneTiles::new(&term);
+                assert_eq!(tiles.to_term(), term, "{rows}x{cols} by {edge}");
+                for block in layout.iter() {
+                    let (mut a, mut b) = (vec![0.0; block.len()], vec![0.0; block.len()]);
+                    term.add_rows(block, 0..block.height, &mut a);
+                    for (tile, out) in b.chunks_mut(TILE_ROWS * block.width).enumerate() {
+                        tiles.add_row_tile(block, tile, out);
+                    }
+                    assert_eq!(a, b);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_more_bytes_than_the_planes_have() {
+        let layout = Layout::new(256, 512, 256).unwrap();
+        for planes in 1..=8u8 {
+            let block = QuantizedBlock { planes, scales: vec![f16::ONE], codes: vec![0; 256 * 256] };
+            let term = Planes::pack(layout, ScaleGroup::Block, 1.0, &[block.clone(), block]);
+            let tiles = PlaneTiles::new(&term);
+            assert_eq!(size_of_val(&tiles.lines[..]), 256 * 512 * usize::from(planes) / 8);
+        }
+    }
+}
