@@ -287,7 +287,7 @@ fn write_model(
                 .map_err(|e| e.in_tensor(&entry.name))?;
             let payload = tensor.to_bytes();
             writer.write(&[payload.len()], &payload)?;
-            line.summary = tensor.summary();
+            line.summary = tensor.summary().to_owned();
             line.bits_per_weight = tensor.bits_per_weight();
             line.relative_error = Some(tensor.relative_error());
             line.bytes_after = payload.len() as u64;

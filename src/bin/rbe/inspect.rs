@@ -80,7 +80,7 @@ fn line(archive: &Archive, entry: &Entry) -> candle_rbe::Result<Line> {
     };
     if entry.compressed {
         let tensor = archive.rbe(entry)?;
-        line.summary = tensor.summary();
+        line.summary = tensor.summary().to_owned();
         line.bits_per_weight = tensor.bits_per_weight();
         line.relative_error = Some(tensor.relative_error());
     }
