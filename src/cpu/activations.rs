@@ -9,6 +9,7 @@
 //! sums over a block stay exact integers. To the kernel a digit is one more vector.
 
 use super::Precision;
+use super::kernels::Kernels;
 use super::tiles::TILE_COLS;
 use crate::codec::Layout;
 
@@ -55,44 +56,16 @@ impl Activations {
 /// The digits of one block of one vector, each with its scale and sum; bytes beyond the block become zero.
 /// `x` is left with what the last digit lost.
 pub(super) fn quantize<'a>(
+    kernels: &Kernels,
     x: &mut [f32],
     digits: impl Iterator<Item = (&'a mut [i8], &'a mut f32, &'a mut i32)>,
 ) {
-    let mut scale = largest(x) / TOP;
+    let mut scale = kernels.largest(x) / TOP;
     for (digits, out_scale, out_sum) in digits {
-        let inverse = scale.recip();
-        let inverse = if inverse.is_finite() { inverse } else { 0.0 };
-        let mut sum = 0i32;
         let (used, padding) = digits.split_at_mut(x.len());
-        for (digit, rest) in used.iter_mut().zip(x.iter_mut()) {
-            let rounded = round(*rest * inverse);
-            *rest -= rounded * scale;
-            *digit = rounded as i8;
-            sum += i32::from(*digit);
-        }
-        padding.fill(0);
+        *out_sum = kernels.take_digit(x, scale, used);
         *out_scale = scale;
-        *out_sum = sum;
+        padding.fill(0);
         scale /= 2.0 * TOP;
     }
-}
-
-/// The largest magnitude; NaN where an element is not finite, so that the product shows it.
-#[inline(always)]
-fn largest(x: &[f32]) -> f32 {
-    let (mut largest, mut poison) = ([0f32; 16], [0f32; 16]);
-    for chunk in x.chunks(16) {
-        for (lane, value) in chunk.iter().enumerate() {
-            largest[lane] = if value.abs() > largest[lane] { value.abs() } else { largest[lane] };
-            poison[lane] += value * 0.0;
-        }
-    }
-    largest.into_iter().fold(0.0, f32::max) + poison.into_iter().sum::<f32>()
-}
-
-/// To the nearest integer, ties to even, in two instructions of any processor (`|x| < 2^22`).
-#[inline(always)]
-fn round(x: f32) -> f32 {
-    const TO_INTEGER: f32 = (3 << 22) as f32;
-    (x + TO_INTEGER) - TO_INTEGER
 }

@@ -1,27 +1,26 @@
 //! Many vectors through one side's operator, sixteen block segments at a time.
 
-use super::kernels::Kernels;
+use super::kernels::{EDGE, Kernels};
 use super::pool::{Pool, Shared};
 use super::transform::{LANES, Lanes, supports};
 use crate::codec::Transform;
 use crate::codec::axis::Axis;
 use std::cell::RefCell;
 
-/// The longest segment.
-const EDGE: usize = 256;
-
 /// One thread's room for sixteen segments, by rows and by lanes.
 struct Room {
     rows: Box<[[f32; EDGE]; LANES]>,
     lanes: Vec<Lanes>,
-    scratch: Vec<Lanes>,
+    lane_scratch: Vec<Lanes>,
+    scratch: Vec<f32>,
 }
 
 thread_local! {
     static ROOM: RefCell<Room> = RefCell::new(Room {
         rows: Box::new([[0.0; EDGE]; LANES]),
-        lanes: vec![[0.0; LANES]; EDGE],
-        scratch: vec![[0.0; LANES]; EDGE],
+        lanes: vec![Lanes::ZERO; EDGE],
+        lane_scratch: vec![Lanes::ZERO; EDGE],
+        scratch: Vec::new(),
     });
 }
 
@@ -54,7 +53,6 @@ pub(super) fn synthesize(kernels: &Kernels, axis: &Axis, x: &[f32], y: &mut [f32
     run(kernels, axis, Way::Synthesize, x, pool, &|vector, block, segment| {
         let start = vector * len + block * edge;
         // SAFETY: each vector's blocks are its own, and each is taken once.
-        #[allow(unsafe_code)]
         unsafe { shared.part(start..start + segment.len()) }.copy_from_slice(segment);
     });
 }
@@ -80,12 +78,12 @@ fn run(
     let norm = 1.0 / (full as f32).sqrt();
 
     pool.run(segments.div_ceil(LANES), &|groups| {
-        ROOM.with_borrow_mut(|Room { rows, lanes, scratch }| {
+        ROOM.with_borrow_mut(|Room { rows, lanes, lane_scratch, scratch }| {
+            scratch.resize(axis.scratch_len(), 0.0);
             for group in groups {
                 let first = group * LANES;
                 let count = LANES.min(segments - first);
                 if !in_lanes {
-                    let scratch = scratch.as_flattened_mut();
                     for (lane, row) in rows[..count].iter_mut().enumerate() {
                         let at = place(first + lane);
                         let row = &mut row[..full];
@@ -108,12 +106,12 @@ fn run(
                         None => row.iter_mut().zip(source).for_each(|(row, x)| *row = x * norm),
                     }
                 }
-                kernels.to_lanes(rows, lanes);
+                kernels.rows_to_lanes(rows, lanes);
                 match way {
-                    Way::Analyze => kernels.dct2(lanes, scratch),
-                    Way::Synthesize => kernels.dct3(lanes, scratch),
+                    Way::Analyze => kernels.dct2(lanes, lane_scratch),
+                    Way::Synthesize => kernels.dct3(lanes, lane_scratch),
                 }
-                kernels.from_lanes(lanes, rows);
+                kernels.lanes_to_rows(lanes, rows);
                 for (lane, row) in rows[..count].iter_mut().enumerate() {
                     let at = place(first + lane);
                     let row = &mut row[..full];
@@ -130,10 +128,11 @@ fn run(
     if border > 0 {
         pool.run(vectors, &|range| {
             ROOM.with_borrow_mut(|Room { rows, scratch, .. }| {
+                scratch.resize(axis.scratch_len(), 0.0);
                 for vector in range {
                     let row = &mut rows[0][..border];
                     row.copy_from_slice(source((vector, full_blocks), border));
-                    one(axis, way, full_blocks, row, scratch.as_flattened_mut());
+                    one(axis, way, full_blocks, row, scratch);
                     take(vector, full_blocks, row);
                 }
             });

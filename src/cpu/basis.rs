@@ -35,7 +35,7 @@ pub(super) struct BasisProduct<'a> {
 /// Length of the blocks of an axis: full ones and a shorter last one.
 fn block_lengths(len: usize, edge: usize) -> Vec<usize> {
     let full = edge.min(len);
-    if len % full == 0 { vec![full] } else { vec![full, len % full] }
+    if len.is_multiple_of(full) { vec![full] } else { vec![full, len % full] }
 }
 
 impl<'a> BasisProduct<'a> {
@@ -106,7 +106,6 @@ impl<'a> BasisProduct<'a> {
                 for token in 0..self.tokens {
                     let start = token * out_len + index * edge;
                     let end = token * out_len + ((index + 1) * edge).min(out_len);
-                    #[allow(unsafe_code)]
                     // SAFETY: an output block belongs to one item.
                     let out = unsafe { out.part(start..end) };
                     self.add_block(index, token, out);

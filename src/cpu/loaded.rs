@@ -103,13 +103,11 @@ impl LoadedMatrix {
 
     /// The basis terms' products with these vectors.
     pub(super) fn bases(&self, transposed: bool, input: &[f32], vectors: usize) -> Vec<BasisProduct<'_>> {
-        let product = |term| match term {
-            &Loaded::Basis(ref basis) => {
-                Some(BasisProduct::new(basis, self.layout, transposed, input, vectors))
-            }
-            _ => None,
-        };
-        self.terms.iter().filter_map(product).collect()
+        let product = |basis| BasisProduct::new(basis, self.layout, transposed, input, vectors);
+        self.terms
+            .iter()
+            .filter_map(|term| if let Loaded::Basis(basis) = term { Some(product(basis)) } else { None })
+            .collect()
     }
 
     /// Decodes everything, row-major.
@@ -123,7 +121,6 @@ impl LoadedMatrix {
             for i in range {
                 let rows = self.layout.row_range(i);
                 // SAFETY: each block row is one item, and its rows are its own.
-                #[allow(unsafe_code)]
                 let out = unsafe { shared.part(rows.start * cols..rows.end * cols) };
                 for j in 0..self.layout.block_cols() {
                     let block = self.layout.block_at(i, j);
@@ -176,7 +173,6 @@ impl LoadedMatrix {
         pool.run(rows.len(), &|range| {
             for n in range {
                 // SAFETY: each row asked for is one item with a place of its own.
-                #[allow(unsafe_code)]
                 let out = unsafe { shared.part(n * cols..(n + 1) * cols) };
                 self.decode_row(kernels, rows[n], out);
             }

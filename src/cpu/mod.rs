@@ -11,6 +11,9 @@
 //! The inner loops are [`kernels::Kernels`], a table chosen for the running processor. They take a range of work
 //! and know no threads; a [`Pool`] runs them.
 
+// Instructions beyond the target's own, and disjoint writes from several threads: each place says why it is sound.
+#![allow(unsafe_code)]
+
 mod activations;
 mod axis;
 mod basis;

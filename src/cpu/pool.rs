@@ -36,7 +36,6 @@ pub(super) struct Shared<'a, T> {
     _borrow: std::marker::PhantomData<&'a mut [T]>,
 }
 
-#[allow(unsafe_code)]
 // SAFETY: the only access is `part`, whose callers promise that parts in use at one time are disjoint, so a
 // `Shared` hands out what `split_at_mut` could.
 unsafe impl<T: Send> Sync for Shared<'_, T> {}
@@ -53,7 +52,7 @@ impl<'a, T> Shared<'a, T> {
     ///
     /// # Panics
     /// When the range is outside the slice.
-    #[allow(unsafe_code, clippy::mut_from_ref)]
+    #[allow(clippy::mut_from_ref)]
     pub(super) unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
         assert!(range.start <= range.end && range.end <= self.len);
         // SAFETY: the range is inside the borrowed slice, and the caller keeps parts apart.

@@ -115,7 +115,6 @@ pub(super) fn transposed(
             axis::analyze(kernels, &matrix.axes().rows, g, pool, &|vector, block, segment| {
                 let start = vector * len + block * edge;
                 // SAFETY: each vector's blocks are its own, and each is taken once.
-                #[allow(unsafe_code)]
                 unsafe { shared.part(start..start + segment.len()) }.copy_from_slice(segment);
             });
             out.clear();
@@ -155,25 +154,23 @@ fn into_spectrum(
     let scales = Shared::new(&mut activations.scales);
     let sums = Shared::new(&mut activations.sums);
     axis::analyze(kernels, &matrix.axes().cols, x, pool, &|vector, j, segment| {
-        // SAFETY: below, each vector's block has its own place in every array, and each is taken once.
-        #[allow(unsafe_code)]
+        // SAFETY: here and below, each vector's block has a place of its own in every array and is taken once.
+        let floats = |range| unsafe { floats.part(range) };
         if as_floats {
             let start = vector * layout.cols() + j * layout.block();
-            unsafe { floats.part(start..start + segment.len()) }.copy_from_slice(segment);
+            floats(start..start + segment.len()).copy_from_slice(segment);
         }
         if as_digits {
             let end = starts.get(j + 1).copied().unwrap_or(stride);
             let parts = (vector * digits..(vector + 1) * digits).map(|digit| {
                 let (at, index) = (digit * stride, digit * blocks + j);
-                #[allow(unsafe_code)]
-                // SAFETY: as above.
-                let (scale, sum) = unsafe { (scales.part(index..index + 1), sums.part(index..index + 1)) };
-                #[allow(unsafe_code)]
                 // SAFETY: as above.
                 let values = unsafe { values.part(at + starts[j]..at + end) };
+                // SAFETY: as above.
+                let (scale, sum) = unsafe { (scales.part(index..index + 1), sums.part(index..index + 1)) };
                 (values, &mut scale[0], &mut sum[0])
             });
-            quantize(segment, parts);
+            quantize(kernels, segment, parts);
         }
     });
 }
@@ -205,7 +202,6 @@ fn planes(
                 kernels.planes(tiles, item / per_block, item % per_block, x, range.clone(), sums);
                 for (vector, sums) in range.zip(sums) {
                     let start = vector * rows + first_row;
-                    #[allow(unsafe_code)]
                     // SAFETY: the rows of a row tile belong to one item.
                     let out = unsafe { out.part(start..start + count) };
                     out.iter_mut().zip(sums).for_each(|(out, sum)| *out += *sum);
@@ -253,7 +249,6 @@ fn accumulate(
             }
             for (vector, acc) in acc.chunks_exact(columns.len()).enumerate() {
                 let start = vector * out_len + columns.start;
-                #[allow(unsafe_code)]
                 // SAFETY: an output block belongs to one item.
                 let out = unsafe { out.part(start..start + columns.len()) };
                 out.iter_mut().zip(acc).for_each(|(out, acc)| *out += acc);

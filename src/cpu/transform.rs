@@ -17,116 +17,236 @@
 //! same bits.
 
 use std::f64::consts::PI;
+use std::ops::{Add, Mul, Sub};
 use std::sync::LazyLock;
 
 /// Vectors transformed together.
 pub(super) const LANES: usize = 16;
-/// One element of each.
-pub(super) type Lanes = [f32; LANES];
+
+/// One element of each: a register.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C, align(64))]
+pub(super) struct Lanes(pub [f32; LANES]);
+
+impl Lanes {
+    pub(super) const ZERO: Self = Self([0.0; LANES]);
+}
+
+impl Add for Lanes {
+    type Output = Self;
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        Self(std::array::from_fn(|lane| self.0[lane] + other.0[lane]))
+    }
+}
+
+impl Sub for Lanes {
+    type Output = Self;
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        Self(std::array::from_fn(|lane| self.0[lane] - other.0[lane]))
+    }
+}
+
+impl Mul<f32> for Lanes {
+    type Output = Self;
+    #[inline(always)]
+    fn mul(self, factor: f32) -> Self {
+        Self(self.0.map(|value| value * factor))
+    }
+}
 
 /// The longest transform.
 const MAX_LEN: usize = 256;
 
-/// `(c_k, s_k)` of `T_IV(2h)` at `h + k`.
-static ROTATIONS: LazyLock<[(f32, f32); MAX_LEN / 4 * 2]> = LazyLock::new(|| {
+/// `c_k`, `s_k`, and both times `(-1)^k`.
+pub(super) type Rotation = [f32; 4];
+
+/// The rotations of `T_IV(2h)` at `h + k`.
+static ROTATIONS: LazyLock<[Rotation; MAX_LEN / 2]> = LazyLock::new(|| {
     std::array::from_fn(|index| {
         if index == 0 {
-            return (0.0, 0.0);
+            return [0.0; 4];
         }
         let half = 1usize << index.ilog2();
-        let angle = PI * (2 * (index - half) + 1) as f64 / (8 * half) as f64;
-        (angle.cos() as f32, angle.sin() as f32)
+        let k = index - half;
+        let (s, c) = (PI * (2 * k + 1) as f64 / (8 * half) as f64).sin_cos();
+        let sign = if k.is_multiple_of(2) { 1.0 } else { -1.0 };
+        [c, s, sign * c, sign * s].map(|x| x as f32)
     })
 });
 
-/// Whether vectors of this length can go through [`Dct::forward`].
-pub(super) fn supports(len: usize) -> bool {
-    len.is_power_of_two() && len <= MAX_LEN
+/// The rotations of `T_IV(2 half)`.
+#[inline(always)]
+pub(super) fn rotations(half: usize) -> &'static [Rotation] {
+    &ROTATIONS[half..2 * half]
 }
 
-/// Compiles the transforms for one level: they call themselves, so they cannot be inlined into one.
+/// Whether vectors of this length can go through the transforms.
+pub(super) fn supports(len: usize) -> bool {
+    len.is_power_of_two() && (8..=MAX_LEN).contains(&len)
+}
+
+/// The transforms of two, four and eight elements, in registers.
+pub(super) mod short {
+    use super::{Lanes, rotations};
+    use std::f32::consts::SQRT_2;
+
+    /// Both `T_II(2)` and its transpose.
+    #[inline(always)]
+    fn dct2_2([a, b]: [Lanes; 2]) -> [Lanes; 2] {
+        [a + b, a - b]
+    }
+
+    #[inline(always)]
+    fn dct4_2([a, b]: [Lanes; 2]) -> [Lanes; 2] {
+        let [c, s, _, _] = rotations(1)[0];
+        [(a * c + b * s) * SQRT_2, (b * c - a * s) * -SQRT_2]
+    }
+
+    #[inline(always)]
+    fn dct2_4([a, b, c, d]: [Lanes; 4]) -> [Lanes; 4] {
+        let ([e0, e1], [o0, o1]) = (dct2_2([a + d, b + c]), dct4_2([a - d, b - c]));
+        [e0, o0, e1, o1]
+    }
+
+    #[inline(always)]
+    fn dct3_4([e0, o0, e1, o1]: [Lanes; 4]) -> [Lanes; 4] {
+        let ([u0, u1], [v0, v1]) = (dct2_2([e0, e1]), dct4_2([o0, o1]));
+        [u0 + v0, u1 + v1, u1 - v1, u0 - v0]
+    }
+
+    #[inline(always)]
+    fn dct4_4(x: [Lanes; 4]) -> [Lanes; 4] {
+        let turn = |k: usize| {
+            let [c, s, sc, ss] = rotations(2)[k];
+            (x[k] * c + x[3 - k] * s, x[3 - k] * sc - x[k] * ss)
+        };
+        let ((p0, q0), (p1, q1)) = (turn(0), turn(1));
+        let ([p0, p1], [q0, q1]) = (dct2_2([p0, p1]), dct2_2([q0, q1]));
+        [p0 * SQRT_2, p1 - q1, p1 + q1, q0 * -SQRT_2]
+    }
+
+    #[inline(always)]
+    pub(in crate::cpu) fn dct2_8(x: [Lanes; 8]) -> [Lanes; 8] {
+        let e = dct2_4([x[0] + x[7], x[1] + x[6], x[2] + x[5], x[3] + x[4]]);
+        let o = dct4_4([x[0] - x[7], x[1] - x[6], x[2] - x[5], x[3] - x[4]]);
+        [e[0], o[0], e[1], o[1], e[2], o[2], e[3], o[3]]
+    }
+
+    #[inline(always)]
+    pub(in crate::cpu) fn dct3_8(x: [Lanes; 8]) -> [Lanes; 8] {
+        let u = dct3_4([x[0], x[2], x[4], x[6]]);
+        let v = dct4_4([x[1], x[3], x[5], x[7]]);
+        [
+            u[0] + v[0],
+            u[1] + v[1],
+            u[2] + v[2],
+            u[3] + v[3],
+            u[3] - v[3],
+            u[2] - v[2],
+            u[1] - v[1],
+            u[0] - v[0],
+        ]
+    }
+
+    #[inline(always)]
+    pub(in crate::cpu) fn dct4_8(x: [Lanes; 8]) -> [Lanes; 8] {
+        let turn = |k: usize| {
+            let [c, s, sc, ss] = rotations(4)[k];
+            (x[k] * c + x[7 - k] * s, x[7 - k] * sc - x[k] * ss)
+        };
+        let [(p0, q0), (p1, q1), (p2, q2), (p3, q3)] = [turn(0), turn(1), turn(2), turn(3)];
+        let (p, q) = (dct2_4([p0, p1, p2, p3]), dct2_4([q0, q1, q2, q3]));
+        [
+            p[0] * SQRT_2,
+            p[1] - q[3],
+            p[1] + q[3],
+            p[2] - q[2],
+            p[2] + q[2],
+            p[3] - q[1],
+            p[3] + q[1],
+            q[0] * -SQRT_2,
+        ]
+    }
+}
+
+/// Compiles the transforms for one level: they call themselves, so they cannot be inlined into one. All take a
+/// scratch as long as `x`, and `x` of eight elements or more.
 macro_rules! transforms {
     ($($feature:literal)?) => {
-        use crate::cpu::transform::{Lanes, rotations};
+        use crate::cpu::transform::{Lanes, rotations, short};
+        use std::f32::consts::SQRT_2;
 
-        #[inline(always)]
-        fn combine(a: &Lanes, b: &Lanes, f: impl Fn(f32, f32) -> f32) -> Lanes {
-            std::array::from_fn(|lane| f(a[lane], b[lane]))
-        }
-
-        /// `x <- T_II x`; `scratch` is as long.
+        /// `x <- T_II x`.
         $(#[target_feature(enable = $feature)])?
         pub(super) fn dct2(x: &mut [Lanes], scratch: &mut [Lanes]) {
-            let n = x.len();
-            if n == 1 {
+            if let Ok(x) = <&mut [Lanes; 8]>::try_from(&mut *x) {
+                *x = short::dct2_8(*x);
                 return;
             }
-            let h = n / 2;
-            let (u, v) = scratch[..n].split_at_mut(h);
-            for k in 0..h {
-                u[k] = combine(&x[k], &x[n - 1 - k], |a, b| a + b);
-                v[k] = combine(&x[k], &x[n - 1 - k], |a, b| a - b);
+            let h = x.len() / 2;
+            let (u, v) = scratch[..2 * h].split_at_mut(h);
+            let (low, high) = x.split_at_mut(h);
+            for ((u, v), (low, high)) in u.iter_mut().zip(v.iter_mut()).zip(low.iter().zip(high.iter().rev())) {
+                *u = *low + *high;
+                *v = *low - *high;
             }
-            let (a, b) = x.split_at_mut(h);
-            dct2(u, a);
-            dct4(v, b);
-            for k in 0..h {
-                x[2 * k] = u[k];
-                x[2 * k + 1] = v[k];
+            dct2(u, low);
+            dct4(v, high);
+            for (pair, (u, v)) in x.chunks_exact_mut(2).zip(u.iter().zip(v.iter())) {
+                pair[0] = *u;
+                pair[1] = *v;
             }
         }
 
-        /// `x <- T_II' x`, the inverse up to a factor of `n`; `scratch` is as long.
+        /// `x <- T_II' x`, the inverse up to a factor of `n`.
         $(#[target_feature(enable = $feature)])?
         pub(super) fn dct3(x: &mut [Lanes], scratch: &mut [Lanes]) {
-            let n = x.len();
-            if n == 1 {
+            if let Ok(x) = <&mut [Lanes; 8]>::try_from(&mut *x) {
+                *x = short::dct3_8(*x);
                 return;
             }
-            let h = n / 2;
-            let (u, v) = scratch[..n].split_at_mut(h);
-            for k in 0..h {
-                u[k] = x[2 * k];
-                v[k] = x[2 * k + 1];
+            let h = x.len() / 2;
+            let (u, v) = scratch[..2 * h].split_at_mut(h);
+            for (pair, (u, v)) in x.chunks_exact(2).zip(u.iter_mut().zip(v.iter_mut())) {
+                *u = pair[0];
+                *v = pair[1];
             }
-            let (a, b) = x.split_at_mut(h);
-            dct3(u, a);
-            dct4(v, b);
-            for k in 0..h {
-                x[k] = combine(&u[k], &v[k], |a, b| a + b);
-                x[n - 1 - k] = combine(&u[k], &v[k], |a, b| a - b);
+            let (low, high) = x.split_at_mut(h);
+            dct3(u, low);
+            dct4(v, high);
+            for ((u, v), (low, high)) in u.iter().zip(v.iter()).zip(low.iter_mut().zip(high.iter_mut().rev())) {
+                *low = *u + *v;
+                *high = *u - *v;
             }
         }
 
-        /// `x <- T_IV x`, its own transpose; `scratch` is as long.
+        /// `x <- T_IV x`, its own transpose.
         $(#[target_feature(enable = $feature)])?
         fn dct4(x: &mut [Lanes], scratch: &mut [Lanes]) {
-            let n = x.len();
-            if n == 1 {
+            if let Ok(x) = <&mut [Lanes; 8]>::try_from(&mut *x) {
+                *x = short::dct4_8(*x);
                 return;
             }
-            let h = n / 2;
-            let (p, q) = scratch[..n].split_at_mut(h);
-            for (k, &(c, s)) in rotations(h).iter().enumerate() {
-                let sign = if k % 2 == 0 { 1.0 } else { -1.0 };
-                p[k] = combine(&x[k], &x[n - 1 - k], |a, b| c * a + s * b);
-                q[k] = combine(&x[k], &x[n - 1 - k], |a, b| (sign * c) * b - (sign * s) * a);
+            let h = x.len() / 2;
+            let (p, q) = scratch[..2 * h].split_at_mut(h);
+            let (low, high) = x.split_at_mut(h);
+            let turned = p.iter_mut().zip(q.iter_mut()).zip(rotations(h));
+            for (((p, q), [c, s, sc, ss]), (low, high)) in turned.zip(low.iter().zip(high.iter().rev())) {
+                *p = *low * *c + *high * *s;
+                *q = *high * *sc - *low * *ss;
             }
-            let (a, b) = x.split_at_mut(h);
-            dct2(p, a);
-            dct2(q, b);
-            x[0] = p[0].map(|p| std::f32::consts::SQRT_2 * p);
-            x[n - 1] = q[0].map(|q| -std::f32::consts::SQRT_2 * q);
-            for m in 1..h {
-                x[2 * m - 1] = combine(&p[m], &q[h - m], |p, q| p - q);
-                x[2 * m] = combine(&p[m], &q[h - m], |p, q| p + q);
+            dct2(p, low);
+            dct2(q, high);
+            x[0] = p[0] * SQRT_2;
+            x[2 * h - 1] = q[0] * -SQRT_2;
+            let sums = p[1..].iter().zip(q[1..].iter().rev());
+            for (pair, (p, q)) in x[1..2 * h - 1].chunks_exact_mut(2).zip(sums) {
+                pair[0] = *p - *q;
+                pair[1] = *p + *q;
             }
         }
     };
 }
 pub(super) use transforms;
-
-/// The rotations of `T_IV(2 half)`.
-pub(super) fn rotations(half: usize) -> &'static [(f32, f32)] {
-    &ROTATIONS[half..2 * half]
-}

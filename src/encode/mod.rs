@@ -75,7 +75,8 @@ impl From<Quality> for EncoderConfig {
 /// let encoder = Encoder::new(EncoderConfig::from(Rate::RelativeError(0.1)))?;
 /// let compressed = encoder.encode(&weight)?;
 /// assert!(compressed.relative_error() <= 0.1);
-/// assert!(compressed.bits_per_weight() < 4.2);
+/// // A Gaussian needs 4.2 bits for that with a uniform quantiser.
+/// assert!(compressed.bits_per_weight() < 4.25);
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]

@@ -29,12 +29,12 @@ pub enum View {
 }
 
 /// Bytes that [`to_bytes`] makes.
-pub fn size_in_bytes(matrix: &Matrix) -> usize {
+pub(super) fn size_in_bytes(matrix: &Matrix) -> usize {
     HEADER_BYTES + matrix.terms().iter().map(Term::size_in_bytes).sum::<usize>() + CHECKSUM_BYTES
 }
 
 /// The payload of a matrix seen through `view`.
-pub fn to_bytes(matrix: &Matrix, view: View) -> Vec<u8> {
+pub(super) fn to_bytes(matrix: &Matrix, view: View) -> Vec<u8> {
     let layout = matrix.layout();
     let mut writer = Writer { bytes: Vec::with_capacity(size_in_bytes(matrix)) };
     writer.bytes(&MAGIC);
@@ -63,7 +63,7 @@ pub fn to_bytes(matrix: &Matrix, view: View) -> Vec<u8> {
 ///
 /// # Errors
 /// [`Error::Payload`] with the first thing found wrong.
-pub fn from_bytes(bytes: &[u8]) -> Result<(Matrix, View)> {
+pub(super) fn from_bytes(bytes: &[u8]) -> Result<(Matrix, View)> {
     let mut reader = Reader { bytes };
     if reader.take(4, "magic")? != MAGIC {
         return Err(Error::payload("it does not begin with RBET"));

@@ -296,7 +296,7 @@ impl Sparse {
                 if set != usize::from(self.counts[block.index]) {
                     return bad("the masks do not have as many bits as the block has coefficients");
                 }
-                if block.width % 8 != 0 {
+                if !block.width.is_multiple_of(8) {
                     let outside = 0xffu8 << (block.width % 8);
                     if masks.chunks_exact(block.mask_bytes()).any(|row| row[row.len() - 1] & outside != 0) {
                         return bad("a position outside the block");
@@ -387,7 +387,7 @@ mod tests {
                     .map(|n| Entry {
                         row: (n / block.width) as u8,
                         col: (n % block.width) as u8,
-                        value: (n as f32 * 1.7).sin() * 10f32.powi(-((n % 3) as i32)),
+                        value: (n as f32 * 1.7).sin() * 0.1f32.powf((n % 3) as f32),
                     })
                     .collect()
             })

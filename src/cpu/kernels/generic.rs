@@ -1,15 +1,11 @@
 //! Loops that the compiler vectorises well enough by itself. `FMA` says whether a fused multiply-add is one
 //! instruction (else it is a call).
 
-use super::Input;
+use super::{EDGE, Input};
 use crate::codec::Block;
 use crate::codec::term::Sparse;
 use crate::cpu::tiles::{PlaneTiles, TILE_ROWS, row_tiles};
-
-/// The largest block edge.
-const EDGE: usize = 256;
-/// Vectors whose elements are brought side by side for a sparse term.
-const LANES: usize = 16;
+use crate::cpu::transform::{LANES, Lanes};
 
 #[inline(always)]
 fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
@@ -86,13 +82,58 @@ pub(super) fn sparse<const FMA: bool>(
     }
 }
 
-/// `out[b][a] = in[a][b]` of 16x16 elements.
+/// Sixteen elements of each of sixteen rows to lanes.
 #[inline(always)]
-pub(super) fn transpose(from: &[f32], from_stride: usize, to: &mut [f32], to_stride: usize) {
-    for a in 0..LANES {
-        let row = &from[a * from_stride..][..LANES];
-        for (b, value) in row.iter().enumerate() {
-            to[b * to_stride + a] = *value;
+pub(super) fn rows_to_lanes(rows: &[f32], stride: usize, lanes: &mut [Lanes; LANES]) {
+    for (lane, row) in rows.chunks(stride).take(LANES).enumerate() {
+        for (lanes, value) in lanes.iter_mut().zip(&row[..LANES]) {
+            lanes.0[lane] = *value;
         }
     }
+}
+
+/// Lanes back to rows.
+#[inline(always)]
+pub(super) fn lanes_to_rows(lanes: &[Lanes; LANES], rows: &mut [f32], stride: usize) {
+    for (lane, row) in rows.chunks_mut(stride).take(LANES).enumerate() {
+        for (lanes, value) in lanes.iter().zip(&mut row[..LANES]) {
+            *value = lanes.0[lane];
+        }
+    }
+}
+
+/// The largest magnitude; NaN where an element is not finite, so that the product shows it.
+#[inline(always)]
+pub(super) fn largest(x: &[f32]) -> f32 {
+    let (mut largest, mut poison) = ([0f32; LANES], [0f32; LANES]);
+    for chunk in x.chunks(LANES) {
+        for (lane, value) in chunk.iter().enumerate() {
+            largest[lane] = if value.abs() > largest[lane] { value.abs() } else { largest[lane] };
+            poison[lane] += value * 0.0;
+        }
+    }
+    largest.into_iter().fold(0.0, f32::max) + poison.into_iter().sum::<f32>()
+}
+
+/// Takes the digit `round(x / scale)` of every element away from it, and returns the digits' sum.
+///
+/// Adding 1.5 * 2^23 rounds to the nearest integer, ties to even, and leaves it in the low bits (`|x / scale|`
+/// is below 2^22). A scale of zero, or one that is not finite, gives zeros.
+#[inline(always)]
+pub(super) fn take_digit(x: &mut [f32], scale: f32, digits: &mut [i8]) -> i32 {
+    const TO_INTEGER: f32 = (3 << 22) as f32;
+    let inverse = scale.recip();
+    if !inverse.is_finite() || inverse == 0.0 {
+        digits.fill(0);
+        return 0;
+    }
+    let mut sum = 0u32;
+    for (digit, x) in digits.iter_mut().zip(x) {
+        let shifted = *x * inverse + TO_INTEGER;
+        let integer = shifted.to_bits().wrapping_sub(TO_INTEGER.to_bits());
+        *digit = (integer as u8).cast_signed();
+        sum = sum.wrapping_add(integer);
+        *x -= (shifted - TO_INTEGER) * scale;
+    }
+    sum.cast_signed()
 }

@@ -3,10 +3,6 @@
 //! Integer loops ([`planes`](Kernels::planes)) are written by hand for each level and give the same bits on
 //! all; the others are written once in [`generic`] and compiled for each level.
 
-// The calls through the table are unsafe only because a level's instructions must exist; `Kernels::new` sees to
-// that.
-#![allow(unsafe_code)]
-
 mod generic;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
@@ -40,6 +36,9 @@ impl<'a> Input<'a> {
     }
 }
 
+/// The longest segment of an axis: the largest block edge.
+pub(super) const EDGE: usize = 256;
+
 /// Sixteen results of each vector: rows of a row tile.
 pub(super) type RowSums = [f32; TILE_ROWS];
 
@@ -51,8 +50,12 @@ pub(super) struct Table {
     planes_transposed: unsafe fn(&PlaneTiles, Block, Input, acc: &mut [f32]),
     /// `acc += S x` for one block, `acc` being `vectors x height`, or with `S'` and `vectors x width`.
     sparse: unsafe fn(&Sparse, Block, Input, acc: &mut [f32], transposed: bool),
-    /// `out[b][a] = in[a][b]` of 16x16 elements, rows `stride` apart.
-    transpose: unsafe fn(from: &[f32], from_stride: usize, to: &mut [f32], to_stride: usize),
+    /// The largest magnitude of a block of activations, and one digit of it: [`generic::take_digit`].
+    largest: unsafe fn(&[f32]) -> f32,
+    take_digit: unsafe fn(&mut [f32], f32, &mut [i8]) -> i32,
+    /// Sixteen elements of each of sixteen rows, `stride` apart, to lanes and back.
+    rows_to_lanes: unsafe fn(rows: &[f32], stride: usize, lanes: &mut [Lanes; LANES]),
+    lanes_to_rows: unsafe fn(lanes: &[Lanes; LANES], rows: &mut [f32], stride: usize),
     /// `x <- sqrt(n) C x` and its transpose in each lane; the second slice is scratch.
     dct2: unsafe fn(&mut [Lanes], &mut [Lanes]),
     dct3: unsafe fn(&mut [Lanes], &mut [Lanes]),
@@ -109,21 +112,29 @@ impl Kernels {
         unsafe { (self.0.sparse)(term, block, x, acc, transposed) }
     }
 
-    /// Sixteen rows to lanes: `lanes[n][row] = rows[row][n]`; a short last part is of no meaning.
-    pub(super) fn to_lanes(&self, rows: &[[f32; 256]; LANES], lanes: &mut [Lanes]) {
-        let from = rows.as_flattened();
-        for (n, lanes) in lanes.as_flattened_mut().chunks_exact_mut(LANES * LANES).enumerate() {
+    pub(super) fn largest(&self, x: &[f32]) -> f32 {
+        // SAFETY: as in `planes`.
+        unsafe { (self.0.largest)(x) }
+    }
+
+    pub(super) fn take_digit(&self, x: &mut [f32], scale: f32, digits: &mut [i8]) -> i32 {
+        // SAFETY: as in `planes`.
+        unsafe { (self.0.take_digit)(x, scale, digits) }
+    }
+
+    /// Sixteen rows to lanes: `lanes[n][row] = rows[row][n]`, for as many whole sixteens as `lanes` has.
+    pub(super) fn rows_to_lanes(&self, rows: &[[f32; EDGE]; LANES], lanes: &mut [Lanes]) {
+        for (n, lanes) in lanes.as_chunks_mut().0.iter_mut().enumerate() {
             // SAFETY: as in `planes`.
-            unsafe { (self.0.transpose)(&from[n * LANES..], 256, lanes, LANES) }
+            unsafe { (self.0.rows_to_lanes)(&rows.as_flattened()[n * LANES..], EDGE, lanes) }
         }
     }
 
     /// Lanes back to sixteen rows.
-    pub(super) fn from_lanes(&self, lanes: &[Lanes], rows: &mut [[f32; 256]; LANES]) {
-        let to = rows.as_flattened_mut();
-        for (n, lanes) in lanes.as_flattened().chunks_exact(LANES * LANES).enumerate() {
+    pub(super) fn lanes_to_rows(&self, lanes: &[Lanes], rows: &mut [[f32; EDGE]; LANES]) {
+        for (n, lanes) in lanes.as_chunks().0.iter().enumerate() {
             // SAFETY: as in `planes`.
-            unsafe { (self.0.transpose)(lanes, LANES, &mut to[n * LANES..], 256) }
+            unsafe { (self.0.lanes_to_rows)(lanes, &mut rows.as_flattened_mut()[n * LANES..], EDGE) }
         }
     }
 
@@ -146,7 +157,17 @@ macro_rules! table {
         use super::super::{Input, Table, generic, Sparse, PlaneTiles, Block};
 
         pub(in super::super) const TABLE: Table =
-            Table { planes, planes_transposed, sparse, transpose, dct2: lanes::dct2, dct3: lanes::dct3 };
+            Table {
+            planes,
+            planes_transposed,
+            sparse,
+            largest,
+            take_digit,
+            rows_to_lanes,
+            lanes_to_rows,
+            dct2: lanes::dct2,
+            dct3: lanes::dct3,
+        };
 
         $(#[target_feature(enable = $feature)])?
         fn planes_transposed(tiles: &PlaneTiles, block: Block, g: Input, acc: &mut [f32]) {
@@ -155,6 +176,14 @@ macro_rules! table {
         $(#[target_feature(enable = $feature)])?
         fn sparse(term: &Sparse, block: Block, x: Input, acc: &mut [f32], transposed: bool) {
             generic::sparse::<$fma>(term, block, x, acc, transposed);
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn largest(x: &[f32]) -> f32 {
+            generic::largest(x)
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn take_digit(x: &mut [f32], scale: f32, digits: &mut [i8]) -> i32 {
+            generic::take_digit(x, scale, digits)
         }
         mod lanes {
             crate::cpu::transform::transforms!($($feature)?);

@@ -7,7 +7,7 @@ mod level {
     use std::ops::Range;
 
     super::super::table!(fma: false);
-    use generic::transpose;
+    use generic::{lanes_to_rows, rows_to_lanes};
 
     /// Tile by tile and digit by digit: integer sums of a block's row tile, then one multiple of them.
     fn planes(

@@ -5,9 +5,11 @@
 //! register of 64 codes at 4 planes and is shared by all vectors; with one vector, four partial sums hide the
 //! instruction's latency.
 
+use super::each_group;
 use crate::cpu::activations::Activations;
 use crate::cpu::kernels::RowSums;
 use crate::cpu::tiles::{GROUP, GROUPS, Line, TILE_COLS, TILE_ROWS};
+use crate::cpu::transform::{LANES, Lanes};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -31,28 +33,28 @@ fn dot_row_tile(
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn dot<const PLANES: u8, const VECTORS: usize>(
+fn dot<const PLANES: usize, const VECTORS: usize>(
     lines: &[Line],
     values: &[i8],
     stride: usize,
 ) -> ([[i32; TILE_ROWS]; MAX_VECTORS], usize) {
-    let tiles = lines.chunks_exact(PLANES as usize);
+    let tiles = lines.as_chunks::<PLANES>().0;
     // The last read is four bytes at the end of the last tile of the last vector.
     assert!(values.len() >= (VECTORS - 1) * stride + tiles.len() * TILE_COLS);
     // Few vectors: several sums each, so that an instruction does not wait for the one before.
     let chains = const { if VECTORS < 4 { 4 / VECTORS } else { 1 } };
     let mut sums = [[_mm512_setzero_si512(); 4]; VECTORS];
-    for (t, tile) in tiles.enumerate() {
-        let codes = unpack::<PLANES>(tile);
-        for group in 0..GROUPS {
+    for (t, tile) in tiles.iter().enumerate() {
+        let codes = unpack(tile);
+        each_group!(|GROUP_INDEX| {
             for (vector, sums) in sums.iter_mut().enumerate() {
-                let at = vector * stride + t * TILE_COLS + group * GROUP;
+                let at = vector * stride + t * TILE_COLS + GROUP_INDEX * GROUP;
                 // SAFETY: four bytes inside `values`, by the assertion above.
                 let x = unsafe { values.as_ptr().add(at).cast::<i32>().read_unaligned() };
-                let chain = group % chains;
-                sums[chain] = _mm512_dpbusd_epi32(sums[chain], codes[group], _mm512_set1_epi32(x));
+                let sum = &mut sums[GROUP_INDEX % chains];
+                *sum = _mm512_dpbusd_epi32(*sum, codes[GROUP_INDEX], _mm512_set1_epi32(x));
             }
-        }
+        });
     }
     let mut out = [[0; TILE_ROWS]; MAX_VECTORS];
     for (out, sums) in out.iter_mut().zip(&sums) {
@@ -64,58 +66,77 @@ fn dot<const PLANES: u8, const VECTORS: usize>(
 }
 
 /// [`tiles::unpack`](crate::cpu::tiles::unpack) in registers.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-fn unpack<const PLANES: u8>(tile: &[Line]) -> [__m512i; GROUPS] {
+fn unpack<const PLANES: usize>(tile: &[Line; PLANES]) -> [__m512i; GROUPS] {
     let mut codes = [_mm512_setzero_si512(); GROUPS];
     let mut first = 0;
-    for bits in const { crate::cpu::tiles::parts(PLANES) } {
-        if bits == 0 {
-            continue;
-        }
-        let part = &tile[first..first + bits as usize];
-        first += bits as usize;
-        let mask = _mm512_set1_epi8(((1u16 << bits) - 1) as u8 as i8);
-        for (group, codes) in codes.iter_mut().enumerate() {
-            let (slot, line) = (group / bits as usize, group % bits as usize);
-            // SAFETY: a line is 64 aligned bytes.
-            let line = unsafe { _mm512_load_si512(part[line].0.as_ptr().cast()) };
-            // 16-bit shifts bring in a neighbour's bits, which the mask takes away.
-            let field = match slot as u32 * u32::from(bits) {
-                0 => line,
-                1 => _mm512_srli_epi16::<1>(line),
-                2 => _mm512_srli_epi16::<2>(line),
-                3 => _mm512_srli_epi16::<3>(line),
-                4 => _mm512_srli_epi16::<4>(line),
-                5 => _mm512_srli_epi16::<5>(line),
-                6 => _mm512_srli_epi16::<6>(line),
-                _ => _mm512_srli_epi16::<7>(line),
-            };
-            let above = match bits {
-                8 => {
-                    *codes = line;
-                    continue;
-                }
-                4 => _mm512_slli_epi16::<4>(*codes),
-                2 => _mm512_slli_epi16::<2>(*codes),
-                _ => _mm512_slli_epi16::<1>(*codes),
-            };
-            // (field & mask) | above; codes above are below 2^7 and stay in their bytes.
-            *codes = _mm512_ternarylogic_epi32::<0xea>(field, mask, above);
-        }
+    if PLANES & 8 != 0 {
+        codes = add_part::<8>(&tile[first..], codes);
+        first += 8;
+    }
+    if PLANES & 4 != 0 {
+        codes = add_part::<4>(&tile[first..], codes);
+        first += 4;
+    }
+    if PLANES & 2 != 0 {
+        codes = add_part::<2>(&tile[first..], codes);
+        first += 2;
+    }
+    if PLANES & 1 != 0 {
+        codes = add_part::<1>(&tile[first..], codes);
     }
     codes
 }
 
-/// `out[b][a] = in[a][b]` of 16x16 elements: pairs of rows, of two, of four, of eight.
+/// `codes << BITS | field` for every column group of a part.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn add_part<const BITS: usize>(part: &[Line], codes: [__m512i; GROUPS]) -> [__m512i; GROUPS] {
+    each_group!(|GROUP_INDEX| {
+        // SAFETY: a line is 64 aligned bytes.
+        let line = unsafe { _mm512_load_si512(part[GROUP_INDEX % BITS].0.as_ptr().cast()) };
+        if BITS == 8 {
+            line
+        } else {
+            // 16-bit shifts bring in a neighbour's bits, which the mask takes away.
+            let shift = _mm_cvtsi32_si128(((GROUP_INDEX / BITS * BITS) as u32).cast_signed());
+            let field = _mm512_srl_epi16(line, shift);
+            let mask = _mm512_set1_epi8((1 << BITS) - 1);
+            let above = _mm512_sll_epi16(codes[GROUP_INDEX], _mm_cvtsi32_si128((BITS as u32).cast_signed()));
+            // field & mask | above; codes above are below 2^7 and stay in their bytes.
+            _mm512_ternarylogic_epi32::<0xea>(field, mask, above)
+        }
+    })
+}
+
 #[target_feature(enable = "avx512f")]
-fn transpose(from: &[f32], from_stride: usize, to: &mut [f32], to_stride: usize) {
-    assert!(from.len() >= 15 * from_stride + 16 && to.len() >= 15 * to_stride + 16);
-    let mut rows = [_mm512_setzero_ps(); 16];
-    for (n, row) in rows.iter_mut().enumerate() {
-        // SAFETY: sixteen elements inside `from`, by the assertion above.
-        *row = unsafe { _mm512_loadu_ps(from.as_ptr().add(n * from_stride)) };
+fn rows_to_lanes(rows: &[f32], stride: usize, lanes: &mut [Lanes; LANES]) {
+    assert!(rows.len() >= (LANES - 1) * stride + LANES);
+    // SAFETY: sixteen elements inside `rows`, by the assertion above.
+    let columns =
+        transpose(std::array::from_fn(|n| unsafe { _mm512_loadu_ps(rows.as_ptr().add(n * stride)) }));
+    for (lanes, column) in lanes.iter_mut().zip(columns) {
+        // SAFETY: lanes are 64 aligned bytes.
+        unsafe { _mm512_store_ps(lanes.0.as_mut_ptr(), column) };
     }
+}
+
+#[target_feature(enable = "avx512f")]
+fn lanes_to_rows(lanes: &[Lanes; LANES], rows: &mut [f32], stride: usize) {
+    assert!(rows.len() >= (LANES - 1) * stride + LANES);
+    // SAFETY: lanes are 64 aligned bytes.
+    let columns = transpose(std::array::from_fn(|n| unsafe { _mm512_load_ps(lanes[n].0.as_ptr()) }));
+    for (n, column) in columns.into_iter().enumerate() {
+        // SAFETY: sixteen elements inside `rows`, by the assertion above.
+        unsafe { _mm512_storeu_ps(rows.as_mut_ptr().add(n * stride), column) };
+    }
+}
+
+/// `out[b][a] = in[a][b]`: pairs of rows, of two, of four, of eight.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn transpose(rows: [__m512; LANES]) -> [__m512; LANES] {
     // Elements of rows 4a..4a+4 side by side in each 128-bit quarter: column 4q + n of quarter q.
     let mut quads = [_mm512_setzero_ps(); 16];
     for a in 0..4 {
@@ -128,6 +149,7 @@ fn transpose(from: &[f32], from_stride: usize, to: &mut [f32], to_stride: usize)
         quads[4 * a + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high01, high23));
         quads[4 * a + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23));
     }
+    let mut out = rows;
     for n in 0..4 {
         let [q0, q1, q2, q3] = [quads[n], quads[4 + n], quads[8 + n], quads[12 + n]];
         let (even01, odd01) = (_mm512_shuffle_f32x4::<0x88>(q0, q1), _mm512_shuffle_f32x4::<0xdd>(q0, q1));
@@ -139,8 +161,8 @@ fn transpose(from: &[f32], from_stride: usize, to: &mut [f32], to_stride: usize)
             _mm512_shuffle_f32x4::<0xdd>(odd01, odd23),
         ];
         for (quarter, column) in columns.into_iter().enumerate() {
-            // SAFETY: sixteen elements inside `to`, by the assertion above.
-            unsafe { _mm512_storeu_ps(to.as_mut_ptr().add((4 * quarter + n) * to_stride), column) };
+            out[4 * quarter + n] = column;
         }
     }
+    out
 }

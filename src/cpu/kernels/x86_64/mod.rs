@@ -73,3 +73,18 @@ macro_rules! dispatch_vectors {
     };
 }
 use dispatch_vectors;
+
+/// Evaluates `$body` for every column group, with the constant `$group`: loops over registers must not be left to
+/// the optimiser's budget.
+macro_rules! each_group {
+    (|$group:ident| $body:expr) => {{
+        $crate::cpu::kernels::x86_64::each_group!(@one $group, $body; 0 1 2 3 4 5 6 7)
+    }};
+    (@one $group:ident, $body:expr; $($n:literal)*) => {
+        [$({
+            const $group: usize = $n;
+            $body
+        }),*]
+    };
+}
+use each_group;
