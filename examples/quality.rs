@@ -4,8 +4,10 @@
 //! cargo run --release --features cli --example quality -- [MODEL_DIR] [TEXT]
 //! ```
 //!
-//! All projections are compressed (embeddings and norms stay as they are); Candle's types are quantised and
-//! decoded back. KL is from the uncompressed F32 model, in nats per token, over eight windows of 128 tokens.
+//! All projections are compressed; embeddings, norms and biases stay as they are. Candle's types are quantised and
+//! decoded back; RBE runs on the compressed form. `bits` are those of the projections, everything counted.
+//! KL is from the uncompressed F32 model, in nats per token, over eight windows of 128 tokens; top-1 is the part of
+//! positions at which both find the same token likeliest.
 
 use anyhow::{Context, Result};
 use candle_core::quantized::{GgmlDType, QTensor};
@@ -96,13 +98,13 @@ fn main() -> Result<()> {
 
     let reference = load(dense.clone())?;
     println!(
-        "{:<8} {:>7} {:>11} {:>10} {:>11} {:>7}",
+        "{:<6} {:>7} {:>11} {:>10} {:>11} {:>7}",
         "type", "bits", "rel. error", "KL", "perplexity", "top-1"
     );
     let row = |name: &str, (tensors, account): (Tensors, Account)| -> Result<f64> {
         let result = evaluate(&reference, &load(tensors)?, &tokens, Windows::default(), |_, _| {})?;
         println!(
-            "{name:<8} {:>7.3} {:>11.5} {:>10.6} {:>11.3} {:>7.4}",
+            "{name:<6} {:>7.3} {:>11.5} {:>10.6} {:>11.3} {:>7.4}",
             account.bits / account.weights,
             (account.squared_error / account.energy).sqrt(),
             result.kl_divergence,
@@ -122,7 +124,7 @@ fn main() -> Result<()> {
         (2.05, Some((GgmlDType::Q2K, "Q2_K"))),
     ];
     for (bits, peer) in table {
-        perplexity = row(&format!("RBE {bits:.1}"), rbe(&dense, bits, conv1d)?)?;
+        perplexity = row("RBE", rbe(&dense, bits, conv1d)?)?;
         if let Some((dtype, name)) = peer {
             row(name, candle(&dense, dtype, conv1d)?)?;
         }

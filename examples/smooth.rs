@@ -27,7 +27,7 @@ fn main() -> Result<()> {
     let model = candle_core::safetensors::load(path, &Device::Cpu)?;
     let gate = model["model.layers.2.mlp.gate_proj.weight"].narrow(0, 0, 512)?.to_dtype(DType::F32)?;
 
-    println!("{:<38} {:>6} {:>9} {:>11}  terms", "512x256 matrix", "bytes", "of F32", "rel. error");
+    println!("{:<40} {:>6} {:>9} {:>11}  terms", "512x256 matrix", "bytes", "of F32", "rel. error");
     for (name, matrix) in [("smooth field", &field), ("trained projection (gate_proj, 512 rows)", &gate)] {
         let config = EncoderConfig {
             block: Some(128),
@@ -37,7 +37,7 @@ fn main() -> Result<()> {
         let compressed = Encoder::new(config)?.encode(matrix)?;
         let (bytes, dense) = (compressed.size_in_bytes(), 4 * matrix.elem_count());
         println!(
-            "{name:<38} {bytes:>6} {:>8.0}:1 {:>10.3} %  {}",
+            "{name:<40} {bytes:>6} {:>8.0}:1 {:>10.3} %  {}",
             dense as f64 / bytes as f64,
             100.0 * compressed.relative_error(),
             compressed.summary()

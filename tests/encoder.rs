@@ -181,6 +181,8 @@ fn what_cannot_be_done_is_an_error_that_says_what_to_do() {
         let error = refused(EncoderConfig::default(), &weight);
         assert!(matches!(error, Error::NonFinite { index: 65, .. }), "{error}");
     }
+    let huge = Tensor::full(1e31f32, (64, 64), &Device::Cpu).unwrap();
+    assert!(refused(EncoderConfig::default(), &huge).to_string().contains("a weight of 1e31"));
     let cube = Tensor::zeros((2, 2, 2), DType::F32, &Device::Cpu).unwrap();
     assert!(refused(EncoderConfig::default(), &cube).to_string().contains("only vectors and matrices"));
     let empty = Tensor::zeros((0, 5), DType::F32, &Device::Cpu).unwrap();

@@ -1,6 +1,6 @@
 //! Compressed layers against Candle's own on the decoded weights: the same weights, two ways.
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Shape, Tensor, Var};
 use candle_nn::{Embedding, Linear, Module, VarBuilder, VarMap};
 use candle_rbe::{
     Encoder, EncoderConfig, Precision, Rate, RbeEmbedding, RbeLinear, RbeTensor, TermChoice, Transform,
@@ -10,13 +10,25 @@ use candle_rbe::{
 const TRANSFORMS: [Transform; 3] = [Transform::Dct, Transform::Haar, Transform::Daubechies4];
 const EDGES: [usize; 4] = [32, 64, 128, 256];
 
-/// A matrix with a smooth part, noise and outliers, so that every term has something to do.
-fn weight(rows: usize, cols: usize) -> Result<Tensor> {
-    let mut state = 12345u64;
-    let mut noise = || {
+/// The same numbers in `-1..1` at every run, so that a bound holds always or never.
+fn noise(seed: u64) -> impl FnMut() -> f32 {
+    let mut state = seed;
+    move || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
+    }
+}
+
+fn input(shape: impl Into<Shape>) -> Result<Tensor> {
+    let shape = shape.into();
+    let mut noise = noise(shape.elem_count() as u64);
+    let values: Vec<f32> = (0..shape.elem_count()).map(|_| noise()).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu)
+}
+
+/// A matrix with a smooth part, noise and outliers, so that every term has something to do.
+fn weight(rows: usize, cols: usize) -> Result<Tensor> {
+    let mut noise = noise(12345);
     let values: Vec<f32> = (0..rows * cols)
         .map(|n| {
             let (r, c) = ((n / cols) as f32, (n % cols) as f32);
@@ -58,8 +70,8 @@ fn linear_equals_candles_on_the_decoded_weight() -> Result<()> {
     let mut worst = 0f64;
     for (out_features, in_features) in [(172, 64), (100, 1), (1, 257), (1, 1), (300, 259)] {
         let weight = weight(out_features, in_features)?;
-        let bias = Tensor::randn(0f32, 1.0, out_features, &Device::Cpu)?;
-        let x = Tensor::randn(0f32, 1.0, (3, in_features), &Device::Cpu)?;
+        let bias = input(out_features)?;
+        let x = input((3, in_features))?;
         for block in EDGES {
             for transform in TRANSFORMS {
                 for config in encodings(block, transform) {
@@ -80,7 +92,7 @@ fn linear_equals_candles_on_the_decoded_weight() -> Result<()> {
 #[test]
 fn a_large_layer_equals_candles_too() -> Result<()> {
     let weight = weight(4096, 4096)?;
-    let x = Tensor::randn(0f32, 1.0, (2, 4096), &Device::Cpu)?;
+    let x = input((2, 4096))?;
     for term in [TermChoice::Planes, TermChoice::Sparse] {
         let config = EncoderConfig { term, block: Some(256), ..Rate::BitsPerWeight(2.0).into() };
         let compressed = encode(config, &weight);
@@ -96,7 +108,7 @@ fn any_leading_shape_stride_offset_and_float_type() -> Result<()> {
     let weight = weight(70, 90)?;
     let layer = RbeLinear::new(encode(EncoderConfig::default(), &weight), None);
     let dense = Linear::new(layer.weight().dequantize()?, None);
-    let x = Tensor::randn(0f32, 1.0, (4, 90, 5), &Device::Cpu)?;
+    let x = input((4, 90, 5))?;
     let inputs = [
         x.transpose(1, 2)?,
         x.transpose(1, 2)?.narrow(0, 1, 2)?,
@@ -104,7 +116,7 @@ fn any_leading_shape_stride_offset_and_float_type() -> Result<()> {
         x.get(2)?.t()?,
         x.get(2)?.t()?.contiguous()?.get(3)?.unsqueeze(0)?,
         x.transpose(1, 2)?.contiguous()?.reshape((2, 2, 5, 90))?,
-        Tensor::randn(0f32, 1.0, (1, 90), &Device::Cpu)?.broadcast_as((3, 90))?,
+        input((1, 90))?.broadcast_as((3, 90))?,
         Tensor::zeros((0, 90), DType::F32, &Device::Cpu)?,
     ];
     for x in inputs {
@@ -112,10 +124,10 @@ fn any_leading_shape_stride_offset_and_float_type() -> Result<()> {
         assert_eq!(ours.dims(), theirs.dims());
         assert!(relative_error(&ours, &theirs)? <= 1e-5, "{:?}", x.layout());
     }
-    let vector = Tensor::randn(0f32, 1.0, 90, &Device::Cpu)?;
+    let vector = input(90)?;
     assert_eq!(layer.forward(&vector)?.dims(), [70]);
     for (dtype, bound) in [(DType::F16, 1e-3), (DType::BF16, 8e-3)] {
-        let x = Tensor::randn(0f32, 1.0, (6, 90), &Device::Cpu)?;
+        let x = input((6, 90))?;
         let y = layer.forward(&x.to_dtype(dtype)?)?;
         assert_eq!(y.dtype(), dtype);
         assert!(relative_error(&y, &dense.forward(&x)?)? <= bound);
@@ -154,8 +166,8 @@ fn gradients_of_the_input_are_autograds_through_the_decoded_weight() -> Result<(
             let compressed = encode(config, &weight(rows, cols)?);
             for weight in [compressed.clone(), compressed.t()?] {
                 let (out_features, in_features) = weight.shape().dims2()?;
-                let x = Var::randn(0f32, 1.0, (2, 3, in_features), &Device::Cpu)?;
-                let g = Tensor::randn(0f32, 1.0, (2, 3, out_features), &Device::Cpu)?;
+                let x = Var::from_tensor(&input((2, 3, in_features))?)?;
+                let g = input((2, 3, out_features))?;
                 let dense = Linear::new(weight.dequantize()?, None);
                 let gradient = |y: Tensor| -> Result<Tensor> {
                     let grads = (y.sin()? * &g)?.sum_all()?.backward()?;

@@ -95,6 +95,9 @@ impl Axis {
     }
 
     /// A whole vector into the coefficient domain: `x <- A x`.
+    ///
+    /// # Panics
+    /// When `x` is not [`len`](Self::len) long or `scratch` is shorter than [`scratch_len`](Self::scratch_len).
     pub fn analyze(&self, x: &mut [f32], scratch: &mut [f32]) {
         assert_eq!(x.len(), self.len);
         for (index, x) in x.chunks_mut(self.block).enumerate() {
@@ -103,6 +106,9 @@ impl Axis {
     }
 
     /// A whole vector back from the coefficient domain: `x <- A' x`.
+    ///
+    /// # Panics
+    /// As [`analyze`](Self::analyze).
     pub fn synthesize(&self, x: &mut [f32], scratch: &mut [f32]) {
         assert_eq!(x.len(), self.len);
         for (index, x) in x.chunks_mut(self.block).enumerate() {

@@ -54,7 +54,10 @@ pub struct Basis {
 }
 
 impl Basis {
-    /// Stores the parameters of all blocks, in F16 when `half` is set.
+    /// Stores the parameters of all blocks, in row-major order of blocks; in F16 when `half` is set.
+    ///
+    /// # Panics
+    /// When there are not as many as blocks.
     pub fn new(layout: Layout, theta: &[[f32; FUNCTIONS]], half: bool) -> Self {
         assert_eq!(theta.len(), layout.blocks());
         let flat = theta.as_flattened();
@@ -177,6 +180,9 @@ impl Fit {
     }
 
     /// The parameters that minimise `|values - sum theta_k phi_k|^2`; `values` is a block, row-major.
+    ///
+    /// # Panics
+    /// When `values` is not as long as the block.
     pub fn solve(&self, values: &[f32]) -> [f32; FUNCTIONS] {
         assert_eq!(values.len(), self.phi.len());
         let mut theta = [0.0; FUNCTIONS];

@@ -21,7 +21,9 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// Puts a matrix together. `seed` draws the random signs; `relative_error` is what the encoder measured.
+    /// Puts a matrix together. `seed` draws the random signs, `None` is none; `relative_error` is what the encoder
+    /// measured. The terms are cut as `layout` says and come in the order of [`Term`]'s variants, each at most once:
+    /// a payload of others is refused when it is read.
     pub fn new(
         layout: Layout,
         transform: Transform,
@@ -152,6 +154,9 @@ impl Matrix {
     ///
     /// # Errors
     /// When there is no such row.
+    ///
+    /// # Panics
+    /// When `out` has another length.
     pub fn decode_row(&self, row: usize, out: &mut [f32]) -> Result<()> {
         if row >= self.layout.rows() {
             return Err(Error::shape(format!("row {row} of a matrix with {} rows", self.layout.rows())));
@@ -208,7 +213,10 @@ impl Matrix {
         Ok(weights)
     }
 
-    /// The reference product `W x` in the coefficient domain, one vector at a time.
+    /// The reference product `W x` in the coefficient domain: `x` of length `cols` to a vector of length `rows`.
+    ///
+    /// # Panics
+    /// When `x` has another length.
     pub fn product(&self, x: &[f32]) -> Vec<f32> {
         assert_eq!(x.len(), self.layout.cols());
         let mut scratch = vec![0.0; self.axes.scratch_len()];
@@ -222,7 +230,10 @@ impl Matrix {
         y
     }
 
-    /// The reference transposed product `W' g`: rows and columns exchanged.
+    /// The reference transposed product `W' g`: `g` of length `rows` to a vector of length `cols`.
+    ///
+    /// # Panics
+    /// When `g` has another length.
     pub fn transposed_product(&self, g: &[f32]) -> Vec<f32> {
         assert_eq!(g.len(), self.layout.rows());
         let mut scratch = vec![0.0; self.axes.scratch_len()];

@@ -2,13 +2,13 @@
 //!
 //! [`product`] and [`transposed_product`] are the doors. Both follow the same three steps:
 //!
-//! 1. every input vector goes into the coefficient domain once ([`axis`], [`transform`]: sixteen blocks in the
-//!    lanes of a register), for a planes term as signed bytes with scales ([`activations`]);
+//! 1. every input vector goes into the coefficient domain once (`axis`, `transform`: sixteen blocks in the
+//!    lanes of a register), for a planes term as signed bytes with scales (`activations`);
 //! 2. each row tile (or block row) accumulates the terms' shares over all blocks of its row, for all vectors, on
-//!    layouts made for that when the matrix was loaded ([`tiles`]);
+//!    layouts made for that when the matrix was loaded (`tiles`);
 //! 3. each result comes back from the coefficient domain once.
 //!
-//! The inner loops are [`kernels::Kernels`], a table chosen for the running processor. They take a range of work
+//! The inner loops are `kernels::Kernels`, a table chosen for the running processor. They take a range of work
 //! and know no threads; a [`Pool`] runs them.
 
 // Instructions beyond the target's own, and disjoint writes from several threads: each place says why it is sound.

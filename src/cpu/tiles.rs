@@ -48,8 +48,11 @@ pub(super) struct PlaneTiles {
     unit: f32,
     planes: Vec<u8>,
     scales: Vec<f16>,
-    /// First line of each block; one more than there are blocks.
-    starts: Vec<usize>,
+    /// For each block, where its part begins in every row tile of its block row.
+    offsets: Vec<usize>,
+    /// For each block row, its first line and the lines of one of its row tiles.
+    bands: Vec<(usize, usize)>,
+    /// Row tile after row tile over the whole width, so that a product reads memory from front to back.
     lines: Vec<Line>,
 }
 
@@ -73,21 +76,39 @@ impl PlaneTiles {
             unit: term.unit(),
             planes: layout.iter().map(|block| term.planes(block)).collect(),
             scales: term.scales().to_vec(),
-            starts: vec![0],
+            offsets: Vec::with_capacity(layout.blocks()),
+            bands: Vec::with_capacity(layout.block_rows()),
             lines: Vec::new(),
         };
-        let total: usize = layout.iter().map(|block| tiles.lines_in(block)).sum();
-        tiles.lines.reserve_exact(total);
-        let mut codes = vec![0u8; layout.block() * layout.block()];
-        for block in layout.iter() {
-            let codes = &mut codes[..block.len()];
-            term.codes(block, codes);
-            for row_tile in 0..row_tiles(block) {
-                for col_tile in 0..col_tiles(block) {
-                    tiles.push_tile(block, codes, row_tile, col_tile);
+        let mut first = 0;
+        for i in 0..layout.block_rows() {
+            let mut width = 0;
+            for j in 0..layout.block_cols() {
+                let block = layout.block_at(i, j);
+                tiles.offsets.push(width);
+                width += tiles.lines_across(block);
+            }
+            tiles.bands.push((first, width));
+            first += width * row_tiles(layout.block_at(i, 0));
+        }
+        tiles.lines.reserve_exact(first);
+        let mut codes = vec![0u8; layout.block() * layout.cols()];
+        for i in 0..layout.block_rows() {
+            let blocks: Vec<Block> = (0..layout.block_cols()).map(|j| layout.block_at(i, j)).collect();
+            let mut rest = &mut codes[..];
+            for block in &blocks {
+                let own;
+                (own, rest) = std::mem::take(&mut rest).split_at_mut(block.len());
+                term.codes(*block, own);
+            }
+            for row_tile in 0..row_tiles(blocks[0]) {
+                let mut at = 0;
+                for block in &blocks {
+                    let codes = &codes[at..at + block.len()];
+                    at += block.len();
+                    (0..col_tiles(*block)).for_each(|tile| tiles.push_tile(*block, codes, row_tile, tile));
                 }
             }
-            tiles.starts.push(tiles.lines.len());
         }
         tiles
     }
@@ -113,8 +134,9 @@ impl PlaneTiles {
         Planes::pack(self.layout, self.group, self.unit, &blocks)
     }
 
-    fn lines_in(&self, block: Block) -> usize {
-        usize::from(self.planes(block)) * row_tiles(block) * col_tiles(block)
+    /// Lines of one row tile of a block.
+    fn lines_across(&self, block: Block) -> usize {
+        usize::from(self.planes(block)) * col_tiles(block)
     }
 
     fn push_tile(&mut self, block: Block, codes: &[u8], row_tile: usize, col_tile: usize) {
@@ -151,8 +173,8 @@ impl PlaneTiles {
 
     /// The tiles of one row tile of a block, [`planes`](Self::planes) lines each.
     pub(super) fn row_tile(&self, block: Block, row_tile: usize) -> &[Line] {
-        let len = usize::from(self.planes(block)) * col_tiles(block);
-        &self.lines[self.starts[block.index] + row_tile * len..][..len]
+        let (first, width) = self.bands[block.row / self.layout.block()];
+        &self.lines[first + row_tile * width + self.offsets[block.index]..][..self.lines_across(block)]
     }
 
     /// The steps of the sixteen rows of a row tile; 0 for rows below the block.
@@ -202,7 +224,7 @@ impl PlaneTiles {
     /// Bytes in memory.
     pub(super) fn bytes(&self) -> usize {
         size_of_val(&self.lines[..])
-            + size_of_val(&self.starts[..])
+            + size_of_val(&self.offsets[..])
             + size_of_val(&self.scales[..])
             + self.planes.len()
     }

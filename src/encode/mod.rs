@@ -70,6 +70,9 @@ impl From<Quality> for EncoderConfig {
     }
 }
 
+/// Weights up to this size have coefficients and sums well within F32.
+const LARGEST_WEIGHT: f32 = 1.1e30;
+
 /// Turns matrices into compressed tensors.
 ///
 /// ```
@@ -91,6 +94,8 @@ pub struct Encoder {
 }
 
 impl Encoder {
+    /// An encoder with these settings.
+    ///
     /// # Errors
     /// [`Error::InvalidConfig`] when the settings contradict themselves or are out of range.
     pub fn new(config: EncoderConfig) -> Result<Self> {
@@ -133,6 +138,11 @@ impl Encoder {
         assert_eq!(values.len(), rows * cols);
         if let Some(index) = values.par_iter().position_first(|value| !value.is_finite()) {
             return Err(Error::NonFinite { index, value: values[index] });
+        }
+        if let Some(value) = values.par_iter().find_first(|value| value.abs() > LARGEST_WEIGHT) {
+            return Err(Error::config(format!(
+                "a weight of {value:e}; beyond {LARGEST_WEIGHT:e} coefficients overflow"
+            )));
         }
         let (preparation, carrier) = search::choose(&self.config, values, rows, cols)?;
         let spectrum = search::prepare(&self.config, &preparation, values, rows, cols)?;

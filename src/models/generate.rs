@@ -4,7 +4,7 @@ use super::{CausalLm, KvCache};
 use candle_core::{D, Result, Tensor};
 
 /// Continues `prompt` by at most `max_new_tokens` tokens, each chosen by `sampler` from the logits `(vocab)`
-/// in F32 that follow the tokens before it.
+/// in F32 that follow the tokens before it. The prompt is one text, of at least one token.
 ///
 /// The iterator yields the new tokens and ends before an end-of-text token. An error, such as a context that
 /// is full, is its last item. Nothing runs until the first token is asked for; the prompt then goes through
@@ -25,7 +25,10 @@ where
     Generation { model, cache, input: prompt.to_vec(), remaining: max_new_tokens, sampler }
 }
 
-/// The sampler that always takes the likeliest token.
+/// The sampler that always takes the likeliest token of logits `(vocab)`.
+///
+/// # Errors
+/// Candle's, where the logits have another rank.
 pub fn greedy(logits: &Tensor) -> Result<u32> {
     logits.argmax(D::Minus1)?.to_scalar()
 }

@@ -108,6 +108,9 @@ impl Model {
     }
 
     /// A model of this configuration with the weights in `vb`.
+    ///
+    /// # Errors
+    /// The configuration contradicts itself; a tensor is missing or has another shape than it says.
     pub fn new(config: Config, vb: VarBuilder) -> Result<Self> {
         Ok(match config {
             Config::Gpt2(config) => Self::Gpt2(gpt2::Gpt2::new(config, vb)?),

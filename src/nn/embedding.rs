@@ -52,6 +52,7 @@ impl Embedding {
 }
 
 impl Module for Embedding {
+    /// Ids of any shape to rows: `(..)` to `(.., hidden)`.
     fn forward(&self, ids: &Tensor) -> Result<Tensor> {
         match self {
             Embedding::Dense(embedding) => embedding.forward(ids),
@@ -60,10 +61,11 @@ impl Module for Embedding {
     }
 }
 
-/// An embedding from `weight` (or `weight.rbe`) of shape `(in_size, out_size)`, as `candle_nn::embedding`.
+/// An embedding from `weight` (or `weight.rbe`) of shape `(in_size, out_size)`, as `candle_nn::embedding`: `in_size`
+/// rows, one for each id, of `out_size` elements. Rows of a compressed table come in the builder's dtype.
 ///
 /// # Errors
-/// When the tensor is missing, has another shape, or the payload is damaged.
+/// As [`linear`](super::linear()).
 pub fn embedding(in_size: usize, out_size: usize, vb: VarBuilder) -> Result<Embedding> {
     match compressed(&vb, "weight", (in_size, out_size))? {
         Some(table) => Ok(Embedding::Rbe(RbeEmbedding::new(table, vb.dtype()))),

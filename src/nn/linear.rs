@@ -86,6 +86,7 @@ impl RbeLinear {
 }
 
 impl Module for RbeLinear {
+    /// `(.., in)` to `(.., out)`, of the input's type: F32, F16 or BF16.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = ops::matmul(x, &self.weight, self.precision)?;
         match &self.bias {
@@ -140,10 +141,12 @@ impl Module for Linear {
     }
 }
 
-/// A linear layer from `weight` (or `weight.rbe`) and `bias`.
+/// A linear layer from `weight` (or `weight.rbe`) of shape `(out_dim, in_dim)` and `bias` of shape `(out_dim)`, as
+/// `candle_nn::linear`.
 ///
 /// # Errors
-/// When a tensor is missing, has another shape, or a payload is damaged.
+/// When a tensor is missing or has another shape, when a payload is damaged, and when a compressed weight is asked
+/// for on another device than the CPU.
 pub fn linear(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<Linear> {
     match compressed(&vb, "weight", (out_dim, in_dim))? {
         Some(weight) => Ok(RbeLinear::new(weight, Some(vb.get(out_dim, "bias")?)).into()),
@@ -151,7 +154,8 @@ pub fn linear(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<Linear> {
     }
 }
 
-/// A linear layer without bias from `weight` (or `weight.rbe`).
+/// A linear layer without bias from `weight` (or `weight.rbe`) of shape `(out_dim, in_dim)`, as
+/// `candle_nn::linear_no_bias`.
 ///
 /// # Errors
 /// As [`linear`].
@@ -162,7 +166,7 @@ pub fn linear_no_bias(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<L
     }
 }
 
-/// A linear layer with or without bias.
+/// A linear layer with or without bias: [`linear`] or [`linear_no_bias`], as `candle_nn::linear_b`.
 ///
 /// # Errors
 /// As [`linear`].
@@ -170,7 +174,8 @@ pub fn linear_b(in_dim: usize, out_dim: usize, bias: bool, vb: VarBuilder) -> Re
     if bias { linear(in_dim, out_dim, vb) } else { linear_no_bias(in_dim, out_dim, vb) }
 }
 
-/// A linear layer whose `weight` (or `weight.rbe`) is stored `(in, out)`, as GPT-2's `Conv1D` stores it.
+/// A linear layer whose `weight` (or `weight.rbe`) has the shape `(in_dim, out_dim)`, as GPT-2's `Conv1D` stores it, and
+/// whose `bias` has the shape `(out_dim)`.
 ///
 /// # Errors
 /// As [`linear`].

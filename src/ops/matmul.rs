@@ -6,7 +6,10 @@ use crate::cpu::{self, Precision};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 /// `y = x W'` for `x` of shape `(.., in)` and a compressed `W` of shape `(out, in)`; `y` is `(.., out)` of
-/// `x`'s type. Sums are accumulated in F32. Differentiable in `x`: `dx = dy W`.
+/// `x`'s type. Differentiable in `x`: `dx = dy W`.
+///
+/// `precision` is that of `x` against bit-planes; the other terms, and the weight of a transposed tensor, always take
+/// `x` as F32.
 ///
 /// # Errors
 /// When `W` is a vector, `x`'s last side is not `in`, its type is not F32, F16 or BF16, or it is on another

@@ -3,6 +3,7 @@
 //! Results go to standard output, everything else to standard error; the exit status is 0 only on success.
 
 mod bar;
+mod bench;
 mod compress;
 mod decode;
 mod demo;
@@ -34,6 +35,7 @@ enum Command {
     Eval(eval::Eval),
     Generate(generate::Generate),
     Demo(demo::Demo),
+    Bench(bench::Bench),
 }
 
 fn main() -> ExitCode {
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Command::Eval(command) => command.run(),
         Command::Generate(command) => command.run(),
         Command::Demo(command) => command.run(),
+        Command::Bench(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

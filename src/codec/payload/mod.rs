@@ -12,6 +12,8 @@ use half::f16;
 
 const MAGIC: [u8; 4] = *b"RBET";
 const VERSION: u16 = 1;
+/// The largest power of two that keeps 65504, F16's maximum, times 2^8 within F32: no decoded value overflows.
+const LARGEST_UNIT: f32 = (1u128 << 103) as f32;
 /// Bytes before the first term.
 const HEADER_BYTES: usize = 36;
 /// Bytes of the CRC-32 at the end.
@@ -218,6 +220,9 @@ impl<'a> Reader<'a> {
         let unit = self.f32(what)?;
         if !(unit.is_normal() && unit > 0.0 && unit.to_bits() & 0x7f_ffff == 0) {
             return Err(Error::payload(format!("{what} is {unit}, not a power of two")));
+        }
+        if unit > LARGEST_UNIT {
+            return Err(Error::payload(format!("{what} is {unit:e}; what it multiplies would overflow")));
         }
         Ok(unit)
     }

@@ -211,6 +211,7 @@ fn basis_fields_are_checked() {
     let bytes = |half| payload(vec![basis(layout(), half)]);
     refused(&altered(bytes(true), TERMS + 1, &[2]), "unknown basis precision 2");
     refused(&altered(bytes(true), TERMS + 2, &3f32.to_le_bytes()), "basis unit is 3, not a power of two");
+    refused(&altered(bytes(true), TERMS + 2, &2f32.powi(120).to_le_bytes()), "would overflow");
     refused(&altered(bytes(true), TERMS + 6, &f16::NAN.to_le_bytes()), "basis parameters hold NaN");
     refused(&altered(bytes(false), TERMS + 2, &f32::INFINITY.to_le_bytes()), "basis parameters hold inf");
 }
@@ -247,6 +248,7 @@ fn planes_fields_are_checked() {
     let bytes = || payload(vec![planes(layout(), ScaleGroup::Block)]);
     refused(&altered(bytes(), TERMS + 1, &[2]), "unknown scale group 2");
     refused(&altered(bytes(), TERMS + 2, &f32::NAN.to_le_bytes()), "planes unit is NaN");
+    refused(&altered(bytes(), TERMS + 2, &2f32.powi(104).to_le_bytes()), "would overflow");
     refused(&altered(bytes(), TERMS + 6, &[9]), "a block with 9 planes");
     refused(&altered(bytes(), TERMS + 6, &[8]), "are left");
     refused(&altered(bytes(), TERMS + 6 + blocks - 1, &[2]), "8 bytes follow the last term");

@@ -4,12 +4,17 @@
 //!
 //! ```text
 //!     average[i] = h0 x[2i] + h1 x[2i+1] + h2 x[2i+2] + h3 x[2i+3]
-//!     detail[i]  = h3 x[2i] - h2 x[2i+1] + h1 x[2i+2] - h0 x[2i+3]      (indices modulo n)
+//!     detail[i]  = g0 x[2i] + g1 x[2i+1] + g2 x[2i+2] + g3 x[2i+3]      (indices modulo n)
 //! ```
 //!
-//! (Daubechies, "Orthonormal bases of compactly supported wavelets", 1988; Haar is `h2 = h3 = 0`.) The last
-//! sample of an odd length is passed on as an average of its own: the level stays orthonormal. The next level
-//! works on the averages, until one is left. At two samples D4's period wraps onto itself and it is Haar.
+//! Haar: `h = (1, 1, 0, 0) / sqrt 2`, `g = (1, -1, 0, 0) / sqrt 2`. D4 (Daubechies, "Orthonormal bases of compactly
+//! supported wavelets", 1988): `h = (1 + r, 3 + r, 3 - r, 1 - r) / (4 sqrt 2)` with `r = sqrt 3`,
+//! `g = (h3, -h2, h1, -h0)`.
+//!
+//! The last sample of an odd length is passed on as an average of its own, and the period is that of the others:
+//! the level stays orthonormal. The next level works on the averages, until one is left. So the coefficients are
+//! the last average, then the details from the coarsest level to the finest. At two samples D4's period wraps
+//! onto itself and it is Haar.
 
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Wavelet {
@@ -18,13 +23,17 @@ pub(super) enum Wavelet {
 }
 
 impl Wavelet {
-    /// The averaging filter `h`.
-    fn taps(self) -> [f32; 4] {
+    /// The averaging filter `h` and the differencing filter `g`.
+    fn filters(self) -> ([f32; 4], [f32; 4]) {
         match self {
-            Wavelet::Haar => [std::f32::consts::FRAC_1_SQRT_2, std::f32::consts::FRAC_1_SQRT_2, 0.0, 0.0],
+            Wavelet::Haar => {
+                let tap = std::f32::consts::FRAC_1_SQRT_2;
+                ([tap, tap, 0.0, 0.0], [tap, -tap, 0.0, 0.0])
+            }
             Wavelet::Daubechies4 => {
                 let (root, scale) = (3f64.sqrt(), 1.0 / (4.0 * 2f64.sqrt()));
-                [1.0 + root, 3.0 + root, 3.0 - root, 1.0 - root].map(|tap| (tap * scale) as f32)
+                let h = [1.0 + root, 3.0 + root, 3.0 - root, 1.0 - root].map(|tap| (tap * scale) as f32);
+                (h, [h[3], -h[2], h[1], -h[0]])
             }
         }
     }
@@ -47,7 +56,7 @@ impl Wavelet {
 
     /// One level: samples to averages, then details.
     fn split(self, x: &mut [f32], scratch: &mut [f32]) {
-        let [h0, h1, h2, h3] = self.taps();
+        let ([h0, h1, h2, h3], [g0, g1, g2, g3]) = self.filters();
         let (even, half) = (x.len() & !1, x.len() / 2);
         let averages = x.len() - half;
         let out = &mut scratch[..x.len()];
@@ -56,7 +65,7 @@ impl Wavelet {
             let next = (2 * i + 2) % even;
             let (c, d) = (x[next], x[next + 1]);
             out[i] = h0 * a + h1 * b + h2 * c + h3 * d;
-            out[averages + i] = h3 * a - h2 * b + h1 * c - h0 * d;
+            out[averages + i] = g0 * a + g1 * b + g2 * c + g3 * d;
         }
         if averages > half {
             out[half] = x[x.len() - 1];
@@ -66,7 +75,7 @@ impl Wavelet {
 
     /// The transpose of [`split`](Self::split).
     fn join(self, x: &mut [f32], scratch: &mut [f32]) {
-        let [h0, h1, h2, h3] = self.taps();
+        let ([h0, h1, h2, h3], [g0, g1, g2, g3]) = self.filters();
         let (even, half) = (x.len() & !1, x.len() / 2);
         let averages = x.len() - half;
         let out = &mut scratch[..x.len()];
@@ -74,10 +83,10 @@ impl Wavelet {
         for i in 0..half {
             let (average, detail) = (x[i], x[averages + i]);
             let next = (2 * i + 2) % even;
-            out[2 * i] += h0 * average + h3 * detail;
-            out[2 * i + 1] += h1 * average - h2 * detail;
-            out[next] += h2 * average + h1 * detail;
-            out[next + 1] += h3 * average - h0 * detail;
+            out[2 * i] += h0 * average + g0 * detail;
+            out[2 * i + 1] += h1 * average + g1 * detail;
+            out[next] += h2 * average + g2 * detail;
+            out[next + 1] += h3 * average + g3 * detail;
         }
         if averages > half {
             out[x.len() - 1] = x[half];

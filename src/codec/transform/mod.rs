@@ -193,4 +193,14 @@ mod tests {
         let finest_details = &ramp[n / 2..n - 1];
         assert!(finest_details.iter().all(|c| c.abs() < 1e-3), "{finest_details:?}");
     }
+
+    #[test]
+    fn wavelet_coefficients_are_the_average_then_details_from_coarse_to_fine() {
+        // Averages of five samples: (4, 8) / sqrt 2 and 4; of those 6 and 4; of those 10 / sqrt 2.
+        let mut x = [1.0, 3.0, 7.0, 1.0, 4.0];
+        Plan::new(Transform::Haar, 5).forward(&mut x, &mut [0.0; 5]);
+        let root = 2f32.sqrt();
+        let exact = [10.0 / root, 2.0 / root, -2.0, -2.0 / root, 6.0 / root];
+        assert!(x.iter().zip(exact).all(|(x, exact)| (x - exact).abs() < 1e-5), "{x:?} {exact:?}");
+    }
 }

@@ -26,8 +26,9 @@ fn dot_row_tile(
     values: &[i8],
     stride: usize,
     left: usize,
-) -> ([[i32; TILE_ROWS]; MAX_VECTORS], usize) {
-    super::dispatch!(planes, left, dot(lines, values, stride), [4, 3, 2, 1])
+    dots: &mut [[i32; TILE_ROWS]; MAX_VECTORS],
+) -> usize {
+    super::dispatch!(planes, left, dot(lines, values, stride, dots), [4, 3, 2, 1])
 }
 
 #[target_feature(enable = "avx2")]
@@ -35,11 +36,11 @@ fn dot<const PLANES: usize, const VECTORS: usize>(
     lines: &[Line],
     values: &[i8],
     stride: usize,
-) -> ([[i32; TILE_ROWS]; MAX_VECTORS], usize) {
+    dots: &mut [[i32; TILE_ROWS]; MAX_VECTORS],
+) -> usize {
     let tiles = lines.as_chunks::<PLANES>().0;
     // The last read is four bytes at the end of the last tile of the last vector.
     assert!(values.len() >= (VECTORS - 1) * stride + tiles.len() * TILE_COLS);
-    let mut out = [[0; TILE_ROWS]; MAX_VECTORS];
     for half in 0..2 {
         let mut sums = [_mm256_setzero_si256(); VECTORS];
         for (t, tile) in tiles.iter().enumerate() {
@@ -54,12 +55,12 @@ fn dot<const PLANES: usize, const VECTORS: usize>(
                 }
             });
         }
-        for (out, sum) in out.iter_mut().zip(&sums) {
+        for (out, sum) in dots.iter_mut().zip(&sums) {
             // SAFETY: eight of the sixteen numbers of `out`.
             unsafe { _mm256_storeu_si256(out[half * TILE_ROWS / 2..].as_mut_ptr().cast(), *sum) };
         }
     }
-    (out, VECTORS)
+    VECTORS
 }
 
 /// In each lane the sum of four products of a code and an activation.

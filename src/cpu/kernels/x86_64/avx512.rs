@@ -15,8 +15,11 @@ use std::ops::Range;
 
 super::super::table!(fma: true, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl");
 
+/// How far ahead lines are asked for: 4 KiB, a few hundred cycles of work.
+const PREFETCH_LINES: usize = 64;
+
 /// Digits multiplied with one unpacked tile.
-const MAX_VECTORS: usize = 8;
+const MAX_VECTORS: usize = 16;
 
 super::planes_walk!("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", dot_row_tile);
 
@@ -28,8 +31,9 @@ fn dot_row_tile(
     values: &[i8],
     stride: usize,
     left: usize,
-) -> ([[i32; TILE_ROWS]; MAX_VECTORS], usize) {
-    super::dispatch!(planes, left, dot(lines, values, stride), [8, 6, 4, 3, 2, 1])
+    dots: &mut [[i32; TILE_ROWS]; MAX_VECTORS],
+) -> usize {
+    super::dispatch!(planes, left, dot(lines, values, stride, dots), [16, 12, 8, 6, 4, 3, 2, 1])
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -37,7 +41,8 @@ fn dot<const PLANES: usize, const VECTORS: usize>(
     lines: &[Line],
     values: &[i8],
     stride: usize,
-) -> ([[i32; TILE_ROWS]; MAX_VECTORS], usize) {
+    dots: &mut [[i32; TILE_ROWS]; MAX_VECTORS],
+) -> usize {
     let tiles = lines.as_chunks::<PLANES>().0;
     // The last read is four bytes at the end of the last tile of the last vector.
     assert!(values.len() >= (VECTORS - 1) * stride + tiles.len() * TILE_COLS);
@@ -45,6 +50,11 @@ fn dot<const PLANES: usize, const VECTORS: usize>(
     let chains = const { if VECTORS < 4 { 4 / VECTORS } else { 1 } };
     let mut sums = [[_mm512_setzero_si512(); 4]; VECTORS];
     for (t, tile) in tiles.iter().enumerate() {
+        for line in tile {
+            // The hardware prefetcher stops at pages; lines lie one after another over the whole band.
+            // A prefetch beyond the end does nothing.
+            _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).wrapping_add(PREFETCH_LINES).cast());
+        }
         let codes = unpack(tile);
         each_group!(|GROUP_INDEX| {
             for (vector, sums) in sums.iter_mut().enumerate() {
@@ -56,13 +66,12 @@ fn dot<const PLANES: usize, const VECTORS: usize>(
             }
         });
     }
-    let mut out = [[0; TILE_ROWS]; MAX_VECTORS];
-    for (out, sums) in out.iter_mut().zip(&sums) {
+    for (out, sums) in dots.iter_mut().zip(&sums) {
         let sum = _mm512_add_epi32(_mm512_add_epi32(sums[0], sums[1]), _mm512_add_epi32(sums[2], sums[3]));
         // SAFETY: `out` is 64 bytes.
         unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), sum) };
     }
-    (out, VECTORS)
+    VECTORS
 }
 
 /// [`tiles::unpack`](crate::cpu::tiles::unpack) in registers.

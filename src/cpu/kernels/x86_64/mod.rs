@@ -19,6 +19,7 @@ macro_rules! planes_walk {
             let layout = tiles.layout();
             let blocks = layout.block_cols();
             let digits = vectors.start * x.digits..vectors.end * x.digits;
+            let mut dots = [[0; TILE_ROWS]; MAX_VECTORS];
             for j in 0..blocks {
                 let block = layout.block_at(i, j);
                 let planes = tiles.planes(block);
@@ -29,10 +30,9 @@ macro_rules! planes_walk {
                 let offset = 1 - (1i32 << planes);
                 let mut digit = digits.start;
                 while digit < digits.end {
-                    // SAFETY: a window of the activations begins `starts[j]` bytes into each digit's stride, and
-                    // `prepare` gave the block as many bytes as its tiles have columns.
                     let values = &x.values[digit * x.stride + x.starts[j]..];
-                    let (dots, taken) = $dot_row_tile(lines, planes, values, x.stride, digits.end - digit);
+                    let left = digits.end - digit;
+                    let taken = $dot_row_tile(lines, planes, values, x.stride, left, &mut dots);
                     for (dots, digit) in dots[..taken].iter().zip(digit..) {
                         let (scale, sum) = (x.scales[digit * blocks + j], x.sums[digit * blocks + j]);
                         let sums = &mut sums[digit / x.digits - vectors.start];

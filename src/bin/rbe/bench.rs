@@ -1,0 +1,247 @@
+//! `rbe bench`: products on compressed weights beside Candle's own, in the same run.
+
+use crate::print;
+use anyhow::{Context, Result, ensure};
+use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
+use candle_core::{DType, Device, Module, Tensor};
+use candle_rbe::{Encoder, EncoderConfig, Precision, Rate, RbeLinear, RbeTensor, TermChoice};
+use clap::Args;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+/// Time products on compressed weights beside Candle's dense and quantised ones, in the same run
+#[derive(Args)]
+pub(crate) struct Bench {
+    /// Shape of the weight, OUTxIN; may be given several times
+    #[arg(long = "shape", value_name = "OUTxIN", value_parser = shape,
+          default_values = ["768x768", "768x3072", "4096x4096", "4096x11008"])]
+    shapes: Vec<(usize, usize)>,
+    /// Tokens multiplied at once
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "1,16,128")]
+    tokens: Vec<usize>,
+    /// Bit-planes of the planes term
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "2,3,4,8")]
+    planes: Vec<u8>,
+    /// Coefficients per block of 64 of the sparse term
+    #[arg(long, value_name = "K,..", value_delimiter = ',', default_value = "64,200")]
+    k: Vec<usize>,
+    /// Block edge of the planes term
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    block: usize,
+    /// One JSON object per line
+    #[arg(long)]
+    json: bool,
+}
+
+fn shape(text: &str) -> Result<(usize, usize), String> {
+    let parts = text.split_once('x').and_then(|(out, input)| Some((out.parse().ok()?, input.parse().ok()?)));
+    parts.filter(|(out, input)| *out > 0 && *input > 0).ok_or_else(|| "OUTxIN, such as 4096x4096".to_owned())
+}
+
+/// Bytes of weights that no cache holds: cold runs go round among copies of at least as many.
+const BEYOND_CACHES: usize = 96 << 20;
+
+/// One measured product.
+#[derive(Serialize)]
+struct Row<'a> {
+    out: usize,
+    r#in: usize,
+    tokens: usize,
+    term: &'a str,
+    bits: f64,
+    precision: &'a str,
+    cold: bool,
+    us: f64,
+    peers_us: &'a BTreeMap<&'static str, f64>,
+    weight_gb_s: f64,
+    read_gb_s: f64,
+}
+
+impl Bench {
+    pub(crate) fn run(&self) -> Result<()> {
+        let read_gb_s = read_bandwidth();
+        let note = format!(
+            "{} threads, RBE kernels for {}, memory read at {read_gb_s:.1} GB/s",
+            candle_core::utils::get_num_threads(),
+            candle_rbe::cpu::level().name()
+        );
+        eprintln!("{note}");
+        for &(out, input) in &self.shapes {
+            let weight = Tensor::randn(0f32, 0.02, (out, input), &Device::Cpu)?;
+            let ours = self.compressed(&weight)?;
+            for &tokens in &self.tokens {
+                let x = Tensor::randn(0f32, 1.0, (tokens, input), &Device::Cpu)?;
+                for cold in [true, false] {
+                    let peers = peers(&weight, &x, cold)?;
+                    let mut table = print::Table::new(&[0]);
+                    for (term, compressed) in &ours {
+                        for precision in [Precision::Int8, Precision::Exact] {
+                            let name = if precision == Precision::Int8 { "int8" } else { "exact" };
+                            if term.starts_with("sparse") && precision == Precision::Int8 {
+                                continue;
+                            }
+                            let us = ours_us(compressed, &x, precision, cold)?;
+                            let bytes = compressed.size_in_bytes() as f64;
+                            let row = Row {
+                                out,
+                                r#in: input,
+                                tokens,
+                                term,
+                                bits: compressed.bits_per_weight(),
+                                precision: name,
+                                cold,
+                                us,
+                                peers_us: &peers,
+                                weight_gb_s: bytes / us / 1e3,
+                                read_gb_s,
+                            };
+                            if self.json {
+                                print::line(&serde_json::to_string(&row)?)?;
+                            } else {
+                                let part = format!("{:.0} %", 100.0 * row.weight_gb_s / read_gb_s);
+                                table.row([
+                                    format!("{term} {name}"),
+                                    format!("{:.2} bits", row.bits),
+                                    format!("{us:.1} us"),
+                                    part,
+                                ]);
+                            }
+                        }
+                    }
+                    if !self.json {
+                        let state = if cold { "cold" } else { "warm" };
+                        print::line(&format!("\n{out}x{input}, {tokens} tokens, {state} weights\n{table}"))?;
+                        let peers: Vec<_> =
+                            peers.iter().map(|(name, us)| format!("{name} {us:.1}")).collect();
+                        print::line(&format!("Candle, us: {}", peers.join(", ")))?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The terms asked for, by name.
+    fn compressed(&self, weight: &Tensor) -> Result<Vec<(String, RbeTensor)>> {
+        let planes = self.planes.iter().map(|&planes| {
+            let config = EncoderConfig {
+                term: TermChoice::Planes,
+                block: Some(self.block),
+                basis: Some(false),
+                ..Rate::BitsPerWeight(f64::from(planes) + 0.02).into()
+            };
+            (format!("planes {planes}"), config)
+        });
+        let sparse = self.k.iter().map(|&k| {
+            let config = EncoderConfig {
+                block: Some(64),
+                signs: Some(false),
+                basis: Some(false),
+                ..Rate::Coefficients(k).into()
+            };
+            (format!("sparse {k}"), config)
+        });
+        let encode = |(name, config)| Ok((name, Encoder::new(config)?.encode(weight)?));
+        planes.chain(sparse).map(encode).collect()
+    }
+}
+
+/// Copies to go round among: one when warm.
+fn copies(bytes: usize, cold: bool) -> usize {
+    if cold { BEYOND_CACHES.div_ceil(bytes).max(2) } else { 1 }
+}
+
+fn ours_us(weight: &RbeTensor, x: &Tensor, precision: Precision, cold: bool) -> Result<f64> {
+    let dense = candle_nn::Linear::new(weight.dequantize()?, None).forward(x)?;
+    let payload = weight.to_bytes();
+    let layers = (0..copies(weight.memory_in_bytes(), cold))
+        .map(|_| Ok(RbeLinear::new(RbeTensor::from_bytes(&payload)?, None).with_precision(precision)))
+        .collect::<Result<Vec<_>>>()?;
+    let difference = (layers[0].forward(x)? - &dense)?.sqr()?.sum_all()?.to_scalar::<f32>()?;
+    let error = (difference / dense.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt();
+    let bound = if precision == Precision::Exact { 1e-5 } else { 0.02 };
+    ensure!(error <= bound, "the product is wrong: relative error {error}; nothing was timed");
+    time(&layers, |layer| layer.forward(x))
+}
+
+/// Candle's dense types and quantised types on the same weight and input.
+fn peers(weight: &Tensor, x: &Tensor, cold: bool) -> Result<BTreeMap<&'static str, f64>> {
+    let mut peers = BTreeMap::new();
+    for (name, dtype) in [("f32", DType::F32), ("f16", DType::F16), ("bf16", DType::BF16)] {
+        let bytes = weight.elem_count() * dtype.size_in_bytes();
+        let layers = (0..copies(bytes, cold))
+            .map(|_| Ok(candle_nn::Linear::new(weight.to_dtype(dtype)?.copy()?, None)))
+            .collect::<Result<Vec<_>>>()?;
+        let x = x.to_dtype(dtype)?;
+        peers.insert(name, time(&layers, |layer| layer.forward(&x))?);
+    }
+    for (name, dtype) in [
+        ("q2k", GgmlDType::Q2K),
+        ("q3k", GgmlDType::Q3K),
+        ("q4_0", GgmlDType::Q4_0),
+        ("q4k", GgmlDType::Q4K),
+        ("q5k", GgmlDType::Q5K),
+        ("q6k", GgmlDType::Q6K),
+        ("q8_0", GgmlDType::Q8_0),
+    ] {
+        if !weight.dim(1)?.is_multiple_of(dtype.block_size()) {
+            continue;
+        }
+        let first = QTensor::quantize(weight, dtype).context(name)?;
+        let bytes = first.data()?.into_owned();
+        let layers = (0..copies(bytes.len(), cold))
+            .map(|_| {
+                let storage =
+                    candle_core::quantized::QStorage::from_data(bytes.clone().into(), &Device::Cpu, dtype)?;
+                Ok(QMatMul::from_qtensor(QTensor::new(storage, weight.shape())?)?)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        peers.insert(name, time(&layers, |layer| layer.forward(x))?);
+    }
+    Ok(peers)
+}
+
+/// Microseconds of one call: the median of nine series, each of several milliseconds and all layers in turn.
+fn time<T>(layers: &[T], mut call: impl FnMut(&T) -> candle_core::Result<Tensor>) -> Result<f64> {
+    let mut turn = layers.iter().cycle();
+    let mut series = |calls: u32| -> Result<Duration> {
+        let start = Instant::now();
+        for layer in turn.by_ref().take(calls as usize) {
+            black_box(call(layer)?);
+        }
+        Ok(start.elapsed())
+    };
+    let once = series(layers.len().max(3) as u32)? / layers.len().max(3) as u32;
+    let calls = (Duration::from_millis(8).as_nanos() / once.as_nanos().max(1)).clamp(1, 10_000) as u32;
+    let mut micros = Vec::new();
+    for _ in 0..9 {
+        micros.push(series(calls)?.as_secs_f64() * 1e6 / f64::from(calls));
+    }
+    micros.sort_by(f64::total_cmp);
+    Ok(micros[micros.len() / 2])
+}
+
+/// Bytes per second, in GB, that all threads together read from memory.
+fn read_bandwidth() -> f64 {
+    let memory = vec![1u64; BEYOND_CACHES / 2];
+    let pool = candle_core::utils::barrier_pool();
+    let best = (0..8)
+        .map(|_| {
+            let start = Instant::now();
+            pool.execute_chunked(memory.len() / 4096, |chunks| {
+                let part = &memory[chunks.start * 4096..chunks.end * 4096];
+                let (lanes, _) = part.as_chunks::<32>();
+                let mut sums = [0u64; 32];
+                for chunk in lanes {
+                    sums.iter_mut().zip(chunk).for_each(|(sum, value)| *sum |= value);
+                }
+                black_box(sums);
+            });
+            start.elapsed()
+        })
+        .min()
+        .unwrap_or_default();
+    size_of_val(&memory[..]) as f64 / best.as_secs_f64() / 1e9
+}

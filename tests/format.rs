@@ -1,0 +1,29 @@
+//! The example of FORMAT.md is a payload, and decodes to the numbers beside it.
+
+use candle_rbe::RbeTensor;
+
+const FORMAT: &str = include_str!("../src/archive/FORMAT.md");
+
+#[test]
+fn the_example_decodes_to_the_numbers_beside_it() {
+    let (_, example) = FORMAT.split_once("### Example\n").expect("a section of that name");
+    let (before, after) = example.split_once("It decodes to\n").expect("what it decodes to");
+    let indented = |text: &'static str| text.lines().filter_map(|line| line.strip_prefix("    "));
+    let bytes: Vec<u8> = indented(before)
+        .flat_map(|line| line.split("   ").next().unwrap_or_default().split_whitespace())
+        .map(|byte| u8::from_str_radix(byte, 16).expect("two hexadecimal digits"))
+        .collect();
+    let numbers: Vec<f32> = indented(after)
+        .flat_map(str::split_whitespace)
+        .map(|number| number.parse().expect("a number"))
+        .collect();
+
+    let tensor = RbeTensor::from_bytes(&bytes).unwrap();
+    assert_eq!(tensor.shape().dims(), [2, 3]);
+    let decoded = tensor.dequantize().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert_eq!(decoded.len(), numbers.len());
+    for (decoded, number) in decoded.iter().zip(&numbers) {
+        assert!((decoded - number).abs() < 1e-6, "{decoded:?} {number:?}");
+    }
+    assert_eq!(tensor.to_bytes(), bytes);
+}
