@@ -202,7 +202,7 @@ impl LoadedMatrix {
                 match term {
                     Loaded::Planes(tiles) => kernels.planes_transposed(tiles, block, weights, out),
                     Loaded::Sparse(sparse) => kernels.sparse(sparse, block, weights, out, true),
-                    Loaded::Trellis(trellis) => kernels.trellis(trellis, block, weights, out, true),
+                    Loaded::Trellis(trellis) => kernels.trellis_transposed(trellis, block, weights, out),
                     Loaded::Basis(_) => {}
                 }
             }

@@ -1,11 +1,12 @@
 //! The products: into the coefficient domain once, through every term, back once.
 
 use super::activations::{Activations, quantize};
-use super::kernels::{Input, Kernels, RowSums};
+use super::kernels::{Input, Kernels, RowSums, strip_tiles, tile_row};
 use super::loaded::{Loaded, LoadedMatrix};
 use super::pool::{Pool, Serial, Shared};
 use super::tiles::{PlaneTiles, TILE_ROWS};
 use super::{Precision, axis};
+use crate::codec::term::Trellis;
 use std::cell::RefCell;
 
 /// Multiply-adds below which one thread is done before the others have begun.
@@ -14,6 +15,9 @@ const WORTH_SHARING: usize = 1 << 18;
 const TRANSFORM_WORTH_SHARING: usize = 1 << 13;
 /// Vectors whose sums one thread holds at a time: 4 KiB, beside a row tile's codes in the first cache.
 const VECTORS_AT_ONCE: usize = 64;
+
+/// Vectors for which a strip is decoded once: their sums over a block row stay in the second cache.
+const STRIP_VECTORS_AT_ONCE: usize = 256;
 
 /// One thread's memory between calls, so that a warm product allocates nothing.
 #[derive(Default)]
@@ -77,6 +81,7 @@ pub(super) fn forward(
             for term in matrix.spectral() {
                 match term {
                     Loaded::Planes(tiles) => planes(kernels, tiles, activations, vectors, out, product_pool),
+                    Loaded::Trellis(term) => trellis(kernels, term, activations, vectors, out, product_pool),
                     other => accumulate(kernels, matrix, other, false, spectrum, vectors, out, product_pool),
                 }
             }
@@ -141,8 +146,8 @@ fn into_spectrum(
     activations: &mut Activations,
 ) {
     let layout = matrix.layout();
-    let as_floats = matrix.spectral().any(|term| matches!(term, Loaded::Sparse(_) | Loaded::Trellis(_)));
-    let as_digits = matrix.spectral().any(|term| matches!(term, Loaded::Planes(_)));
+    let as_floats = matrix.spectral().any(|term| matches!(term, Loaded::Sparse(_)));
+    let as_digits = matrix.spectral().any(|term| matches!(term, Loaded::Planes(_) | Loaded::Trellis(_)));
     spectrum.resize(if as_floats { x.len() } else { 0 }, 0.0);
     activations.prepare(layout, if as_digits { vectors } else { 0 }, precision);
     let (digits, stride, blocks) = (activations.digits, activations.stride, layout.block_cols());
@@ -209,6 +214,45 @@ fn planes(
     });
 }
 
+/// Adds a trellis term's share to `out` (`vectors x rows`, coefficients): block row by block row, each strip of
+/// columns decoded once for all vectors.
+fn trellis(
+    kernels: &Kernels,
+    term: &Trellis,
+    x: &Activations,
+    vectors: usize,
+    out: &mut [f32],
+    pool: &dyn Pool,
+) {
+    let layout = term.layout();
+    let out = Shared::new(out);
+    pool.run(layout.block_rows(), &|range| {
+        let mut sums = Vec::new();
+        for i in range {
+            let rows = layout.row_range(i);
+            let tiles = strip_tiles(rows.len());
+            for first in (0..vectors).step_by(STRIP_VECTORS_AT_ONCE) {
+                let range = first..(first + STRIP_VECTORS_AT_ONCE).min(vectors);
+                sums.clear();
+                sums.resize(range.len() * tiles, [0.0; TILE_ROWS]);
+                kernels.trellis(term, i, x, range.clone(), &mut sums);
+                for (vector, sums) in range.zip(sums.chunks_exact(tiles)) {
+                    let start = vector * layout.rows();
+                    // SAFETY: a block row's rows belong to one item.
+                    let out = unsafe { out.part(start + rows.start..start + rows.end) };
+                    for (tile, sums) in sums.iter().enumerate() {
+                        for (lane, sum) in sums.iter().enumerate() {
+                            if let Some(out) = out.get_mut(tile_row(tile, lane)) {
+                                *out += sum;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    });
+}
+
 /// Adds a term's share to `out` (`vectors x rows`, or `x cols` when transposed), output block by output block.
 #[allow(clippy::too_many_arguments)]
 fn accumulate(
@@ -241,7 +285,7 @@ fn accumulate(
                 let input = Input { values, stride: in_len, vectors };
                 match term {
                     Loaded::Sparse(sparse) => kernels.sparse(sparse, block, input, acc, transposed),
-                    Loaded::Trellis(trellis) => kernels.trellis(trellis, block, input, acc, transposed),
+                    Loaded::Trellis(trellis) => kernels.trellis_transposed(trellis, block, input, acc),
                     Loaded::Planes(tiles) => kernels.planes_transposed(tiles, block, input, acc),
                     Loaded::Basis(_) => {}
                 }

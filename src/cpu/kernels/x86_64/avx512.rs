@@ -6,12 +6,10 @@
 //! instruction's latency.
 
 use super::each_group;
-use crate::cpu::activations::Activations;
-use crate::cpu::kernels::RowSums;
-use crate::cpu::tiles::{GROUP, GROUPS, Line, TILE_COLS, TILE_ROWS};
+use crate::codec::term::trellis::Column;
+use crate::cpu::tiles::{GROUP, TILE_COLS};
 use crate::cpu::transform::{LANES, Lanes};
 use std::arch::x86_64::*;
-use std::ops::Range;
 
 super::super::table!(fma: true, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl");
 
@@ -21,7 +19,16 @@ const PREFETCH_LINES: usize = 64;
 /// Digits multiplied with one unpacked tile.
 const MAX_VECTORS: usize = 16;
 
-super::planes_walk!("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", dot_row_tile);
+super::super::walks!("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi");
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
+fn decode_group(columns: [&Column; GROUP], rows: usize, lines: &mut [Line], stride: usize) {
+    if rows == super::trellis::ROWS {
+        super::trellis::decode_group(columns, lines, stride);
+    } else {
+        generic_trellis::decode_group(columns, rows, lines, stride);
+    }
+}
 
 /// Integer dot products of a row tile with the next digits, and how many digits it took.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
