@@ -119,11 +119,13 @@ fn every_level_agrees_with_the_codec() {
                 let context = format!("{level:?} {rows}x{cols} {} {vectors} vectors", loaded.summary());
                 let mut out = vec![f32::NAN; y.len()];
                 forward(&kernels, &loaded, &x, vectors, &mut out, Precision::Exact, &Rayon);
-                assert!(difference(&out, &y) <= 5e-6, "{context}: {}", difference(&out, &y));
-                // A single sum may cancel to less than what a byte loses; the largest of many does not.
+                // Both sides round in F32; 1e-5 is what the layers promise.
+                assert!(difference(&out, &y) <= 1e-5, "{context}: {}", difference(&out, &y));
+                // Rounding loses 1/(127 sqrt 12) of a block's largest element, which is up to sqrt 256 times its
+                // RMS: 3.6 % for the worst of inputs. (A single sum may cancel to less; many do not.)
                 if rows >= 64 {
                     forward(&kernels, &loaded, &x, vectors, &mut out, Precision::Int8, &Rayon);
-                    assert!(difference(&out, &y) <= 0.03, "{context} int8: {}", difference(&out, &y));
+                    assert!(difference(&out, &y) <= 0.05, "{context} int8: {}", difference(&out, &y));
                 }
                 let mut out = vec![f32::NAN; dx.len()];
                 transposed(&kernels, &loaded, &g, vectors, &mut out, &Rayon);
