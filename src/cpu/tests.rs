@@ -103,6 +103,10 @@ fn difference(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).fold(0f32, |m, (a, b)| if (a - b).abs() <= m { m } else { (a - b).abs() }) / largest
 }
 
+fn norm(values: impl Iterator<Item = f32>) -> f32 {
+    values.map(|value| value * value).sum::<f32>().sqrt()
+}
+
 #[test]
 fn every_level_agrees_with_the_codec() {
     for matrix in matrices() {
@@ -125,7 +129,9 @@ fn every_level_agrees_with_the_codec() {
                 // RMS: 3.6 % for the worst of inputs. (A single sum may cancel to less; many do not.)
                 if rows >= 64 {
                     forward(&kernels, &loaded, &x, vectors, &mut out, Precision::Int8, &Rayon);
-                    assert!(difference(&out, &y) <= 0.05, "{context} int8: {}", difference(&out, &y));
+                    let error =
+                        norm(out.iter().zip(&y).map(|(a, b)| a - b)) / norm(y.iter().copied()).max(1e-3);
+                    assert!(error <= 0.037, "{context} int8: {error}");
                 }
                 let mut out = vec![f32::NAN; dx.len()];
                 transposed(&kernels, &loaded, &g, vectors, &mut out, &Rayon);
