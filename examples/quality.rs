@@ -115,17 +115,16 @@ fn main() -> Result<()> {
     };
     let mut perplexity = 0.0;
     let table = [
-        (8.05, Some((GgmlDType::Q8_0, "Q8_0"))),
-        (6.05, Some((GgmlDType::Q6K, "Q6_K"))),
-        (5.05, Some((GgmlDType::Q5K, "Q5_K"))),
-        (4.5, Some((GgmlDType::Q4K, "Q4_K"))),
-        (4.05, Some((GgmlDType::Q4_0, "Q4_0"))),
-        (3.05, Some((GgmlDType::Q3K, "Q3_K"))),
-        (2.05, Some((GgmlDType::Q2K, "Q2_K"))),
+        (8.05, vec![(GgmlDType::Q8_0, "Q8_0")]),
+        (6.05, vec![(GgmlDType::Q6K, "Q6_K")]),
+        (5.05, vec![(GgmlDType::Q5K, "Q5_K")]),
+        (4.02, vec![(GgmlDType::Q4K, "Q4_K"), (GgmlDType::Q4_0, "Q4_0")]),
+        (3.02, vec![(GgmlDType::Q3K, "Q3_K")]),
+        (2.02, vec![(GgmlDType::Q2K, "Q2_K")]),
     ];
-    for (bits, peer) in table {
+    for (bits, peers) in table {
         perplexity = row("RBE", rbe(&dense, bits, conv1d)?)?;
-        if let Some((dtype, name)) = peer {
+        for (dtype, name) in peers {
             row(name, candle(&dense, dtype, conv1d)?)?;
         }
     }

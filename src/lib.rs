@@ -57,7 +57,7 @@
 //!
 //! ```text
 //!     W  =  sum_k theta_k phi_k          basis: 8 smooth functions a block, phi in the weight domain
-//!         + A_out' S A_in                S: sparse coefficients, or all of them as bit-planes
+//!         + A_out' S A_in                S: sparse coefficients, or all of them in a trellis or bit-planes
 //! ```
 //!
 //! `A` is random signs (or none) and then an orthonormal transform of each block. So the error of `W` is that of
@@ -77,15 +77,16 @@
 //!
 //! | I want | I ask for |
 //! |---|---|
-//! | a size | [`Rate::BitsPerWeight`]: a budget that is kept, everything counted. Scales need about 0.02 bits: 4.02 is four whole planes, at 4.0 some blocks get three |
+//! | a size | [`Rate::BitsPerWeight`]: a budget that is kept, everything counted. Scales need about 0.02 bits: at 4.02 every coefficient gets four bits, at 4.0 some get three |
 //! | an error of every matrix | [`Rate::RelativeError`], or [`Rate::Rmse`] in the weights' own unit; kept, measured by decoding |
 //! | a bound on the model's KL divergence | no rate does that: compress at several, compare with [`models::evaluate()`] or `rbe eval`, take the smallest that passes |
-//! | not to choose a number | [`Quality`]: `UltraHigh`, `High`, `Balanced`, `Fast` are 8, 6, 4, 3 planes |
+//! | not to choose a number | [`Quality`]: `UltraHigh`, `High`, `Balanced`, `Fast` are 8, 6, 4, 3 bits |
 //! | exactly K coefficients a block | [`Rate::Coefficients`], for the sparse term |
 //!
 //! | the matrix is | term | transform | block edge |
 //! |---|---|---|---|
-//! | a trained projection or token table | [`TermChoice::Planes`] | [`Transform::Dct`], with signs | large: the errors of the layer's outputs are smaller |
+//! | a trained projection or token table, at 4 bits or fewer | [`TermChoice::Trellis`] | [`Transform::Dct`], with signs | large: the errors of the layer's outputs are smaller |
+//! | the same at 5 bits or more, or to be cut to fewer bits later | [`TermChoice::Planes`] | the same | the same |
 //! | smooth: a position table, a filter, a physical field | [`TermChoice::Sparse`] | [`Transform::Dct`], without signs, with a basis term | as large as the structure |
 //! | constant in pieces, with jumps | [`TermChoice::Sparse`] | [`Transform::Haar`] | the same |
 //! | smooth in pieces | [`TermChoice::Sparse`] | [`Transform::Daubechies4`] | the same |
@@ -95,9 +96,12 @@
 //! have no smooth structure: on them the largest coefficients alone are no better than on noise, so errors are stated
 //! relative to the matrix, and quality on the model.
 //!
-//! | bits per weight in planes | 2 | 3 | 4 | 5 | 6 | 8 |
-//! |---|---|---|---|---|---|---|
-//! | relative error of a Gaussian (Max 1960), and so nearly of any projection | 0.345 | 0.193 | 0.107 | 0.059 | 0.032 | 0.0094 |
+//! | bits per weight | 1 | 2 | 3 | 4 | 5 | 6 | 8 |
+//! |---|---|---|---|---|---|---|---|
+//! | relative error of a Gaussian, and so nearly of any projection, in planes (Max 1960) | 0.603 | 0.345 | 0.193 | 0.107 | 0.059 | 0.032 | 0.0094 |
+//! | in a trellis with the default states of 12 bits | 0.527 | 0.266 | 0.135 | 0.0695 | | | |
+//! | with states of 16 bits ([`EncoderConfig::trellis_states`]), sixteen times slower to encode | 0.522 | 0.261 | 0.131 | 0.0670 | | | |
+//! | no code can do better | 0.500 | 0.250 | 0.125 | 0.0625 | 0.031 | 0.016 | 0.0039 |
 //!
 //! # What is where
 //!
@@ -124,8 +128,8 @@
 //!
 //! - Products on CUDA or Metal. A compressed tensor on such a device is [`Error::Unsupported`], and says so.
 //! - Kernels for ARM: there the plain Rust ones run.
-//! - A quantiser better than the uniform one. At equal bits Candle's K-types have the smaller error on transformer
-//!   weights; README.md has the table.
+//! - Above 4 bits, a quantiser better than the uniform one: there Candle's K-types have the smaller error at equal
+//!   bits; README.md has the table.
 //! - Calibration: the encoder minimises the error of the weights, not that of the outputs.
 //! - Gradients of compressed weights. Those of a layer's input, and so of all that comes before it, are there.
 #![warn(clippy::all)]

@@ -137,8 +137,23 @@ pub(super) fn choose(config: &EncoderConfig, values: &[f32], rows: usize, cols: 
         Target::Bits(_) | Target::PerBlock(_) => LARGE_BLOCK_MARGIN,
     };
     // Candidates come with the largest blocks and the simplest form first.
-    let chosen = costs.into_iter().find(|(cost, _)| *cost <= least * margin);
-    chosen.map(|(_, candidate)| candidate).ok_or_else(|| unreachable_rate(config, values.len(), energy))
+    let best_of = |costs: &[(f64, Candidate)]| {
+        let least = costs.iter().fold(f64::INFINITY, |least, (cost, _)| least.min(*cost));
+        costs.iter().find(|(cost, _)| *cost <= least * margin).copied()
+    };
+    let chosen = best_of(&costs).ok_or_else(|| unreachable_rate(config, values.len(), energy))?;
+    // A trellis was judged as if its coefficients were Gaussian. Where they are not (a mean that all rows of a head
+    // share is one huge coefficient), its real cost decides.
+    costs.retain(|(_, (_, carrier))| !matches!(carrier, Carrier::Trellis(_)));
+    if let ((_, (preparation, carrier @ Carrier::Trellis(_))), Some(other)) = (chosen, best_of(&costs)) {
+        let spectrum = prepare(config, &preparation, values, rows, cols)?;
+        let real = carry(&spectrum, carrier, target)?.map_or(f64::INFINITY, |encoded| match target {
+            Target::Bits(_) | Target::PerBlock(_) => encoded.squared_error,
+            Target::SquaredError(_) => 8.0 * encoded.matrix.size_in_bytes() as f64,
+        });
+        return Ok(if real <= other.0 { (preparation, carrier) } else { other.1 });
+    }
+    Ok(chosen.1)
 }
 
 /// Fewest bits of a sparse entry: an F16 value in a row whose mask is counted elsewhere.

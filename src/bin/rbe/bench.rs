@@ -24,10 +24,13 @@ pub(crate) struct Bench {
     /// Bit-planes of the planes term
     #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "2,3,4,8")]
     planes: Vec<u8>,
+    /// Bits of the trellis term
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "2,3,4")]
+    trellis: Vec<u8>,
     /// Coefficients per block of 64 of the sparse term
     #[arg(long, value_name = "K,..", value_delimiter = ',', default_value = "64,200")]
     k: Vec<usize>,
-    /// Block edge of the planes term
+    /// Block edge of the planes and trellis terms
     #[arg(long, value_name = "N", default_value_t = 256)]
     block: usize,
     /// One JSON object per line
@@ -125,15 +128,14 @@ impl Bench {
 
     /// The terms asked for, by name.
     fn compressed(&self, weight: &Tensor) -> Result<Vec<(String, RbeTensor)>> {
-        let planes = self.planes.iter().map(|&planes| {
-            let config = EncoderConfig {
-                term: TermChoice::Planes,
-                block: Some(self.block),
-                basis: Some(false),
-                ..Rate::BitsPerWeight(f64::from(planes) + 0.02).into()
-            };
-            (format!("planes {planes}"), config)
-        });
+        let every = |term, bits: u8| EncoderConfig {
+            term,
+            block: Some(self.block),
+            basis: Some(false),
+            ..Rate::BitsPerWeight(f64::from(bits) + 0.02).into()
+        };
+        let planes = self.planes.iter().map(|&n| (format!("planes {n}"), every(TermChoice::Planes, n)));
+        let trellis = self.trellis.iter().map(|&n| (format!("trellis {n}"), every(TermChoice::Trellis, n)));
         let sparse = self.k.iter().map(|&k| {
             let config = EncoderConfig {
                 block: Some(64),
@@ -144,7 +146,7 @@ impl Bench {
             (format!("sparse {k}"), config)
         });
         let encode = |(name, config)| Ok((name, Encoder::new(config)?.encode(weight)?));
-        planes.chain(sparse).map(encode).collect()
+        planes.chain(trellis).chain(sparse).map(encode).collect()
     }
 }
 

@@ -52,6 +52,8 @@ enum TermArg {
     Planes,
     /// The K largest coefficients
     Sparse,
+    /// Every coefficient at 1 to 4 bits that it shares with others
+    Trellis,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -83,6 +85,7 @@ impl EncoderArgs {
             TermArg::Auto => TermChoice::Auto,
             TermArg::Planes => TermChoice::Planes,
             TermArg::Sparse => TermChoice::Sparse,
+            TermArg::Trellis => TermChoice::Trellis,
         };
         let transform = match self.transform {
             TransformArg::Dct => Transform::Dct,
