@@ -6,7 +6,8 @@ use crate::error::{Error, Result};
 /// What a compressed tensor must reach.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Rate {
-    /// At most this many payload bits per weight, everything counted, at the smallest error.
+    /// At most this many payload bits per weight, everything counted. Where it makes the output better, the weights'
+    /// own error is not quite the smallest (the trellis term's scales are unbiased).
     BitsPerWeight(f64),
     /// At most this `|W - W^| / |W|` (Frobenius), in the fewest bytes.
     RelativeError(f64),

@@ -2,6 +2,14 @@
 //!
 //! Calibration takes columns one at a time, in its own order and with targets of its own making: that is
 //! [`Quantizer::column`]. [`encode`] is a loop over it.
+//!
+//! The scale of a strip is the least-squares one where an error is asked for. It shrinks: the decoded coefficients
+//! are the originals times `1 - D` (`D` being the relative squared error) plus noise. Noise is spread over all
+//! directions, but the shrinking hits the output where it is largest, so where bits are asked for the scale is the
+//! [`Unbiased`](Fit::Unbiased) one, `1 / (1 - D)` times as large, although it adds `D^2` to the squared error. On
+//! llama-books and gpt2-books, over six and three seeds of the signs, the KL divergence at 2 bits falls from 0.063 and
+//! 0.096 to 0.055 and 0.074 nats, at 3 bits from 0.0132 and 0.0202 to 0.0127 and 0.0182, at 4 bits by 2 and 6 %; half
+//! of the correction gives most, half more gives nothing.
 
 use super::allocate::allocate;
 use super::rate::Target;
@@ -24,7 +32,26 @@ const STRIP_BITS: usize = 8 + 16;
 /// Bits of the term beside its strips: kind, state bits, unit.
 const TERM_BITS: usize = 8 * 6;
 
-/// The mean squared errors of a unit Gaussian with 0 to 4 bits, in columns of `rows`.
+/// What a strip's scale is fitted to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fit {
+    /// The least squared error.
+    LeastSquares,
+    /// `<w, w^> = <w, w>`: what is decoded is the original plus noise, not less than the original.
+    Unbiased,
+}
+
+impl Fit {
+    /// Relative squared error from that of the least-squares scale. What is more noise than signal stays shrunk.
+    fn error(self, least: f64) -> f64 {
+        match self {
+            Fit::Unbiased if least < 0.5 => least / (1.0 - least),
+            _ => least,
+        }
+    }
+}
+
+/// The mean squared errors of a unit Gaussian with 0 to 4 bits, in columns of `rows`, at least-squares scales.
 ///
 /// A short cycle has few sequences to choose from. The factor is fitted to columns of 8 to 64 rows and states of 12
 /// and 14 bits, and within a fifth of the excess measured there.
@@ -93,17 +120,19 @@ pub(super) struct Estimate {
 struct Plan<'a> {
     spectrum: &'a Spectrum,
     state_bits: u8,
+    fit: Fit,
     strips: Vec<Block>,
     energies: Vec<f64>,
     side_bits: usize,
 }
 
 impl<'a> Plan<'a> {
-    fn new(spectrum: &'a Spectrum, state_bits: u8, other_bits: usize) -> Self {
+    fn new(spectrum: &'a Spectrum, state_bits: u8, target: Target, other_bits: usize) -> Self {
+        let fit = if matches!(target, Target::Bits(_)) { Fit::Unbiased } else { Fit::LeastSquares };
         let strips: Vec<_> = strips(spectrum.layout).collect();
         let energies = strips.par_iter().map(|strip| energy(&columns(spectrum, *strip))).collect();
         let side_bits = other_bits + TERM_BITS + STRIP_BITS * strips.len();
-        Self { spectrum, state_bits, strips, energies, side_bits }
+        Self { spectrum, state_bits, fit, strips, energies, side_bits }
     }
 
     /// Bits per strip, as many as `fits(bits, error)` allows of what strips cost.
@@ -114,7 +143,8 @@ impl<'a> Plan<'a> {
 
     /// Squared errors of a strip with 0 to 4 bits.
     fn errors(&self, index: usize) -> [f64; MAX_BITS as usize + 1] {
-        gaussian(self.state_bits, self.strips[index].height).map(|error| error * self.energies[index])
+        let errors = gaussian(self.state_bits, self.strips[index].height);
+        errors.map(|error| self.fit.error(error) * self.energies[index])
     }
 
     /// Payload bits of a strip's columns.
@@ -156,7 +186,7 @@ pub(super) fn estimate(
     target: Target,
     other_bits: usize,
 ) -> Option<Estimate> {
-    let plan = Plan::new(spectrum, state_bits, other_bits);
+    let plan = Plan::new(spectrum, state_bits, target, other_bits);
     match target {
         Target::PerBlock(_) => None,
         Target::Bits(bits) => plan.allocate_budget(bits).map(|bits| plan.estimate(&bits)),
@@ -175,7 +205,7 @@ pub(super) fn encode(
     target: Target,
     other_bits: usize,
 ) -> Option<Encoded> {
-    let plan = Plan::new(spectrum, state_bits, other_bits);
+    let plan = Plan::new(spectrum, state_bits, target, other_bits);
     let quantizer = Quantizer::new(state_bits);
     let mut strips = vec![None; plan.strips.len()];
     match target {
@@ -221,18 +251,19 @@ fn quantize(plan: &Plan, quantizer: &Quantizer, bits: &[u8], strips: &mut [Optio
         |search, ((slot, strip), bits)| {
             if slot.as_ref().is_none_or(|done| done.bits != *bits) {
                 let coefficients = columns(plan.spectrum, *strip);
-                *slot = Some(quantize_strip(quantizer, search, *bits, &coefficients, strip.height));
+                *slot = Some(quantize_strip(quantizer, search, *bits, plan.fit, &coefficients, strip.height));
             }
         },
     );
     strips.iter().flatten().map(|strip| strip.squared_error).sum()
 }
 
-/// A strip with the Gaussian's scale for the search and the least-squares one for its result.
+/// A strip, with the Gaussian's scale for the search and then one that fits what was found.
 fn quantize_strip(
     quantizer: &Quantizer,
     search: &mut Search,
     bits: u8,
+    fit: Fit,
     coefficients: &[f32],
     height: usize,
 ) -> Strip {
@@ -259,7 +290,10 @@ fn quantize_strip(
     if dot <= 0.0 {
         return Strip { codes, ..nothing };
     }
-    Strip { bits, scale: (dot / norm) as f32, codes, squared_error: energy - dot * dot / norm }
+    let least = 1.0 - dot * dot / (norm * energy);
+    let squared_error = energy * fit.error(least);
+    let scale = if fit.error(least) > least { energy / dot } else { dot / norm };
+    Strip { bits, scale: scale as f32, codes, squared_error }
 }
 
 fn pack(plan: &Plan, strips: &[Option<Strip>]) -> Encoded {

@@ -19,7 +19,7 @@ fn spectrum(rows: usize, cols: usize, edge: usize, values: &[f32]) -> Spectrum {
 
 /// All strips with the same number of bits.
 fn relative_error(spectrum: &Spectrum, state_bits: u8, bits: u8) -> f64 {
-    let plan = Plan::new(spectrum, state_bits, 0);
+    let plan = Plan::new(spectrum, state_bits, Target::SquaredError(0.0), 0);
     let mut strips = vec![None; plan.strips.len()];
     let bits = vec![bits; strips.len()];
     let error = quantize(&plan, &Quantizer::new(state_bits), &bits, &mut strips);
