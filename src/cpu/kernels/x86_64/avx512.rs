@@ -129,10 +129,12 @@ fn add_part<const BITS: usize>(part: &[Line], codes: [__m512i; GROUPS]) -> [__m5
 #[target_feature(enable = "avx512f")]
 fn rows_to_lanes(rows: &[f32], stride: usize, lanes: &mut [Lanes; LANES]) {
     assert!(rows.len() >= (LANES - 1) * stride + LANES);
-    // SAFETY: sixteen elements inside `rows`, by the assertion above.
-    let columns =
-        transpose(std::array::from_fn(|n| unsafe { _mm512_loadu_ps(rows.as_ptr().add(n * stride)) }));
-    for (lanes, column) in lanes.iter_mut().zip(columns) {
+    let mut registers = [_mm512_setzero_ps(); LANES];
+    for (n, register) in registers.iter_mut().enumerate() {
+        // SAFETY: sixteen elements inside `rows`, by the assertion above.
+        *register = unsafe { _mm512_loadu_ps(rows.as_ptr().add(n * stride)) };
+    }
+    for (lanes, column) in lanes.iter_mut().zip(transpose(registers)) {
         // SAFETY: lanes are 64 aligned bytes.
         unsafe { _mm512_store_ps(lanes.0.as_mut_ptr(), column) };
     }
@@ -141,9 +143,12 @@ fn rows_to_lanes(rows: &[f32], stride: usize, lanes: &mut [Lanes; LANES]) {
 #[target_feature(enable = "avx512f")]
 fn lanes_to_rows(lanes: &[Lanes; LANES], rows: &mut [f32], stride: usize) {
     assert!(rows.len() >= (LANES - 1) * stride + LANES);
-    // SAFETY: lanes are 64 aligned bytes.
-    let columns = transpose(std::array::from_fn(|n| unsafe { _mm512_load_ps(lanes[n].0.as_ptr()) }));
-    for (n, column) in columns.into_iter().enumerate() {
+    let mut registers = [_mm512_setzero_ps(); LANES];
+    for (register, lanes) in registers.iter_mut().zip(lanes) {
+        // SAFETY: lanes are 64 aligned bytes.
+        *register = unsafe { _mm512_load_ps(lanes.0.as_ptr()) };
+    }
+    for (n, column) in transpose(registers).into_iter().enumerate() {
         // SAFETY: sixteen elements inside `rows`, by the assertion above.
         unsafe { _mm512_storeu_ps(rows.as_mut_ptr().add(n * stride), column) };
     }

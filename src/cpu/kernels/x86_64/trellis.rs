@@ -84,26 +84,34 @@ fn column_values(column: &Column, values: &[__m512i; 4], high_bytes: __m512i) ->
     };
     let multiplier = _mm512_set1_epi16(column.code().multiplier().cast_signed());
     let shifts = load(&cut.shifts);
-    std::array::from_fn(|step| {
-        let [a, b] = std::array::from_fn(|half| {
+    // Loops, not closures: what is passed to a function without the features goes through memory.
+    let mut out = [_mm512_setzero_si512(); ROWS / STEP];
+    for (step, out) in out.iter_mut().enumerate() {
+        let mut products = [_mm512_setzero_si512(); 2];
+        for (half, product) in products.iter_mut().enumerate() {
             let quads = _mm512_permutex2var_epi8(low, load(&cut.bytes[step][half]), high);
-            _mm512_mullo_epi16(_mm512_multishift_epi64_epi8(shifts, quads), multiplier)
-        });
-        let index = _mm512_permutex2var_epi8(a, high_bytes, b);
+            *product = _mm512_mullo_epi16(_mm512_multishift_epi64_epi8(shifts, quads), multiplier);
+        }
+        let index = _mm512_permutex2var_epi8(products[0], high_bytes, products[1]);
         let below = _mm512_permutex2var_epi8(values[0], index, values[1]);
         let above = _mm512_permutex2var_epi8(values[2], index, values[3]);
-        _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), below, above)
-    })
+        *out = _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), below, above);
+    }
+    out
 }
 
 /// Decodes four neighbouring columns of 256 rows into lines, `lines[tile * stride]` for the sixteen tiles.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 pub(super) fn decode_group(columns: [&Column; GROUP], lines: &mut [Line], stride: usize) {
-    let values: [__m512i; 4] = std::array::from_fn(|n| load(&BIASED_VALUES[n]));
+    let [v0, v1, v2, v3] = &BIASED_VALUES;
+    let values = [load(v0), load(v1), load(v2), load(v3)];
     let high_bytes = load(&HIGH_BYTES);
-    let columns: [_; GROUP] = std::array::from_fn(|n| column_values(columns[n], &values, high_bytes));
+    let mut decoded = [[_mm512_setzero_si512(); ROWS / STEP]; GROUP];
+    for (decoded, column) in decoded.iter_mut().zip(columns) {
+        *decoded = column_values(column, &values, high_bytes);
+    }
     for step in 0..ROWS / STEP {
-        let [a, b, c, d] = [columns[0][step], columns[1][step], columns[2][step], columns[3][step]];
+        let [a, b, c, d] = [decoded[0][step], decoded[1][step], decoded[2][step], decoded[3][step]];
         let (ab, cd) = (_mm512_unpacklo_epi8(a, b), _mm512_unpacklo_epi8(c, d));
         let (ab_high, cd_high) = (_mm512_unpackhi_epi8(a, b), _mm512_unpackhi_epi8(c, d));
         let tiles = [
