@@ -99,8 +99,8 @@
 //! | bits per weight | 1 | 2 | 3 | 4 | 5 | 6 | 8 |
 //! |---|---|---|---|---|---|---|---|
 //! | relative error of a Gaussian, and so nearly of any projection, in planes (Max 1960) | 0.603 | 0.345 | 0.193 | 0.107 | 0.059 | 0.032 | 0.0094 |
-//! | in a trellis with the default states of 12 bits | 0.527 | 0.266 | 0.135 | 0.0695 | | | |
-//! | with states of 16 bits ([`EncoderConfig::trellis_state_bits`]), sixteen times slower to encode | 0.522 | 0.261 | 0.131 | 0.0670 | | | |
+//! | in a trellis with the default states of 12 bits | 0.529 | 0.267 | 0.135 | 0.0702 | | | |
+//! | with states of 16 bits ([`EncoderConfig::trellis_state_bits`]), sixteen times slower to encode | 0.527 | 0.263 | 0.132 | 0.0685 | | | |
 //! | no code can do better | 0.500 | 0.250 | 0.125 | 0.0625 | 0.031 | 0.016 | 0.0039 |
 //!
 //! # What is where

@@ -34,8 +34,9 @@ const DEPTH: usize = 12;
 /// The most rows it goes, so that it takes at most three quarters of the first search's time in a column of 256.
 const MAX_DEPTH: usize = 96;
 
-/// `next[j] = min ..` of the module's formula for `W = 2^k`; `costs` has [`OVERREAD`] elements more than `next`.
-type Advance = unsafe fn(costs: &[u16], values: &[i16], target: i16, next: &mut [u16]);
+/// `next[j] = min ..` of the module's formula for `W = 2^k`, and the least of them; `costs` has [`OVERREAD`] elements
+/// more than `next`.
+type Advance = unsafe fn(costs: &[u16], values: &[i16], target: i16, next: &mut [u16]) -> u16;
 
 /// The values of all states of a code, as fixed-point numbers.
 #[derive(Clone, Debug)]
@@ -103,7 +104,7 @@ fn advance_of(bits: u8, level: Level) -> Advance {
     }
 }
 
-fn scalar<const W: usize>(costs: &[u16], values: &[i16], target: i16, next: &mut [u16]) {
+fn scalar<const W: usize>(costs: &[u16], values: &[i16], target: i16, next: &mut [u16]) -> u16 {
     let classes = next.len();
     next.fill(u16::MAX);
     for (i, values) in values.chunks_exact(classes).enumerate() {
@@ -114,6 +115,7 @@ fn scalar<const W: usize>(costs: &[u16], values: &[i16], target: i16, next: &mut
             }
         }
     }
+    next.iter().copied().fold(u16::MAX, u16::min)
 }
 
 /// A search with its memory: about `2 rows 2^(L-k)` bytes, kept from column to column.
@@ -210,8 +212,7 @@ impl Search {
             let (before, next) = self.costs[step * stride..].split_at_mut(stride);
             let next = &mut next[..classes];
             // SAFETY: `Codebook::new` chose this function after finding its instructions on this processor.
-            unsafe { (book.advance)(before, &book.values, *target, next) };
-            let least = next.iter().copied().min().unwrap_or(0);
+            let least = unsafe { (book.advance)(before, &book.values, *target, next) };
             if least >= RENORMALIZE {
                 next.iter_mut().for_each(|cost| *cost -= least);
             }

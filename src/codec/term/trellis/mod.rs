@@ -20,9 +20,8 @@
 //! | | k = 1 | 2 | 3 | 4 |
 //! |---|---|---|---|---|
 //! | no code can do better | 0.500 | 0.250 | 0.125 | 0.0625 |
-//! | L = 16 | 0.522 | 0.261 | 0.131 | 0.0670 |
-//! | L = 12 | 0.527 | 0.266 | 0.135 | 0.0695 |
-//! | a sum of four hashed bytes (QTIP's 1MAD), L = 12 | 0.528 | 0.273 | 0.141 | 0.0747 |
+//! | L = 16 | 0.527 | 0.263 | 0.132 | 0.0685 |
+//! | L = 12 | 0.529 | 0.267 | 0.135 | 0.0702 |
 //!
 //! A processor with AVX-512 VBMI takes 11 instructions for 64 values: cut 64 states out of the bits (two byte
 //! permutations, two multishifts), two 16-bit multiplications by `M 2^(16-L)`, which drop the bits beyond the state,
