@@ -9,7 +9,7 @@ pub enum Level {
     Scalar,
     /// x86-64 with AVX2, FMA and F16C (Haswell, Zen).
     Avx2,
-    /// x86-64 with AVX-512 F, BW, DQ, VL, VBMI and VNNI (Ice Lake, Zen 4).
+    /// x86-64 with AVX-512 F, BW, DQ, VL, VBMI, VBMI2 and VNNI (Ice Lake, Zen 4).
     Avx512,
 }
 
@@ -37,6 +37,7 @@ pub fn levels() -> Vec<Level> {
                 && has!("avx512dq")
                 && has!("avx512vl")
                 && has!("avx512vbmi")
+                && has!("avx512vbmi2")
                 && has!("avx512vnni")
             {
                 levels.push(Level::Avx512);

@@ -1,11 +1,13 @@
 //! A compressed matrix as the kernels want it in memory.
 
 use super::basis::BasisProduct;
-use super::kernels::{Input, Kernels};
+use super::kernels::{EDGE, Input, Kernels};
 use super::pool::{Pool, Shared};
+use super::strips::TrellisStrips;
 use super::tiles::{PlaneTiles, TILE_ROWS, row_tiles};
 use crate::codec::axis::Axes;
-use crate::codec::term::{Basis, Sparse, Term, Trellis};
+use crate::codec::term::trellis::STRIP;
+use crate::codec::term::{Basis, Sparse, Term};
 use crate::codec::{Block, Layout, Matrix, Transform};
 use crate::error::{Error, Result};
 
@@ -15,7 +17,7 @@ pub(super) enum Loaded {
     Basis(Basis),
     Sparse(Sparse),
     Planes(PlaneTiles),
-    Trellis(Trellis),
+    Trellis(TrellisStrips),
 }
 
 /// A matrix ready for products; made once, from a [`Matrix`], and turned back without loss.
@@ -40,7 +42,7 @@ impl LoadedMatrix {
             Term::Basis(basis) => Loaded::Basis(basis.clone()),
             Term::Sparse(sparse) => Loaded::Sparse(sparse.clone()),
             Term::Planes(planes) => Loaded::Planes(PlaneTiles::new(planes)),
-            Term::Trellis(trellis) => Loaded::Trellis(trellis.clone()),
+            Term::Trellis(trellis) => Loaded::Trellis(TrellisStrips::new(trellis)),
         });
         Self {
             layout: matrix.layout(),
@@ -60,7 +62,7 @@ impl LoadedMatrix {
             Loaded::Basis(basis) => Term::Basis(basis.clone()),
             Loaded::Sparse(sparse) => Term::Sparse(sparse.clone()),
             Loaded::Planes(tiles) => Term::Planes(tiles.to_term()),
-            Loaded::Trellis(trellis) => Term::Trellis(trellis.clone()),
+            Loaded::Trellis(strips) => Term::Trellis(strips.to_term()),
         });
         Matrix::new(self.layout, self.transform, self.seed, terms.collect(), self.relative_error)
     }
@@ -91,7 +93,7 @@ impl LoadedMatrix {
             Loaded::Basis(basis) => basis.size_in_bytes(),
             Loaded::Sparse(sparse) => sparse.size_in_bytes(),
             Loaded::Planes(tiles) => tiles.bytes(),
-            Loaded::Trellis(trellis) => trellis.size_in_bytes(),
+            Loaded::Trellis(strips) => strips.bytes(),
         };
         self.terms.iter().map(bytes).sum()
     }
@@ -117,6 +119,7 @@ impl LoadedMatrix {
     /// Decodes everything, row-major.
     pub fn decode(&self, pool: &dyn Pool) -> Vec<f32> {
         let cols = self.layout.cols();
+        let kernels = Kernels::get();
         let mut weights = vec![0.0; self.layout.elements()];
         let shared = Shared::new(&mut weights);
         pool.run(self.layout.block_rows(), &|range| {
@@ -129,7 +132,7 @@ impl LoadedMatrix {
                 for j in 0..self.layout.block_cols() {
                     let block = self.layout.block_at(i, j);
                     let tile = &mut tile[..block.len()];
-                    self.decode_block(block, tile, &mut scratch);
+                    self.decode_block(kernels, block, tile, &mut scratch);
                     for (out, row) in out.chunks_exact_mut(cols).zip(tile.chunks_exact(block.width)) {
                         out[block.col..block.col + block.width].copy_from_slice(row);
                     }
@@ -139,13 +142,23 @@ impl LoadedMatrix {
         weights
     }
 
-    fn decode_block(&self, block: Block, out: &mut [f32], scratch: &mut [f32]) {
+    fn decode_block(&self, kernels: &Kernels, block: Block, out: &mut [f32], scratch: &mut [f32]) {
         out.fill(0.0);
         for term in &self.terms {
             match term {
                 Loaded::Basis(_) => {}
                 Loaded::Sparse(sparse) => sparse.add_rows(block, 0..block.height, out),
-                Loaded::Trellis(trellis) => trellis.add_rows(block, 0..block.height, out),
+                Loaded::Trellis(strips) => {
+                    let mut rows = [[0.0; STRIP]; EDGE];
+                    let edge = self.layout.block();
+                    for (first, strip) in strips.block_strips(block.row / edge, block.col / edge) {
+                        kernels.trellis_rows(&strip, &mut rows);
+                        for (out, row) in out.chunks_exact_mut(block.width).zip(&rows) {
+                            let out = &mut out[first..][..strip.width];
+                            out.iter_mut().zip(row).for_each(|(out, value)| *out += value);
+                        }
+                    }
+                }
                 Loaded::Planes(tiles) => {
                     let rows = out.chunks_mut(TILE_ROWS * block.width);
                     rows.enumerate().for_each(|(tile, rows)| tiles.add_row_tile(block, tile, rows));

@@ -5,7 +5,7 @@
 //! 1. every input vector goes into the coefficient domain once (`axis`, `transform`: sixteen blocks in the
 //!    lanes of a register), for a planes term as signed bytes with scales (`activations`);
 //! 2. each row tile (or block row) accumulates the terms' shares over all blocks of its row, for all vectors, on
-//!    layouts made for that when the matrix was loaded (`tiles`);
+//!    layouts made for that when the matrix was loaded (`tiles`, `strips`);
 //! 3. each result comes back from the coefficient domain once.
 //!
 //! The inner loops are `kernels::Kernels`, a table chosen for the running processor. They take a range of work
@@ -22,6 +22,7 @@ mod kernels;
 mod loaded;
 mod pool;
 mod product;
+mod strips;
 mod tiles;
 mod transform;
 mod viterbi;

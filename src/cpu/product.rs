@@ -1,12 +1,12 @@
 //! The products: into the coefficient domain once, through every term, back once.
 
 use super::activations::{Activations, quantize};
-use super::kernels::{Input, Kernels, RowSums, strip_tiles, tile_row};
+use super::kernels::{Input, Kernels, RowSums};
 use super::loaded::{Loaded, LoadedMatrix};
 use super::pool::{Pool, Serial, Shared};
+use super::strips::{Packing, TrellisStrips};
 use super::tiles::{PlaneTiles, TILE_ROWS};
 use super::{Precision, axis};
-use crate::codec::term::Trellis;
 use std::cell::RefCell;
 
 /// Multiply-adds below which one thread is done before the others have begun.
@@ -18,12 +18,17 @@ const VECTORS_AT_ONCE: usize = 64;
 
 /// Vectors for which a strip is decoded once: their sums over a block row stay in the second cache.
 const STRIP_VECTORS_AT_ONCE: usize = 256;
+/// Vectors for which it is worth to decode a strip again.
+const DECODE_WORTH_VECTORS: usize = 32;
+/// Items that keep all threads busy to the end.
+const ENOUGH_ITEMS: usize = 16;
 
 /// One thread's memory between calls, so that a warm product allocates nothing.
 #[derive(Default)]
 struct Workspace {
     spectrum: Vec<f32>,
     activations: Activations,
+    partial: Vec<RowSums>,
     out: Vec<f32>,
 }
 
@@ -73,7 +78,7 @@ pub(super) fn forward(
     if matrix.spectral().next().is_none() {
         y.fill(0.0);
     } else {
-        WORKSPACE.with_borrow_mut(|Workspace { spectrum, activations, out }| {
+        WORKSPACE.with_borrow_mut(|Workspace { spectrum, activations, partial, out }| {
             let in_pool = shared_pool(x.len(), TRANSFORM_WORTH_SHARING);
             into_spectrum(kernels, matrix, x, vectors, precision, in_pool, spectrum, activations);
             out.clear();
@@ -81,7 +86,9 @@ pub(super) fn forward(
             for term in matrix.spectral() {
                 match term {
                     Loaded::Planes(tiles) => planes(kernels, tiles, activations, vectors, out, product_pool),
-                    Loaded::Trellis(term) => trellis(kernels, term, activations, vectors, out, product_pool),
+                    Loaded::Trellis(strips) => {
+                        trellis(kernels, strips, activations, vectors, partial, out, product_pool);
+                    }
                     other => accumulate(kernels, matrix, other, false, spectrum, vectors, out, product_pool),
                 }
             }
@@ -216,35 +223,61 @@ fn planes(
 
 /// Adds a trellis term's share to `out` (`vectors x rows`, coefficients): block row by block row, each strip of
 /// columns decoded once for all vectors.
+///
+/// Where there are few block rows, their vectors or else their blocks are shared out too. How depends on the shape
+/// alone, so the sums are the same on any pool.
 fn trellis(
     kernels: &Kernels,
-    term: &Trellis,
+    term: &TrellisStrips,
     x: &Activations,
     vectors: usize,
+    partial: &mut Vec<RowSums>,
     out: &mut [f32],
     pool: &dyn Pool,
 ) {
     let layout = term.layout();
-    let out = Shared::new(out);
+    let (rows, blocks) = (layout.rows(), layout.block_cols());
+    let wanted = ENOUGH_ITEMS.div_ceil(layout.block_rows());
+    let vector_parts =
+        wanted.min(vectors / DECODE_WORTH_VECTORS).max(vectors.div_ceil(STRIP_VECTORS_AT_ONCE)).max(1);
+    let part_vectors = vectors.div_ceil(vector_parts);
+    let column_parts = (wanted / vector_parts).clamp(1, blocks);
+    let items = layout.block_rows() * vector_parts * column_parts;
+    let tiles = Packing::new(layout.row_range(0).len()).tiles();
+    let stride = part_vectors * tiles;
+    partial.resize(items * stride, [0.0; TILE_ROWS]);
+    let sums_of = |item: usize| {
+        let (i, part) = (item / (vector_parts * column_parts), item / column_parts % vector_parts);
+        let vectors = (part * part_vectors).min(vectors)..((part + 1) * part_vectors).min(vectors);
+        (i, vectors, Packing::new(layout.row_range(i).len()))
+    };
+    let sums = Shared::new(partial);
+    pool.run(items, &|range| {
+        for item in range {
+            let (i, vectors, packing) = sums_of(item);
+            let part = item % column_parts;
+            let blocks = part * blocks / column_parts..(part + 1) * blocks / column_parts;
+            // SAFETY: each item has sums of its own.
+            let sums = unsafe { sums.part(item * stride..item * stride + vectors.len() * packing.tiles()) };
+            sums.fill([0.0; TILE_ROWS]);
+            if !vectors.is_empty() {
+                kernels.trellis(term, i, blocks, x, vectors, sums);
+            }
+        }
+    });
+    let (sums, out) = (&*partial, Shared::new(out));
     pool.run(layout.block_rows(), &|range| {
-        let mut sums = Vec::new();
-        for i in range {
-            let rows = layout.row_range(i);
-            let tiles = strip_tiles(rows.len());
-            for first in (0..vectors).step_by(STRIP_VECTORS_AT_ONCE) {
-                let range = first..(first + STRIP_VECTORS_AT_ONCE).min(vectors);
-                sums.clear();
-                sums.resize(range.len() * tiles, [0.0; TILE_ROWS]);
-                kernels.trellis(term, i, x, range.clone(), &mut sums);
-                for (vector, sums) in range.zip(sums.chunks_exact(tiles)) {
-                    let start = vector * layout.rows();
-                    // SAFETY: a block row's rows belong to one item.
-                    let out = unsafe { out.part(start + rows.start..start + rows.end) };
-                    for (tile, sums) in sums.iter().enumerate() {
-                        for (lane, sum) in sums.iter().enumerate() {
-                            if let Some(out) = out.get_mut(tile_row(tile, lane)) {
-                                *out += sum;
-                            }
+        for item in range.start * vector_parts * column_parts..range.end * vector_parts * column_parts {
+            let (i, vectors, packing) = sums_of(item);
+            let sums = sums[item * stride..].chunks_exact(packing.tiles());
+            for (vector, sums) in vectors.zip(sums) {
+                let place = layout.row_range(i);
+                // SAFETY: a block row's rows belong to one item.
+                let out = unsafe { out.part(vector * rows + place.start..vector * rows + place.end) };
+                for (tile, sums) in sums.iter().enumerate() {
+                    for (lane, sum) in sums.iter().enumerate() {
+                        if let Some(out) = out.get_mut(packing.row(tile, lane)) {
+                            *out += sum;
                         }
                     }
                 }

@@ -12,21 +12,6 @@ pub(super) fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// The sum of products, in enough independent sums to hide the latency.
-#[inline(always)]
-pub(super) fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
-    const SUMS: usize = 2 * LANES;
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<SUMS>(), b.as_chunks::<SUMS>());
-    let mut sums = [0f32; SUMS];
-    for (a, b) in a.iter().zip(b) {
-        for lane in 0..SUMS {
-            sums[lane] = multiply_add::<FMA>(a[lane], b[lane], sums[lane]);
-        }
-    }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    sums.iter().sum::<f32>() + rest
-}
-
 /// Sixteen rows at a time: unpack them once, add multiples of them for each vector.
 #[inline(always)]
 pub(super) fn planes_transposed<const FMA: bool>(

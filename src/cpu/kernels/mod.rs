@@ -10,14 +10,14 @@ mod walk;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
-use self::trellis::{BIAS, MAX_STRIP_LINES};
-pub(super) use self::trellis::{strip_tiles, tile_row};
+use self::trellis::StripRows;
 use super::activations::Activations;
 use super::features::{self, Level};
+use super::strips::{Strip, TrellisStrips};
 use super::tiles::{PlaneTiles, TILE_ROWS};
 use super::transform::{LANES, Lanes};
 use crate::codec::Block;
-use crate::codec::term::{Sparse, Trellis};
+use crate::codec::term::Sparse;
 use std::ops::Range;
 use std::sync::OnceLock;
 use walk::walks;
@@ -47,6 +47,9 @@ pub(super) const EDGE: usize = 256;
 /// Sixteen results of each vector: rows of a row tile.
 pub(super) type RowSums = [f32; TILE_ROWS];
 
+type TrellisProduct =
+    unsafe fn(&TrellisStrips, i: usize, blocks: Range<usize>, &Activations, Range<usize>, &mut [RowSums]);
+
 /// The inner loops of one level. Unsafe to call where the level's instructions are missing.
 pub(super) struct Table {
     /// `sums[v] += S_i x_v` for the rows of a row tile of block row `i` and vectors `v` of a range.
@@ -55,10 +58,13 @@ pub(super) struct Table {
     planes_transposed: unsafe fn(&PlaneTiles, Block, Input, acc: &mut [f32]),
     /// `acc += S x` for one block, `acc` being `vectors x height`, or with `S'` and `vectors x width`.
     sparse: unsafe fn(&Sparse, Block, Input, acc: &mut [f32], transposed: bool),
-    /// `sums[v * tiles + t] += S_i x_v` for block row `i`, the rows in the order of [`tile_row`].
-    trellis: unsafe fn(&Trellis, i: usize, &Activations, Range<usize>, sums: &mut [RowSums]),
+    /// `sums[v * tiles + t] += S_ij x_vj` over blocks `j` of block row `i`, the rows in the order of
+    /// [`Packing::row`](super::strips::Packing::row).
+    trellis: TrellisProduct,
     /// As `planes_transposed`.
-    trellis_transposed: unsafe fn(&Trellis, Block, Input, acc: &mut [f32]),
+    trellis_transposed: unsafe fn(&TrellisStrips, Block, Input, acc: &mut [f32]),
+    /// The coefficients of a strip; columns beyond its width have no meaning.
+    trellis_rows: unsafe fn(&Strip, &mut StripRows),
     /// The largest magnitude of a block of activations, and one digit of it: [`generic::take_digit`].
     largest: unsafe fn(&[f32]) -> f32,
     take_digit: unsafe fn(&mut [f32], f32, &mut [i8]) -> i32,
@@ -133,21 +139,27 @@ impl Kernels {
 
     pub(super) fn trellis(
         &self,
-        term: &Trellis,
+        term: &TrellisStrips,
         i: usize,
+        blocks: Range<usize>,
         x: &Activations,
         vectors: Range<usize>,
         sums: &mut [RowSums],
     ) {
-        assert_eq!(sums.len(), vectors.len() * strip_tiles(term.layout().row_range(i).len()));
+        assert!(sums.len().is_multiple_of(vectors.len()));
         assert!(x.values.len() >= vectors.end * x.digits * x.stride);
         // SAFETY: as in `planes`.
-        unsafe { (self.0.trellis)(term, i, x, vectors, sums) }
+        unsafe { (self.0.trellis)(term, i, blocks, x, vectors, sums) }
     }
 
-    pub(super) fn trellis_transposed(&self, term: &Trellis, block: Block, g: Input, acc: &mut [f32]) {
+    pub(super) fn trellis_transposed(&self, term: &TrellisStrips, block: Block, g: Input, acc: &mut [f32]) {
         // SAFETY: as in `planes`.
         unsafe { (self.0.trellis_transposed)(term, block, g, acc) }
+    }
+
+    pub(super) fn trellis_rows(&self, strip: &Strip, rows: &mut StripRows) {
+        // SAFETY: as in `planes`.
+        unsafe { (self.0.trellis_rows)(strip, rows) }
     }
 
     pub(super) fn rows_to_lanes(&self, rows: &[[f32; EDGE]; LANES], lanes: &mut [Lanes]) {
@@ -181,16 +193,16 @@ impl Kernels {
 /// Compiles what [`generic`] and [`trellis`] hold for one level, and the level's table.
 macro_rules! table {
     (fma: $fma:literal $(, $feature:literal)?) => {
-        use super::super::{Block, Input, PlaneTiles, Sparse, Table, Trellis, generic};
+        use super::super::{Block, Input, PlaneTiles, Sparse, Table, generic};
         use super::super::trellis as generic_trellis;
 
-        pub(in super::super) const TABLE: Table =
-            Table {
+        pub(in super::super) const TABLE: Table = Table {
             planes,
             planes_transposed,
             sparse,
             trellis,
             trellis_transposed,
+            trellis_rows,
             largest,
             take_digit,
             rows_to_lanes,
@@ -214,10 +226,6 @@ macro_rules! table {
         $(#[target_feature(enable = $feature)])?
         fn take_digit(x: &mut [f32], scale: f32, digits: &mut [i8]) -> i32 {
             generic::take_digit(x, scale, digits)
-        }
-        $(#[target_feature(enable = $feature)])?
-        fn trellis_transposed(term: &Trellis, block: Block, g: Input, acc: &mut [f32]) {
-            generic_trellis::transposed::<$fma>(term, block, g, acc);
         }
         mod lanes {
             crate::cpu::transform::transforms!($($feature)?);

@@ -4,9 +4,9 @@ mod level {
     use crate::cpu::tiles::{GROUP, TILE_COLS, unpack};
 
     super::super::table!(fma: false);
-    super::super::walks!();
+    super::super::walks!(fma: false);
     use generic::{lanes_to_rows, rows_to_lanes};
-    use generic_trellis::decode_group;
+    use generic_trellis::decode_bundle;
 
     const MAX_VECTORS: usize = 1;
 

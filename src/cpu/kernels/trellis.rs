@@ -1,84 +1,64 @@
-//! A trellis term's columns, unpacked once for all vectors: as lines of 8-bit codes for the integer products (see
+//! A trellis term's strips, decoded once for all vectors: as 8-bit codes for the integer products (see
 //! [`walk`](super::walk)), as floats for the transposed product.
 
-use super::generic::dot;
-use super::{EDGE, Input};
-use crate::codec::Block;
-use crate::codec::term::Trellis;
-use crate::codec::term::trellis::{Column, MAX_BITS, STRIP, VALUES};
-use crate::cpu::tiles::{GROUP, Line, TILE_ROWS};
+use super::EDGE;
+use crate::codec::term::trellis::{Code, STRIP, VALUES};
+use crate::cpu::strips::{BIAS, PERIOD, Packing, Strip, StripCodes};
+use crate::cpu::tiles::{GROUP, GROUPS, Line, TILE_ROWS};
 
-/// Rows whose bits are whole bytes, whatever `k` is.
-const ROWS_AT_ONCE: usize = 8;
-/// The longest column, and what is read beyond: the bits of its first rows again and the rest of a load.
-const STREAM_BYTES: usize = EDGE * MAX_BITS as usize / 8 + 16;
+/// The coefficients of a strip, row by row.
+pub(in crate::cpu) type StripRows = [[f32; STRIP]; EDGE];
 
-/// The integer values of a column.
+/// The codes of one register's groups: `codes[s * stride]` has row `s` of each lane's period.
 #[inline(always)]
-fn unpack(column: &Column, values: &mut [i8]) {
-    let bits = usize::from(column.code().bits());
-    let mut stream = [0u8; STREAM_BYTES];
-    stream[..column.bytes().len()].copy_from_slice(column.bytes());
-    // After the last bit the cycle begins again.
-    let end = values.len() * bits;
-    let again = u32::from(column.state(0)) << (end % 8);
-    stream[end / 8..].iter_mut().zip(again.to_le_bytes()).for_each(|(byte, again)| *byte |= again);
-
-    let multiplier = column.code().multiplier();
-    for (n, values) in values.chunks_mut(ROWS_AT_ONCE).enumerate() {
-        let mut word = [0; 8];
-        word.copy_from_slice(&stream[n * bits..][..8]);
-        let word = u64::from_le_bytes(word);
-        for (row, value) in values.iter_mut().enumerate() {
-            let state = (word >> (row * bits)) as u16;
-            *value = VALUES[usize::from(state.wrapping_mul(multiplier) >> 8)];
+pub(super) fn decode_bundle(
+    (ac, bd): (&[Line], &[Line]),
+    code: Code,
+    packing: Packing,
+    codes: &mut [Line],
+    stride: usize,
+) {
+    let (bits, multiplier) = (usize::from(code.bits()), code.multiplier());
+    let word = |lines: &[Line], lane: usize, half: usize, word: usize| {
+        let (line, lane) =
+            if word == bits && packing.is_full() { (0, packing.next_lane(lane)) } else { (word, lane) };
+        let byte = 4 * lane + 2 * half;
+        u32::from(u16::from_le_bytes([lines[line].0[byte], lines[line].0[byte + 1]]))
+    };
+    for s in 0..PERIOD {
+        let (first, shift) = (bits * s / 16, bits * s % 16);
+        for (n, code) in codes[s * stride].0.iter_mut().enumerate() {
+            let (lane, half, lines) = (n / GROUP, n % GROUP / 2, if n % 2 == 0 { ac } else { bd });
+            let two = word(lines, lane, half, first) | word(lines, lane, half, first + 1) << 16;
+            let state = (two >> shift) as u16;
+            *code = VALUES[usize::from(state.wrapping_mul(multiplier) >> 8)].cast_unsigned() ^ 0x80;
         }
     }
 }
 
-/// `acc += S' g` for one block; `acc` is `vectors x width`.
+/// Rows of a register's groups that share its lanes, to the lines of their groups.
 #[inline(always)]
-pub(super) fn transposed<const FMA: bool>(term: &Trellis, block: Block, g: Input, acc: &mut [f32]) {
-    let (mut integers, mut values) = ([0i8; EDGE], [0f32; EDGE]);
-    let (integers, values) = (&mut integers[..block.height], &mut values[..block.height]);
-    for col in 0..block.width {
-        let Some((column, scale)) = term.column(block, col) else { continue };
-        unpack(&column, integers);
-        values.iter_mut().zip(&*integers).for_each(|(value, integer)| *value = f32::from(*integer));
-        for (vector, acc) in acc.chunks_exact_mut(block.width).enumerate() {
-            acc[col] += scale * dot::<FMA>(values, g.vector(vector, block.height));
+pub(super) fn spread(bundle: &[Line; PERIOD], groups: usize, first_group: usize, codes: &mut StripCodes) {
+    let bytes = size_of::<Line>() / groups;
+    for (s, line) in bundle.iter().enumerate() {
+        for (group, piece) in line.0.chunks_exact(bytes).enumerate() {
+            let line = &mut codes[s / groups * GROUPS + first_group + group];
+            line.0[s % groups * bytes..][..bytes].copy_from_slice(piece);
         }
     }
 }
 
-/// What is added to the values to make unsigned codes of them.
-pub(super) const BIAS: i32 = 128;
-/// Lines of the largest strip.
-pub(super) const MAX_STRIP_LINES: usize = EDGE * STRIP / size_of::<Line>();
-/// Rows whose tiles are filled together.
-const TILED_ROWS: usize = 64;
-
-/// Row tiles of a column, as [`tile_row`] counts them.
-pub(in crate::cpu) fn strip_tiles(rows: usize) -> usize {
-    rows.div_ceil(TILED_ROWS) * (TILED_ROWS / TILE_ROWS)
-}
-
-/// The row in a lane of a strip's tile: in the order in which interleaving the bytes of four registers of 64 rows
-/// leaves them.
-pub(in crate::cpu) fn tile_row(tile: usize, lane: usize) -> usize {
-    tile / 4 * TILED_ROWS + lane / GROUP * TILE_ROWS + tile % 4 * GROUP + lane % GROUP
-}
-
-/// Four neighbouring columns as lines of codes: `lines[tile * stride]` for every tile.
+/// A strip's coefficients from its codes.
 #[inline(always)]
-pub(super) fn decode_group(columns: [&Column; GROUP], rows: usize, lines: &mut [Line], stride: usize) {
-    let mut values = [0i8; EDGE];
-    for (n, column) in columns.into_iter().enumerate() {
-        unpack(column, &mut values[..rows]);
-        for tile in 0..strip_tiles(rows) {
-            for lane in 0..TILE_ROWS {
-                let value = values[tile_row(tile, lane)];
-                lines[tile * stride].0[lane * GROUP + n] = value.cast_unsigned() ^ 0x80;
+pub(super) fn rows_of_codes(strip: &Strip, codes: &StripCodes, rows: &mut StripRows) {
+    for tile in 0..strip.packing.tiles() {
+        for lane in 0..TILE_ROWS {
+            let row = &mut rows[strip.packing.row(tile, lane)];
+            for (group, row) in row.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
+                let codes = &codes[tile * GROUPS + group].0[lane * GROUP..][..GROUP];
+                for (value, code) in row.iter_mut().zip(codes) {
+                    *value = (i32::from(*code) - BIAS) as f32 * strip.scale;
+                }
             }
         }
     }

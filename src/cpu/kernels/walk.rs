@@ -2,15 +2,17 @@
 //!
 //! - `dot_row_tile(lines, planes, values, stride, left, dots)`: the integer products of one row tile's lines
 //!   (see [`tiles`](crate::cpu::tiles)) with up to `left` digits, `stride` apart; it says how many it took;
-//! - `decode_group(columns, rows, lines, stride)`: four columns of a trellis as lines of 8-bit codes (see
+//! - `decode_bundle(lines, code, packing, codes, stride)`: one register's columns of a trellis as 8-bit codes (see
 //!   [`trellis`](super::trellis));
 //! - `MAX_VECTORS`, the most digits that `dot_row_tile` takes.
 
 macro_rules! walks {
-    ($($feature:literal)?) => {
+    (fma: $fma:literal $(, $feature:literal)?) => {
+        use super::super::trellis::StripRows;
+        use super::super::{EDGE, RowSums};
         use crate::codec::term::trellis::STRIP;
         use crate::cpu::activations::Activations;
-        use crate::cpu::kernels::{BIAS, MAX_STRIP_LINES, RowSums};
+        use crate::cpu::strips::{BIAS, PERIOD, STRIP_LINES, Strip, StripCodes, TrellisStrips};
         use crate::cpu::tiles::{GROUPS, Line, TILE_ROWS};
         use std::ops::Range;
 
@@ -54,28 +56,39 @@ macro_rules! walks {
             }
         }
 
-        /// Strip by strip: decode it once into lines, then as planes of eight bits for all vectors.
+        /// A strip as codes.
         $(#[target_feature(enable = $feature)])?
-        fn trellis(term: &Trellis, i: usize, x: &Activations, vectors: Range<usize>, sums: &mut [RowSums]) {
-            let layout = term.layout();
-            let blocks = layout.block_cols();
+        fn decode_strip(strip: &Strip, codes: &mut StripCodes) {
+            let groups = strip.packing.groups();
+            for (n, bundle) in strip.bundles().enumerate() {
+                if groups == 1 {
+                    decode_bundle(bundle, strip.code, strip.packing, &mut codes[n..], GROUPS);
+                } else {
+                    let mut lines = [Line([0; 64]); PERIOD];
+                    decode_bundle(bundle, strip.code, strip.packing, &mut lines, 1);
+                    generic_trellis::spread(&lines, groups, n * groups, codes);
+                }
+            }
+        }
+
+        /// Strip by strip: decode it once, then as planes of eight bits for all vectors.
+        $(#[target_feature(enable = $feature)])?
+        fn trellis(
+            term: &TrellisStrips,
+            i: usize,
+            blocks: Range<usize>,
+            x: &Activations,
+            vectors: Range<usize>,
+            sums: &mut [RowSums],
+        ) {
+            let all_blocks = term.layout().block_cols();
             let digits = vectors.start * x.digits..vectors.end * x.digits;
             let tiles = sums.len() / vectors.len();
             let mut dots = [[0; TILE_ROWS]; MAX_VECTORS];
-            let mut lines = [Line([0; 64]); MAX_STRIP_LINES];
-            for j in 0..blocks {
-                let block = layout.block_at(i, j);
-                for first in (0..block.width).step_by(STRIP) {
-                    let Some((_, scale)) = term.column(block, first) else { continue };
-                    let width = STRIP.min(block.width - first);
-                    for group in 0..width.div_ceil(GROUP) {
-                        // A group beyond the border repeats the last column; its activations are zero.
-                        let column = |n: usize| (first + GROUP * group + n).min(block.width - 1);
-                        let columns = std::array::from_fn(|n| term.column(block, column(n)));
-                        if let [Some((a, _)), Some((b, _)), Some((c, _)), Some((d, _))] = columns {
-                            decode_group([&a, &b, &c, &d], block.height, &mut lines[group..], GROUPS);
-                        }
-                    }
+            let mut codes = [Line([0; 64]); STRIP_LINES];
+            for j in blocks {
+                for (first, strip) in term.block_strips(i, j) {
+                    decode_strip(&strip, &mut codes);
                     let mut digit = digits.start;
                     while digit < digits.end {
                         let values = &x.values[digit * x.stride + x.starts[j] + first..];
@@ -85,11 +98,10 @@ macro_rules! walks {
                         for (bias, values) in biases.iter_mut().zip(values.chunks(x.stride)).take(left) {
                             *bias = values[..STRIP].iter().map(|digit| i32::from(*digit)).sum::<i32>() * BIAS;
                         }
-                        for tile in 0..tiles {
-                            let lines = &lines[tile * GROUPS..(tile + 1) * GROUPS];
+                        for (tile, lines) in codes.chunks_exact(GROUPS).take(tiles).enumerate() {
                             taken = dot_row_tile(lines, 8, values, x.stride, left, &mut dots);
                             for (n, dots) in dots[..taken].iter().enumerate() {
-                                let factor = scale * x.scales[(digit + n) * blocks + j];
+                                let factor = strip.scale * x.scales[(digit + n) * all_blocks + j];
                                 let vector = (digit + n) / x.digits - vectors.start;
                                 let sums = &mut sums[vector * tiles + tile];
                                 for lane in 0..TILE_ROWS {
@@ -98,6 +110,32 @@ macro_rules! walks {
                             }
                         }
                         digit += taken;
+                    }
+                }
+            }
+        }
+
+        /// A strip's coefficients.
+        $(#[target_feature(enable = $feature)])?
+        fn trellis_rows(strip: &Strip, rows: &mut StripRows) {
+            let mut codes = [Line([0; 64]); STRIP_LINES];
+            decode_strip(strip, &mut codes);
+            generic_trellis::rows_of_codes(strip, &codes, rows);
+        }
+
+        /// Strip by strip: decode it, add multiples of its rows for each vector.
+        $(#[target_feature(enable = $feature)])?
+        fn trellis_transposed(term: &TrellisStrips, block: Block, g: Input, acc: &mut [f32]) {
+            let edge = term.layout().block();
+            let mut rows = [[0.0; STRIP]; EDGE];
+            for (first, strip) in term.block_strips(block.row / edge, block.col / edge) {
+                trellis_rows(&strip, &mut rows);
+                for (vector, acc) in acc.chunks_exact_mut(block.width).enumerate() {
+                    let acc = &mut acc[first..][..strip.width];
+                    for (g, row) in g.vector(vector, block.height).iter().zip(&rows) {
+                        for (acc, coefficient) in acc.iter_mut().zip(row) {
+                            *acc = generic::multiply_add::<$fma>(*g, *coefficient, *acc);
+                        }
                     }
                 }
             }

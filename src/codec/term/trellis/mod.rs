@@ -148,9 +148,14 @@ impl Column<'_> {
 
     /// Sixteen bits from row `row`'s own on; the state is the first `L` of them.
     pub fn state(&self, row: usize) -> u16 {
+        self.bits_from(row * usize::from(self.code.bits))
+    }
+
+    /// Sixteen bits from bit `at` on; after the cycle's last bit it begins again.
+    pub(crate) fn bits_from(&self, at: usize) -> u16 {
         let cycle = self.rows * usize::from(self.code.bits);
         let (mut state, mut have) = (0u32, 0);
-        let mut at = row * usize::from(self.code.bits);
+        let mut at = at % cycle;
         while have < 16 {
             let byte = |n: usize| u32::from(self.bytes.get(at / 8 + n).copied().unwrap_or(0)) << (8 * n);
             let bits = (byte(0) | byte(1) | byte(2)) >> (at % 8);
@@ -254,6 +259,16 @@ impl Trellis {
     /// Bits of a state.
     pub fn state_bits(&self) -> u8 {
         self.state_bits
+    }
+
+    /// What multiplies every scale.
+    pub(crate) fn unit(&self) -> f32 {
+        self.unit
+    }
+
+    /// Bits and scale of every strip, in the order of [`strips`].
+    pub(crate) fn strip_scales(&self) -> impl Iterator<Item = (u8, f16)> {
+        self.bits.iter().copied().zip(self.scales.iter().copied())
     }
 
     /// The strip that holds column `col` of a block.

@@ -13,8 +13,8 @@ use generic::{lanes_to_rows, rows_to_lanes};
 /// Digits multiplied with one unpacked tile.
 const MAX_VECTORS: usize = 4;
 
-super::super::walks!("avx2,fma,f16c");
-use generic_trellis::decode_group;
+super::super::walks!(fma: true, "avx2,fma,f16c");
+use generic_trellis::decode_bundle;
 
 /// Integer dot products of a row tile with the next digits, and how many digits it took.
 #[target_feature(enable = "avx2")]

@@ -6,7 +6,6 @@
 //! instruction's latency.
 
 use super::each_group;
-use crate::codec::term::trellis::Column;
 use crate::cpu::tiles::{GROUP, TILE_COLS};
 use crate::cpu::transform::{LANES, Lanes};
 use std::arch::x86_64::*;
@@ -19,16 +18,8 @@ const PREFETCH_LINES: usize = 64;
 /// Digits multiplied with one unpacked tile.
 const MAX_VECTORS: usize = 16;
 
-super::super::walks!("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi");
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
-fn decode_group(columns: [&Column; GROUP], rows: usize, lines: &mut [Line], stride: usize) {
-    if rows == super::trellis::ROWS {
-        super::trellis::decode_group(columns, lines, stride);
-    } else {
-        generic_trellis::decode_group(columns, rows, lines, stride);
-    }
-}
+super::super::walks!(fma: true, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2");
+use super::trellis::decode_bundle;
 
 /// Integer dot products of a row tile with the next digits, and how many digits it took.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]

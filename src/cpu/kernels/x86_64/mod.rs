@@ -43,3 +43,17 @@ macro_rules! each_group {
     };
 }
 use each_group;
+
+/// Evaluates `$body` for every row of a trellis' period, with the constant `$row`.
+macro_rules! each_row {
+    (|$row:ident| $body:expr) => {
+        $crate::cpu::kernels::x86_64::each_row!(@one $row, $body; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    (@one $row:ident, $body:expr; $($n:literal)*) => {
+        $({
+            const $row: usize = $n;
+            $body
+        })*
+    };
+}
+use each_row;
