@@ -207,14 +207,14 @@ fn planes(
             let count = TILE_ROWS.min(rows - first_row);
             for first in (0..vectors).step_by(VECTORS_AT_ONCE) {
                 let range = first..(first + VECTORS_AT_ONCE).min(vectors);
-                let mut sums: [RowSums; VECTORS_AT_ONCE] = [[0.0; TILE_ROWS]; VECTORS_AT_ONCE];
+                let mut sums: [RowSums; VECTORS_AT_ONCE] = [RowSums::ZERO; VECTORS_AT_ONCE];
                 let sums = &mut sums[..range.len()];
                 kernels.planes(tiles, item / per_block, item % per_block, x, range.clone(), sums);
                 for (vector, sums) in range.zip(sums) {
                     let start = vector * rows + first_row;
                     // SAFETY: the rows of a row tile belong to one item.
                     let out = unsafe { out.part(start..start + count) };
-                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out += *sum);
+                    out.iter_mut().zip(&sums.0).for_each(|(out, sum)| *out += *sum);
                 }
             }
         }
@@ -245,7 +245,7 @@ fn trellis(
     let items = layout.block_rows() * vector_parts * column_parts;
     let tiles = Packing::new(layout.row_range(0).len()).tiles();
     let stride = part_vectors * tiles;
-    partial.resize(items * stride, [0.0; TILE_ROWS]);
+    partial.resize(items * stride, RowSums::ZERO);
     let sums_of = |item: usize| {
         let (i, part) = (item / (vector_parts * column_parts), item / column_parts % vector_parts);
         let vectors = (part * part_vectors).min(vectors)..((part + 1) * part_vectors).min(vectors);
@@ -259,7 +259,7 @@ fn trellis(
             let blocks = part * blocks / column_parts..(part + 1) * blocks / column_parts;
             // SAFETY: each item has sums of its own.
             let sums = unsafe { sums.part(item * stride..item * stride + vectors.len() * packing.tiles()) };
-            sums.fill([0.0; TILE_ROWS]);
+            sums.fill(RowSums::ZERO);
             if !vectors.is_empty() {
                 kernels.trellis(term, i, blocks, x, vectors, sums);
             }
@@ -275,7 +275,7 @@ fn trellis(
                 // SAFETY: a block row's rows belong to one item.
                 let out = unsafe { out.part(vector * rows + place.start..vector * rows + place.end) };
                 for (tile, sums) in sums.iter().enumerate() {
-                    for (lane, sum) in sums.iter().enumerate() {
+                    for (lane, sum) in sums.0.iter().enumerate() {
                         if let Some(out) = out.get_mut(packing.row(tile, lane)) {
                             *out += sum;
                         }

@@ -45,7 +45,37 @@ impl<'a> Input<'a> {
 pub(super) const EDGE: usize = 256;
 
 /// Sixteen results of each vector: rows of a row tile.
-pub(super) type RowSums = [f32; TILE_ROWS];
+pub(super) type RowSums = Sixteen<f32>;
+/// Sixteen integer products.
+type RowDots = Sixteen<i32>;
+
+/// A register's sixteen numbers.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub(super) struct Sixteen<T>(pub [T; TILE_ROWS]);
+
+impl RowSums {
+    pub(super) const ZERO: Self = Self([0.0; TILE_ROWS]);
+}
+
+impl RowDots {
+    const ZERO: Self = Self([0; TILE_ROWS]);
+}
+
+impl<T> Sixteen<T> {
+    /// All numbers one after another. (Over pairs of loops the optimiser gathers across the outer one.)
+    fn flatten(slice: &[Self]) -> &[T] {
+        const { assert!(size_of::<Self>() == TILE_ROWS * size_of::<T>()) }
+        // SAFETY: each element is its numbers and nothing else, by the assertion.
+        unsafe { std::slice::from_raw_parts(slice.as_ptr().cast(), slice.len() * TILE_ROWS) }
+    }
+
+    fn flatten_mut(slice: &mut [Self]) -> &mut [T] {
+        const { assert!(size_of::<Self>() == TILE_ROWS * size_of::<T>()) }
+        // SAFETY: as in `flatten`.
+        unsafe { std::slice::from_raw_parts_mut(slice.as_mut_ptr().cast(), slice.len() * TILE_ROWS) }
+    }
+}
 
 type TrellisProduct =
     unsafe fn(&TrellisStrips, i: usize, blocks: Range<usize>, &Activations, Range<usize>, &mut [RowSums]);

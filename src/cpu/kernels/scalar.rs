@@ -5,6 +5,7 @@ mod level {
 
     super::super::table!(fma: false);
     super::super::walks!(fma: false);
+    use dot_decoded as dot_strip;
     use generic::{lanes_to_rows, rows_to_lanes};
     use generic_trellis::decode_bundle;
 
@@ -16,7 +17,8 @@ mod level {
         values: &[i8],
         _stride: usize,
         _left: usize,
-        dots: &mut [[i32; TILE_ROWS]; MAX_VECTORS],
+        dots: &mut [RowDots],
+        _dots_stride: usize,
     ) -> usize {
         let mut sums = [0; TILE_ROWS];
         for (tile, values) in lines.chunks_exact(usize::from(planes)).zip(values.chunks(TILE_COLS)) {
@@ -27,7 +29,7 @@ mod level {
                 }
             }
         }
-        dots[0] = sums;
+        dots[0].0 = sums;
         1
     }
 }

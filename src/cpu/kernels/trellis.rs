@@ -1,13 +1,16 @@
 //! A trellis term's strips, decoded once for all vectors: as 8-bit codes for the integer products (see
 //! [`walk`](super::walk)), as floats for the transposed product.
 
-use super::EDGE;
+use super::{EDGE, RowDots};
 use crate::codec::term::trellis::{Code, STRIP, VALUES};
 use crate::cpu::strips::{BIAS, PERIOD, Packing, Strip, StripCodes};
 use crate::cpu::tiles::{GROUP, GROUPS, Line, TILE_ROWS};
 
 /// The coefficients of a strip, row by row.
 pub(in crate::cpu) type StripRows = [[f32; STRIP]; EDGE];
+
+/// Integer products of a strip with one digit, tile by tile.
+pub(super) type StripDots = [RowDots; PERIOD];
 
 /// The codes of one register's groups: `codes[s * stride]` has row `s` of each lane's period.
 #[inline(always)]

@@ -1,15 +1,16 @@
 //! The walks over a block row that all levels share. A level brings
 //!
-//! - `dot_row_tile(lines, planes, values, stride, left, dots)`: the integer products of one row tile's lines
+//! - `dot_row_tile(lines, planes, values, stride, left, dots, dots_stride)`: the integer products of one row tile's lines
 //!   (see [`tiles`](crate::cpu::tiles)) with up to `left` digits, `stride` apart; it says how many it took;
 //! - `decode_bundle(lines, code, packing, codes, stride)`: one register's columns of a trellis as 8-bit codes (see
 //!   [`trellis`](super::trellis));
+//! - `dot_strip`, which is `dot_decoded` or a faster way to the same for some strips;
 //! - `MAX_VECTORS`, the most digits that `dot_row_tile` takes.
 
 macro_rules! walks {
     (fma: $fma:literal $(, $feature:literal)?) => {
-        use super::super::trellis::StripRows;
-        use super::super::{EDGE, RowSums};
+        use super::super::trellis::{StripDots, StripRows};
+        use super::super::{EDGE, RowDots, RowSums};
         use crate::codec::term::trellis::STRIP;
         use crate::cpu::activations::Activations;
         use crate::cpu::strips::{BIAS, PERIOD, STRIP_LINES, Strip, StripCodes, TrellisStrips};
@@ -29,7 +30,7 @@ macro_rules! walks {
             let layout = tiles.layout();
             let blocks = layout.block_cols();
             let digits = vectors.start * x.digits..vectors.end * x.digits;
-            let mut dots = [[0; TILE_ROWS]; MAX_VECTORS];
+            let mut dots = [RowDots::ZERO; MAX_VECTORS];
             for j in 0..blocks {
                 let block = layout.block_at(i, j);
                 let planes = tiles.planes(block);
@@ -42,13 +43,13 @@ macro_rules! walks {
                 while digit < digits.end {
                     let values = &x.values[digit * x.stride + x.starts[j]..];
                     let left = digits.end - digit;
-                    let taken = dot_row_tile(lines, planes, values, x.stride, left, &mut dots);
+                    let taken = dot_row_tile(lines, planes, values, x.stride, left, &mut dots, 1);
                     for (dots, digit) in dots[..taken].iter().zip(digit..) {
                         let (scale, sum) = (x.scales[digit * blocks + j], x.sums[digit * blocks + j]);
                         let sums = &mut sums[digit / x.digits - vectors.start];
                         for lane in 0..TILE_ROWS {
-                            let level_sum = (2 * dots[lane] + offset * sum) as f32;
-                            sums[lane] += level_sum * (0.5 * steps[lane] * scale);
+                            let level_sum = (2 * dots.0[lane] + offset * sum) as f32;
+                            sums.0[lane] += level_sum * (0.5 * steps[lane] * scale);
                         }
                     }
                     digit += taken;
@@ -71,6 +72,29 @@ macro_rules! walks {
             }
         }
 
+        /// The integer products of a strip with the next digits, and how many digits it took. The first call decodes
+        /// the strip into `codes`.
+        $(#[target_feature(enable = $feature)])?
+        fn dot_decoded(
+            strip: &Strip,
+            is_first: bool,
+            codes: &mut StripCodes,
+            values: &[i8],
+            stride: usize,
+            left: usize,
+            dots: &mut [StripDots; MAX_VECTORS],
+        ) -> usize {
+            if is_first {
+                decode_strip(strip, codes);
+            }
+            let mut taken = 0;
+            for (tile, lines) in codes.chunks_exact(GROUPS).take(strip.packing.tiles()).enumerate() {
+                let dots = &mut dots.as_flattened_mut()[tile..];
+                taken = dot_row_tile(lines, 8, values, stride, left, dots, PERIOD);
+            }
+            taken
+        }
+
         /// Strip by strip: decode it once, then as planes of eight bits for all vectors.
         $(#[target_feature(enable = $feature)])?
         fn trellis(
@@ -84,29 +108,25 @@ macro_rules! walks {
             let all_blocks = term.layout().block_cols();
             let digits = vectors.start * x.digits..vectors.end * x.digits;
             let tiles = sums.len() / vectors.len();
-            let mut dots = [[0; TILE_ROWS]; MAX_VECTORS];
+            let mut dots = [[RowDots::ZERO; PERIOD]; MAX_VECTORS];
             let mut codes = [Line([0; 64]); STRIP_LINES];
             for j in blocks {
                 for (first, strip) in term.block_strips(i, j) {
-                    decode_strip(&strip, &mut codes);
                     let mut digit = digits.start;
                     while digit < digits.end {
                         let values = &x.values[digit * x.stride + x.starts[j] + first..];
-                        let left = digits.end - digit;
-                        let mut taken = 0;
-                        let mut biases = [0; MAX_VECTORS];
-                        for (bias, values) in biases.iter_mut().zip(values.chunks(x.stride)).take(left) {
-                            *bias = values[..STRIP].iter().map(|digit| i32::from(*digit)).sum::<i32>() * BIAS;
-                        }
-                        for (tile, lines) in codes.chunks_exact(GROUPS).take(tiles).enumerate() {
-                            taken = dot_row_tile(lines, 8, values, x.stride, left, &mut dots);
-                            for (n, dots) in dots[..taken].iter().enumerate() {
-                                let factor = strip.scale * x.scales[(digit + n) * all_blocks + j];
-                                let vector = (digit + n) / x.digits - vectors.start;
-                                let sums = &mut sums[vector * tiles + tile];
-                                for lane in 0..TILE_ROWS {
-                                    sums[lane] += (dots[lane] - biases[n]) as f32 * factor;
-                                }
+                        let (is_first, left) = (digit == digits.start, digits.end - digit);
+                        let taken =
+                            dot_strip(&strip, is_first, &mut codes, values, x.stride, left, &mut dots);
+                        for (n, dots) in dots[..taken].iter().enumerate() {
+                            // 32 digits of at most 127: the sum fits.
+                            let sum: i16 = values[n * x.stride..][..STRIP].iter().map(|x| i16::from(*x)).sum();
+                            let bias = i32::from(sum) * BIAS;
+                            let factor = strip.scale * x.scales[(digit + n) * all_blocks + j];
+                            let sums = &mut sums[((digit + n) / x.digits - vectors.start) * tiles..][..tiles];
+                            let sums = RowSums::flatten_mut(sums);
+                            for (sum, dot) in sums.iter_mut().zip(RowDots::flatten(dots)) {
+                                *sum += (dot - bias) as f32 * factor;
                             }
                         }
                         digit += taken;

@@ -3,7 +3,7 @@
 //! `vpmaddubsw` multiplies unsigned codes with signed activations and adds pairs in 16 bits. Codes of up to seven
 //! bits cannot overflow (2 * 127 * 127 < 2^15); codes of eight go through it as two nibbles.
 
-use super::each_group;
+use super::each;
 use crate::cpu::tiles::{GROUP, TILE_COLS};
 use std::arch::x86_64::*;
 
@@ -14,6 +14,7 @@ use generic::{lanes_to_rows, rows_to_lanes};
 const MAX_VECTORS: usize = 4;
 
 super::super::walks!(fma: true, "avx2,fma,f16c");
+use dot_decoded as dot_strip;
 use generic_trellis::decode_bundle;
 
 /// Integer dot products of a row tile with the next digits, and how many digits it took.
@@ -24,9 +25,10 @@ fn dot_row_tile(
     values: &[i8],
     stride: usize,
     left: usize,
-    dots: &mut [[i32; TILE_ROWS]; MAX_VECTORS],
+    dots: &mut [RowDots],
+    dots_stride: usize,
 ) -> usize {
-    super::dispatch!(planes, left, dot(lines, values, stride, dots), [4, 3, 2, 1])
+    super::dispatch!(planes, left, dot(lines, values, stride, dots, dots_stride), [4, 3, 2, 1])
 }
 
 #[target_feature(enable = "avx2")]
@@ -34,7 +36,8 @@ fn dot<const PLANES: usize, const VECTORS: usize>(
     lines: &[Line],
     values: &[i8],
     stride: usize,
-    dots: &mut [[i32; TILE_ROWS]; MAX_VECTORS],
+    dots: &mut [RowDots],
+    dots_stride: usize,
 ) -> usize {
     let tiles = lines.as_chunks::<PLANES>().0;
     // The last read is four bytes at the end of the last tile of the last vector.
@@ -43,7 +46,7 @@ fn dot<const PLANES: usize, const VECTORS: usize>(
         let mut sums = [_mm256_setzero_si256(); VECTORS];
         for (t, tile) in tiles.iter().enumerate() {
             let codes = unpack(tile, half);
-            each_group!(|GROUP_INDEX| {
+            each!(GROUP_INDEX in [0 1 2 3 4 5 6 7] {
                 for (vector, sum) in sums.iter_mut().enumerate() {
                     let at = vector * stride + t * TILE_COLS + GROUP_INDEX * GROUP;
                     // SAFETY: four bytes inside `values`, by the assertion above.
@@ -53,9 +56,10 @@ fn dot<const PLANES: usize, const VECTORS: usize>(
                 }
             });
         }
-        for (out, sum) in dots.iter_mut().zip(&sums) {
+        for (vector, sum) in sums.iter().enumerate() {
+            let out = &mut dots[vector * dots_stride];
             // SAFETY: eight of the sixteen numbers of `out`.
-            unsafe { _mm256_storeu_si256(out[half * TILE_ROWS / 2..].as_mut_ptr().cast(), *sum) };
+            unsafe { _mm256_storeu_si256(out.0[half * TILE_ROWS / 2..].as_mut_ptr().cast(), *sum) };
         }
     }
     VECTORS
@@ -103,7 +107,7 @@ fn unpack<const PLANES: usize>(tile: &[Line; PLANES], half: usize) -> [__m256i; 
 #[target_feature(enable = "avx2")]
 #[inline]
 fn add_part<const BITS: usize>(part: &[Line], half: usize, codes: [__m256i; GROUPS]) -> [__m256i; GROUPS] {
-    each_group!(|GROUP_INDEX| {
+    each!(GROUP_INDEX in [0 1 2 3 4 5 6 7] {
         // SAFETY: half a line is 32 aligned bytes.
         let line = unsafe { _mm256_load_si256(part[GROUP_INDEX % BITS].0[32 * half..].as_ptr().cast()) };
         if BITS == 8 {

@@ -5,7 +5,7 @@
 //! register of 64 codes at 4 planes and is shared by all vectors; with one vector, four partial sums hide the
 //! instruction's latency.
 
-use super::each_group;
+use super::each;
 use crate::cpu::tiles::{GROUP, TILE_COLS};
 use crate::cpu::transform::{LANES, Lanes};
 use std::arch::x86_64::*;
@@ -21,6 +21,25 @@ const MAX_VECTORS: usize = 16;
 super::super::walks!(fma: true, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2");
 use super::trellis::decode_bundle;
 
+/// [`dot_decoded`], in registers where all digits fit.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2")]
+fn dot_strip(
+    strip: &Strip,
+    is_first: bool,
+    codes: &mut StripCodes,
+    values: &[i8],
+    stride: usize,
+    left: usize,
+    dots: &mut [StripDots; MAX_VECTORS],
+) -> usize {
+    if is_first && left <= super::trellis::FEW && strip.packing.is_full() && strip.packing.groups() == 1 {
+        super::trellis::dot_strip(strip, values, stride, left, dots);
+        left
+    } else {
+        dot_decoded(strip, is_first, codes, values, stride, left, dots)
+    }
+}
+
 /// Integer dot products of a row tile with the next digits, and how many digits it took.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn dot_row_tile(
@@ -29,9 +48,10 @@ fn dot_row_tile(
     values: &[i8],
     stride: usize,
     left: usize,
-    dots: &mut [[i32; TILE_ROWS]; MAX_VECTORS],
+    dots: &mut [RowDots],
+    dots_stride: usize,
 ) -> usize {
-    super::dispatch!(planes, left, dot(lines, values, stride, dots), [16, 12, 8, 6, 4, 3, 2, 1])
+    super::dispatch!(planes, left, dot(lines, values, stride, dots, dots_stride), [16, 12, 8, 6, 4, 3, 2, 1])
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -39,7 +59,8 @@ fn dot<const PLANES: usize, const VECTORS: usize>(
     lines: &[Line],
     values: &[i8],
     stride: usize,
-    dots: &mut [[i32; TILE_ROWS]; MAX_VECTORS],
+    dots: &mut [RowDots],
+    dots_stride: usize,
 ) -> usize {
     let tiles = lines.as_chunks::<PLANES>().0;
     // The last read is four bytes at the end of the last tile of the last vector.
@@ -54,7 +75,7 @@ fn dot<const PLANES: usize, const VECTORS: usize>(
             _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).wrapping_add(PREFETCH_LINES).cast());
         }
         let codes = unpack(tile);
-        each_group!(|GROUP_INDEX| {
+        each!(GROUP_INDEX in [0 1 2 3 4 5 6 7] {
             for (vector, sums) in sums.iter_mut().enumerate() {
                 let at = vector * stride + t * TILE_COLS + GROUP_INDEX * GROUP;
                 // SAFETY: four bytes inside `values`, by the assertion above.
@@ -64,10 +85,11 @@ fn dot<const PLANES: usize, const VECTORS: usize>(
             }
         });
     }
-    for (out, sums) in dots.iter_mut().zip(&sums) {
+    for (vector, sums) in sums.iter().enumerate() {
+        let out = &mut dots[vector * dots_stride];
         let sum = _mm512_add_epi32(_mm512_add_epi32(sums[0], sums[1]), _mm512_add_epi32(sums[2], sums[3]));
-        // SAFETY: `out` is 64 bytes.
-        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), sum) };
+        // SAFETY: `out` is 64 aligned bytes.
+        unsafe { _mm512_store_si512(out.0.as_mut_ptr().cast(), sum) };
     }
     VECTORS
 }
@@ -100,7 +122,7 @@ fn unpack<const PLANES: usize>(tile: &[Line; PLANES]) -> [__m512i; GROUPS] {
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 fn add_part<const BITS: usize>(part: &[Line], codes: [__m512i; GROUPS]) -> [__m512i; GROUPS] {
-    each_group!(|GROUP_INDEX| {
+    each!(GROUP_INDEX in [0 1 2 3 4 5 6 7] {
         // SAFETY: a line is 64 aligned bytes.
         let line = unsafe { _mm512_load_si512(part[GROUP_INDEX % BITS].0.as_ptr().cast()) };
         if BITS == 8 {

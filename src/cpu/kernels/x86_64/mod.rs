@@ -29,31 +29,14 @@ macro_rules! dispatch_vectors {
 }
 use dispatch_vectors;
 
-/// Evaluates `$body` for every column group, with the constant `$group`: loops over registers must not be left to
-/// the optimiser's budget.
-macro_rules! each_group {
-    (|$group:ident| $body:expr) => {{
-        $crate::cpu::kernels::x86_64::each_group!(@one $group, $body; 0 1 2 3 4 5 6 7)
-    }};
-    (@one $group:ident, $body:expr; $($n:literal)*) => {
+/// Evaluates `$body` for every number of a list, as the constant `$n`: loops over registers must not be left to the
+/// optimiser's budget.
+macro_rules! each {
+    ($n:ident in [$($value:literal)*] $body:expr) => {
         [$({
-            const $group: usize = $n;
+            const $n: usize = $value;
             $body
         }),*]
     };
 }
-use each_group;
-
-/// Evaluates `$body` for every row of a trellis' period, with the constant `$row`.
-macro_rules! each_row {
-    (|$row:ident| $body:expr) => {
-        $crate::cpu::kernels::x86_64::each_row!(@one $row, $body; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
-    };
-    (@one $row:ident, $body:expr; $($n:literal)*) => {
-        $({
-            const $row: usize = $n;
-            $body
-        })*
-    };
-}
-use each_row;
+use each;

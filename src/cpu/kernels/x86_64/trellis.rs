@@ -4,10 +4,11 @@
 //! [`strips`](crate::cpu::strips)), a 16-bit multiplication makes the code's index of them in the high bytes. Those of
 //! `b` and `d` fill the low bytes' places, and four instructions look 64 indices up in 256 values.
 
-use super::each_row;
-use crate::codec::term::trellis::{Code, VALUES};
-use crate::cpu::strips::{PERIOD, Packing};
-use crate::cpu::tiles::{Line, TILE_ROWS};
+use super::super::trellis::StripDots;
+use super::each;
+use crate::codec::term::trellis::{Code, STRIP, VALUES};
+use crate::cpu::strips::{PERIOD, Packing, Strip};
+use crate::cpu::tiles::{GROUP, Line, TILE_ROWS};
 use std::arch::x86_64::*;
 
 /// `VALUES + 128`.
@@ -28,6 +29,43 @@ fn load(line: &Line) -> __m512i {
     unsafe { _mm512_load_si512(line.0.as_ptr().cast()) }
 }
 
+/// What makes codes of states: the multiplier and the values.
+#[derive(Clone, Copy)]
+struct Decoder {
+    multiplier: __m512i,
+    values: [__m512i; 4],
+    high_bytes: __m512i,
+}
+
+impl Decoder {
+    #[target_feature(enable = "avx512f,avx512bw")]
+    #[inline]
+    fn new(code: Code) -> Self {
+        let [v0, v1, v2, v3] = &BIASED_VALUES;
+        Self {
+            multiplier: _mm512_set1_epi16(code.multiplier().cast_signed()),
+            values: [load(v0), load(v1), load(v2), load(v3)],
+            high_bytes: _mm512_set1_epi16(0xff00u16.cast_signed()),
+        }
+    }
+
+    /// The codes of 16 rows by 4 columns from the words of `a, c` and `b, d` that their states begin in, and the next.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2")]
+    #[inline]
+    fn codes(self, ac: [__m512i; 2], bd: [__m512i; 2], shift: u16) -> __m512i {
+        // The optimiser sees a constant shift and makes an immediate of it.
+        let shift = _mm512_set1_epi16(shift.cast_signed());
+        let ac = _mm512_mullo_epi16(_mm512_shrdv_epi16(ac[0], ac[1], shift), self.multiplier);
+        let bd = _mm512_mullo_epi16(_mm512_shrdv_epi16(bd[0], bd[1], shift), self.multiplier);
+        // ac >> 8 | bd & high_bytes
+        let index = _mm512_ternarylogic_epi32::<0xf8>(_mm512_srli_epi16::<8>(ac), bd, self.high_bytes);
+        let [v0, v1, v2, v3] = self.values;
+        let below = _mm512_permutex2var_epi8(v0, index, v1);
+        let above = _mm512_permutex2var_epi8(v2, index, v3);
+        _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), below, above)
+    }
+}
+
 /// The codes of one register's groups, as [`generic`](super::super::trellis::decode_bundle) has them.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2")]
 pub(super) fn decode_bundle(
@@ -37,68 +75,122 @@ pub(super) fn decode_bundle(
     codes: &mut [Line],
     stride: usize,
 ) {
-    assert!(codes.len() > (PERIOD - 1) * stride);
-    let multiplier = _mm512_set1_epi16(code.multiplier().cast_signed());
     match code.bits() {
-        1 => decode_1(bundle, multiplier, packing, codes, stride),
-        2 => decode_2(bundle, multiplier, packing, codes, stride),
-        3 => decode_3(bundle, multiplier, packing, codes, stride),
-        _ => decode_4(bundle, multiplier, packing, codes, stride),
+        1 => decode::<1>(bundle, code, packing, codes, stride),
+        2 => decode::<2>(bundle, code, packing, codes, stride),
+        3 => decode::<3>(bundle, code, packing, codes, stride),
+        _ => decode::<4>(bundle, code, packing, codes, stride),
     }
 }
 
-/// The words of a bundle, and at the end those that follow each period.
-macro_rules! decode {
-    ($name:ident, $words:ident, $bits:literal) => {
-        #[target_feature(enable = "avx512f")]
-        #[inline]
-        fn $words(lines: &[Line], packing: Packing, next_lane: __m512i) -> [__m512i; $bits + 1] {
-            let mut words = [_mm512_setzero_si512(); $bits + 1];
-            for (word, line) in words.iter_mut().zip(lines) {
-                *word = load(line);
-            }
-            if packing.is_full() {
-                words[$bits] = _mm512_permutexvar_epi32(next_lane, words[0]);
-            }
-            words
-        }
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2")]
+fn decode<const BITS: usize>(
+    (ac, bd): (&[Line], &[Line]),
+    code: Code,
+    packing: Packing,
+    codes: &mut [Line],
+    stride: usize,
+) {
+    let decoder = Decoder::new(code);
+    let next_lane = packing.is_full().then(|| load(&NEXT_LANE[packing.lanes().trailing_zeros() as usize]));
+    let (ac, bd) = (words::<BITS>(ac, next_lane), words::<BITS>(bd, next_lane));
+    each!(S in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15] {
+        let (word, shift) = (BITS * S / 16, (BITS * S % 16) as u16);
+        let codes = &mut codes[S * stride];
+        let values = decoder.codes([ac[word], ac[word + 1]], [bd[word], bd[word + 1]], shift);
+        // SAFETY: a line is 64 aligned bytes.
+        unsafe { _mm512_store_si512(codes.0.as_mut_ptr().cast(), values) };
+    });
+}
 
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2")]
-        fn $name(
-            (ac, bd): (&[Line], &[Line]),
-            multiplier: __m512i,
-            packing: Packing,
-            codes: &mut [Line],
-            stride: usize,
-        ) {
-            let next_lane = load(&NEXT_LANE[packing.lanes().trailing_zeros() as usize]);
-            let (ac, bd) = ($words(ac, packing, next_lane), $words(bd, packing, next_lane));
-            let [v0, v1, v2, v3] = &BIASED_VALUES;
-            let (v0, v1, v2, v3) = (load(v0), load(v1), load(v2), load(v3));
-            let high_bytes = _mm512_set1_epi16(0xff00u16.cast_signed());
-            each_row!(|S| {
-                const WORD: usize = $bits * S / 16;
-                const SHIFT: i32 = ($bits * S as u32 % 16).cast_signed();
-                let ac = _mm512_shrdi_epi16::<SHIFT>(ac[WORD], ac[WORD + 1]);
-                let bd = _mm512_shrdi_epi16::<SHIFT>(bd[WORD], bd[WORD + 1]);
-                let ac = _mm512_srli_epi16::<8>(_mm512_mullo_epi16(ac, multiplier));
-                let bd = _mm512_mullo_epi16(bd, multiplier);
-                // ac | bd & high_bytes
-                let index = _mm512_ternarylogic_epi32::<0xf8>(ac, bd, high_bytes);
-                let below = _mm512_permutex2var_epi8(v0, index, v1);
-                let above = _mm512_permutex2var_epi8(v2, index, v3);
-                let values = _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), below, above);
-                // SAFETY: a line is 64 aligned bytes, and the last one written is inside `codes`, as the caller
-                // asserted.
-                unsafe { _mm512_store_si512(codes.as_mut_ptr().add(S * stride).cast(), values) };
+/// A period's words and the one that follows.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn words<const BITS: usize>(lines: &[Line], next_lane: Option<__m512i>) -> [__m512i; 5] {
+    let mut words = [_mm512_setzero_si512(); 5];
+    for (word, line) in words.iter_mut().zip(lines) {
+        *word = load(line);
+    }
+    if let Some(next_lane) = next_lane {
+        words[BITS] = _mm512_permutexvar_epi32(next_lane, words[0]);
+    }
+    words
+}
+
+/// The most digits that [`dot_strip`] takes.
+pub(super) const FEW: usize = 4;
+
+/// The integer products of a strip with full lanes and one to [`FEW`] digits, `stride` apart, decoded in registers.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni")]
+pub(super) fn dot_strip(strip: &Strip, values: &[i8], stride: usize, digits: usize, dots: &mut [StripDots]) {
+    assert!(strip.packing.is_full() && strip.packing.groups() == 1);
+    assert!(values.len() >= (digits - 1) * stride + STRIP && dots.len() >= digits);
+    match strip.code.bits() {
+        1 => dot_bits::<1>(strip, values, stride, digits, dots),
+        2 => dot_bits::<2>(strip, values, stride, digits, dots),
+        3 => dot_bits::<3>(strip, values, stride, digits, dots),
+        _ => dot_bits::<4>(strip, values, stride, digits, dots),
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni")]
+fn dot_bits<const BITS: usize>(
+    strip: &Strip,
+    values: &[i8],
+    stride: usize,
+    digits: usize,
+    dots: &mut [StripDots],
+) {
+    match digits {
+        1 => dot::<BITS, 1>(strip, values, stride, dots),
+        2 => dot::<BITS, 2>(strip, values, stride, dots),
+        3 => dot::<BITS, 3>(strip, values, stride, dots),
+        _ => dot::<BITS, 4>(strip, values, stride, dots),
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni")]
+fn dot<const BITS: usize, const DIGITS: usize>(
+    strip: &Strip,
+    values: &[i8],
+    stride: usize,
+    dots: &mut [StripDots],
+) {
+    let decoder = Decoder::new(strip.code);
+    let next_lane = load(&NEXT_LANE[TILE_ROWS.trailing_zeros() as usize]);
+    // Four rows of each period at a time: their sums stay in registers.
+    each!(QUARTER in [0 1 2 3] {
+        let mut sums = [[_mm512_setzero_si512(); DIGITS]; PERIOD / 4];
+        for (group, (ac, bd)) in strip.bundles().enumerate() {
+            let (ac, bd): (&[Line; BITS], &[Line; BITS]) = (ac.as_chunks().0.first().unwrap(), bd.as_chunks().0.first().unwrap());
+            let mut x = [_mm512_setzero_si512(); DIGITS];
+            for (digit, x) in x.iter_mut().enumerate() {
+                // SAFETY: four bytes inside `values`, by the caller's assertion: a strip has eight groups at most.
+                let four = unsafe {
+                    values.as_ptr().add(digit * stride + group * GROUP).cast::<i32>().read_unaligned()
+                };
+                *x = _mm512_set1_epi32(four);
+            }
+            each!(S in [0 1 2 3] {
+                let bit = BITS * (4 * QUARTER + S);
+                let (word, shift) = (bit / 16, (bit % 16) as u16);
+                let next = |lines: &[Line; BITS]| {
+                    if word + 1 < BITS { load(&lines[word + 1]) } else { _mm512_permutexvar_epi32(next_lane, load(&lines[0])) }
+                };
+                let codes = decoder.codes([load(&ac[word]), next(ac)], [load(&bd[word]), next(bd)], shift);
+                for (sum, x) in sums[S].iter_mut().zip(x) {
+                    *sum = _mm512_dpbusd_epi32(*sum, codes, x);
+                }
             });
         }
-    };
+        for (s, sums) in sums.iter().enumerate() {
+            for (dots, sum) in dots.iter_mut().zip(sums) {
+                // SAFETY: sixteen sums are 64 aligned bytes.
+                unsafe { _mm512_store_si512(dots[4 * QUARTER + s].0.as_mut_ptr().cast(), *sum) };
+            }
+        }
+    });
 }
-decode!(decode_1, words_1, 1);
-decode!(decode_2, words_2, 2);
-decode!(decode_3, words_3, 3);
-decode!(decode_4, words_4, 4);
 
 /// [`Packing::next_lane`] of every lane, for columns of 1, 2, 4, 8 and 16 lanes.
 static NEXT_LANE: [Line; 5] = {
