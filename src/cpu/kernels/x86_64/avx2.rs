@@ -14,8 +14,8 @@ use generic::{lanes_to_rows, rows_to_lanes};
 const MAX_VECTORS: usize = 4;
 
 super::super::walks!(fma: true, "avx2,fma,f16c");
+use super::trellis_avx2::decode_bundle;
 use dot_decoded as dot_strip;
-use generic_trellis::decode_bundle;
 
 /// Integer dot products of a row tile with the next digits, and how many digits it took.
 #[target_feature(enable = "avx2")]

@@ -19,7 +19,7 @@ const PREFETCH_LINES: usize = 64;
 const MAX_VECTORS: usize = 16;
 
 super::super::walks!(fma: true, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2");
-use super::trellis::decode_bundle;
+use super::trellis_avx512::decode_bundle;
 
 /// [`dot_decoded`], in registers where all digits fit.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2")]
@@ -32,8 +32,12 @@ fn dot_strip(
     left: usize,
     dots: &mut [StripDots; MAX_VECTORS],
 ) -> usize {
-    if is_first && left <= super::trellis::FEW && strip.packing.is_full() && strip.packing.groups() == 1 {
-        super::trellis::dot_strip(strip, values, stride, left, dots);
+    if is_first
+        && left <= super::trellis_avx512::FEW
+        && strip.packing.is_full()
+        && strip.packing.groups() == 1
+    {
+        super::trellis_avx512::dot_strip(strip, values, stride, left, dots);
         left
     } else {
         dot_decoded(strip, is_first, codes, values, stride, left, dots)

@@ -2,7 +2,8 @@
 
 pub(super) mod avx2;
 pub(super) mod avx512;
-mod trellis;
+mod trellis_avx2;
+mod trellis_avx512;
 
 /// Calls `$f::<PLANES, VECTORS>` for run-time numbers of planes and the most vectors that fit.
 macro_rules! dispatch {
