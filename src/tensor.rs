@@ -1,5 +1,7 @@
 //! A compressed tensor on a Candle device.
 
+use crate::codec::term::Term;
+use crate::codec::term::planes::MAX_PLANES;
 use crate::codec::{Matrix, matrix::View};
 use crate::cpu::{LoadedMatrix, Rayon};
 use crate::encode::Encoder;
@@ -66,6 +68,31 @@ impl RbeTensor {
             View::Transposed => View::Matrix,
         };
         Ok(Self::new(self.matrix.clone(), view, self.device.clone()))
+    }
+
+    /// The first planes of every planes term, the other terms as they are: the coarser quantiser nested in the finer one.
+    /// [`relative_error`](Self::relative_error) is then unknown and reads 1.
+    ///
+    /// # Errors
+    /// When there is no planes term, or `planes` is not 1 to 8.
+    pub fn first_planes(&self, planes: u8) -> Result<Self> {
+        let matrix = self.matrix.to_matrix();
+        if !matrix.terms().iter().any(|term| matches!(term, Term::Planes(_))) {
+            return Err(Error::config(format!(
+                "the first planes of a tensor without any: {}",
+                self.summary()
+            )));
+        }
+        if !(1..=MAX_PLANES).contains(&planes) {
+            return Err(Error::config(format!("the first {planes} planes; there are 1 to {MAX_PLANES}")));
+        }
+        let matrix = matrix.truncate_planes(planes);
+        Ok(Self::new(Arc::new(LoadedMatrix::new(&matrix)), self.view, self.device.clone()))
+    }
+
+    /// Coefficients that a product multiplies with.
+    pub(crate) fn stored_coefficients(&self) -> usize {
+        self.matrix.stored_coefficients()
     }
 
     /// The same tensor on another device.

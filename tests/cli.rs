@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use tempfile::TempDir;
 
 const MODEL: &str = "models/llama-books";
+const TEXT: &str = "models/evaluation.txt";
 const PROJECTIONS: &str = r"_proj\.weight$";
 
 fn command(arguments: &[&str]) -> Command {
@@ -243,6 +244,30 @@ fn demo_shows_both_models_side_by_side() {
     let output = elsewhere.current_dir(room.path()).output().unwrap();
     assert!(!output.status.success());
     assert!(String::from_utf8(output.stderr).unwrap().contains("root of the repository"));
+}
+
+#[test]
+fn profile_counts_every_layer() {
+    let (room, model) = (tempfile::tempdir().unwrap(), string(compressed()));
+    let picture = room.path().join("profile.svg");
+    let arguments =
+        ["profile", model, "--text", TEXT, "--tokens", "20", "-n", "3", "--svg", string(&picture)];
+    let table = succeed(&arguments);
+    assert!(table.contains("model.layers.5.mlp.down_proj") && table.contains("20 tokens read and 3 written"));
+    assert!(std::fs::read_to_string(&picture).unwrap().contains("model.layers.5.mlp.down_proj"));
+    let report =
+        json(&["profile", model, "--text", TEXT, "--tokens", "20", "-n", "3", "--mode", "full:1", "--json"]);
+    let layers = report["layers"].as_array().unwrap();
+    assert_eq!(layers.len(), 42);
+    for layer in layers {
+        // The prompt, and two of the tokens written after it.
+        assert_eq!((number(layer, "calls"), number(layer, "tokens")), (3.0, 22.0));
+        assert!(number(layer, "nanoseconds") > 0.0);
+        // One MiB holds every block of these, decoded before the counting began.
+        assert!(number(layer, "cache_hits") > 0.0 && number(layer, "cache_misses") == 0.0);
+    }
+    assert!(fail(&["profile", MODEL, "--text", TEXT]).contains("has no compressed layer"));
+    assert!(fail(&["profile", model, "--text", TEXT, "--mode", "half"]).contains("full:MIB"));
 }
 
 #[test]

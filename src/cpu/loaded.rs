@@ -6,6 +6,7 @@ use super::pool::{Pool, Shared};
 use super::strips::TrellisStrips;
 use super::tiles::{PlaneTiles, TILE_ROWS, row_tiles};
 use crate::codec::axis::Axes;
+use crate::codec::basis::FUNCTIONS;
 use crate::codec::term::trellis::STRIP;
 use crate::codec::term::{Basis, Sparse, Term};
 use crate::codec::{Block, Layout, Matrix, Transform};
@@ -30,9 +31,19 @@ pub struct LoadedMatrix {
     seed: Option<u64>,
     relative_error: f32,
     size_in_bytes: usize,
+    stored_coefficients: usize,
     summary: String,
     axes: Axes,
     pub(super) terms: Vec<Loaded>,
+}
+
+/// Numbers of a term that a product multiplies with.
+fn coefficients(term: &Term, layout: Layout) -> usize {
+    match term {
+        Term::Basis(_) => FUNCTIONS * layout.blocks(),
+        Term::Sparse(sparse) => sparse.coefficients(),
+        Term::Planes(_) | Term::Trellis(_) => layout.elements(),
+    }
 }
 
 impl LoadedMatrix {
@@ -50,6 +61,7 @@ impl LoadedMatrix {
             seed: matrix.seed(),
             relative_error: matrix.relative_error(),
             size_in_bytes: matrix.size_in_bytes(),
+            stored_coefficients: matrix.terms().iter().map(|term| coefficients(term, matrix.layout())).sum(),
             summary: matrix.summary(),
             axes: matrix.axes().clone(),
             terms: terms.collect(),
@@ -80,6 +92,11 @@ impl LoadedMatrix {
     /// Bytes of the payload.
     pub fn size_in_bytes(&self) -> usize {
         self.size_in_bytes
+    }
+
+    /// Coefficients that a product multiplies with, basis parameters among them.
+    pub fn stored_coefficients(&self) -> usize {
+        self.stored_coefficients
     }
 
     /// One line for people: terms, transform, block edge.
@@ -140,6 +157,14 @@ impl LoadedMatrix {
             }
         });
         weights
+    }
+
+    /// Decodes one block, row-major.
+    pub fn decode_block_at(&self, i: usize, j: usize) -> Vec<f32> {
+        let block = self.layout.block_at(i, j);
+        let mut out = vec![0.0; block.len()];
+        self.decode_block(Kernels::get(), block, &mut out, &mut vec![0.0; self.axes.scratch_len()]);
+        out
     }
 
     fn decode_block(&self, kernels: &Kernels, block: Block, out: &mut [f32], scratch: &mut [f32]) {

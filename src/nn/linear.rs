@@ -47,31 +47,79 @@
 //! ```
 
 use super::compressed;
+use super::counters::{Counters, Counts, register};
+use super::mode::{BlockCache, DecodeMode, LayerConfig, default_layer_config};
 use crate::cpu::Precision;
 use crate::{RbeTensor, ops};
 use candle_core::{Result, Tensor};
 use candle_nn::{Module, VarBuilder};
+use std::sync::Arc;
+use std::time::Instant;
 
 /// A linear layer over a compressed weight.
 ///
-/// The product runs on the compressed form; no dense copy of the weight exists. Differentiable in its input.
+/// Unless [`with_mode`](Self::with_mode) says otherwise the product runs on the compressed form, and no dense copy of the
+/// weight exists. Differentiable in its input. Clones share the weight, the cache of decoded blocks and the counts.
 #[doc(alias = "RBELinear")]
 #[derive(Clone, Debug)]
 pub struct RbeLinear {
     weight: RbeTensor,
     bias: Option<Tensor>,
-    precision: Precision,
+    config: LayerConfig,
+    decoded: Decoded,
+    counters: Arc<Counters>,
+}
+
+/// What a mode holds beside the weight.
+#[derive(Clone, Debug)]
+enum Decoded {
+    Nothing,
+    Blocks(Arc<BlockCache>),
+    FirstPlanes(RbeTensor),
 }
 
 impl RbeLinear {
     /// A layer with a weight of shape `(out, in)` and a bias of shape `(out)`.
     pub fn new(weight: RbeTensor, bias: Option<Tensor>) -> Self {
-        Self { weight, bias, precision: Precision::default() }
+        let (config, decoded) = (LayerConfig::default(), Decoded::Nothing);
+        Self { weight, bias, config, decoded, counters: Arc::default() }
+    }
+
+    /// As `config` says, and listed under the weight's path.
+    fn from_file(weight: RbeTensor, bias: Option<Tensor>, vb: &VarBuilder) -> Result<Self> {
+        let LayerConfig { precision, mode } = default_layer_config();
+        let layer = Self::new(weight, bias).with_precision(precision).with_mode(mode);
+        let layer = layer.map_err(|error| error.in_tensor(vb.prefix()))?;
+        register(vb.prefix(), &layer.counters);
+        Ok(layer)
     }
 
     /// The same layer with activations taken at this precision.
-    pub fn with_precision(self, precision: Precision) -> Self {
-        Self { precision, ..self }
+    pub fn with_precision(mut self, precision: Precision) -> Self {
+        self.config.precision = precision;
+        self
+    }
+
+    /// The same layer with its weight used in this way.
+    ///
+    /// # Errors
+    /// [`DecodeMode::Full`] with a cache smaller than a block; [`DecodeMode::Progressive`] with 0 or more than 8 planes,
+    /// or of a weight without a planes term.
+    pub fn with_mode(mut self, mode: DecodeMode) -> crate::Result<Self> {
+        self.decoded = match mode {
+            DecodeMode::Direct => Decoded::Nothing,
+            DecodeMode::Full { cache_bytes } => {
+                Decoded::Blocks(Arc::new(BlockCache::new(&self.weight, cache_bytes)?))
+            }
+            DecodeMode::Progressive { planes } => Decoded::FirstPlanes(self.weight.first_planes(planes)?),
+        };
+        self.config.mode = mode;
+        Ok(self)
+    }
+
+    /// The precision of activations and how the weight is used.
+    pub fn config(&self) -> LayerConfig {
+        self.config
     }
 
     /// The compressed weight, `(out, in)`.
@@ -83,12 +131,40 @@ impl RbeLinear {
     pub fn bias(&self) -> Option<&Tensor> {
         self.bias.as_ref()
     }
+
+    /// What the layer and its clones have done so far.
+    pub fn counts(&self) -> Counts {
+        self.counters.counts()
+    }
+
+    fn product(&self, x: &Tensor) -> Result<Tensor> {
+        let start = Instant::now();
+        let precision = self.config.precision;
+        let (used, y) = match &self.decoded {
+            Decoded::Nothing => (&self.weight, ops::matmul(x, &self.weight, precision)?),
+            Decoded::FirstPlanes(first) => {
+                (first, ops::matmul_with_gradient(x, first, &self.weight, precision)?)
+            }
+            Decoded::Blocks(cache) => (&self.weight, cache.product(&self.weight, x, &self.counters)?),
+        };
+        let (out_features, in_features) = self.weight.shape().dims2()?;
+        let tokens = x.elem_count() / in_features;
+        let (multiply_adds, bytes) = match &self.decoded {
+            Decoded::Blocks(_) => (out_features * in_features, size_of::<f32>() * out_features * in_features),
+            _ => (used.stored_coefficients(), used.memory_in_bytes()),
+        };
+        if !matches!(self.decoded, Decoded::Blocks(_)) {
+            self.counters.unpack(multiply_adds);
+        }
+        self.counters.call(tokens, tokens * multiply_adds, bytes, start.elapsed());
+        Ok(y)
+    }
 }
 
 impl Module for RbeLinear {
     /// `(.., in)` to `(.., out)`, of the input's type: F32, F16 or BF16.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = ops::matmul(x, &self.weight, self.precision)?;
+        let y = self.product(x)?;
         match &self.bias {
             Some(bias) => y.broadcast_add(bias),
             None => Ok(y),
@@ -149,7 +225,7 @@ impl Module for Linear {
 /// for on another device than the CPU.
 pub fn linear(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<Linear> {
     match compressed(&vb, "weight", (out_dim, in_dim))? {
-        Some(weight) => Ok(RbeLinear::new(weight, Some(vb.get(out_dim, "bias")?)).into()),
+        Some(weight) => Ok(RbeLinear::from_file(weight, Some(vb.get(out_dim, "bias")?), &vb)?.into()),
         None => Ok(candle_nn::linear(in_dim, out_dim, vb)?.into()),
     }
 }
@@ -161,7 +237,7 @@ pub fn linear(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<Linear> {
 /// As [`linear`].
 pub fn linear_no_bias(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<Linear> {
     match compressed(&vb, "weight", (out_dim, in_dim))? {
-        Some(weight) => Ok(RbeLinear::new(weight, None).into()),
+        Some(weight) => Ok(RbeLinear::from_file(weight, None, &vb)?.into()),
         None => Ok(candle_nn::linear_no_bias(in_dim, out_dim, vb)?.into()),
     }
 }
@@ -183,7 +259,7 @@ pub fn linear_b(in_dim: usize, out_dim: usize, bias: bool, vb: VarBuilder) -> Re
 pub fn linear_conv1d(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<Linear> {
     let bias = Some(vb.get(out_dim, "bias")?);
     match compressed(&vb, "weight", (in_dim, out_dim))? {
-        Some(weight) => Ok(RbeLinear::new(weight.t()?, bias).into()),
+        Some(weight) => Ok(RbeLinear::from_file(weight.t()?, bias, &vb)?.into()),
         None => Ok(Linear::new(vb.get((in_dim, out_dim), "weight")?.t()?.contiguous()?, bias)),
     }
 }

@@ -15,14 +15,26 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 /// When `W` is a vector, `x`'s last side is not `in`, its type is not F32, F16 or BF16, or it is on another
 /// device.
 pub fn matmul(x: &Tensor, weight: &RbeTensor, precision: Precision) -> Result<Tensor> {
+    matmul_with_gradient(x, weight, weight, precision)
+}
+
+/// As [`matmul`], with the gradient of another weight of the same shape: that of a finer quantiser, say.
+pub(crate) fn matmul_with_gradient(
+    x: &Tensor,
+    weight: &RbeTensor,
+    gradient: &RbeTensor,
+    precision: Precision,
+) -> Result<Tensor> {
     if weight.shape().rank() != 2 {
         bail!("a product needs a compressed matrix, not a tensor of shape {:?}", weight.shape());
     }
-    x.apply_op1(RbeMatMul { weight: weight.clone(), precision })
+    x.apply_op1(RbeMatMul { weight: weight.clone(), gradient: gradient.clone(), precision })
 }
 
 struct RbeMatMul {
     weight: RbeTensor,
+    /// What the gradient flows back through.
+    gradient: RbeTensor,
     precision: Precision,
 }
 
@@ -54,6 +66,6 @@ impl CustomOp1 for RbeMatMul {
     }
 
     fn bwd(&self, _x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(matmul(dy, &self.weight.t()?, self.precision)?))
+        Ok(Some(matmul(dy, &self.gradient.t()?, self.precision)?))
     }
 }

@@ -5,6 +5,7 @@ mod matmul;
 
 pub use gather::gather;
 pub use matmul::matmul;
+pub(crate) use matmul::matmul_with_gradient;
 
 use crate::cpu::Pool;
 use candle_core::{CpuStorage, DType, Layout, Result, bail};

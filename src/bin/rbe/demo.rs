@@ -3,6 +3,7 @@
 use crate::bar::Bar;
 use crate::eval::compare;
 use crate::language::{self, Language, Sampling};
+use crate::layers::Layers;
 use crate::print::{self, Table};
 use anyhow::{Context, ensure};
 use candle_rbe::archive::{self, CompressOptions, Selection};
@@ -35,6 +36,8 @@ pub(crate) struct Demo {
     /// Seed of the texts
     #[arg(long, default_value_t = 3)]
     seed: u64,
+    #[command(flatten)]
+    layers: Layers,
 }
 
 impl Demo {
@@ -43,6 +46,7 @@ impl Demo {
             let hint = "run rbe in the root of the repository, or name a model directory and a --text";
             ensure!(path.exists(), "there is no {}; {hint}", path.display());
         }
+        self.layers.apply();
         let room = tempfile::tempdir().context("cannot make a temporary directory")?;
         let compressed = room.path().join("model");
         let rate = Rate::BitsPerWeight(self.bits);

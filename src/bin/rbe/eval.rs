@@ -2,6 +2,7 @@
 
 use crate::bar::Bar;
 use crate::language::{self, Language};
+use crate::layers::Layers;
 use crate::print::{self, Table};
 use anyhow::Context;
 use candle_rbe::models::{Evaluation, Windows, evaluate};
@@ -26,6 +27,8 @@ pub(crate) struct Eval {
     /// Tokens in each window
     #[arg(long, value_name = "N", default_value_t = Windows::default().length)]
     window_tokens: usize,
+    #[command(flatten)]
+    layers: Layers,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -42,6 +45,7 @@ struct Report {
 impl Eval {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         let tokenizer = language::tokenizer(&self.dense)?;
+        self.layers.apply();
         let (reference, candidate) = (Language::open(&self.dense)?, Language::open(&self.rbe)?);
         let windows = Windows { count: self.windows, length: self.window_tokens };
         let evaluation = compare(&reference, &candidate, &tokenizer, &self.text, windows)?;

@@ -1,6 +1,7 @@
 //! `rbe generate`
 
 use crate::language::{self, Language, Sampling};
+use crate::layers::Layers;
 use clap::Args;
 use std::io::{Write, stdout};
 use std::path::PathBuf;
@@ -22,6 +23,8 @@ pub(crate) struct Generate {
     /// Seed of the sampling
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    layers: Layers,
 }
 
 fn temperature(text: &str) -> Result<f64, String> {
@@ -34,6 +37,7 @@ fn temperature(text: &str) -> Result<f64, String> {
 impl Generate {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         let tokenizer = language::tokenizer(&self.model)?;
+        self.layers.apply();
         let language = Language::open(&self.model)?;
         let sampling = match self.temperature {
             None => Sampling::Greedy,

@@ -4,6 +4,7 @@
 
 mod bar;
 mod bench;
+mod chart;
 mod compress;
 mod decode;
 mod demo;
@@ -12,7 +13,9 @@ mod eval;
 mod generate;
 mod inspect;
 mod language;
+mod layers;
 mod print;
+mod profile;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -35,6 +38,7 @@ enum Command {
     Eval(eval::Eval),
     Generate(generate::Generate),
     Demo(demo::Demo),
+    Profile(profile::Profile),
     Bench(bench::Bench),
 }
 
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
         Command::Eval(command) => command.run(),
         Command::Generate(command) => command.run(),
         Command::Demo(command) => command.run(),
+        Command::Profile(command) => command.run(),
         Command::Bench(command) => command.run(),
     };
     match result {

@@ -89,6 +89,17 @@ pub(crate) fn bytes(count: u64) -> String {
     format!("{:.2} {name}", count as f64 / unit)
 }
 
+/// A large number with a letter: k for thousands, M for millions, G for thousands of millions.
+pub(crate) fn count(count: u64) -> String {
+    let (unit, letter) = match count {
+        1_000_000_000.. => (1e9, "G"),
+        1_000_000.. => (1e6, "M"),
+        1_000.. => (1e3, "k"),
+        _ => return count.to_string(),
+    };
+    format!("{:.2} {letter}", count as f64 / unit)
+}
+
 /// A shape as `768 x 256`; of a scalar, nothing to multiply.
 pub(crate) fn shape(shape: &[usize]) -> String {
     if shape.is_empty() {
@@ -122,5 +133,6 @@ mod tests {
     #[test]
     fn bytes_have_units() {
         assert_eq!([0, 999, 1000, 13_644_256].map(bytes), ["0 B", "999 B", "1.00 kB", "13.64 MB"]);
+        assert_eq!([7, 1234, 2_500_000].map(count), ["7", "1.23 k", "2.50 M"]);
     }
 }
