@@ -18,8 +18,10 @@ mod activations;
 mod axis;
 mod basis;
 mod features;
+mod gemm;
 mod kernels;
 mod loaded;
+mod parametric;
 mod pool;
 mod product;
 mod strips;
@@ -29,6 +31,7 @@ mod viterbi;
 
 pub use features::{Level, level, levels};
 pub use loaded::LoadedMatrix;
+pub use parametric::{parametric_gradients, parametric_product};
 pub use pool::{Pool, Rayon, Serial};
 pub use product::{product, transposed_product};
 pub(crate) use viterbi::{Codebook, Search};
