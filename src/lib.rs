@@ -149,6 +149,7 @@ pub use cpu::Precision;
 pub use encode::{Encoder, EncoderConfig, Quality, Rate, TermChoice};
 pub use error::{Error, Result};
 pub use nn::{
-    Embedding, Linear, RbeEmbedding, RbeLinear, embedding, linear, linear_b, linear_conv1d, linear_no_bias,
+    AdapterConfig, Embedding, Linear, Positions, RbeEmbedding, RbeLinear, SpectralAdapter, TrainableLinear,
+    embedding, linear, linear_b, linear_conv1d, linear_no_bias,
 };
 pub use tensor::RbeTensor;

@@ -50,6 +50,50 @@ impl RbeTensor {
         &self.matrix
     }
 
+    /// A tensor of a matrix as the codec has it, on the CPU.
+    ///
+    /// # Errors
+    /// When a vector's matrix has more than one row.
+    pub fn from_matrix(matrix: &Matrix, view: View) -> Result<Self> {
+        if view == View::Vector && matrix.layout().rows() != 1 {
+            return Err(Error::shape(format!("a vector of {} rows", matrix.layout().rows())));
+        }
+        Ok(Self::new(Arc::new(LoadedMatrix::new(matrix)), view, Device::Cpu))
+    }
+
+    /// How the tensor sees the stored matrix.
+    pub fn view(&self) -> View {
+        self.view
+    }
+
+    /// The numbers in which the tensor is linear, F32, `(count)`: term after term those that
+    /// [`parameter_groups`](Self::parameter_groups) counts. Positions and codes are fixed.
+    ///
+    /// # Errors
+    /// Candle's, when the tensor cannot be made.
+    pub fn parameters(&self) -> Result<Tensor> {
+        let parameters = self.to_matrix().parameters();
+        let count = parameters.len();
+        Ok(Tensor::from_vec(parameters, count, &self.device)?)
+    }
+
+    /// How many [`parameters`](Self::parameters) each term has: `basis` 8 a block, `sparse` one a coefficient, `planes` and
+    /// `trellis` one a scale.
+    pub fn parameter_groups(&self) -> Vec<(&'static str, usize)> {
+        self.matrix.parameter_groups()
+    }
+
+    /// The same positions and codes with other parameters, rounded to what the format holds (F16 for scales and sparse
+    /// values). [`relative_error`](Self::relative_error) is then unknown and reads 1.
+    ///
+    /// # Errors
+    /// When their number is another, one is not finite, or a scale is negative.
+    pub fn with_parameters(&self, parameters: &Tensor) -> Result<Self> {
+        let parameters = parameters.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let matrix = self.to_matrix().with_parameters(&parameters)?;
+        Ok(Self::new(Arc::new(LoadedMatrix::new(&matrix)), self.view, self.device.clone()))
+    }
+
     /// Whether the tensor is the transpose of the stored matrix.
     pub fn is_transposed(&self) -> bool {
         self.view == View::Transposed

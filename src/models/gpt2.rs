@@ -126,6 +126,8 @@ pub struct Gpt2 {
     lm_head: Linear,
     config: Config,
     device: Device,
+    /// What stands before the names of the body's weights.
+    prefix: &'static str,
 }
 
 impl Gpt2 {
@@ -157,12 +159,34 @@ impl Gpt2 {
             lm_head,
             config,
             device: vb.device().clone(),
+            prefix: if bare { "" } else { "transformer." },
         })
     }
 
     /// The configuration.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Every linear layer with the name that its weight has in the file; a tied head is the table's and not among them.
+    /// A layer is `(out, in)`, the transpose of what GPT-2's files hold.
+    pub fn linears_mut(&mut self) -> Vec<(String, &mut Linear)> {
+        let mut linears = Vec::new();
+        for (index, block) in self.h.iter_mut().enumerate() {
+            let (attn, mlp) = (&mut block.attn, &mut block.mlp);
+            for (name, linear) in [
+                ("attn.c_attn", &mut attn.c_attn),
+                ("attn.c_proj", &mut attn.c_proj),
+                ("mlp.c_fc", &mut mlp.c_fc),
+                ("mlp.c_proj", &mut mlp.c_proj),
+            ] {
+                linears.push((format!("{}h.{index}.{name}.weight", self.prefix), linear));
+            }
+        }
+        if !self.config.tie_word_embeddings {
+            linears.push(("lm_head.weight".into(), &mut self.lm_head));
+        }
+        linears
     }
 }
 

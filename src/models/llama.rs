@@ -191,6 +191,29 @@ impl Llama {
     pub fn config(&self) -> &Config {
         &self.config
     }
+
+    /// Every linear layer with the name that its weight has in the file; a tied head is the table's and not among them.
+    pub fn linears_mut(&mut self) -> Vec<(String, &mut Linear)> {
+        let mut linears = Vec::new();
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            let (attn, mlp) = (&mut layer.self_attn, &mut layer.mlp);
+            for (name, linear) in [
+                ("self_attn.q_proj", &mut attn.q_proj),
+                ("self_attn.k_proj", &mut attn.k_proj),
+                ("self_attn.v_proj", &mut attn.v_proj),
+                ("self_attn.o_proj", &mut attn.o_proj),
+                ("mlp.gate_proj", &mut mlp.gate_proj),
+                ("mlp.up_proj", &mut mlp.up_proj),
+                ("mlp.down_proj", &mut mlp.down_proj),
+            ] {
+                linears.push((format!("model.layers.{index}.{name}.weight"), linear));
+            }
+        }
+        if !self.config.tie_word_embeddings {
+            linears.push(("lm_head.weight".into(), &mut self.lm_head));
+        }
+        linears
+    }
 }
 
 impl CausalLm for Llama {

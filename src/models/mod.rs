@@ -39,6 +39,7 @@ pub use generate::{Generation, generate, greedy};
 pub use rope::{Rope, RopeScaling};
 
 use crate::Result;
+use crate::nn::Linear;
 use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
 use std::path::Path;
@@ -116,6 +117,15 @@ impl Model {
             Config::Gpt2(config) => Self::Gpt2(gpt2::Gpt2::new(config, vb)?),
             Config::Llama(config) => Self::Llama(llama::Llama::new(config, vb)?),
         })
+    }
+
+    /// Every linear layer with the name that its weight has in the file, to look at or to replace: by a
+    /// [`SpectralAdapter`](crate::SpectralAdapter), a [`TrainableLinear`](crate::TrainableLinear), a merged layer.
+    pub fn linears_mut(&mut self) -> Vec<(String, &mut Linear)> {
+        match self {
+            Self::Gpt2(model) => model.linears_mut(),
+            Self::Llama(model) => model.linears_mut(),
+        }
     }
 
     fn inner(&self) -> &dyn CausalLm {

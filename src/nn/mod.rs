@@ -3,11 +3,15 @@
 //! A weight `NAME` is compressed when the file has a `U8` tensor `NAME.rbe` in its place. The constructors
 //! have Candle's names and signatures and take Candle's own `VarBuilder`.
 
+mod adapter;
 mod embedding;
 mod linear;
+mod trainable;
 
+pub use adapter::{AdapterConfig, Positions, SpectralAdapter};
 pub use embedding::{Embedding, RbeEmbedding, embedding};
 pub use linear::{Linear, RbeLinear, linear, linear_b, linear_conv1d, linear_no_bias};
+pub use trainable::TrainableLinear;
 
 use crate::{Error, RbeTensor};
 use candle_core::{DType, Result, Shape};

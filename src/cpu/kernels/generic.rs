@@ -110,8 +110,8 @@ pub(super) fn correlate<const FMA: bool>(places: &[Place], a: LaneInput, b: Lane
         for group in 0..a.groups {
             let a = &a.lanes[group * a.stride + usize::from(place.to)];
             let b = &b.lanes[group * b.stride + usize::from(place.from)];
-            for lane in 0..LANES {
-                lanes[lane] = multiply_add::<FMA>(a.0[lane], b.0[lane], lanes[lane]);
+            for (lane, (a, b)) in lanes.iter_mut().zip(a.0.iter().zip(&b.0)) {
+                *lane = multiply_add::<FMA>(*a, *b, *lane);
             }
         }
         *sum += lanes.iter().sum::<f32>();

@@ -201,13 +201,13 @@ pub(super) fn backward(
     u: &[f32],
     v: &[f32],
     vectors: usize,
-    mut dx: Option<&mut [f32]>,
+    dx: Option<&mut [f32]>,
     gradient: &mut [f32],
     pool: &dyn Pool,
 ) {
     // The input's gradient lies on the side that the output does not.
     let (side, dx_blocks, dx_len) = out_side(layout, !transposed);
-    let shared_dx = dx.as_deref_mut().map(Shared::new);
+    let shared_dx = dx.map(Shared::new);
     let on = |side: Side| if side == Side::Rows { v } else { u };
     let (mut tiles, mut scaled) = (Vec::new(), Vec::new());
     for index in 0..dx_blocks {
