@@ -166,6 +166,11 @@ impl PlaneTiles {
         self.layout
     }
 
+    /// The scales of all blocks one after another.
+    pub(super) fn scales(&self) -> Vec<f32> {
+        self.scales.iter().map(|scale| scale.to_f32() * self.unit).collect()
+    }
+
     /// Which coefficients share a scale.
     pub(super) fn group(&self) -> ScaleGroup {
         self.group
