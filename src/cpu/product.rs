@@ -135,7 +135,7 @@ pub(super) fn transposed(
             for term in matrix.spectral() {
                 match term {
                     Loaded::Planes(_) | Loaded::Trellis(_) if vectors >= WORTH_DENSE => {
-                        add_dense(matrix, term, true, spectrum, vectors, out, pool);
+                        add_dense(kernels, matrix, term, true, spectrum, vectors, out, pool);
                     }
                     _ => accumulate(kernels, matrix, term, true, spectrum, vectors, out, pool),
                 }

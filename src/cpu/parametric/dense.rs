@@ -1,6 +1,6 @@
 //! Terms that have every coefficient: a tile at a time without its scales, then dense products.
 //!
-//! A tile lies column after column, so that a strip is a slice. For vectors `u` on the side of the columns and `v` on
+//! For vectors `u` on the side of the columns and `v` on
 //! that of the rows, all in the coefficient domain, a tile `U` without scales gives
 //!
 //! ```text
@@ -11,10 +11,10 @@
 //! either), `P` holds both what a scale's gradient is made of and, times the scale, the product itself.
 
 use super::super::gemm::{View, Write, multiply};
-use super::super::kernels::unpack;
+use super::super::kernels::{EDGE, Kernels};
 use super::super::loaded::Loaded;
 use super::super::pool::{Pool, Shared};
-use super::super::tiles::{TILE_ROWS, row_tiles};
+use super::super::tiles::row_tiles;
 use super::{Part, VECTORS_AT_ONCE};
 use crate::codec::term::planes::ScaleGroup;
 use crate::codec::term::trellis::STRIP;
@@ -38,31 +38,26 @@ fn groups(term: &Loaded, block: Block, prefer: Side) -> (Side, usize) {
     }
 }
 
-/// Writes a tile without scales, column after column.
-fn unscaled(term: &Loaded, block: Block, tile: &mut [f32]) {
+/// Writes a tile without scales.
+fn unscaled(kernels: &Kernels, term: &Loaded, block: Block, edge: usize, tile: &mut [f32]) {
+    tile.fill(0.0);
     match term {
+        Loaded::Planes(tiles) if tiles.planes(block) == 0 => {}
         Loaded::Planes(tiles) => {
-            let planes = tiles.planes(block);
-            if planes == 0 {
-                return tile.fill(0.0);
-            }
-            let offset = 0.5 - 0.5 * f32::from(1u16 << planes);
+            let offset = 0.5 - 0.5 * f32::from(1u16 << tiles.planes(block));
             for row_tile in 0..row_tiles(block) {
-                debug_assert!(row_tile * TILE_ROWS < block.height);
                 tiles.codes(block, row_tile, |row, col, code| {
-                    tile[col * block.height + row] = f32::from(code) + offset;
+                    tile[row * block.width + col] = f32::from(code) + offset;
                 });
             }
         }
-        Loaded::Trellis(trellis) => {
-            let mut values = vec![0i8; block.height];
-            for (col, out) in tile.chunks_exact_mut(block.height).enumerate() {
-                match trellis.column(block, col) {
-                    Some((column, _)) => {
-                        unpack(&column, &mut values);
-                        out.iter_mut().zip(&values).for_each(|(out, value)| *out = f32::from(*value));
-                    }
-                    None => out.fill(0.0),
+        Loaded::Trellis(strips) => {
+            let mut rows = [[0.0; STRIP]; EDGE];
+            for (first, mut strip) in strips.block_strips(block.row / edge, block.col / edge) {
+                strip.scale = 1.0;
+                kernels.trellis_rows(&strip, &mut rows);
+                for (out, row) in tile.chunks_exact_mut(block.width).zip(&rows) {
+                    out[first..first + strip.width].copy_from_slice(&row[..strip.width]);
                 }
             }
         }
@@ -76,15 +71,15 @@ fn unscaled(term: &Loaded, block: Block, tile: &mut [f32]) {
 fn scale(tile: &mut [f32], block: Block, (side, size): (Side, usize), scales: &[f32]) {
     match side {
         Side::Cols => {
-            for (strip, scale) in tile.chunks_mut(size * block.height).zip(scales) {
-                strip.iter_mut().for_each(|value| *value *= scale);
+            for row in tile.chunks_exact_mut(block.width) {
+                for (group, scale) in row.chunks_mut(size).zip(scales) {
+                    group.iter_mut().for_each(|value| *value *= scale);
+                }
             }
         }
         Side::Rows => {
-            for column in tile.chunks_exact_mut(block.height) {
-                for (group, scale) in column.chunks_mut(size).zip(scales) {
-                    group.iter_mut().for_each(|value| *value *= scale);
-                }
+            for (rows, scale) in tile.chunks_mut(size * block.width).zip(scales) {
+                rows.iter_mut().for_each(|value| *value *= scale);
             }
         }
     }
@@ -124,8 +119,8 @@ fn chunks(vectors: usize) -> impl Fn(usize) -> Range<usize> {
 
 /// A tile as the factor from the other side to `side`.
 fn factor(tile: &[f32], block: Block, side: Side) -> View<'_> {
-    let columns = View::new(tile, block.width, block.height, block.height);
-    if side == Side::Rows { columns } else { columns.t() }
+    let rows = View::new(tile, block.height, block.width, block.width);
+    if side == Side::Rows { rows.t() } else { rows }
 }
 
 /// A block's part of some vectors on one side.
@@ -156,7 +151,9 @@ fn out_side(layout: Layout, transposed: bool) -> (Side, usize, usize) {
 }
 
 /// Adds the term's share to `out`, all in the coefficient domain.
+#[allow(clippy::too_many_arguments)]
 pub(super) fn product(
+    kernels: &Kernels,
     part: &Part,
     layout: Layout,
     transposed: bool,
@@ -172,7 +169,7 @@ pub(super) fn product(
         let stripe = stripe(layout, side, index);
         tiles.resize(stripe.1[stripe.0.len()], 0.0);
         fill(&mut tiles, &stripe, pool, &|block, tile| {
-            unscaled(part.term, block, tile);
+            unscaled(kernels, part.term, block, layout.block(), tile);
             scale(tile, block, groups(part.term, block, side), part.of(block));
         });
         let chunk = chunks(vectors);
@@ -195,6 +192,7 @@ pub(super) fn product(
 /// scales to `gradient`.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn backward(
+    kernels: &Kernels,
     part: &Part,
     layout: Layout,
     transposed: bool,
@@ -214,7 +212,9 @@ pub(super) fn backward(
         let stripe = stripe(layout, side, index);
         let (blocks, starts) = &stripe;
         tiles.resize(starts[blocks.len()], 0.0);
-        fill(&mut tiles, &stripe, pool, &|block, tile| unscaled(part.term, block, tile));
+        fill(&mut tiles, &stripe, pool, &|block, tile| {
+            unscaled(kernels, part.term, block, layout.block(), tile)
+        });
         let aligned = groups(part.term, blocks[0], side).0 == side;
         if !aligned && shared_dx.is_some() {
             scaled.clone_from(&tiles);

@@ -80,7 +80,9 @@ impl LoadedMatrix {
 
 /// Adds the share of a term that has every coefficient, with its own scales, to `out`: for many vectors the product of
 /// [`dense`] is the fastest in F32.
+#[allow(clippy::too_many_arguments)]
 pub(super) fn add_dense(
+    kernels: &Kernels,
     matrix: &LoadedMatrix,
     term: &Loaded,
     transposed: bool,
@@ -95,7 +97,7 @@ pub(super) fn add_dense(
         Loaded::Basis(_) | Loaded::Sparse(_) => return,
     };
     let part = Part::new(matrix, term, &scales);
-    dense::product(&part, matrix.layout(), transposed, x, vectors, out, pool);
+    dense::product(kernels, &part, matrix.layout(), transposed, x, vectors, out, pool);
 }
 
 fn name(term: &Loaded) -> &'static str {
@@ -190,7 +192,16 @@ fn product(
                     let spectrum = sparse::Spectrum::new(kernels, &spectrum, in_len, vectors, pool);
                     sparse::product(kernels, term, part, transposed, &spectrum, &mut out, pool);
                 }
-                _ => dense::product(part, matrix.layout(), transposed, &spectrum, vectors, &mut out, pool),
+                _ => dense::product(
+                    kernels,
+                    part,
+                    matrix.layout(),
+                    transposed,
+                    &spectrum,
+                    vectors,
+                    &mut out,
+                    pool,
+                ),
             }
         }
         axis::synthesize(kernels, out_axis, &out, y, pool);
@@ -256,7 +267,18 @@ fn backward(
             _ => {
                 let (u, v) = sides(&x_spectrum[..], &g_spectrum[..]);
                 let dx = dx_spectrum.as_deref_mut();
-                dense::backward(part, matrix.layout(), transposed, u, v, vectors, dx, gradient, pool);
+                dense::backward(
+                    kernels,
+                    part,
+                    matrix.layout(),
+                    transposed,
+                    u,
+                    v,
+                    vectors,
+                    dx,
+                    gradient,
+                    pool,
+                );
             }
         }
     }
