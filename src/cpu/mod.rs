@@ -15,12 +15,14 @@
 #![allow(unsafe_code)]
 
 mod activations;
+mod attention;
 mod axis;
 mod basis;
 mod features;
 mod gemm;
 mod kernels;
 mod loaded;
+mod norm;
 mod parametric;
 mod pool;
 mod product;
@@ -29,8 +31,10 @@ mod tiles;
 mod transform;
 mod viterbi;
 
+pub use attention::{Attention, Heads, attention, attention_gradients};
 pub use features::{Level, level, levels};
 pub use loaded::LoadedMatrix;
+pub use norm::{Norm, norm, norm_gradients};
 pub use parametric::{parametric_gradients, parametric_product};
 pub use pool::{Pool, Rayon, Serial};
 pub use product::{product, transposed_product};

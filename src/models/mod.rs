@@ -20,23 +20,18 @@
 //! A new architecture is one file here, one variant of [`Model`] and of [`Config`], and one line in the
 //! table of [`Config::from_json`].
 
-mod activation;
-mod attention;
-mod cache;
+pub mod bert;
 mod config;
 pub mod evaluate;
-mod fused;
 mod generate;
 pub mod gpt2;
 pub mod llama;
-mod rope;
+mod pass;
 
-pub use activation::Activation;
-pub use cache::KvCache;
+pub use crate::nn::{Activation, KvCache, Rope, RopeScaling};
 pub use config::Config;
 pub use evaluate::{Evaluation, Windows, evaluate};
 pub use generate::{Generation, generate, greedy};
-pub use rope::{Rope, RopeScaling};
 
 use crate::Result;
 use crate::nn::Linear;

@@ -3,14 +3,29 @@
 //! A weight `NAME` is compressed when the file has a `U8` tensor `NAME.rbe` in its place. The constructors
 //! have Candle's names and signatures and take Candle's own `VarBuilder`.
 
+mod activation;
 mod adapter;
+mod attention;
+mod cache;
+mod dropout;
 mod embedding;
 mod linear;
+mod mlp;
+mod norm;
+mod rope;
 mod trainable;
 
+pub use activation::Activation;
 pub use adapter::{AdapterConfig, Positions, SpectralAdapter};
+pub use attention::{AttentionPass, Projections, RbeAttention};
+pub use cache::KvCache;
+pub use dropout::RbeDropout;
 pub use embedding::{Embedding, RbeEmbedding, embedding};
 pub use linear::{Linear, RbeLinear, linear, linear_b, linear_conv1d, linear_no_bias};
+pub use mlp::RbeMlp;
+pub use norm::{RbeLayerNorm, RbeRmsNorm, layer_norm, rms_norm};
+pub(crate) use rope::RopeParameters;
+pub use rope::{Rope, RopeScaling};
 pub use trainable::TrainableLinear;
 
 use crate::{Error, RbeTensor};

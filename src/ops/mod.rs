@@ -1,11 +1,15 @@
 //! Candle custom ops on compressed tensors.
 
+mod attention;
 mod gather;
 mod matmul;
+mod norm;
 mod parametric;
 
+pub use attention::{AttentionMask, attention};
 pub use gather::gather;
 pub use matmul::matmul;
+pub use norm::{layer_norm, rms_norm};
 pub use parametric::parametric_matmul;
 
 use crate::cpu::Pool;

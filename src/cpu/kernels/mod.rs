@@ -4,6 +4,7 @@
 //! all; the others are written once in [`generic`] and compiled for each level.
 
 mod generic;
+mod norm;
 mod scalar;
 mod trellis;
 mod walk;
@@ -98,6 +99,8 @@ impl<T> Sixteen<T> {
 type TrellisProduct =
     unsafe fn(&TrellisStrips, i: usize, blocks: Range<usize>, &Activations, Range<usize>, &mut [RowSums]);
 
+type NormGradient = unsafe fn(&[f32], &[f32], &[f32], f32, bool, &mut [f32], &mut [f32], &mut [f32]);
+
 /// The inner loops of one level. Unsafe to call where the level's instructions are missing.
 pub(super) struct Table {
     /// `sums[v] += S_i x_v` for the rows of a row tile of block row `i` and vectors `v` of a range.
@@ -106,6 +109,10 @@ pub(super) struct Table {
     planes_transposed: unsafe fn(&PlaneTiles, Block, Input, acc: &mut [f32]),
     /// `acc += S x` for one block, `acc` being `vectors x height`, or with `S'` and `vectors x width`.
     sparse: unsafe fn(&Sparse, Block, Input, acc: &mut [f32], transposed: bool),
+    /// Rows of norms and their gradients, and exponentials: [`norm`].
+    norm: unsafe fn(&[f32], &[f32], &[f32], f32, bool, &mut [f32]),
+    norm_gradient: NormGradient,
+    exp: unsafe fn(&mut [f32], f32) -> f32,
     /// [`generic::scatter`] and [`generic::correlate`].
     scatter: unsafe fn(&[Place], &[f32], LaneInput, acc: &mut [Lanes], stride: usize),
     correlate: unsafe fn(&[Place], LaneInput, LaneInput, sums: &mut [f32]),
@@ -197,6 +204,43 @@ impl Kernels {
         unsafe { (self.0.correlate)(places, a, b, sums) }
     }
 
+    /// One row of a norm; an empty bias is none.
+    pub(super) fn norm(
+        &self,
+        x: &[f32],
+        weight: &[f32],
+        bias: &[f32],
+        eps: f32,
+        centered: bool,
+        out: &mut [f32],
+    ) {
+        // SAFETY: as in `planes`.
+        unsafe { (self.0.norm)(x, weight, bias, eps, centered, out) }
+    }
+
+    /// The gradient of a row, and its shares of those of weight and bias, added.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn norm_gradient(
+        &self,
+        x: &[f32],
+        weight: &[f32],
+        g: &[f32],
+        eps: f32,
+        centered: bool,
+        dx: &mut [f32],
+        dweight: &mut [f32],
+        dbias: &mut [f32],
+    ) {
+        // SAFETY: as in `planes`.
+        unsafe { (self.0.norm_gradient)(x, weight, g, eps, centered, dx, dweight, dbias) }
+    }
+
+    /// `x <- exp(x - shift)`; returns the sum.
+    pub(super) fn exp(&self, x: &mut [f32], shift: f32) -> f32 {
+        // SAFETY: as in `planes`.
+        unsafe { (self.0.exp)(x, shift) }
+    }
+
     pub(super) fn largest(&self, x: &[f32]) -> f32 {
         // SAFETY: as in `planes`.
         unsafe { (self.0.largest)(x) }
@@ -271,12 +315,15 @@ impl Kernels {
 macro_rules! table {
     (fma: $fma:literal $(, $feature:literal)?) => {
         use super::super::{Block, Input, LaneInput, Place, PlaneTiles, Sparse, Table, generic};
-        use super::super::trellis as generic_trellis;
+        use super::super::{norm as rows, trellis as generic_trellis};
 
         pub(in super::super) const TABLE: Table = Table {
             planes,
             planes_transposed,
             sparse,
+            norm,
+            norm_gradient,
+            exp,
             scatter,
             correlate,
             trellis,
@@ -297,6 +344,28 @@ macro_rules! table {
         $(#[target_feature(enable = $feature)])?
         fn sparse(term: &Sparse, block: Block, x: Input, acc: &mut [f32], transposed: bool) {
             generic::sparse::<$fma>(term, block, x, acc, transposed);
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, centered: bool, out: &mut [f32]) {
+            rows::norm(x, weight, bias, eps, centered, out);
+        }
+        #[allow(clippy::too_many_arguments)]
+        $(#[target_feature(enable = $feature)])?
+        fn norm_gradient(
+            x: &[f32],
+            weight: &[f32],
+            g: &[f32],
+            eps: f32,
+            centered: bool,
+            dx: &mut [f32],
+            dweight: &mut [f32],
+            dbias: &mut [f32],
+        ) {
+            rows::norm_gradient(x, weight, g, eps, centered, dx, dweight, dbias);
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn exp(x: &mut [f32], shift: f32) -> f32 {
+            rows::exp(x, shift)
         }
         $(#[target_feature(enable = $feature)])?
         fn scatter(places: &[Place], values: &[f32], x: LaneInput, acc: &mut [crate::cpu::transform::Lanes], stride: usize) {
