@@ -2,7 +2,7 @@
 
 use crate::codec::{Matrix, matrix::View};
 use crate::cpu::{LoadedMatrix, Rayon};
-use crate::encode::Encoder;
+use crate::encode::{Encoder, PruneReport};
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
 use std::sync::Arc;
@@ -92,6 +92,39 @@ impl RbeTensor {
         let parameters = parameters.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let matrix = self.to_matrix().with_parameters(&parameters)?;
         Ok(Self::new(Arc::new(LoadedMatrix::new(&matrix)), self.view, self.device.clone()))
+    }
+
+    /// Takes away the sparse term's coefficients of magnitude below `threshold`, with what the basis functions can say of them
+    /// absorbed into their parameters ([`encode::prune`](crate::encode::prune)), and reports what that changed. The error that the
+    /// tensor records is then measured against `original`, or without one the most that it can be.
+    ///
+    /// # Errors
+    /// When there is no sparse term, the threshold is negative or not a number, or `original` has another shape.
+    pub fn prune_coefficients(
+        &self,
+        threshold: f32,
+        original: Option<&Tensor>,
+    ) -> Result<(Self, PruneReport)> {
+        if threshold.is_nan() || threshold < 0.0 {
+            return Err(Error::config(format!("a threshold of {threshold}; it must be at least 0")));
+        }
+        let original = match original {
+            None => None,
+            Some(original) if original.shape() != &self.shape => {
+                let reason = format!("an original of {:?} of a tensor of {:?}", original.shape(), self.shape);
+                return Err(Error::shape(reason));
+            }
+            Some(original) => {
+                let stored = if self.is_transposed() { original.t()? } else { original.clone() };
+                let stored = stored.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+                Some(stored.flatten_all()?.to_vec1::<f32>()?)
+            }
+        };
+        let before = self.to_matrix();
+        let after = crate::encode::prune(&before, threshold)?;
+        let report = PruneReport::new(&before, &after, original.as_deref());
+        let after = after.with_relative_error(report.error_after as f32);
+        Ok((Self::new(Arc::new(LoadedMatrix::new(&after)), self.view, self.device.clone()), report))
     }
 
     /// Whether the tensor is the transpose of the stored matrix.

@@ -10,7 +10,7 @@ use candle_rbe::codec::term::{Basis, Term};
 use candle_rbe::codec::{Layout, Matrix, Transform};
 use candle_rbe::{
     AdapterConfig, Encoder, EncoderConfig, Positions, Rate, RbeLinear, RbeTensor, SpectralAdapter,
-    TermChoice, TrainableLinear, ops,
+    TermChoice, TrainableLinear, archive, ops,
 };
 use half::f16;
 
@@ -339,6 +339,26 @@ fn an_adapter_learns_is_kept_and_merges_on_every_base() -> Result<()> {
             assert!(relative_error(&merged.forward(&x)?, &again.forward(&x)?, 0.0)? < 1e-3);
         }
     }
+    // All of a model's in a file of their own.
+    let room = tempfile::tempdir().unwrap();
+    let path = room.path().join("adapters.safetensors");
+    let layer: candle_rbe::Linear = RbeLinear::new(compressed(64, false), None).into();
+    let zeros = VarBuilder::zeros(DType::F32, &CPU);
+    let adapter = SpectralAdapter::new(layer.clone(), AdapterConfig::random(100, 1), zeros)?;
+    let named = |names: &[&str]| names.iter().map(|name| (name.to_string(), &adapter)).collect::<Vec<_>>();
+    let bytes = archive::save_adapters(&path, named(&["b.weight", "a.weight"]), false).unwrap();
+    assert!(bytes < 2 * (4 * 100 + 64));
+    let loaded = archive::load_adapters(&path).unwrap();
+    assert_eq!(loaded.keys().collect::<Vec<_>>(), ["a.weight", "b.weight"]);
+    for tensor in loaded.into_values() {
+        assert_eq!(SpectralAdapter::from_tensor(layer.clone(), tensor)?.values().dims(), [100]);
+    }
+    let error = |result: candle_rbe::Result<usize>| result.unwrap_err().to_string();
+    assert!(error(archive::save_adapters(&path, named(&["a"]), false)).contains("already exists"));
+    assert!(error(archive::save_adapters(&path, named(&["a", "a"]), true)).contains("two adapters"));
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/models/llama-books");
+    assert!(archive::load_adapters(model).unwrap_err().to_string().contains("not a file of adapters"));
+
     let other = AdapterConfig { axes: Some((Transform::Haar, 32)), ..AdapterConfig::random(10, 3) };
     let base = RbeLinear::new(compressed(64, true), None);
     let adapter = SpectralAdapter::new(base.into(), other, VarBuilder::zeros(DType::F32, &CPU))?;

@@ -4,6 +4,7 @@
 
 mod bar;
 mod bench;
+mod blocks;
 mod compress;
 mod decode;
 mod demo;
@@ -13,6 +14,7 @@ mod generate;
 mod inspect;
 mod language;
 mod print;
+mod prune;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -36,6 +38,8 @@ enum Command {
     Generate(generate::Generate),
     Demo(demo::Demo),
     Bench(bench::Bench),
+    Blocks(blocks::Blocks),
+    Prune(prune::Prune),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +52,8 @@ fn main() -> ExitCode {
         Command::Generate(command) => command.run(),
         Command::Demo(command) => command.run(),
         Command::Bench(command) => command.run(),
+        Command::Blocks(command) => command.run(),
+        Command::Prune(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

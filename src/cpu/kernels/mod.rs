@@ -99,6 +99,7 @@ impl<T> Sixteen<T> {
 type TrellisProduct =
     unsafe fn(&TrellisStrips, i: usize, blocks: Range<usize>, &Activations, Range<usize>, &mut [RowSums]);
 
+type Norm = unsafe fn(&[f32], &[f32], &[f32], f32, bool, &mut [f32]);
 type NormGradient = unsafe fn(&[f32], &[f32], &[f32], f32, bool, &mut [f32], &mut [f32], &mut [f32]);
 
 /// The inner loops of one level. Unsafe to call where the level's instructions are missing.
@@ -110,7 +111,7 @@ pub(super) struct Table {
     /// `acc += S x` for one block, `acc` being `vectors x height`, or with `S'` and `vectors x width`.
     sparse: unsafe fn(&Sparse, Block, Input, acc: &mut [f32], transposed: bool),
     /// Rows of norms and their gradients, and exponentials: [`norm`].
-    norm: unsafe fn(&[f32], &[f32], &[f32], f32, bool, &mut [f32]),
+    norm: Norm,
     norm_gradient: NormGradient,
     exp: unsafe fn(&mut [f32], f32) -> f32,
     /// [`generic::scatter`] and [`generic::correlate`].
