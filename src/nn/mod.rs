@@ -2,6 +2,14 @@
 //!
 //! A weight `NAME` is compressed when the file has a `U8` tensor `NAME.rbe` in its place. The constructors
 //! have Candle's names and signatures and take Candle's own `VarBuilder`.
+//!
+//! | to | layer |
+//! |---|---|
+//! | run compressed weights | [`RbeLinear`], [`RbeEmbedding`], and [`Linear`], [`Embedding`], which are either |
+//! | look for what makes a forward fail before it does | [`RbeLinear::forward_checked`] |
+//! | train a compressed weight's numbers | [`TrainableLinear`] |
+//! | fine-tune on top of a frozen layer | [`SpectralAdapter`] |
+//! | build a transformer | [`RbeAttention`] with a [`KvCache`], [`RbeMlp`], [`RbeLayerNorm`], [`RbeRmsNorm`], [`RbeDropout`] |
 
 mod activation;
 mod adapter;
