@@ -151,7 +151,8 @@ pub use cpu::Precision;
 pub use encode::{Encoder, EncoderConfig, Quality, Rate, TermChoice};
 pub use error::{Error, Result};
 pub use nn::{
-    AdapterConfig, Embedding, Linear, Positions, RbeEmbedding, RbeLinear, SpectralAdapter, TrainableLinear,
-    embedding, linear, linear_b, linear_conv1d, linear_no_bias,
+    AdapterConfig, Embedding, Linear, Positions, RbeAttention, RbeDropout, RbeEmbedding, RbeLayerNorm,
+    RbeLinear, RbeMlp, RbeRmsNorm, SpectralAdapter, TrainableLinear, embedding, layer_norm, linear, linear_b,
+    linear_conv1d, linear_no_bias, rms_norm,
 };
 pub use tensor::RbeTensor;
