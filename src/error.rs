@@ -32,6 +32,39 @@ pub enum Error {
         value: f32,
     },
 
+    /// An element of an input that is not finite, or too large to be meant.
+    #[error("element {index} of the input is {value}; it must be finite and at most {largest:e}")]
+    Input {
+        /// Position in row-major order.
+        index: usize,
+        /// The value found there.
+        value: f64,
+        /// The largest magnitude allowed.
+        largest: f32,
+    },
+
+    /// An output that its type cannot hold.
+    #[error("element {index} of the output is {value} in {dtype}{}", if *.decoded { ", with the decoded weight too" } else { "" })]
+    BlowUp {
+        /// Position in row-major order.
+        index: usize,
+        /// The value found there.
+        value: f64,
+        /// The output's type.
+        dtype: String,
+        /// Whether the decoded weight gave it.
+        decoded: bool,
+    },
+
+    /// Less memory than a product takes.
+    #[error("the product takes {needed} bytes and {available} are available")]
+    Memory {
+        /// Bytes that it takes at once.
+        needed: usize,
+        /// Bytes that are allowed, or that the system has.
+        available: usize,
+    },
+
     /// A rate that no setting of the allowed terms reaches.
     #[error("cannot reach {asked}: {best}")]
     UnreachableRate {

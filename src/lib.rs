@@ -73,6 +73,8 @@
 //! | a Hugging Face directory with GPT-2 or LLaMA | [`archive::compress`], [`archive::open`], [`models::Model::load`] |
 //! | a model whose code I cannot change | [`archive::open_decoded`]: it decodes on load, and saves file size alone |
 //! | weights stored `(in, out)`, as GPT-2's `Conv1D` | [`linear_conv1d`], or [`RbeTensor::t`] |
+//! | a compressed layer to be trained as it is stored, or healed | [`TrainableLinear`]: scales, basis parameters, sparse coefficients, bias |
+//! | a frozen layer to be fine-tuned by a few numbers | [`SpectralAdapter`]; [`archive::save_adapters`], [`archive::load_adapters`] |
 //! | a compressed model, and need a dense one | [`archive::decode`]; for one tensor [`RbeTensor::dequantize`] |
 //!
 //! | I want | I ask for |
@@ -113,10 +115,10 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`models`] | GPT-2 and LLaMA over [`nn`], text generation, comparison of two models |
+//! | [`models`] | GPT-2, LLaMA and BERT over [`nn`], text generation, comparison of two models |
 //! | [`archive`] | compressed models as safetensors files: write, read, decode, verify |
-//! | [`nn`] | layers that are dense or compressed, by what the file holds |
-//! | [`ops`] | Candle custom ops: product with its gradient, gather |
+//! | [`nn`] | layers that are dense or compressed, by what the file holds; those that train; norms, attention, feed-forward, dropout |
+//! | [`ops`] | Candle custom ops with gradients: products, norms, attention; gather |
 //! | [`RbeTensor`] | a compressed tensor on a Candle device |
 //! | [`encode`] | from a matrix to terms |
 //! | [`cpu`] | the fast kernels, chosen for the running processor (`RBE_CPU=scalar`, `avx2`, `avx512` asks for less) |
@@ -131,7 +133,7 @@
 //! - Above 4 bits, a quantiser better than the uniform one: there Candle's K-types have the smaller error at equal
 //!   bits; README.md has the table.
 //! - Calibration: the encoder minimises the error of the weights, not that of the outputs.
-//! - Gradients of compressed weights. Those of a layer's input, and so of all that comes before it, are there.
+//! - Training of what a compressed weight holds fixed: positions, codes, signs. Its numbers are trained ([`TrainableLinear`]).
 #![warn(clippy::all)]
 
 pub mod archive;
@@ -149,7 +151,8 @@ pub use cpu::Precision;
 pub use encode::{Encoder, EncoderConfig, Quality, Rate, TermChoice};
 pub use error::{Error, Result};
 pub use nn::{
-    DecodeMode, Embedding, LayerConfig, Linear, RbeEmbedding, RbeLinear, embedding, linear, linear_b,
-    linear_conv1d, linear_no_bias, set_default_layer_config,
+    AdapterConfig, DecodeMode, Embedding, LayerConfig, Linear, Positions, RbeAttention, RbeDropout,
+    RbeEmbedding, RbeLayerNorm, RbeLinear, RbeMlp, RbeRmsNorm, SpectralAdapter, TrainableLinear, embedding,
+    layer_norm, linear, linear_b, linear_conv1d, linear_no_bias, rms_norm, set_default_layer_config,
 };
 pub use tensor::RbeTensor;

@@ -4,7 +4,7 @@ use crate::codec::term::Term;
 use crate::codec::term::planes::MAX_PLANES;
 use crate::codec::{Matrix, matrix::View};
 use crate::cpu::{LoadedMatrix, Rayon};
-use crate::encode::Encoder;
+use crate::encode::{Encoder, PruneReport};
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
 use std::sync::Arc;
@@ -50,6 +50,83 @@ impl RbeTensor {
     /// The stored matrix in its layout for products.
     pub(crate) fn loaded(&self) -> &LoadedMatrix {
         &self.matrix
+    }
+
+    /// A tensor of a matrix as the codec has it, on the CPU.
+    ///
+    /// # Errors
+    /// When a vector's matrix has more than one row.
+    pub fn from_matrix(matrix: &Matrix, view: View) -> Result<Self> {
+        if view == View::Vector && matrix.layout().rows() != 1 {
+            return Err(Error::shape(format!("a vector of {} rows", matrix.layout().rows())));
+        }
+        Ok(Self::new(Arc::new(LoadedMatrix::new(matrix)), view, Device::Cpu))
+    }
+
+    /// How the tensor sees the stored matrix.
+    pub fn view(&self) -> View {
+        self.view
+    }
+
+    /// The numbers in which the tensor is linear, F32, `(count)`: term after term those that
+    /// [`parameter_groups`](Self::parameter_groups) counts. Positions and codes are fixed.
+    ///
+    /// # Errors
+    /// Candle's, when the tensor cannot be made.
+    pub fn parameters(&self) -> Result<Tensor> {
+        let parameters = self.to_matrix().parameters();
+        let count = parameters.len();
+        Ok(Tensor::from_vec(parameters, count, &self.device)?)
+    }
+
+    /// How many [`parameters`](Self::parameters) each term has: `basis` 8 a block, `sparse` one a coefficient, `planes` and
+    /// `trellis` one a scale.
+    pub fn parameter_groups(&self) -> Vec<(&'static str, usize)> {
+        self.matrix.parameter_groups()
+    }
+
+    /// The same positions and codes with other parameters, rounded to what the format holds (F16 for scales and sparse
+    /// values). [`relative_error`](Self::relative_error) is then unknown and reads 1.
+    ///
+    /// # Errors
+    /// When their number is another, one is not finite, or a scale is negative.
+    pub fn with_parameters(&self, parameters: &Tensor) -> Result<Self> {
+        let parameters = parameters.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let matrix = self.to_matrix().with_parameters(&parameters)?;
+        Ok(Self::new(Arc::new(LoadedMatrix::new(&matrix)), self.view, self.device.clone()))
+    }
+
+    /// Takes away the sparse term's coefficients of magnitude below `threshold`, with what the basis functions can say of them
+    /// absorbed into their parameters ([`encode::prune`](crate::encode::prune)), and reports what that changed. The error that the
+    /// tensor records is then measured against `original`, or without one the most that it can be.
+    ///
+    /// # Errors
+    /// When there is no sparse term, the threshold is negative or not a number, or `original` has another shape.
+    pub fn prune_coefficients(
+        &self,
+        threshold: f32,
+        original: Option<&Tensor>,
+    ) -> Result<(Self, PruneReport)> {
+        if threshold.is_nan() || threshold < 0.0 {
+            return Err(Error::config(format!("a threshold of {threshold}; it must be at least 0")));
+        }
+        let original = match original {
+            None => None,
+            Some(original) if original.shape() != &self.shape => {
+                let reason = format!("an original of {:?} of a tensor of {:?}", original.shape(), self.shape);
+                return Err(Error::shape(reason));
+            }
+            Some(original) => {
+                let stored = if self.is_transposed() { original.t()? } else { original.clone() };
+                let stored = stored.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+                Some(stored.flatten_all()?.to_vec1::<f32>()?)
+            }
+        };
+        let before = self.to_matrix();
+        let after = crate::encode::prune(&before, threshold)?;
+        let report = PruneReport::new(&before, &after, original.as_deref());
+        let after = after.with_relative_error(report.error_after as f32);
+        Ok((Self::new(Arc::new(LoadedMatrix::new(&after)), self.view, self.device.clone()), report))
     }
 
     /// Whether the tensor is the transpose of the stored matrix.

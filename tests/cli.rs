@@ -305,3 +305,54 @@ fn a_disk_that_fills_up_is_an_error_and_leaves_nothing() {
         assert!(error.contains(string(&out)) && error.contains("too large"), "{error}");
     }
 }
+
+#[test]
+fn pruning_takes_coefficients_away_and_says_what_that_cost() {
+    let room = tempfile::tempdir().unwrap();
+    let path = |name: &str| room.path().join(name);
+    let (sparse, pruned) = (path("sparse"), path("pruned"));
+    succeed(&["compress", MODEL, string(&sparse), "--k", "300", "--term", "sparse", "--include", "k_proj"]);
+    let arguments =
+        ["prune", string(&sparse), string(&pruned), "--threshold", "0.1", "--against", MODEL, "--json"];
+    let report = json(&arguments);
+    assert_eq!(report.as_object().unwrap().len(), 6);
+    let number = |tensor: &Value, key: &str| tensor[key].as_f64().unwrap();
+    for (name, tensor) in report.as_object().unwrap() {
+        let (before, after) = (number(tensor, "coefficients_before"), number(tensor, "coefficients_after"));
+        assert!(0.0 < after && after < before, "{name}: {before} {after}");
+        assert!(number(tensor, "bytes_after") < number(tensor, "bytes_before"));
+        assert!(number(tensor, "error_after") > number(tensor, "error_before"));
+        assert_eq!(tensor["measured"], true);
+    }
+    // What was measured is what the file says and what the original confirms.
+    let verified = json(&["verify", string(&pruned), "--against", MODEL, "--json"]);
+    assert!(verified.is_object());
+    let bound = json(&["prune", string(&sparse), string(&path("bound")), "--threshold", "0.1", "--json"]);
+    for (name, tensor) in report.as_object().unwrap() {
+        assert!(number(&bound[name], "error_after") >= number(tensor, "error_after"));
+    }
+    assert!(fail(&arguments).contains("already exists"));
+    let dense = fail(&["prune", MODEL, string(&path("x")), "--threshold", "1"]);
+    assert!(dense.contains("sparse term"), "{dense}");
+    let negative = fail(&["prune", string(&sparse), string(&path("y")), "--threshold=-1"]);
+    assert!(negative.contains("at least 0"), "{negative}");
+}
+
+#[test]
+fn block_edges_are_tried_and_ranked() {
+    let arguments =
+        ["blocks", MODEL, "--include", "q_proj", "--samples", "2", "--bits", "4.1", "--term", "planes"];
+    let report = json(&[&arguments[..], &["--json"]].concat());
+    let edges = report["edges"].as_array().unwrap();
+    let scores: Vec<f64> = edges.iter().map(|edge| edge["score"].as_f64().unwrap()).collect();
+    assert!(edges.len() == 4 && scores.is_sorted_by(|a, b| a >= b), "{scores:?}");
+    assert!(scores.iter().all(|score| (0.0..=1.0).contains(score)));
+    // Accuracy alone ranks by the error alone.
+    let only = [&arguments[..], &["--memory", "0", "--speed", "0", "--json"]].concat();
+    let report = json(&only);
+    let errors: Vec<f64> =
+        report["edges"].as_array().unwrap().iter().map(|e| e["relative_error"].as_f64().unwrap()).collect();
+    assert!(errors.is_sorted(), "{errors:?}");
+    assert!(fail(&["blocks", MODEL, "--memory=-1"]).contains("at least 0"));
+    assert!(fail(&["blocks", MODEL, "--include", "nothing"]).contains("no matrix"));
+}

@@ -11,22 +11,27 @@
 //! | run this crate's layers on the compressed weights | [`open`] and [`crate::linear`] |
 //! | run an unmodified Candle model | [`open_decoded`] |
 //! | look into a file, tensor by tensor | [`Archive`] |
+//! | keep what was fine-tuned, apart from the model | [`save_adapters`], [`load_adapters`] |
 //! | compare a compressed model with its original | [`verify`] |
 //! | write a safetensors file without holding it in memory | [`SafetensorsWriter`] |
 //!
 //! Nothing is ever written half: a file or directory is assembled beside its destination, synced, and renamed.
 
+mod adapters;
 mod convert;
 mod decode;
 mod measure;
+mod prune;
 mod read;
 mod stage;
 mod var_builder;
 mod verify;
 mod write;
 
+pub use adapters::{load_adapters, save_adapters};
 pub use convert::{CompressOptions, CompressReport, Selection, Step, TensorReport, Watch, compress};
 pub use decode::{DecodeOptions, DecodeReport, decode};
+pub use prune::prune;
 pub use read::{Archive, Entry};
 pub use safetensors::Dtype;
 pub use var_builder::{open, open_decoded};

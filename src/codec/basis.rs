@@ -70,6 +70,32 @@ impl Basis {
         Self { layout, parameters }
     }
 
+    /// All parameters, block after block.
+    pub fn parameters(&self) -> Vec<f32> {
+        self.layout.iter().flat_map(|block| self.theta(block)).collect()
+    }
+
+    /// The same functions with other parameters, as precise as these are stored.
+    ///
+    /// # Panics
+    /// When there are not as many as [`parameters`](Self::parameters) gives.
+    pub fn with_parameters(&self, parameters: &[f32]) -> Self {
+        let (theta, rest) = parameters.as_chunks();
+        assert!(rest.is_empty());
+        Self::new(self.layout, theta, matches!(self.parameters, Parameters::F16 { .. }))
+    }
+
+    /// `d <g, weights> / d theta` of one block: the inner products of each function with `g` (`height x width`).
+    pub fn gradient(&self, block: Block, g: &[f32]) -> [f32; FUNCTIONS] {
+        let mut gradient = [0.0; FUNCTIONS];
+        for (n, g) in g.iter().enumerate() {
+            let (row, col) = (n / block.width, n % block.width);
+            let phi = functions(coordinate(row, block.height), coordinate(col, block.width));
+            gradient.iter_mut().zip(phi).for_each(|(sum, phi)| *sum += phi * f64::from(*g));
+        }
+        gradient.map(|sum| sum as f32)
+    }
+
     /// The eight parameters of a block.
     pub fn theta(&self, block: Block) -> [f32; FUNCTIONS] {
         let first = block.index * FUNCTIONS;

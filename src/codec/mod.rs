@@ -20,6 +20,7 @@ pub mod basis;
 mod bits;
 mod layout;
 pub mod matrix;
+mod parameters;
 mod payload;
 pub mod signs;
 pub mod term;

@@ -10,15 +10,40 @@
 //! ```
 //!
 //! so a block costs its height instead of its area. Transposed, rows and columns change places, and with
-//! them parameters 3 and 4, and 5 and 6.
+//! them parameters 3 and 4, and 5 and 6. A parameter's gradient is a sum of products of the input's moments with
+//! those of the output's gradient.
 
+use super::gemm::{View, Write, multiply};
 use super::pool::{Pool, Shared};
 use crate::codec::basis::{Basis, FUNCTIONS, coordinate};
 use crate::codec::{Block, Layout};
-use std::f64::consts::PI;
+use std::f32::consts::PI;
 
-/// Moments that do not depend on the output's row.
+/// Functions of one coordinate.
 const SCALARS: usize = 4;
+
+/// `1, x^2, cos(pi x), cos(2 pi x)` at every element of a block's side.
+fn scalars(len: usize) -> Vec<[f32; SCALARS]> {
+    (0..len)
+        .map(|index| {
+            let x = coordinate(index, len) as f32;
+            [1.0, x * x, (PI * x).cos(), (2.0 * PI * x).cos()]
+        })
+        .collect()
+}
+
+/// What an input block is multiplied with: for each of its `len` elements the scalars, then `d` to each of the
+/// `out_len` elements of the other side.
+fn table(len: usize, out_len: usize) -> Vec<f32> {
+    let across: Vec<f32> = (0..out_len).map(|index| coordinate(index, out_len) as f32).collect();
+    let mut table = Vec::with_capacity(len * (SCALARS + out_len));
+    for (index, scalars) in scalars(len).into_iter().enumerate() {
+        let x = coordinate(index, len) as f32;
+        table.extend(scalars);
+        table.extend(across.iter().map(|y| (x * x + y * y).sqrt()));
+    }
+    table
+}
 
 /// The moments of every input block, for `tokens` vectors, and what they are multiplied with.
 pub(super) struct BasisProduct<'a> {
@@ -28,8 +53,8 @@ pub(super) struct BasisProduct<'a> {
     tokens: usize,
     /// Lengths of output blocks: the full one and, where there is one, the border's.
     out_lengths: Vec<usize>,
-    /// For each input block and token: [`SCALARS`] moments, then `m_d` for each output length.
-    moments: Vec<f32>,
+    /// For each output length and input block, of each token: [`SCALARS`] moments, then `m_d`.
+    moments: Vec<Vec<f32>>,
 }
 
 /// Length of the blocks of an axis: full ones and a shorter last one.
@@ -51,49 +76,39 @@ impl<'a> BasisProduct<'a> {
             if transposed { (layout.rows(), layout.cols()) } else { (layout.cols(), layout.rows()) };
         let edge = layout.block();
         let out_lengths = block_lengths(out_len, edge);
-        let mut product = Self { basis, layout, transposed, tokens, out_lengths, moments: Vec::new() };
-        product.moments.reserve(in_len.div_ceil(edge) * tokens * product.moments_len());
-        for start in (0..in_len).step_by(edge) {
-            let len = edge.min(in_len - start);
-            for token in 0..tokens {
-                product.push_moments(&input[token * in_len + start..][..len]);
+        let mut moments = Vec::new();
+        for &out_len in &out_lengths {
+            let mut known = (0, Vec::new());
+            for start in (0..in_len).step_by(edge) {
+                let len = edge.min(in_len - start);
+                if known.0 != len {
+                    known = (len, table(len, out_len));
+                }
+                let width = SCALARS + out_len;
+                let mut block = vec![0.0; tokens * width];
+                let input = View::new(&input[start..], tokens, len, in_len);
+                multiply(&mut block, width, input, View::new(&known.1, len, width, width), Write::Over);
+                moments.push(block);
             }
         }
-        product
+        Self { basis, layout, transposed, tokens, out_lengths, moments }
     }
 
-    fn moments_len(&self) -> usize {
-        SCALARS + self.out_lengths.iter().sum::<usize>()
+    fn in_blocks(&self) -> usize {
+        if self.transposed { self.layout.block_rows() } else { self.layout.block_cols() }
     }
 
-    fn push_moments(&mut self, input: &[f32]) {
-        let mut scalars = [0.0; SCALARS];
-        for (index, value) in input.iter().enumerate() {
-            let (x, value) = (coordinate(index, input.len()), f64::from(*value));
-            let functions = [1.0, x * x, (PI * x).cos(), (2.0 * PI * x).cos()];
-            scalars.iter_mut().zip(functions).for_each(|(sum, f)| *sum += f * value);
-        }
-        self.moments.extend(scalars.map(|sum| sum as f32));
-        for &out_len in &self.out_lengths {
-            self.moments.extend((0..out_len).map(|row| {
-                let y = coordinate(row, out_len);
-                let distance = |(index, value): (usize, &f32)| {
-                    let x = coordinate(index, input.len());
-                    (x * x + y * y).sqrt() * f64::from(*value)
-                };
-                input.iter().enumerate().map(distance).sum::<f64>() as f32
-            }));
-        }
+    fn block_at(&self, out: usize, input: usize) -> Block {
+        let (i, j) = if self.transposed { (input, out) } else { (out, input) };
+        self.layout.block_at(i, j)
     }
 
-    /// Parameters of a block, as seen from the output's side.
-    fn theta(&self, block: Block) -> [f32; FUNCTIONS] {
-        let mut theta = self.basis.theta(block);
-        if self.transposed {
-            theta.swap(3, 4);
-            theta.swap(5, 6);
-        }
-        theta
+    /// The moments of an input block and token for output blocks of this length.
+    fn moments(&self, input: usize, token: usize, out_len: usize) -> ([f32; SCALARS], &[f32]) {
+        let shorter = usize::from(self.out_lengths[0] != out_len);
+        let block = &self.moments[shorter * self.in_blocks() + input];
+        let (scalars, m_d) = block[token * (SCALARS + out_len)..][..SCALARS + out_len].split_at(SCALARS);
+        (std::array::from_fn(|n| scalars[n]), m_d)
     }
 
     /// Adds the product to `out` (`tokens x length of an output`), output block by output block.
@@ -103,47 +118,85 @@ impl<'a> BasisProduct<'a> {
         let out = Shared::new(out);
         pool.run(out_len.div_ceil(edge), &|range| {
             for index in range {
+                let len = edge.min(out_len - index * edge);
+                let functions = scalars(len);
                 for token in 0..self.tokens {
                     let start = token * out_len + index * edge;
-                    let end = token * out_len + ((index + 1) * edge).min(out_len);
                     // SAFETY: an output block belongs to one item.
-                    let out = unsafe { out.part(start..end) };
-                    self.add_block(index, token, out);
+                    let out = unsafe { out.part(start..start + len) };
+                    self.add_block(index, token, &functions, out);
                 }
             }
         });
     }
 
-    fn add_block(&self, index: usize, token: usize, out: &mut [f32]) {
-        let out_len = out.len();
-        let m_d_start = SCALARS + self.out_lengths.iter().take_while(|len| **len != out_len).sum::<usize>();
-        let in_blocks = if self.transposed { self.layout.block_rows() } else { self.layout.block_cols() };
-        {
-            let (mut constant, mut square, mut cosine, mut double_cosine) = (0f64, 0f64, 0f64, 0f64);
-            for j in 0..in_blocks {
-                let block = if self.transposed {
-                    self.layout.block_at(j, index)
-                } else {
-                    self.layout.block_at(index, j)
-                };
-                let theta = self.theta(block).map(f64::from);
-                let moments = &self.moments[(j * self.tokens + token) * self.moments_len()..];
-                let [m_1, m_x2, m_c, m_cc] = std::array::from_fn(|k| f64::from(moments[k]));
-                constant += theta[0] * m_1 + theta[2] * m_x2 + theta[3] * m_c + theta[5] * m_cc;
-                square += theta[2] * m_1;
-                cosine += theta[4] * m_1 + theta[7] * m_c;
-                double_cosine += theta[6] * m_1;
-                let m_d = &moments[m_d_start..][..out_len];
-                out.iter_mut().zip(m_d).for_each(|(out, m_d)| *out += theta[1] as f32 * m_d);
+    fn add_block(&self, index: usize, token: usize, functions: &[[f32; SCALARS]], out: &mut [f32]) {
+        let mut sums = [0f32; SCALARS];
+        for input in 0..self.in_blocks() {
+            let mut theta = self.basis.theta(self.block_at(index, input));
+            if self.transposed {
+                // As seen from the output's side.
+                theta.swap(3, 4);
+                theta.swap(5, 6);
             }
-            for (row, out) in out.iter_mut().enumerate() {
-                let y = coordinate(row, out_len);
-                let sum = constant
-                    + square * y * y
-                    + cosine * (PI * y).cos()
-                    + double_cosine * (2.0 * PI * y).cos();
-                *out += sum as f32;
-            }
+            let ([m_1, m_x2, m_c, m_cc], m_d) = self.moments(input, token, out.len());
+            sums[0] += theta[0] * m_1 + theta[2] * m_x2 + theta[3] * m_c + theta[5] * m_cc;
+            sums[1] += theta[2] * m_1;
+            sums[2] += theta[4] * m_1 + theta[7] * m_c;
+            sums[3] += theta[6] * m_1;
+            out.iter_mut().zip(m_d).for_each(|(out, m_d)| *out += theta[1] * m_d);
+        }
+        for (out, functions) in out.iter_mut().zip(functions) {
+            *out += sums.iter().zip(functions).map(|(sum, function)| sum * function).sum::<f32>();
         }
     }
+}
+
+/// `d (sum of v' W u) / d theta` of every block: `u` holds `tokens` vectors of the matrix's `cols`, `v` of its `rows`.
+pub(super) fn gradient(
+    basis: &Basis,
+    layout: Layout,
+    u: &[f32],
+    v: &[f32],
+    tokens: usize,
+    gradient: &mut [f32],
+    pool: &dyn Pool,
+) {
+    let inputs = BasisProduct::new(basis, layout, false, u, tokens);
+    let gradient = Shared::new(gradient);
+    pool.run(layout.block_rows(), &|range| {
+        for i in range {
+            let rows = layout.row_range(i);
+            let functions = scalars(rows.len());
+            let of_token = |token: usize| &v[token * layout.rows()..][rows.clone()];
+            let mut outputs = vec![0.0; tokens * SCALARS];
+            let v = View::new(&v[rows.start..], tokens, rows.len(), layout.rows());
+            let functions = View::new(functions.as_flattened(), rows.len(), SCALARS, SCALARS);
+            multiply(&mut outputs, SCALARS, v, functions, Write::Over);
+            for j in 0..layout.block_cols() {
+                let mut sums = [0f64; FUNCTIONS];
+                for (token, outputs) in outputs.as_chunks::<SCALARS>().0.iter().enumerate() {
+                    let (m, m_d) = inputs.moments(j, token, rows.len());
+                    let [m_1, m_x2, m_c, m_cc] = m.map(f64::from);
+                    let [n_1, n_y2, n_c, n_cc] = outputs.map(f64::from);
+                    let distance: f32 = of_token(token).iter().zip(m_d).map(|(v, m_d)| v * m_d).sum();
+                    let terms = [
+                        m_1 * n_1,
+                        f64::from(distance),
+                        m_x2 * n_1 + m_1 * n_y2,
+                        m_c * n_1,
+                        m_1 * n_c,
+                        m_cc * n_1,
+                        m_1 * n_cc,
+                        m_c * n_c,
+                    ];
+                    sums.iter_mut().zip(terms).for_each(|(sum, term)| *sum += term);
+                }
+                let start = layout.block_at(i, j).index * FUNCTIONS;
+                // SAFETY: a block's parameters belong to its block row, and that to one item.
+                let own = unsafe { gradient.part(start..start + FUNCTIONS) };
+                own.iter_mut().zip(sums).for_each(|(own, sum)| *own = sum as f32);
+            }
+        }
+    });
 }

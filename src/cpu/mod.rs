@@ -15,11 +15,15 @@
 #![allow(unsafe_code)]
 
 mod activations;
+mod attention;
 mod axis;
 mod basis;
 mod features;
+mod gemm;
 mod kernels;
 mod loaded;
+mod norm;
+mod parametric;
 mod pool;
 mod product;
 mod strips;
@@ -27,8 +31,11 @@ mod tiles;
 mod transform;
 mod viterbi;
 
+pub use attention::{Attention, Heads, attention, attention_gradients};
 pub use features::{Level, level, levels};
 pub use loaded::LoadedMatrix;
+pub use norm::{Norm, norm, norm_gradients};
+pub use parametric::{parametric_gradients, parametric_product};
 pub use pool::{Pool, Rayon, Serial};
 pub use product::{product, transposed_product};
 pub(crate) use viterbi::{Codebook, Search};

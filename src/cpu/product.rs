@@ -3,6 +3,7 @@
 use super::activations::{Activations, quantize};
 use super::kernels::{Input, Kernels, RowSums};
 use super::loaded::{Loaded, LoadedMatrix};
+use super::parametric::add_dense;
 use super::pool::{Pool, Serial, Shared};
 use super::strips::{Packing, TrellisStrips};
 use super::tiles::{PlaneTiles, TILE_ROWS};
@@ -13,6 +14,8 @@ use std::cell::RefCell;
 const WORTH_SHARING: usize = 1 << 18;
 /// Segments' elements below which one thread transforms alone.
 const TRANSFORM_WORTH_SHARING: usize = 1 << 13;
+/// Vectors from which on a transposed product unpacks whole tiles for a dense product.
+const WORTH_DENSE: usize = 16;
 /// Vectors whose sums one thread holds at a time: 4 KiB, beside a row tile's codes in the first cache.
 const VECTORS_AT_ONCE: usize = 64;
 
@@ -130,7 +133,12 @@ pub(super) fn transposed(
             out.clear();
             out.resize(x.len(), 0.0);
             for term in matrix.spectral() {
-                accumulate(kernels, matrix, term, true, spectrum, vectors, out, pool);
+                match term {
+                    Loaded::Planes(_) | Loaded::Trellis(_) if vectors >= WORTH_DENSE => {
+                        add_dense(kernels, matrix, term, true, spectrum, vectors, out, pool);
+                    }
+                    _ => accumulate(kernels, matrix, term, true, spectrum, vectors, out, pool),
+                }
             }
             axis::synthesize(kernels, &matrix.axes().cols, out, x, pool);
         });

@@ -204,6 +204,11 @@ impl TrellisStrips {
         self.layout
     }
 
+    /// What multiplies the values of each strip.
+    pub(super) fn scales(&self) -> Vec<f32> {
+        self.scales.iter().map(|scale| scale.to_f32() * self.unit).collect()
+    }
+
     fn strip(&self, index: usize, height: usize, width: usize) -> Option<Strip<'_>> {
         let bits = self.bits[index];
         (bits > 0).then(|| Strip {

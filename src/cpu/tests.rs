@@ -68,7 +68,7 @@ fn trellis(layout: Layout) -> Term {
 }
 
 /// Matrices of every term, alone and together, with borders of all kinds.
-fn matrices() -> Vec<Matrix> {
+pub(in crate::cpu) fn matrices() -> Vec<Matrix> {
     let mut matrices = Vec::new();
     for (rows, cols, edge) in [
         (1, 1, 32),

@@ -166,6 +166,16 @@ impl PlaneTiles {
         self.layout
     }
 
+    /// The scales of all blocks one after another.
+    pub(super) fn scales(&self) -> Vec<f32> {
+        self.scales.iter().map(|scale| scale.to_f32() * self.unit).collect()
+    }
+
+    /// Which coefficients share a scale.
+    pub(super) fn group(&self) -> ScaleGroup {
+        self.group
+    }
+
     /// Planes of a block.
     pub(super) fn planes(&self, block: Block) -> u8 {
         self.planes[block.index]
@@ -193,7 +203,7 @@ impl PlaneTiles {
     }
 
     /// Visits the codes of a row tile as `(row, column, code)` in the block.
-    fn codes(&self, block: Block, row_tile: usize, mut f: impl FnMut(usize, usize, u8)) {
+    pub(super) fn codes(&self, block: Block, row_tile: usize, mut f: impl FnMut(usize, usize, u8)) {
         let planes = self.planes(block);
         let tiles = self.row_tile(block, row_tile);
         for col_tile in 0..col_tiles(block) {

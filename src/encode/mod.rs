@@ -4,6 +4,7 @@
 //! planes or sparse, bits per block, step of each quantiser. What it reports is measured by decoding.
 
 mod allocate;
+mod block_size;
 mod planes;
 mod prune;
 mod rate;
@@ -12,7 +13,8 @@ mod sparse;
 mod spectrum;
 mod trellis;
 
-pub use prune::prune;
+pub use block_size::{BlockSizeScore, BlockSizeWeights};
+pub use prune::{PruneReport, prune};
 pub use rate::{Quality, Rate, TermChoice};
 
 use crate::codec::term::trellis::STATE_BITS;

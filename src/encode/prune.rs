@@ -6,6 +6,62 @@ use crate::codec::term::{Sparse, Term};
 use crate::codec::{Block, Matrix};
 use crate::error::{Error, Result};
 
+/// What pruning changed.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[non_exhaustive]
+pub struct PruneReport {
+    /// Coefficients of the sparse term before.
+    pub coefficients_before: usize,
+    /// And after.
+    pub coefficients_after: usize,
+    /// Bytes of the payload before.
+    pub bytes_before: usize,
+    /// And after.
+    pub bytes_after: usize,
+    /// `|W^ - W^'| / |W^|`: how far the pruned weights are from those before.
+    pub change: f64,
+    /// `|W - W^| / |W|` before, as recorded.
+    pub error_before: f64,
+    /// And after: measured against the original where that was given, else the most that it can be.
+    pub error_after: f64,
+    /// Whether it was measured.
+    pub measured: bool,
+}
+
+impl PruneReport {
+    /// The report of two matrices and, where there is one, the original's weights.
+    pub(crate) fn new(before: &Matrix, after: &Matrix, original: Option<&[f32]>) -> Self {
+        let coefficients = |matrix: &Matrix| {
+            let counts =
+                matrix.terms().iter().map(|t| if let Term::Sparse(s) = t { s.coefficients() } else { 0 });
+            counts.sum()
+        };
+        let (old, new) = (before.decode(), after.decode());
+        let distance = |a: &[f32], b: &[f32]| {
+            let squares = a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2));
+            squares.sum::<f64>().sqrt()
+        };
+        let norm = |a: &[f32]| a.iter().map(|a| f64::from(*a).powi(2)).sum::<f64>().sqrt();
+        let share = |part: f64, whole: f64| if part == 0.0 { 0.0 } else { part / whole };
+        let (error_before, moved) = (f64::from(before.relative_error()), distance(&old, &new));
+        let error_after = match original {
+            Some(original) => share(distance(original, &new), norm(original)),
+            // |W - W^'| <= |W - W^| + |W^ - W^'|, and |W| >= |W^| / (1 + error).
+            None => error_before + share(moved * (1.0 + error_before), norm(&old)),
+        };
+        Self {
+            coefficients_before: coefficients(before),
+            coefficients_after: coefficients(after),
+            bytes_before: before.size_in_bytes(),
+            bytes_after: after.size_in_bytes(),
+            change: share(moved, norm(&old)),
+            error_before,
+            error_after,
+            measured: original.is_some(),
+        }
+    }
+}
+
 /// Removes the sparse term's coefficients of magnitude below `threshold` and absorbs their least-squares share
 /// into the basis parameters (a basis term is added where there is none).
 ///

@@ -1,13 +1,14 @@
 //! GPT-2 (Radford et al., 2019) as Hugging Face's `GPT2LMHeadModel` computes it.
 
-use super::activation::Activation;
-use super::attention::{Pass, split_heads};
 use super::config::{TokenIds, check_positive};
-use super::{CausalLm, KvCache, fused};
-use crate::nn::{Embedding, Linear, embedding, linear_conv1d, linear_no_bias};
+use super::{CausalLm, KvCache, pass};
+use crate::nn::{
+    Activation, AttentionPass, Embedding, Linear, Projections, RbeAttention, RbeLayerNorm, RbeMlp, embedding,
+    layer_norm, linear_conv1d, linear_no_bias,
+};
 use crate::{Error, Result};
-use candle_core::{D, DType, Device, Tensor};
-use candle_nn::{LayerNorm, Module, VarBuilder, layer_norm};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::{Module, VarBuilder};
 use serde::Deserialize;
 
 /// What `config.json` says, with every default filled in. The names are Hugging Face's.
@@ -122,10 +123,12 @@ pub struct Gpt2 {
     wte: Embedding,
     wpe: Embedding,
     h: Vec<Block>,
-    ln_f: LayerNorm,
+    ln_f: RbeLayerNorm,
     lm_head: Linear,
     config: Config,
     device: Device,
+    /// What stands before the names of the body's weights.
+    prefix: &'static str,
 }
 
 impl Gpt2 {
@@ -157,6 +160,7 @@ impl Gpt2 {
             lm_head,
             config,
             device: vb.device().clone(),
+            prefix: if bare { "" } else { "transformer." },
         })
     }
 
@@ -164,19 +168,39 @@ impl Gpt2 {
     pub fn config(&self) -> &Config {
         &self.config
     }
+
+    /// Every linear layer with the name that its weight has in the file; a tied head is the table's and not among them.
+    /// A layer is `(out, in)`, the transpose of what GPT-2's files hold.
+    pub fn linears_mut(&mut self) -> Vec<(String, &mut Linear)> {
+        let mut linears = Vec::new();
+        for (index, block) in self.h.iter_mut().enumerate() {
+            let names = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"];
+            let own = block.attn.linears_mut().into_iter().chain(block.mlp.linears_mut());
+            linears.extend(
+                names
+                    .into_iter()
+                    .zip(own)
+                    .map(|(name, linear)| (format!("{}h.{index}.{name}.weight", self.prefix), linear)),
+            );
+        }
+        if !self.config.tie_word_embeddings {
+            linears.push(("lm_head.weight".into(), &mut self.lm_head));
+        }
+        linears
+    }
 }
 
 impl CausalLm for Gpt2 {
     fn hidden_states(&self, input_ids: &Tensor, cache: Option<&mut KvCache>) -> candle_core::Result<Tensor> {
-        let mut pass = Pass::begin(input_ids, cache, self.h.len(), self.context_length())?;
+        let mut pass = pass::begin(input_ids, cache, self.h.len(), self.context_length())?;
         let positions = pass.positions();
         let positions = Tensor::arange(positions.start as u32, positions.end as u32, &self.device)?;
         let mut h = self.wte.forward(input_ids)?.broadcast_add(&self.wpe.forward(&positions)?)?;
-        for block in &self.h {
-            h = block.forward(&h, &mut pass)?;
+        for (index, block) in self.h.iter().enumerate() {
+            h = block.forward(&h, index, &mut pass)?;
         }
         pass.finish();
-        fused::layer_norm(&self.ln_f, &h)
+        self.ln_f.forward(&h)
     }
 
     fn head(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
@@ -206,10 +230,10 @@ impl CausalLm for Gpt2 {
 
 #[derive(Clone, Debug)]
 struct Block {
-    ln_1: LayerNorm,
-    attn: Attention,
-    ln_2: LayerNorm,
-    mlp: Mlp,
+    ln_1: RbeLayerNorm,
+    attn: RbeAttention,
+    ln_2: RbeLayerNorm,
+    mlp: RbeMlp,
 }
 
 impl Block {
@@ -217,74 +241,31 @@ impl Block {
         let norm = |name| layer_norm(config.n_embd, config.layer_norm_epsilon, vb.pp(name));
         Ok(Self {
             ln_1: norm("ln_1")?,
-            attn: Attention::new(index, config, vb.pp("attn"))?,
+            attn: attention(index, config, vb.pp("attn"))?,
             ln_2: norm("ln_2")?,
-            mlp: Mlp::new(config, vb.pp("mlp"))?,
+            mlp: RbeMlp::new(
+                linear_conv1d(config.n_embd, config.n_inner, vb.pp("mlp").pp("c_fc"))?,
+                linear_conv1d(config.n_inner, config.n_embd, vb.pp("mlp").pp("c_proj"))?,
+                config.activation_function,
+            ),
         })
     }
 
-    fn forward(&self, h: &Tensor, pass: &mut Pass) -> candle_core::Result<Tensor> {
-        let h = (h + self.attn.forward(&fused::layer_norm(&self.ln_1, h)?, pass)?)?;
-        &h + self.mlp.forward(&fused::layer_norm(&self.ln_2, &h)?)?
+    fn forward(&self, h: &Tensor, index: usize, pass: &mut AttentionPass) -> candle_core::Result<Tensor> {
+        let h = (h + self.attn.forward(&self.ln_1.forward(h)?, index, pass)?)?;
+        &h + self.mlp.forward(&self.ln_2.forward(&h)?)?
     }
 }
 
-#[derive(Clone, Debug)]
-struct Attention {
-    /// Which layer of the cache is its own.
-    index: usize,
-    /// Queries, keys and values side by side.
-    c_attn: Linear,
-    c_proj: Linear,
-    heads: usize,
-    scale: f64,
-}
-
-impl Attention {
-    fn new(index: usize, config: &Config, vb: VarBuilder) -> candle_core::Result<Self> {
-        let (width, heads) = (config.n_embd, config.n_head);
-        let mut scale = 1.;
-        if config.scale_attn_weights {
-            scale /= ((width / heads) as f64).sqrt();
-        }
-        if config.scale_attn_by_inverse_layer_idx {
-            scale /= (index + 1) as f64;
-        }
-        Ok(Self {
-            index,
-            c_attn: linear_conv1d(width, 3 * width, vb.pp("c_attn"))?,
-            c_proj: linear_conv1d(width, width, vb.pp("c_proj"))?,
-            heads,
-            scale,
-        })
+fn attention(index: usize, config: &Config, vb: VarBuilder) -> candle_core::Result<RbeAttention> {
+    let (width, heads) = (config.n_embd, config.n_head);
+    let mut scale = 1.;
+    if config.scale_attn_weights {
+        scale /= ((width / heads) as f64).sqrt();
     }
-
-    fn forward(&self, x: &Tensor, pass: &mut Pass) -> candle_core::Result<Tensor> {
-        let qkv = self.c_attn.forward(x)?;
-        let width = qkv.dim(D::Minus1)? / 3;
-        let part = |n| split_heads(&qkv.narrow(D::Minus1, n * width, width)?, self.heads);
-        let (q, k, v) = (part(0)?, part(1)?, part(2)?);
-        self.c_proj.forward(&pass.attend(self.index, &q, &k, &v, self.scale)?)
+    if config.scale_attn_by_inverse_layer_idx {
+        scale /= (index + 1) as f64;
     }
-}
-
-#[derive(Clone, Debug)]
-struct Mlp {
-    c_fc: Linear,
-    c_proj: Linear,
-    act: Activation,
-}
-
-impl Mlp {
-    fn new(config: &Config, vb: VarBuilder) -> candle_core::Result<Self> {
-        Ok(Self {
-            c_fc: linear_conv1d(config.n_embd, config.n_inner, vb.pp("c_fc"))?,
-            c_proj: linear_conv1d(config.n_inner, config.n_embd, vb.pp("c_proj"))?,
-            act: config.activation_function,
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        self.c_proj.forward(&self.act.forward(&self.c_fc.forward(x)?)?)
-    }
+    let joined = Projections::Joined(linear_conv1d(width, 3 * width, vb.pp("c_attn"))?);
+    Ok(RbeAttention::new(joined, linear_conv1d(width, width, vb.pp("c_proj"))?, heads, heads, scale))
 }

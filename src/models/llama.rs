@@ -1,15 +1,15 @@
 //! LLaMA (Touvron et al., arXiv 2302.13971) as Hugging Face's `LlamaForCausalLM` computes it: versions 1 to 3,
 //! and the models that share their shape.
 
-use super::activation::Activation;
-use super::attention::{Pass, split_heads};
 use super::config::{TokenIds, check_positive};
-use super::rope::{Rope, RopeParameters, Rotation};
-use super::{CausalLm, KvCache, fused};
-use crate::nn::{Embedding, Linear, embedding, linear_b, linear_no_bias};
+use super::{CausalLm, KvCache, pass};
+use crate::nn::{
+    Activation, AttentionPass, Embedding, Linear, Projections, RbeAttention, RbeMlp, RbeRmsNorm, Rope,
+    RopeParameters, embedding, linear_b, linear_no_bias, rms_norm,
+};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
-use candle_nn::{Module, RmsNorm, VarBuilder, rms_norm};
+use candle_nn::{Module, VarBuilder};
 use serde::Deserialize;
 
 /// What `config.json` says, with every default filled in. The names are Hugging Face's.
@@ -149,7 +149,7 @@ impl TryFrom<File> for Config {
 pub struct Llama {
     embed_tokens: Embedding,
     layers: Vec<Layer>,
-    norm: RmsNorm,
+    norm: RbeRmsNorm,
     lm_head: Linear,
     /// Radians per position, `head_dim / 2` of them.
     frequencies: Vec<f32>,
@@ -174,7 +174,7 @@ impl Llama {
             linear_no_bias(hidden, vocab, vb.pp("lm_head"))?
         };
         let layers = (0..config.num_hidden_layers)
-            .map(|index| Layer::new(index, &config, model.pp("layers").pp(index)))
+            .map(|index| Layer::new(&config, model.pp("layers").pp(index)))
             .collect::<candle_core::Result<_>>()?;
         Ok(Self {
             embed_tokens,
@@ -191,18 +191,37 @@ impl Llama {
     pub fn config(&self) -> &Config {
         &self.config
     }
+
+    /// Every linear layer with the name that its weight has in the file; a tied head is the table's and not among them.
+    pub fn linears_mut(&mut self) -> Vec<(String, &mut Linear)> {
+        let mut linears = Vec::new();
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            let names = ["q_proj", "k_proj", "v_proj", "o_proj"].map(|name| format!("self_attn.{name}"));
+            let names = names
+                .into_iter()
+                .chain(["gate_proj", "up_proj", "down_proj"].map(|name| format!("mlp.{name}")));
+            let own = layer.self_attn.linears_mut().into_iter().chain(layer.mlp.linears_mut());
+            linears.extend(
+                names.zip(own).map(|(name, linear)| (format!("model.layers.{index}.{name}.weight"), linear)),
+            );
+        }
+        if !self.config.tie_word_embeddings {
+            linears.push(("lm_head.weight".into(), &mut self.lm_head));
+        }
+        linears
+    }
 }
 
 impl CausalLm for Llama {
     fn hidden_states(&self, input_ids: &Tensor, cache: Option<&mut KvCache>) -> candle_core::Result<Tensor> {
-        let mut pass = Pass::begin(input_ids, cache, self.layers.len(), self.context_length())?;
+        let pass = pass::begin(input_ids, cache, self.layers.len(), self.context_length())?;
         let mut h = self.embed_tokens.forward(input_ids)?;
-        let rotation = Rotation::new(&self.frequencies, pass.positions(), h.dtype(), &self.device)?;
-        for layer in &self.layers {
-            h = layer.forward(&h, &rotation, &mut pass)?;
+        let mut pass = pass.rotated(&self.frequencies, h.dtype(), &self.device)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            h = layer.forward(&h, index, &mut pass)?;
         }
         pass.finish();
-        fused::rms_norm(&self.norm, &h)
+        self.norm.forward(&h)
     }
 
     fn head(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
@@ -232,90 +251,48 @@ impl CausalLm for Llama {
 
 #[derive(Clone, Debug)]
 struct Layer {
-    input_layernorm: RmsNorm,
-    self_attn: Attention,
-    post_attention_layernorm: RmsNorm,
-    mlp: Mlp,
+    input_layernorm: RbeRmsNorm,
+    self_attn: RbeAttention,
+    post_attention_layernorm: RbeRmsNorm,
+    mlp: RbeMlp,
 }
 
 impl Layer {
-    fn new(index: usize, config: &Config, vb: VarBuilder) -> candle_core::Result<Self> {
+    fn new(config: &Config, vb: VarBuilder) -> candle_core::Result<Self> {
         let norm = |name| rms_norm(config.hidden_size, config.rms_norm_eps, vb.pp(name));
         Ok(Self {
             input_layernorm: norm("input_layernorm")?,
-            self_attn: Attention::new(index, config, vb.pp("self_attn"))?,
+            self_attn: attention(config, vb.pp("self_attn"))?,
             post_attention_layernorm: norm("post_attention_layernorm")?,
-            mlp: Mlp::new(config, vb.pp("mlp"))?,
+            mlp: mlp(config, vb.pp("mlp"))?,
         })
     }
 
-    fn forward(&self, h: &Tensor, rotation: &Rotation, pass: &mut Pass) -> candle_core::Result<Tensor> {
-        let h = (h + self.self_attn.forward(&fused::rms_norm(&self.input_layernorm, h)?, rotation, pass)?)?;
-        &h + self.mlp.forward(&fused::rms_norm(&self.post_attention_layernorm, &h)?)?
+    fn forward(&self, h: &Tensor, index: usize, pass: &mut AttentionPass) -> candle_core::Result<Tensor> {
+        let h = (h + self.self_attn.forward(&self.input_layernorm.forward(h)?, index, pass)?)?;
+        &h + self.mlp.forward(&self.post_attention_layernorm.forward(&h)?)?
     }
 }
 
-/// Grouped-query attention with rotated queries and keys.
-#[derive(Clone, Debug)]
-struct Attention {
-    /// Which layer of the cache is its own.
-    index: usize,
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    o_proj: Linear,
-    heads: usize,
-    kv_heads: usize,
-    scale: f64,
+/// Grouped-query attention.
+fn attention(config: &Config, vb: VarBuilder) -> candle_core::Result<RbeAttention> {
+    let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+    let (hidden, bias) = (config.hidden_size, config.attention_bias);
+    let projections = Projections::Separate {
+        q: linear_b(hidden, heads * config.head_dim, bias, vb.pp("q_proj"))?,
+        k: linear_b(hidden, kv_heads * config.head_dim, bias, vb.pp("k_proj"))?,
+        v: linear_b(hidden, kv_heads * config.head_dim, bias, vb.pp("v_proj"))?,
+    };
+    let out = linear_b(heads * config.head_dim, hidden, bias, vb.pp("o_proj"))?;
+    Ok(RbeAttention::new(projections, out, heads, kv_heads, 1. / (config.head_dim as f64).sqrt()))
 }
 
-impl Attention {
-    fn new(index: usize, config: &Config, vb: VarBuilder) -> candle_core::Result<Self> {
-        let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
-        let (hidden, bias) = (config.hidden_size, config.attention_bias);
-        Ok(Self {
-            index,
-            q_proj: linear_b(hidden, heads * config.head_dim, bias, vb.pp("q_proj"))?,
-            k_proj: linear_b(hidden, kv_heads * config.head_dim, bias, vb.pp("k_proj"))?,
-            v_proj: linear_b(hidden, kv_heads * config.head_dim, bias, vb.pp("v_proj"))?,
-            o_proj: linear_b(heads * config.head_dim, hidden, bias, vb.pp("o_proj"))?,
-            heads,
-            kv_heads,
-            scale: 1. / (config.head_dim as f64).sqrt(),
-        })
-    }
-
-    fn forward(&self, x: &Tensor, rotation: &Rotation, pass: &mut Pass) -> candle_core::Result<Tensor> {
-        let (q, k, v) = (self.q_proj.forward(x)?, self.k_proj.forward(x)?, self.v_proj.forward(x)?);
-        let q = rotation.apply(&split_heads(&q, self.heads)?)?;
-        let k = rotation.apply(&split_heads(&k, self.kv_heads)?)?;
-        let v = split_heads(&v, self.kv_heads)?;
-        self.o_proj.forward(&pass.attend(self.index, &q, &k, &v, self.scale)?)
-    }
-}
-
-/// `down(act(gate(x)) * up(x))`: a gated linear unit (Shazeer, arXiv 2002.05202).
-#[derive(Clone, Debug)]
-struct Mlp {
-    gate_proj: Linear,
-    up_proj: Linear,
-    down_proj: Linear,
-    act: Activation,
-}
-
-impl Mlp {
-    fn new(config: &Config, vb: VarBuilder) -> candle_core::Result<Self> {
-        let (hidden, inner, bias) = (config.hidden_size, config.intermediate_size, config.mlp_bias);
-        Ok(Self {
-            gate_proj: linear_b(hidden, inner, bias, vb.pp("gate_proj"))?,
-            up_proj: linear_b(hidden, inner, bias, vb.pp("up_proj"))?,
-            down_proj: linear_b(inner, hidden, bias, vb.pp("down_proj"))?,
-            act: config.hidden_act,
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let (gate, up) = (self.gate_proj.forward(x)?, self.up_proj.forward(x)?);
-        self.down_proj.forward(&(self.act.forward(&gate)? * up)?)
-    }
+fn mlp(config: &Config, vb: VarBuilder) -> candle_core::Result<RbeMlp> {
+    let (hidden, inner, bias) = (config.hidden_size, config.intermediate_size, config.mlp_bias);
+    Ok(RbeMlp::gated(
+        linear_b(hidden, inner, bias, vb.pp("gate_proj"))?,
+        linear_b(hidden, inner, bias, vb.pp("up_proj"))?,
+        linear_b(inner, hidden, bias, vb.pp("down_proj"))?,
+        config.hidden_act,
+    ))
 }

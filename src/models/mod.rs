@@ -20,25 +20,21 @@
 //! A new architecture is one file here, one variant of [`Model`] and of [`Config`], and one line in the
 //! table of [`Config::from_json`].
 
-mod activation;
-mod attention;
-mod cache;
+pub mod bert;
 mod config;
 pub mod evaluate;
-mod fused;
 mod generate;
 pub mod gpt2;
 pub mod llama;
-mod rope;
+mod pass;
 
-pub use activation::Activation;
-pub use cache::KvCache;
+pub use crate::nn::{Activation, KvCache, Rope, RopeScaling};
 pub use config::Config;
 pub use evaluate::{Evaluation, Windows, evaluate};
 pub use generate::{Generation, generate, greedy};
-pub use rope::{Rope, RopeScaling};
 
 use crate::Result;
+use crate::nn::Linear;
 use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
 use std::path::Path;
@@ -116,6 +112,15 @@ impl Model {
             Config::Gpt2(config) => Self::Gpt2(gpt2::Gpt2::new(config, vb)?),
             Config::Llama(config) => Self::Llama(llama::Llama::new(config, vb)?),
         })
+    }
+
+    /// Every linear layer with the name that its weight has in the file, to look at or to replace: by a
+    /// [`SpectralAdapter`](crate::SpectralAdapter), a [`TrainableLinear`](crate::TrainableLinear), a merged layer.
+    pub fn linears_mut(&mut self) -> Vec<(String, &mut Linear)> {
+        match self {
+            Self::Gpt2(model) => model.linears_mut(),
+            Self::Llama(model) => model.linears_mut(),
+        }
     }
 
     fn inner(&self) -> &dyn CausalLm {

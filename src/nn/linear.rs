@@ -46,9 +46,9 @@
 //! # Ok(()) }
 //! ```
 
-use super::compressed;
 use super::counters::{Counters, Counts, register};
 use super::mode::{BlockCache, DecodeMode, LayerConfig, default_layer_config};
+use super::{SpectralAdapter, TrainableLinear, compressed};
 use crate::cpu::Precision;
 use crate::{RbeTensor, ops};
 use candle_core::{Result, Tensor};
@@ -172,13 +172,17 @@ impl Module for RbeLinear {
     }
 }
 
-/// A linear layer whose weight is dense or compressed, by what the file held.
+/// A linear layer whose weight is dense or compressed, by what the file held, or one that is trained on top of it.
 #[derive(Clone, Debug)]
 pub enum Linear {
     /// Candle's own layer.
     Dense(candle_nn::Linear),
     /// The compressed layer.
     Rbe(RbeLinear),
+    /// A compressed layer whose numbers are variables.
+    Trainable(TrainableLinear),
+    /// A frozen layer and a sparse term that is trained.
+    Adapted(SpectralAdapter),
 }
 
 impl Linear {
@@ -187,11 +191,13 @@ impl Linear {
         Self::Dense(candle_nn::Linear::new(weight, bias))
     }
 
-    /// The bias, `(out)`.
+    /// The bias, `(out)`; of a layer that is being trained, the one before.
     pub fn bias(&self) -> Option<&Tensor> {
         match self {
             Linear::Dense(linear) => linear.bias(),
             Linear::Rbe(linear) => linear.bias(),
+            Linear::Trainable(linear) => linear.start_bias(),
+            Linear::Adapted(adapter) => adapter.base().bias(),
         }
     }
 }
@@ -199,6 +205,18 @@ impl Linear {
 impl From<RbeLinear> for Linear {
     fn from(linear: RbeLinear) -> Self {
         Linear::Rbe(linear)
+    }
+}
+
+impl From<TrainableLinear> for Linear {
+    fn from(linear: TrainableLinear) -> Self {
+        Linear::Trainable(linear)
+    }
+}
+
+impl From<SpectralAdapter> for Linear {
+    fn from(adapter: SpectralAdapter) -> Self {
+        Linear::Adapted(adapter)
     }
 }
 
@@ -213,6 +231,8 @@ impl Module for Linear {
         match self {
             Linear::Dense(linear) => linear.forward(x),
             Linear::Rbe(linear) => linear.forward(x),
+            Linear::Trainable(linear) => linear.forward(x),
+            Linear::Adapted(adapter) => adapter.forward(x),
         }
     }
 }

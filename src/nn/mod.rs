@@ -2,16 +2,46 @@
 //!
 //! A weight `NAME` is compressed when the file has a `U8` tensor `NAME.rbe` in its place. The constructors
 //! have Candle's names and signatures and take Candle's own `VarBuilder`.
+//!
+//! | to | layer |
+//! |---|---|
+//! | run compressed weights | [`RbeLinear`], [`RbeEmbedding`], and [`Linear`], [`Embedding`], which are either |
+//! | choose how the weight is used, and see what was done | [`DecodeMode`], [`LayerConfig`], [`layer_counts`] |
+//! | look for what makes a forward fail before it does | [`RbeLinear::forward_checked`] |
+//! | train a compressed weight's numbers | [`TrainableLinear`] |
+//! | fine-tune on top of a frozen layer | [`SpectralAdapter`] |
+//! | build a transformer | [`RbeAttention`] with a [`KvCache`], [`RbeMlp`], [`RbeLayerNorm`], [`RbeRmsNorm`], [`RbeDropout`] |
 
+mod activation;
+mod adapter;
+mod attention;
+mod cache;
+mod checked;
 mod counters;
+mod dropout;
 mod embedding;
 mod linear;
+mod mlp;
 mod mode;
+mod norm;
+mod rope;
+mod trainable;
 
+pub use activation::Activation;
+pub use adapter::{AdapterConfig, Positions, SpectralAdapter};
+pub use attention::{AttentionPass, Projections, RbeAttention};
+pub use cache::KvCache;
+pub use checked::{ForwardChecks, ForwardCounts};
 pub use counters::{Counts, LayerCounts, layer_counts, reset_layer_counts};
+pub use dropout::RbeDropout;
 pub use embedding::{Embedding, RbeEmbedding, embedding};
 pub use linear::{Linear, RbeLinear, linear, linear_b, linear_conv1d, linear_no_bias};
+pub use mlp::RbeMlp;
 pub use mode::{DecodeMode, LayerConfig, default_layer_config, set_default_layer_config};
+pub use norm::{RbeLayerNorm, RbeRmsNorm, layer_norm, rms_norm};
+pub(crate) use rope::RopeParameters;
+pub use rope::{Rope, RopeScaling};
+pub use trainable::TrainableLinear;
 
 use crate::{Error, RbeTensor};
 use candle_core::{DType, Result, Shape};

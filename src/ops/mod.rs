@@ -1,14 +1,20 @@
 //! Candle custom ops on compressed tensors.
 
+mod attention;
 mod gather;
 mod matmul;
+mod norm;
+mod parametric;
 
+pub use attention::{AttentionMask, attention};
 pub use gather::gather;
 pub use matmul::matmul;
 pub(crate) use matmul::matmul_with_gradient;
+pub use norm::{layer_norm, rms_norm};
+pub use parametric::parametric_matmul;
 
 use crate::cpu::Pool;
-use candle_core::{CpuStorage, DType, Layout, Result, bail};
+use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
 use std::ops::Range;
 
 /// Candle's own threads: a second pool beside them would fight for the cores.
@@ -17,6 +23,15 @@ struct CandlePool;
 impl Pool for CandlePool {
     fn run(&self, items: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
         candle_core::utils::barrier_pool().execute_chunked(items, f);
+    }
+}
+
+/// The elements of a tensor on the CPU in row-major order as F32.
+fn values_of(tensor: &Tensor, op: &str) -> Result<Vec<f32>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(storage) => to_f32(storage, layout, op),
+        _ => bail!("{op} takes tensors on the CPU, not on {:?}", tensor.device().location()),
     }
 }
 

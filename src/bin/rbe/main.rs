@@ -4,6 +4,7 @@
 
 mod bar;
 mod bench;
+mod blocks;
 mod chart;
 mod compress;
 mod decode;
@@ -16,6 +17,7 @@ mod language;
 mod layers;
 mod print;
 mod profile;
+mod prune;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -40,6 +42,8 @@ enum Command {
     Demo(demo::Demo),
     Profile(profile::Profile),
     Bench(bench::Bench),
+    Blocks(blocks::Blocks),
+    Prune(prune::Prune),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +57,8 @@ fn main() -> ExitCode {
         Command::Demo(command) => command.run(),
         Command::Profile(command) => command.run(),
         Command::Bench(command) => command.run(),
+        Command::Blocks(command) => command.run(),
+        Command::Prune(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -57,6 +57,97 @@ impl Term {
         }
     }
 
+    /// What the numbers of [`parameters`](Self::parameters) are called.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Term::Basis(_) => "basis",
+            Term::Sparse(_) => "sparse",
+            Term::Planes(_) => "planes",
+            Term::Trellis(_) => "trellis",
+        }
+    }
+
+    /// The numbers in which this term is linear, block after block: the basis functions' parameters, the sparse
+    /// coefficients in row-major order, the scales of planes (of rows) and strips. Positions and codes are fixed.
+    pub fn parameters(&self) -> Vec<f32> {
+        match self {
+            Term::Basis(basis) => basis.parameters(),
+            Term::Sparse(sparse) => {
+                let layout = sparse.layout();
+                layout
+                    .iter()
+                    .flat_map(|block| sparse.entries(block).into_iter().map(|entry| entry.value))
+                    .collect()
+            }
+            Term::Planes(planes) => {
+                planes.scales().iter().map(|scale| scale.to_f32() * planes.unit()).collect()
+            }
+            Term::Trellis(trellis) => trellis.scales(),
+        }
+    }
+
+    /// How many of the parameters are a block's.
+    pub fn parameters_in(&self, block: Block) -> usize {
+        match self {
+            Term::Basis(_) => super::basis::FUNCTIONS,
+            Term::Sparse(sparse) => sparse.count(block),
+            Term::Planes(planes) => planes.group().scales_in(block),
+            Term::Trellis(_) => block.width.div_ceil(trellis::STRIP),
+        }
+    }
+
+    /// The same term with other parameters, as precise as its format holds them.
+    ///
+    /// # Panics
+    /// When there are not as many as [`parameters`](Self::parameters) gives.
+    #[must_use]
+    pub fn with_parameters(&self, parameters: &[f32]) -> Self {
+        match self {
+            Term::Basis(basis) => Term::Basis(basis.with_parameters(parameters)),
+            Term::Sparse(sparse) => Term::Sparse(sparse.with_values(parameters)),
+            Term::Planes(planes) => Term::Planes(planes.with_scales(parameters)),
+            Term::Trellis(trellis) => Term::Trellis(trellis.with_scales(parameters)),
+        }
+    }
+
+    /// Adds `d <g, term> / d parameters` of one block to `gradient`, the block's parameters; `g` (`height x width`) is in
+    /// the term's own [`domain`](Self::domain).
+    pub fn add_gradient(&self, block: Block, g: &[f32], gradient: &mut [f32]) {
+        assert_eq!(gradient.len(), self.parameters_in(block));
+        let dot = |a: &[f32], b: &[f32]| -> f64 {
+            a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+        };
+        match self {
+            Term::Basis(basis) => {
+                gradient.iter_mut().zip(basis.gradient(block, g)).for_each(|(sum, d)| *sum += d);
+            }
+            Term::Sparse(sparse) => {
+                let mut sums = gradient.iter_mut();
+                sparse.for_each(block, 0..block.height, |row, col, _| {
+                    if let Some(sum) = sums.next() {
+                        *sum += g[row * block.width + col];
+                    }
+                });
+            }
+            Term::Planes(planes) => {
+                let per_scale = block.height / gradient.len();
+                let mut levels = vec![0.0; block.width];
+                for (row, g) in g.chunks_exact(block.width).enumerate() {
+                    planes.levels(block, row, planes::MAX_PLANES, &mut levels);
+                    gradient[row / per_scale] += 0.5 * dot(g, &levels) as f32;
+                }
+            }
+            Term::Trellis(trellis) => {
+                for col in 0..block.width {
+                    let Some((column, _)) = trellis.column(block, col) else { continue };
+                    let product =
+                        |row: usize| f64::from(g[row * block.width + col]) * f64::from(column.value(row));
+                    gradient[col / trellis::STRIP] += (0..block.height).map(product).sum::<f64>() as f32;
+                }
+            }
+        }
+    }
+
     /// Bytes this term takes in a payload.
     pub fn size_in_bytes(&self) -> usize {
         1 + match self {

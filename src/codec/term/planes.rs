@@ -108,6 +108,17 @@ impl Planes {
         &self.scales
     }
 
+    /// The same codes with other scales, one for each group, block after block.
+    ///
+    /// # Panics
+    /// When there are not as many as before.
+    pub fn with_scales(&self, scales: &[f32]) -> Self {
+        assert_eq!(scales.len(), self.scales.len());
+        let unit = super::unit_for(scales.iter().copied(), 7);
+        let scales = scales.iter().map(|scale| f16::from_f32(scale / unit)).collect();
+        Self { unit, scales, ..self.clone() }
+    }
+
     /// `u` of each coefficient of a block, row-major.
     pub fn codes(&self, block: Block, codes: &mut [u8]) {
         let mask_bytes = block.mask_bytes();

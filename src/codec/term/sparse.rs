@@ -164,9 +164,38 @@ impl Sparse {
         Ok(Self { layout, format, unit, counts, scales, starts, data })
     }
 
+    /// The layout of the matrix.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
     /// The format in use.
     pub fn format(&self) -> Format {
         self.format
+    }
+
+    /// Kept coefficients of a block.
+    pub fn count(&self, block: Block) -> usize {
+        usize::from(self.counts[block.index])
+    }
+
+    /// The same positions with other values, one for each entry, block after block and in each row by row.
+    ///
+    /// # Panics
+    /// When there are not as many as [`coefficients`](Self::coefficients) says.
+    pub fn with_values(&self, values: &[f32]) -> Self {
+        assert_eq!(values.len(), self.coefficients());
+        let mut values = values.iter();
+        let blocks: Vec<Vec<Entry>> = self
+            .layout
+            .iter()
+            .map(|block| {
+                let entries = self.entries(block).into_iter().zip(&mut values);
+                entries.map(|(entry, value)| Entry { value: *value, ..entry }).collect()
+            })
+            .collect();
+        let packed = Self::pack(self.layout, self.format, &blocks);
+        packed.unwrap_or_else(|_| unreachable!("the positions were packed in this format before"))
     }
 
     /// Kept coefficients in all blocks.

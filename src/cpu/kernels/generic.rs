@@ -1,7 +1,7 @@
 //! Loops that the compiler vectorises well enough by itself. `FMA` says whether a fused multiply-add is one
 //! instruction (else it is a call).
 
-use super::{EDGE, Input};
+use super::{EDGE, Input, LaneInput, Place};
 use crate::codec::Block;
 use crate::codec::term::Sparse;
 use crate::cpu::tiles::{PlaneTiles, TILE_ROWS, row_tiles};
@@ -79,6 +79,42 @@ pub(super) fn sparse<const FMA: bool>(
             let acc = &mut acc[(first + lane) * out_len..][..out_len];
             acc.iter_mut().zip(&sums).for_each(|(acc, sums)| *acc += sums[lane]);
         }
+    }
+}
+
+/// `acc[to] += value * x[from]` for every place and lane; `acc` holds groups `stride` apart.
+#[inline(always)]
+pub(super) fn scatter<const FMA: bool>(
+    places: &[Place],
+    values: &[f32],
+    x: LaneInput,
+    acc: &mut [Lanes],
+    stride: usize,
+) {
+    for (place, value) in places.iter().zip(values) {
+        for group in 0..x.groups {
+            let x = &x.lanes[group * x.stride + usize::from(place.from)];
+            let acc = &mut acc[group * stride + usize::from(place.to)];
+            for lane in 0..LANES {
+                acc.0[lane] = multiply_add::<FMA>(*value, x.0[lane], acc.0[lane]);
+            }
+        }
+    }
+}
+
+/// `sums[n] += sum over all lanes of a[to] * b[from]` for every place.
+#[inline(always)]
+pub(super) fn correlate<const FMA: bool>(places: &[Place], a: LaneInput, b: LaneInput, sums: &mut [f32]) {
+    for (place, sum) in places.iter().zip(sums) {
+        let mut lanes = [0f32; LANES];
+        for group in 0..a.groups {
+            let a = &a.lanes[group * a.stride + usize::from(place.to)];
+            let b = &b.lanes[group * b.stride + usize::from(place.from)];
+            for (lane, (a, b)) in lanes.iter_mut().zip(a.0.iter().zip(&b.0)) {
+                *lane = multiply_add::<FMA>(*a, *b, *lane);
+            }
+        }
+        *sum += lanes.iter().sum::<f32>();
     }
 }
 

@@ -4,6 +4,7 @@
 //! all; the others are written once in [`generic`] and compiled for each level.
 
 mod generic;
+mod norm;
 mod scalar;
 mod trellis;
 mod walk;
@@ -39,6 +40,24 @@ impl<'a> Input<'a> {
     fn vector(self, index: usize, len: usize) -> &'a [f32] {
         &self.values[index * self.stride..][..len]
     }
+}
+
+/// Where an entry of a block goes to and where it comes from: its row and column, or the other way around.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub to: u8,
+    pub from: u8,
+}
+
+/// A block's part of vectors that lie in lanes, group after group of sixteen.
+#[derive(Clone, Copy)]
+pub(super) struct LaneInput<'a> {
+    /// Begins at the block's first element of the first group.
+    pub lanes: &'a [Lanes],
+    /// Elements from one group to the next.
+    pub stride: usize,
+    /// Number of groups.
+    pub groups: usize,
 }
 
 /// The longest segment of an axis: the largest block edge.
@@ -80,6 +99,9 @@ impl<T> Sixteen<T> {
 type TrellisProduct =
     unsafe fn(&TrellisStrips, i: usize, blocks: Range<usize>, &Activations, Range<usize>, &mut [RowSums]);
 
+type Norm = unsafe fn(&[f32], &[f32], &[f32], f32, bool, &mut [f32]);
+type NormGradient = unsafe fn(&[f32], &[f32], &[f32], f32, bool, &mut [f32], &mut [f32], &mut [f32]);
+
 /// The inner loops of one level. Unsafe to call where the level's instructions are missing.
 pub(super) struct Table {
     /// `sums[v] += S_i x_v` for the rows of a row tile of block row `i` and vectors `v` of a range.
@@ -88,6 +110,13 @@ pub(super) struct Table {
     planes_transposed: unsafe fn(&PlaneTiles, Block, Input, acc: &mut [f32]),
     /// `acc += S x` for one block, `acc` being `vectors x height`, or with `S'` and `vectors x width`.
     sparse: unsafe fn(&Sparse, Block, Input, acc: &mut [f32], transposed: bool),
+    /// Rows of norms and their gradients, and exponentials: [`norm`].
+    norm: Norm,
+    norm_gradient: NormGradient,
+    exp: unsafe fn(&mut [f32], f32) -> f32,
+    /// [`generic::scatter`] and [`generic::correlate`].
+    scatter: unsafe fn(&[Place], &[f32], LaneInput, acc: &mut [Lanes], stride: usize),
+    correlate: unsafe fn(&[Place], LaneInput, LaneInput, sums: &mut [f32]),
     /// `sums[v * tiles + t] += S_ij x_vj` over blocks `j` of block row `i`, the rows in the order of
     /// [`Packing::row`](super::strips::Packing::row).
     trellis: TrellisProduct,
@@ -157,6 +186,62 @@ impl Kernels {
         unsafe { (self.0.sparse)(term, block, x, acc, transposed) }
     }
 
+    /// `acc[to] += value * x[from]` for every place and lane; `acc` holds groups `stride` apart.
+    pub(super) fn scatter(
+        &self,
+        places: &[Place],
+        values: &[f32],
+        x: LaneInput,
+        acc: &mut [Lanes],
+        stride: usize,
+    ) {
+        // SAFETY: as in `planes`.
+        unsafe { (self.0.scatter)(places, values, x, acc, stride) }
+    }
+
+    /// `sums[n] += sum over all lanes of a[to] * b[from]` for every place.
+    pub(super) fn correlate(&self, places: &[Place], a: LaneInput, b: LaneInput, sums: &mut [f32]) {
+        // SAFETY: as in `planes`.
+        unsafe { (self.0.correlate)(places, a, b, sums) }
+    }
+
+    /// One row of a norm; an empty bias is none.
+    pub(super) fn norm(
+        &self,
+        x: &[f32],
+        weight: &[f32],
+        bias: &[f32],
+        eps: f32,
+        centered: bool,
+        out: &mut [f32],
+    ) {
+        // SAFETY: as in `planes`.
+        unsafe { (self.0.norm)(x, weight, bias, eps, centered, out) }
+    }
+
+    /// The gradient of a row, and its shares of those of weight and bias, added.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn norm_gradient(
+        &self,
+        x: &[f32],
+        weight: &[f32],
+        g: &[f32],
+        eps: f32,
+        centered: bool,
+        dx: &mut [f32],
+        dweight: &mut [f32],
+        dbias: &mut [f32],
+    ) {
+        // SAFETY: as in `planes`.
+        unsafe { (self.0.norm_gradient)(x, weight, g, eps, centered, dx, dweight, dbias) }
+    }
+
+    /// `x <- exp(x - shift)`; returns the sum.
+    pub(super) fn exp(&self, x: &mut [f32], shift: f32) -> f32 {
+        // SAFETY: as in `planes`.
+        unsafe { (self.0.exp)(x, shift) }
+    }
+
     pub(super) fn largest(&self, x: &[f32]) -> f32 {
         // SAFETY: as in `planes`.
         unsafe { (self.0.largest)(x) }
@@ -199,6 +284,13 @@ impl Kernels {
         }
     }
 
+    /// Sixteen elements of each of sixteen rows, `stride` apart, to lanes.
+    pub(super) fn tile_to_lanes(&self, rows: &[f32], stride: usize, lanes: &mut [Lanes; LANES]) {
+        assert!(rows.len() >= (LANES - 1) * stride + LANES);
+        // SAFETY: as in `planes`.
+        unsafe { (self.0.rows_to_lanes)(rows, stride, lanes) }
+    }
+
     /// Lanes back to sixteen rows.
     pub(super) fn lanes_to_rows(&self, lanes: &[Lanes], rows: &mut [[f32; EDGE]; LANES]) {
         for (n, lanes) in lanes.as_chunks().0.iter().enumerate() {
@@ -223,13 +315,18 @@ impl Kernels {
 /// Compiles what [`generic`] and [`trellis`] hold for one level, and the level's table.
 macro_rules! table {
     (fma: $fma:literal $(, $feature:literal)?) => {
-        use super::super::{Block, Input, PlaneTiles, Sparse, Table, generic};
-        use super::super::trellis as generic_trellis;
+        use super::super::{Block, Input, LaneInput, Place, PlaneTiles, Sparse, Table, generic};
+        use super::super::{norm as rows, trellis as generic_trellis};
 
         pub(in super::super) const TABLE: Table = Table {
             planes,
             planes_transposed,
             sparse,
+            norm,
+            norm_gradient,
+            exp,
+            scatter,
+            correlate,
             trellis,
             trellis_transposed,
             trellis_rows,
@@ -248,6 +345,36 @@ macro_rules! table {
         $(#[target_feature(enable = $feature)])?
         fn sparse(term: &Sparse, block: Block, x: Input, acc: &mut [f32], transposed: bool) {
             generic::sparse::<$fma>(term, block, x, acc, transposed);
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, centered: bool, out: &mut [f32]) {
+            rows::norm(x, weight, bias, eps, centered, out);
+        }
+        #[allow(clippy::too_many_arguments)]
+        $(#[target_feature(enable = $feature)])?
+        fn norm_gradient(
+            x: &[f32],
+            weight: &[f32],
+            g: &[f32],
+            eps: f32,
+            centered: bool,
+            dx: &mut [f32],
+            dweight: &mut [f32],
+            dbias: &mut [f32],
+        ) {
+            rows::norm_gradient(x, weight, g, eps, centered, dx, dweight, dbias);
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn exp(x: &mut [f32], shift: f32) -> f32 {
+            rows::exp(x, shift)
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn scatter(places: &[Place], values: &[f32], x: LaneInput, acc: &mut [crate::cpu::transform::Lanes], stride: usize) {
+            generic::scatter::<$fma>(places, values, x, acc, stride);
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn correlate(places: &[Place], a: LaneInput, b: LaneInput, sums: &mut [f32]) {
+            generic::correlate::<$fma>(places, a, b, sums);
         }
         $(#[target_feature(enable = $feature)])?
         fn largest(x: &[f32]) -> f32 {

@@ -271,6 +271,22 @@ impl Trellis {
         self.bits.iter().copied().zip(self.scales.iter().copied())
     }
 
+    /// What multiplies the values of each strip, in the order of [`strips`].
+    pub fn scales(&self) -> Vec<f32> {
+        self.scales.iter().map(|scale| scale.to_f32() * self.unit).collect()
+    }
+
+    /// The same columns with other scales, one for each strip.
+    ///
+    /// # Panics
+    /// When there are not as many as strips.
+    pub fn with_scales(&self, scales: &[f32]) -> Self {
+        assert_eq!(scales.len(), self.scales.len());
+        let unit = crate::codec::term::unit_for(scales.iter().copied(), 7);
+        let scales = scales.iter().map(|scale| f16::from_f32(scale / unit)).collect();
+        Self { unit, scales, ..self.clone() }
+    }
+
     /// The strip that holds column `col` of a block.
     fn strip_at(&self, block: Block, col: usize) -> usize {
         let per_row = self.layout.cols().div_ceil(STRIP);

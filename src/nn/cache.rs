@@ -9,7 +9,7 @@ const FIRST_CAPACITY: usize = 64;
 
 /// Keys and values of every layer for the tokens seen so far, owned by the caller.
 ///
-/// Made by [`CausalLm::new_cache`](super::CausalLm::new_cache) and grown by the model's forwards. A forward
+/// Made by a model, or by [`new`](Self::new), and grown by the model's forwards. A forward
 /// that fails leaves it as it was. It is not `Clone`: Candle's tensors share their storage, and two caches
 /// would write into the same one.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ impl KvCache {
     }
 
     /// Number of layers it was made for.
-    pub(super) fn layer_count(&self) -> usize {
+    pub(crate) fn layer_count(&self) -> usize {
         self.layers.len()
     }
 

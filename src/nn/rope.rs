@@ -1,9 +1,9 @@
 //! Rotary position embedding (Su et al., arXiv 2104.09864) with the frequency scalings of Hugging Face's
 //! `modeling_rope_utils`.
 
-use super::fused;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
+use candle_nn::rotary_emb;
 use serde::Deserialize;
 use std::{f64::consts::PI, ops::Range};
 
@@ -39,7 +39,7 @@ pub enum RopeScaling {
 impl Rope {
     /// Radians per position of the `head_dim / 2` pairs. Rounded to F32 as Hugging Face's are: at position
     /// 100,000 another rounding is another angle.
-    pub(super) fn frequencies(&self, head_dim: usize) -> Vec<f32> {
+    pub fn frequencies(&self, head_dim: usize) -> Vec<f32> {
         (0..head_dim)
             .step_by(2)
             .map(|i| self.theta.powf(-(i as f64) / head_dim as f64))
@@ -89,14 +89,16 @@ impl Rotation {
 
     /// Turns queries or keys `(batch, heads, seq, head_dim)`, contiguous.
     pub(super) fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        fused::rotate(x, &self.cos, &self.sin)
+        // Candle's fused kernel has no backward.
+        let rotate = if x.track_op() { rotary_emb::rope_slow } else { rotary_emb::rope };
+        rotate(x, &self.cos, &self.sin)
     }
 }
 
 /// The object that transformers 4 calls `rope_scaling` and transformers 5, with the base in it,
 /// `rope_parameters`. Old files say `type` for `rope_type`, some say both.
 #[derive(Debug, Default, Deserialize)]
-pub(super) struct RopeParameters {
+pub(crate) struct RopeParameters {
     rope_theta: Option<f64>,
     rope_type: Option<String>,
     r#type: Option<String>,
@@ -109,7 +111,7 @@ pub(super) struct RopeParameters {
 
 impl RopeParameters {
     /// `rope_theta` is the one beside this object in version 4's files.
-    pub(super) fn resolve(self, rope_theta: Option<f64>) -> Result<Rope> {
+    pub(crate) fn resolve(self, rope_theta: Option<f64>) -> Result<Rope> {
         if let Some(part) = self.partial_rotary_factor.filter(|&part| part != 1.) {
             let what = format!("partial_rotary_factor {part}; every pair of a head is rotated");
             return Err(Error::Unsupported { what });

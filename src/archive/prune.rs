@@ -1,0 +1,98 @@
+//! A compressed model with fewer coefficients.
+
+use super::convert::{Pace, Watch, refuse_itself};
+use super::stage::Stage;
+use super::{
+    Archive, Entry, FORMAT_KEY, FORMAT_VERSION, Original, SUFFIX, SafetensorsWriter, Slot, TENSORS_KEY,
+};
+use crate::encode::PruneReport;
+use crate::{Error, RbeTensor, Result};
+use candle_core::Device;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Writes a compressed model with the sparse coefficients of magnitude below `threshold` taken away
+/// ([`RbeTensor::prune_coefficients`]); tensors without a sparse term are copied. Returns what became of each pruned tensor, by name.
+///
+/// With `original`, the model before it was compressed, the errors reported and recorded are measured; without, they are
+/// bounds.
+///
+/// # Errors
+/// Nothing in the input has a sparse term; a tensor is damaged, or missing in `original`; the output exists, is the input,
+/// or cannot be written; `watch` asks to stop. Nothing is left behind then.
+pub fn prune(
+    input: impl AsRef<Path>,
+    output: impl AsRef<Path>,
+    threshold: f32,
+    original: Option<&Path>,
+    overwrite: bool,
+    watch: &mut Watch<'_>,
+) -> Result<BTreeMap<String, PruneReport>> {
+    let (input, output) = (input.as_ref(), output.as_ref());
+    let archive = Archive::open(input)?;
+    let original = original.map(Archive::open).transpose()?;
+    refuse_itself(&archive, output)?;
+    let stage = match input.is_dir() {
+        true => Stage::directory(output, overwrite)?,
+        false => Stage::file(output, overwrite)?,
+    };
+    stage.copy_companions(input)?;
+
+    let compressed = archive.entries().filter(|entry| entry.compressed);
+    let originals: BTreeMap<&str, Original> = compressed
+        .clone()
+        .map(|entry| (entry.name.as_str(), Original { dtype: entry.dtype, shape: entry.shape.clone() }))
+        .collect();
+    let mut metadata = archive.metadata();
+    metadata.insert(FORMAT_KEY.into(), FORMAT_VERSION.into());
+    metadata
+        .insert(TENSORS_KEY.into(), serde_json::to_string(&originals).map_err(|e| Error::file(output, e))?);
+    let plan = archive.entries().map(|entry| match entry.compressed {
+        true => Slot::payload(&entry.name),
+        false => Slot::dense(&entry.name, entry.dtype, &entry.shape),
+    });
+    let mut writer = SafetensorsWriter::new(stage.model()?, output, plan.collect(), metadata)?;
+    let mut pace = Pace::new(watch, output, compressed);
+    let mut reports = BTreeMap::new();
+    while let Some(slot) = writer.next_slot() {
+        let entry = archive.entry(slot.name.strip_suffix(SUFFIX).unwrap_or(&slot.name))?;
+        if !entry.compressed {
+            writer.write(&entry.shape, archive.bytes(entry))?;
+            continue;
+        }
+        pace.tell(Some(entry))?;
+        let tensor = archive.rbe(entry)?;
+        let payload = match has_sparse(&tensor) {
+            false => archive.bytes(entry).to_vec(),
+            true => {
+                let (pruned, report) = pruned(&tensor, entry, threshold, original.as_ref())?;
+                reports.insert(entry.name.clone(), report);
+                pruned.to_bytes()
+            }
+        };
+        writer.write(&[payload.len()], &payload)?;
+    }
+    pace.tell(None)?;
+    if reports.is_empty() {
+        return Err(Error::file(input, "has no tensor with a sparse term, and only those can be pruned"));
+    }
+    stage.commit(writer.finish()?)?;
+    Ok(reports)
+}
+
+fn has_sparse(tensor: &RbeTensor) -> bool {
+    tensor.parameter_groups().iter().any(|(name, _)| *name == "sparse")
+}
+
+fn pruned(
+    tensor: &RbeTensor,
+    entry: &Entry,
+    threshold: f32,
+    original: Option<&Archive>,
+) -> Result<(RbeTensor, PruneReport)> {
+    let weight = match original {
+        Some(archive) => Some(archive.tensor(archive.entry(&entry.name)?, &Device::Cpu)?),
+        None => None,
+    };
+    tensor.prune_coefficients(threshold, weight.as_ref()).map_err(|e| e.in_tensor(&entry.name))
+}

@@ -1,0 +1,80 @@
+//! The numbers of a matrix that can be trained: those in which it is linear.
+//!
+//! ```text
+//!     W(p)  =  sum_n p_n M_n        M_n fixed by positions, codes, transform and signs
+//! ```
+//!
+//! They come term after term, in a term block after block ([`Term::parameters`]). So the gradient of a loss `L` is
+//! `dL/dp_n = <M_n, dL/dW>`, and, the transform being orthonormal, an inner product of coefficients with
+//! `A_rows (dL/dW) A_cols'`.
+
+use super::matrix::Matrix;
+use super::term::{Domain, Term};
+use crate::error::{Error, Result};
+
+impl Matrix {
+    /// All trainable numbers.
+    pub fn parameters(&self) -> Vec<f32> {
+        self.terms().iter().flat_map(Term::parameters).collect()
+    }
+
+    /// The same positions and codes with other numbers, as precise as the format holds them: F16 for scales and sparse
+    /// values, F32 or F16 for basis parameters. The recorded error is then no longer known and is set to 1.
+    ///
+    /// # Errors
+    /// When there are more or fewer than [`parameters`](Self::parameters) gives, one is not finite, or a scale of planes or
+    /// of a trellis is negative, which the format has no place for.
+    pub fn with_parameters(&self, parameters: &[f32]) -> Result<Self> {
+        let counts: Vec<usize> = self.terms().iter().map(|term| term.parameters().len()).collect();
+        let expected: usize = counts.iter().sum();
+        if parameters.len() != expected {
+            let reason = format!("{} parameters for a matrix that has {expected}", parameters.len());
+            return Err(Error::shape(reason));
+        }
+        let mut rest = parameters;
+        let mut terms = Vec::new();
+        for (term, count) in self.terms().iter().zip(counts) {
+            let own;
+            (own, rest) = rest.split_at(count);
+            if let Some(index) = own.iter().position(|value| !value.is_finite()) {
+                return Err(Error::config(format!("{} parameter {index} is {}", term.name(), own[index])));
+            }
+            let scales = matches!(term, Term::Planes(_) | Term::Trellis(_));
+            if let Some(index) = own.iter().position(|value| scales && *value < 0.0) {
+                return Err(Error::config(format!(
+                    "scale {index} of the {} is {}; a scale cannot be negative",
+                    term.name(),
+                    own[index]
+                )));
+            }
+            terms.push(term.with_parameters(own));
+        }
+        Ok(Self::new(self.layout(), self.transform(), self.seed(), terms, 1.0))
+    }
+
+    /// The reference gradient `<M_n, g>` for `g = dL/dW` (`rows x cols`).
+    ///
+    /// # Panics
+    /// When `g` has another length.
+    pub fn parameter_gradient(&self, g: &[f32]) -> Vec<f32> {
+        let layout = self.layout();
+        assert_eq!(g.len(), layout.elements());
+        let mut gradients: Vec<Vec<f32>> =
+            self.terms().iter().map(|term| vec![0.0; term.parameters().len()]).collect();
+        let mut starts = vec![0; self.terms().len()];
+        let mut scratch = vec![0.0; self.axes().scratch_len()];
+        for block in layout.iter() {
+            let row = |row: usize| &g[(block.row + row) * layout.cols() + block.col..][..block.width];
+            let weights: Vec<f32> = (0..block.height).flat_map(row).copied().collect();
+            let mut coefficients = weights.clone();
+            self.axes().analyze_tile(block, &mut coefficients, &mut scratch);
+            for ((term, gradient), start) in self.terms().iter().zip(&mut gradients).zip(&mut starts) {
+                let tile = if term.domain() == Domain::Weights { &weights } else { &coefficients };
+                let end = *start + term.parameters_in(block);
+                term.add_gradient(block, tile, &mut gradient[*start..end]);
+                *start = end;
+            }
+        }
+        gradients.concat()
+    }
+}

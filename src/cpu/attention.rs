@@ -1,0 +1,330 @@
+//! Attention whose memory is linear in the sequence: a tile of scores at a time, with the softmax kept up to date
+//! (Milakov and Gimelshein, arXiv 1805.02867; Dao, arXiv 2307.08691, whose backward this is too).
+//!
+//! ```text
+//!     for each tile of keys:   S = Q K' + bias;  m' = max(m, rows of S);  P = exp(S - m')
+//!                              l = l exp(m - m') + rows of P;  O = O exp(m - m') + P V;  m = m'
+//!     at the end               O / l
+//! ```
+//!
+//! A query head takes a tile of [`QUERIES`] at a time, an item of work. The backward computes the scores again, tile by tile,
+//! from `m + ln l`: an item is a key head with all query heads that share it, so that nobody else adds to its keys.
+
+use super::gemm::{View, Write, multiply};
+use super::kernels::Kernels;
+use super::pool::{Pool, Shared};
+
+/// Queries of a tile.
+const QUERIES: usize = 32;
+/// Keys of a tile.
+const KEYS: usize = 128;
+
+/// A tensor `(batch, heads, rows, width)` in a slice: each head's rows lie one after another.
+#[derive(Clone, Copy, Debug)]
+pub struct Heads<'a> {
+    /// From the first element on.
+    pub values: &'a [f32],
+    /// Elements from one sequence of the batch to the next.
+    pub batch_stride: usize,
+    /// Elements from one head to the next.
+    pub head_stride: usize,
+}
+
+impl<'a> Heads<'a> {
+    fn head(self, batch: usize, head: usize, len: usize) -> &'a [f32] {
+        &self.values[batch * self.batch_stride + head * self.head_stride..][..len]
+    }
+}
+
+/// The sizes of an attention, and what it may look at.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention<'a> {
+    /// Sequences.
+    pub batch: usize,
+    /// Heads of the queries.
+    pub heads: usize,
+    /// Heads of keys and values, a divisor of `heads`: neighbouring query heads share one.
+    pub kv_heads: usize,
+    /// Queries of each sequence.
+    pub queries: usize,
+    /// Keys of each sequence; the last query stands where the last key does.
+    pub keys: usize,
+    /// Elements of a query.
+    pub width: usize,
+    /// What multiplies `q k'`.
+    pub scale: f32,
+    /// Whether a query sees only keys up to its own place.
+    pub causal: bool,
+    /// Added to the scores of each key, `batch x keys`, minus infinity for one that is hidden; or empty.
+    pub key_bias: &'a [f32],
+}
+
+impl Attention<'_> {
+    fn check(&self, q: Heads, k: Heads, v: Heads) {
+        assert!(self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads) && self.width > 0);
+        assert!(self.keys >= self.queries || !self.causal);
+        assert!(self.key_bias.is_empty() || self.key_bias.len() == self.batch * self.keys);
+        for (tensor, heads, rows) in
+            [(q, self.heads, self.queries), (k, self.kv_heads, self.keys), (v, self.kv_heads, self.keys)]
+        {
+            let last = (self.batch - 1) * tensor.batch_stride + (heads - 1) * tensor.head_stride;
+            assert!(last + rows * self.width <= tensor.values.len());
+        }
+    }
+
+    /// How many keys a query sees.
+    fn seen(&self, query: usize) -> usize {
+        if self.causal { self.keys - self.queries + query + 1 } else { self.keys }
+    }
+
+    /// Scores of a tile of (scaled) queries, row by row, with what is hidden at minus infinity.
+    fn scores(
+        &self,
+        q: &[f32],
+        k: &[f32],
+        batch: usize,
+        queries: (usize, usize),
+        keys: (usize, usize),
+        out: &mut [f32],
+    ) {
+        let (rows, cols) = (queries.1 - queries.0, keys.1 - keys.0);
+        let q = View::new(q, rows, self.width, self.width);
+        let k = View::new(&k[keys.0 * self.width..], cols, self.width, self.width);
+        multiply(out, cols, q, k.t(), Write::Over);
+        for (row, out) in out.chunks_exact_mut(cols).enumerate() {
+            if !self.key_bias.is_empty() {
+                let bias = &self.key_bias[batch * self.keys + keys.0..][..cols];
+                out.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
+            }
+            let seen = self.seen(queries.0 + row);
+            if seen < keys.1 {
+                out[seen.saturating_sub(keys.0)..].fill(f32::NEG_INFINITY);
+            }
+        }
+    }
+
+    fn key_tiles(&self, queries: (usize, usize)) -> impl Iterator<Item = (usize, usize)> {
+        let end = self.seen(queries.1 - 1);
+        (0..end).step_by(KEYS).map(move |first| (first, (first + KEYS).min(end)))
+    }
+
+    fn scaled(&self, q: &[f32], queries: (usize, usize)) -> Vec<f32> {
+        q[queries.0 * self.width..queries.1 * self.width].iter().map(|q| q * self.scale).collect()
+    }
+}
+
+/// `softmax(scale q k' + bias) v`, written to `out` as `(batch, queries, heads * width)`.
+///
+/// A query that may see no key at all has the output 0.
+///
+/// # Panics
+/// When a slice is too short for its sizes.
+pub fn attention(shape: &Attention, q: Heads, k: Heads, v: Heads, out: &mut [f32], pool: &dyn Pool) {
+    let Attention { batch, heads, kv_heads, queries, width, .. } = *shape;
+    assert_eq!(out.len(), batch * queries * heads * width);
+    if out.is_empty() {
+        return;
+    }
+    shape.check(q, k, v);
+    let kernels = Kernels::get();
+    let tiles = queries.div_ceil(QUERIES);
+    let out = Shared::new(out);
+    pool.run(batch * heads * tiles, &|items| {
+        let mut room = Room::default();
+        for item in items {
+            let (b, h, tile) = (item / tiles / heads, item / tiles % heads, item % tiles);
+            let kv = h / (heads / kv_heads);
+            let range = (tile * QUERIES, ((tile + 1) * QUERIES).min(queries));
+            let (k, v) = (k.head(b, kv, shape.keys * width), v.head(b, kv, shape.keys * width));
+            room.attend(kernels, shape, q.head(b, h, queries * width), k, v, b, range);
+            for (row, (mixed, sum)) in room.mixed.chunks_exact(width).zip(&room.sums).enumerate() {
+                let start = ((b * queries + range.0 + row) * heads + h) * width;
+                let inverse = if *sum > 0.0 { 1.0 / sum } else { sum * 0.0 };
+                // SAFETY: each query of a head is one item's.
+                let out = unsafe { out.part(start..start + width) };
+                out.iter_mut().zip(mixed).for_each(|(out, mixed)| *out = mixed * inverse);
+            }
+        }
+    });
+}
+
+/// One thread's tiles.
+#[derive(Default)]
+struct Room {
+    scores: Vec<f32>,
+    /// The largest score of each query, the sum of its exponentials, and the values mixed by them.
+    largest: Vec<f32>,
+    sums: Vec<f32>,
+    mixed: Vec<f32>,
+}
+
+impl Room {
+    #[allow(clippy::too_many_arguments)]
+    fn attend(
+        &mut self,
+        kernels: &Kernels,
+        shape: &Attention,
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        batch: usize,
+        queries: (usize, usize),
+    ) {
+        let (rows, width) = (queries.1 - queries.0, shape.width);
+        let q = shape.scaled(q, queries);
+        for (values, len, start) in [
+            (&mut self.largest, rows, f32::NEG_INFINITY),
+            (&mut self.sums, rows, 0.0),
+            (&mut self.mixed, rows * width, 0.0),
+        ] {
+            values.clear();
+            values.resize(len, start);
+        }
+        for keys in shape.key_tiles(queries) {
+            let cols = keys.1 - keys.0;
+            self.scores.resize(rows * cols, 0.0);
+            let scores = &mut self.scores[..rows * cols];
+            shape.scores(&q, k, batch, queries, keys, scores);
+            for (row, scores) in scores.chunks_exact_mut(cols).enumerate() {
+                let old = self.largest[row];
+                let new =
+                    scores.iter().fold(old, |largest, score| if *score < largest { largest } else { *score });
+                if new == f32::NEG_INFINITY {
+                    scores.fill(0.0);
+                    continue;
+                }
+                let factor = (old - new).exp();
+                self.largest[row] = new;
+                self.sums[row] = self.sums[row] * factor + kernels.exp(scores, new);
+                if factor != 1.0 {
+                    self.mixed[row * width..(row + 1) * width].iter_mut().for_each(|mixed| *mixed *= factor);
+                }
+            }
+            let v = View::new(&v[keys.0 * width..], cols, width, width);
+            multiply(&mut self.mixed, width, View::new(scores, rows, cols, cols), v, Write::Add);
+        }
+    }
+}
+
+/// The gradients of `<g, attention>`; `out` is what [`attention`] gave, `g` lies as it does. Those of queries, keys and values
+/// are returned, each contiguous.
+///
+/// # Panics
+/// When a slice is too short for its sizes.
+pub fn attention_gradients(
+    shape: &Attention,
+    q: Heads,
+    k: Heads,
+    v: Heads,
+    out: &[f32],
+    g: &[f32],
+    pool: &dyn Pool,
+) -> [Vec<f32>; 3] {
+    let Attention { batch, heads, kv_heads, queries, keys, width, .. } = *shape;
+    assert_eq!((out.len(), g.len()), (batch * queries * heads * width, batch * queries * heads * width));
+    let mut gradients =
+        [(heads, queries), (kv_heads, keys), (kv_heads, keys)].map(|(h, n)| vec![0.0; batch * h * n * width]);
+    if out.is_empty() {
+        return gradients;
+    }
+    shape.check(q, k, v);
+    let kernels = Kernels::get();
+    let [dq, dk, dv] = &mut gradients;
+    let (dq, dk, dv) = (Shared::new(dq), Shared::new(dk), Shared::new(dv));
+    let group = heads / kv_heads;
+    pool.run(batch * kv_heads, &|items| {
+        let mut room = Room::default();
+        for item in items {
+            let (b, kv) = (item / kv_heads, item % kv_heads);
+            let (k, v) = (k.head(b, kv, keys * width), v.head(b, kv, keys * width));
+            let own = item * keys * width..(item + 1) * keys * width;
+            // SAFETY: a key head is one item, and so are the query heads that share it.
+            let (dk, dv) = unsafe { (dk.part(own.clone()), dv.part(own)) };
+            for h in kv * group..(kv + 1) * group {
+                let q = q.head(b, h, queries * width);
+                let start = (b * heads + h) * queries * width;
+                // SAFETY: as above.
+                let dq = unsafe { dq.part(start..start + queries * width) };
+                for first in (0..queries).step_by(QUERIES) {
+                    let range = (first, (first + QUERIES).min(queries));
+                    room.attend(kernels, shape, q, k, v, b, range);
+                    let place = |row: usize| ((b * queries + range.0 + row) * heads + h) * width;
+                    let dq = &mut dq[range.0 * width..range.1 * width];
+                    tile_gradients(
+                        kernels,
+                        shape,
+                        &mut room,
+                        q,
+                        k,
+                        v,
+                        b,
+                        range,
+                        |row| {
+                            let at = place(row);
+                            (&out[at..at + width], &g[at..at + width])
+                        },
+                        dq,
+                        dk,
+                        dv,
+                    );
+                }
+            }
+        }
+    });
+    gradients
+}
+
+/// The share of a tile of queries. With `P` the softmax, `D = rows of (g . out)`: `dV += P' g`,
+/// `dS = P (g V' - D)`, `dQ = scale dS K`, `dK += dS' (scale Q)`.
+#[allow(clippy::too_many_arguments)]
+fn tile_gradients<'g>(
+    kernels: &Kernels,
+    shape: &Attention,
+    room: &mut Room,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    batch: usize,
+    queries: (usize, usize),
+    of_row: impl Fn(usize) -> (&'g [f32], &'g [f32]),
+    dq: &mut [f32],
+    dk: &mut [f32],
+    dv: &mut [f32],
+) {
+    let (rows, width) = (queries.1 - queries.0, shape.width);
+    let q = shape.scaled(q, queries);
+    let g: Vec<f32> = (0..rows).flat_map(|row| of_row(row).1).copied().collect();
+    let dots: Vec<f32> =
+        (0..rows).map(|row| of_row(row).0.iter().zip(of_row(row).1).map(|(out, g)| out * g).sum()).collect();
+    let (q, g) = (View::new(&q, rows, width, width), View::new(&g, rows, width, width));
+    let mut products = Vec::new();
+    for keys in shape.key_tiles(queries) {
+        let cols = keys.1 - keys.0;
+        let of_keys = |values| View::new(values, cols, width, width);
+        room.scores.resize(rows * cols, 0.0);
+        let scores = &mut room.scores[..rows * cols];
+        shape.scores(q.values, k, batch, queries, keys, scores);
+        for (row, scores) in scores.chunks_exact_mut(cols).enumerate() {
+            if room.sums[row] > 0.0 {
+                kernels.exp(scores, room.largest[row]);
+                let inverse = 1.0 / room.sums[row];
+                scores.iter_mut().for_each(|score| *score *= inverse);
+            } else {
+                scores.fill(0.0);
+            }
+        }
+        let part = keys.0 * width..keys.1 * width;
+        multiply(&mut dv[part.clone()], width, View::new(scores, rows, cols, cols).t(), g, Write::Add);
+        products.resize(rows * cols, 0.0);
+        multiply(&mut products, cols, g, of_keys(&v[part.clone()]).t(), Write::Over);
+        for ((scores, products), dot) in
+            scores.chunks_exact_mut(cols).zip(products.chunks_exact(cols)).zip(&dots)
+        {
+            scores.iter_mut().zip(products).for_each(|(score, product)| *score *= product - dot);
+        }
+        let ds = View::new(scores, rows, cols, cols);
+        multiply(dq, width, ds, of_keys(&k[part.clone()]), Write::Add);
+        multiply(&mut dk[part], width, ds.t(), q, Write::Add);
+    }
+    dq.iter_mut().for_each(|dq| *dq *= shape.scale);
+}

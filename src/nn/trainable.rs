@@ -1,0 +1,128 @@
+//! A compressed layer that is trained as it is stored: its scales, basis parameters, sparse coefficients and bias.
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor};
+//! use candle_nn::{AdamW, Module, Optimizer, VarBuilder, VarMap};
+//! use candle_rbe::{Encoder, EncoderConfig, Rate, RbeLinear, TrainableLinear};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let weight = Tensor::randn(0f32, 0.1, (64, 96), &Device::Cpu)?;
+//! let compressed = Encoder::new(EncoderConfig::from(Rate::BitsPerWeight(2.2)))?.encode(&weight)?;
+//!
+//! let variables = VarMap::new();
+//! let vb = VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu);
+//! let layer = TrainableLinear::new(RbeLinear::new(compressed, None), vb.pp("layer"))?;
+//! let mut optimizer = AdamW::new_lr(variables.all_vars(), 1e-2)?;
+//! let x = Tensor::randn(0f32, 1.0, (256, 96), &Device::Cpu)?;
+//! let wanted = x.matmul(&weight.t()?)?;
+//! let loss = |layer: &TrainableLinear| (layer.forward(&x)? - &wanted)?.sqr()?.mean_all();
+//! let before = loss(&layer)?.to_scalar::<f32>()?;
+//! for _ in 0..20 {
+//!     optimizer.backward_step(&loss(&layer)?)?;
+//! }
+//! assert!(loss(&layer)?.to_scalar::<f32>()? < before);
+//!
+//! let trained: RbeLinear = layer.to_linear()?; // the same bytes with better numbers
+//! # Ok(()) }
+//! ```
+
+use super::RbeLinear;
+use crate::{RbeTensor, ops};
+use candle_core::{DType, Result, Tensor};
+use candle_nn::{Init, Module, VarBuilder};
+
+/// A linear layer over a compressed weight whose numbers are variables.
+///
+/// A variable is the **change** of what it is named after, and zero at first: that of scales (`planes`, `trellis`) is
+/// relative, `scale (1 + v)`, that of `basis` parameters and `sparse` coefficients in units of their root mean square, that
+/// of the `bias` plain. So one learning rate suits all, and what a `VarMap` saves is resumed by loading it.
+#[derive(Clone, Debug)]
+pub struct TrainableLinear {
+    weight: RbeTensor,
+    /// The numbers before training and the unit of each one's change, `(count)`.
+    start: Tensor,
+    unit: Tensor,
+    /// The variables of each term, F32. Kept apart: what is made of a variable does not follow it.
+    changes: Vec<Tensor>,
+    /// The bias before training and its change.
+    bias: Option<(Tensor, Tensor)>,
+}
+
+impl TrainableLinear {
+    /// Takes the variables from `vb` under the terms' names (`basis`, `sparse`, `planes`, `trellis`) and `bias`; a
+    /// `VarMap` makes those that it does not have.
+    ///
+    /// # Errors
+    /// When the weight is a vector, or `vb` has a variable of another shape.
+    pub fn new(linear: RbeLinear, vb: VarBuilder) -> Result<Self> {
+        let weight = linear.weight().clone();
+        let start = weight.parameters()?;
+        let (mut units, mut changes, mut first) = (Vec::new(), Vec::new(), 0);
+        for (name, count) in weight.parameter_groups().into_iter().filter(|(_, count)| *count > 0) {
+            let own = start.narrow(0, first, count)?;
+            first += count;
+            units.push(match name {
+                "planes" | "trellis" => own,
+                _ => {
+                    let rms = own.sqr()?.mean_all()?.sqrt()?.to_scalar::<f32>()?;
+                    Tensor::full(if rms > 0.0 { rms } else { 1.0 }, count, own.device())?
+                }
+            });
+            changes.push(zeros(&vb, count, name)?);
+        }
+        let bias = match linear.bias() {
+            Some(bias) => Some((bias.to_dtype(DType::F32)?, zeros(&vb, bias.dim(0)?, "bias")?)),
+            None => None,
+        };
+        Ok(Self { weight, start, unit: Tensor::cat(&units, 0)?, changes, bias })
+    }
+
+    /// The compressed weight before training.
+    pub fn weight(&self) -> &RbeTensor {
+        &self.weight
+    }
+
+    pub(super) fn start_bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref().map(|(start, _)| start)
+    }
+
+    /// The weight's numbers now, as [`RbeTensor::parameters`] orders them; differentiable.
+    ///
+    /// # Errors
+    /// Candle's.
+    pub fn parameters(&self) -> Result<Tensor> {
+        &self.start + (&self.unit * Tensor::cat(&self.changes, 0)?)?
+    }
+
+    /// The bias now, F32, `(out)`; differentiable.
+    ///
+    /// # Errors
+    /// Candle's.
+    pub fn bias(&self) -> Result<Option<Tensor>> {
+        self.bias.as_ref().map(|(start, change)| start + change).transpose()
+    }
+
+    /// The layer for inference, with the numbers as they are now, rounded as [`RbeTensor::with_parameters`] says.
+    ///
+    /// # Errors
+    /// When a number is not finite or a scale has become negative.
+    pub fn to_linear(&self) -> Result<RbeLinear> {
+        let weight = self.weight.with_parameters(&self.parameters()?.detach())?;
+        Ok(RbeLinear::new(weight, self.bias()?.map(|bias| bias.detach())))
+    }
+}
+
+fn zeros(vb: &VarBuilder, count: usize, name: &str) -> Result<Tensor> {
+    vb.get_with_hints_dtype(count, name, Init::Const(0.0), DType::F32)
+}
+
+impl Module for TrainableLinear {
+    /// `(.., in)` to `(.., out)`, of the input's type.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = ops::parametric_matmul(x, &self.parameters()?, &self.weight)?;
+        match self.bias()? {
+            Some(bias) => y.broadcast_add(&bias.to_dtype(y.dtype())?),
+            None => Ok(y),
+        }
+    }
+}
