@@ -56,16 +56,34 @@ struct Rows<'a> {
 
 impl<'a> Rows<'a> {
     fn new(storage: &'a CpuStorage, layout: &Layout) -> Result<Self> {
-        let (_, heads, rows, width) = layout.shape().dims4()?;
-        let stride = layout.stride();
-        if let (CpuStorage::F32(values), [batch_stride, head_stride, row_stride, 1]) = (storage, stride)
-            && *row_stride == width
-        {
-            let values = Cow::Borrowed(&values[layout.start_offset()..]);
-            return Ok(Self { values, batch_stride: *batch_stride, head_stride: *head_stride });
+        let (batch, heads, rows, width) = layout.shape().dims4()?;
+        let own = |values| Self {
+            values: Cow::Owned(values),
+            batch_stride: heads * rows * width,
+            head_stride: rows * width,
+        };
+        let &[batch_stride, head_stride, row_stride, 1] = layout.stride() else {
+            return Ok(own(to_f32(storage, layout, NAME)?));
+        };
+        if row_stride != width {
+            return Ok(own(to_f32(storage, layout, NAME)?));
         }
-        let values = Cow::Owned(to_f32(storage, layout, NAME)?);
-        Ok(Self { values, batch_stride: heads * rows * width, head_stride: rows * width })
+        // Each head's rows lie together, as a cache keeps them.
+        let start = layout.start_offset();
+        let heads_at = (0..batch * heads).map(|n| start + n / heads * batch_stride + n % heads * head_stride);
+        let heads_at = heads_at.map(|at| at..at + rows * width);
+        match storage {
+            CpuStorage::F32(values) => {
+                Ok(Self { values: Cow::Borrowed(&values[start..]), batch_stride, head_stride })
+            }
+            CpuStorage::F16(values) => {
+                Ok(own(heads_at.flat_map(|range| values[range].iter().map(|value| value.to_f32())).collect()))
+            }
+            CpuStorage::BF16(values) => {
+                Ok(own(heads_at.flat_map(|range| values[range].iter().map(|value| value.to_f32())).collect()))
+            }
+            _ => Ok(own(to_f32(storage, layout, NAME)?)),
+        }
     }
 
     fn heads(&self) -> Heads<'_> {
