@@ -8,6 +8,7 @@ use crate::codec::term::planes::ScaleGroup;
 use crate::codec::term::trellis::{STRIP, VALUES, strips};
 use crate::codec::term::{Planes, Trellis};
 use crate::error::{Error, Result};
+use rayon::prelude::*;
 
 /// Threads of a block, and its warps, as the kernels have them.
 pub(super) const THREADS: usize = 256;
@@ -60,20 +61,32 @@ struct Source {
     number: u32,
 }
 
+/// The codes of the block whose strips are at hand.
+#[derive(Default)]
+struct BlockCodes {
+    block: Option<usize>,
+    codes: Vec<u8>,
+}
+
+impl BlockCodes {
+    /// The codes of a block, which `fill` writes where they are another's.
+    fn of(&mut self, block: Block, fill: impl FnOnce(&mut [u8])) -> &[u8] {
+        if self.block != Some(block.index) {
+            self.block = Some(block.index);
+            self.codes.resize(block.len(), 0);
+            fill(&mut self.codes);
+        }
+        &self.codes
+    }
+}
+
 impl<M> DeviceStrips<M> {
     pub(super) fn planes(machine: &impl Machine<Memory = M>, layout: Layout, term: &Planes) -> Result<Self> {
-        let mut codes = Vec::new();
-        let mut held = None;
         let by_rows = term.group() == ScaleGroup::Row;
-        let (table, data) = lay_out(layout, |strip, fields| {
+        let (table, data) = lay_out(layout, |held, strip, fields| {
             let (i, j) = (strip.row / layout.block(), strip.col / layout.block());
             let block = layout.block_at(i, j);
-            if held != Some(block.index) {
-                held = Some(block.index);
-                codes.clear();
-                codes.resize(block.len(), 0);
-                term.codes(block, &mut codes);
-            }
+            let codes = held.of(block, |codes| term.codes(block, codes));
             fields.fill(0);
             for (col, fields) in fields.chunks_exact_mut(fields.len() / STRIP).enumerate().take(strip.width) {
                 let first = strip.col - block.col + col;
@@ -93,7 +106,7 @@ impl<M> DeviceStrips<M> {
         layout: Layout,
         term: &Trellis,
     ) -> Result<Self> {
-        let (table, data) = lay_out(layout, |strip, fields| {
+        let (table, data) = lay_out(layout, |_, strip, fields| {
             let (i, j) = (strip.row / layout.block(), strip.col / layout.block());
             let block = layout.block_at(i, j);
             let mut source = Source { bits: 0, scale: 0.0, number: 0 };
@@ -312,18 +325,37 @@ fn row_scales(layout: Layout, term: &Planes) -> Vec<u8> {
         .collect()
 }
 
-/// The strips' table and words. `fill` writes a strip's fields, `(32 columns, rows filled up to whole pieces)`.
-fn lay_out(layout: Layout, mut fill: impl FnMut(Block, &mut [u8]) -> Source) -> Result<(Vec<u32>, Vec<u32>)> {
-    let (mut table, mut data) = (Vec::new(), Vec::new());
-    let mut fields = Vec::new();
-    for strip in strips(layout) {
-        let lanes = lanes_of(strip.height);
-        fields.resize(STRIP * lanes * PIECE, 0);
-        let source = fill(strip, &mut fields);
-        let start = u32::try_from(data.len())
-            .map_err(|_| Error::shape("a term of more than 16 GiB; a device's strips hold less"))?;
-        table.extend([start, u32::from(source.bits), source.scale.to_bits(), source.number]);
-        push_words(&fields, lanes, usize::from(source.bits), &mut data);
+/// The strips' table and words, block rows on all cores. `fill` writes a strip's fields, `(32 columns, rows filled up to
+/// whole pieces)`; what it keeps in its first argument it finds again at the block row's next strip.
+fn lay_out(
+    layout: Layout,
+    fill: impl Fn(&mut BlockCodes, Block, &mut [u8]) -> Source + Sync,
+) -> Result<(Vec<u32>, Vec<u32>)> {
+    let strips: Vec<_> = strips(layout).collect();
+    let block_rows: Vec<_> = strips
+        .par_chunks(layout.cols().div_ceil(STRIP))
+        .map(|strips| {
+            let (mut held, mut fields, mut data) = (BlockCodes::default(), Vec::new(), Vec::new());
+            let entry = |strip: &Block| {
+                let lanes = lanes_of(strip.height);
+                fields.resize(STRIP * lanes * PIECE, 0);
+                let source = fill(&mut held, *strip, &mut fields);
+                let start = data.len();
+                push_words(&fields, lanes, usize::from(source.bits), &mut data);
+                (start, source)
+            };
+            let entries: Vec<_> = strips.iter().map(entry).collect();
+            (entries, data)
+        })
+        .collect();
+    let (mut table, mut data) = (Vec::with_capacity(4 * strips.len()), Vec::new());
+    for (entries, own) in block_rows {
+        for (start, source) in entries {
+            let start = u32::try_from(data.len() + start)
+                .map_err(|_| Error::shape("a term of more than 16 GiB; a device's strips hold less"))?;
+            table.extend([start, u32::from(source.bits), source.scale.to_bits(), source.number]);
+        }
+        data.extend(own);
     }
     Ok((table, data))
 }

@@ -164,7 +164,11 @@ fn report(name: &str, machine: &Simulator, worst: &Worst) {
 fn every_operation_agrees_with_the_codec() {
     for order in [Order::Forward, Order::Backward] {
         let Some(machine) = Simulator::start(Checks::None, order) else { return };
-        let worst = compare(&machine, |number| if order == Order::Forward { number % 2 == 1 } else { number % 4 == 0 });
+        let worst =
+            compare(
+                &machine,
+                |number| if order == Order::Forward { number % 2 == 1 } else { number % 4 == 0 },
+            );
         report(&format!("threads {order:?}"), &machine, &worst);
     }
 }
