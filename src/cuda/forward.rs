@@ -110,8 +110,8 @@ fn filled<T: CudaDType + DeviceRepr>(
     fill: impl FnOnce(&CudaMemory) -> crate::Result<()>,
 ) -> Result<CudaStorage> {
     // SAFETY: `fill` queues the writing of all of it on the stream on which it is read later.
-    let slice = unsafe { device.alloc::<T>(len) }?;
-    {
+    let slice = unsafe { device.alloc::<T>(len.max(1)) }?; // drivers refuse to allocate nothing
+    if len > 0 {
         let stream = device.cuda_stream();
         let (address, _written_until_here) = slice.device_ptr(&stream);
         fill(&CudaMemory::Address(address))?;
