@@ -110,7 +110,7 @@
 //! A file imports only from layers to its right:
 //!
 //! ```text
-//!     bin, examples -> models, archive -> nn -> ops -> tensor -> encode -> cpu -> codec -> error
+//!     bin, examples -> models, archive -> nn -> ops -> tensor -> encode -> cpu, cuda -> codec -> error
 //! ```
 //!
 //! | module | what |
@@ -122,13 +122,18 @@
 //! | [`RbeTensor`] | a compressed tensor on a Candle device |
 //! | [`encode`] | from a matrix to terms |
 //! | [`cpu`] | the fast kernels, chosen for the running processor (`RBE_CPU=scalar`, `avx2`, `avx512` asks for less) |
+//! | [`cuda`] | the same products on a CUDA device (feature `cuda`) |
 //! | [`codec`] | the definition, in plain Rust, and the bytes |
 //!
-//! `codec`, `encode` and `cpu` know nothing of Candle.
+//! `codec`, `encode` and `cpu` know nothing of Candle. Without the feature `cuda` there are no PTX and no device in [`cuda`],
+//! only the layouts and launches, which the tests run on a CPU.
 //!
 //! # What is not there yet
 //!
-//! - Products on CUDA or Metal. A compressed tensor on such a device is [`Error::Unsupported`], and says so.
+//! - A run on a CUDA card. The kernels of the feature `cuda` compile, agree with [`codec`] when they run on a CPU, thread
+//!   by thread, with addresses and races checked, and Candle's device is bound to them; no card has run them yet, and how
+//!   fast they are is not known. `examples/gpu.rs` tests and times them on one.
+//! - Products on Metal. A compressed tensor on such a device is [`Error::Unsupported`], and says so.
 //! - Kernels for ARM: there the plain Rust ones run.
 //! - Above 4 bits, a quantiser better than the uniform one: there Candle's K-types have the smaller error at equal
 //!   bits; README.md has the table.
@@ -139,6 +144,7 @@
 pub mod archive;
 pub mod codec;
 pub mod cpu;
+pub mod cuda;
 pub mod encode;
 mod error;
 pub mod models;

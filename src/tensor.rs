@@ -9,6 +9,22 @@ use crate::error::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
 use std::sync::Arc;
 
+#[cfg(feature = "cuda")]
+use crate::cuda::{self, CudaMachine, DeviceMatrix};
+
+/// The devices that this build has kernels for.
+const KERNELS: &str = if cfg!(feature = "cuda") { "the CPU and CUDA" } else { "the CPU" };
+
+/// The shape that a view of a matrix has.
+fn view_shape(matrix: &LoadedMatrix, view: View) -> Shape {
+    let layout = matrix.layout();
+    match view {
+        View::Vector => Shape::from(layout.cols()),
+        View::Matrix => Shape::from((layout.rows(), layout.cols())),
+        View::Transposed => Shape::from((layout.cols(), layout.rows())),
+    }
+}
+
 /// A compressed tensor of rank 1 or 2: `W^ = sum of terms`, as [`codec`](crate::codec) defines it.
 ///
 /// Cloning and [`t`](Self::t) share the compressed data.
@@ -18,17 +34,23 @@ pub struct RbeTensor {
     view: View,
     shape: Shape,
     device: Device,
+    /// The layout on a CUDA device.
+    #[cfg(feature = "cuda")]
+    on_cuda: Option<Arc<DeviceMatrix<CudaMachine>>>,
 }
 
 impl RbeTensor {
-    fn new(matrix: Arc<LoadedMatrix>, view: View, device: Device) -> Self {
-        let layout = matrix.layout();
-        let shape = match view {
-            View::Vector => Shape::from(layout.cols()),
-            View::Matrix => Shape::from((layout.rows(), layout.cols())),
-            View::Transposed => Shape::from((layout.cols(), layout.rows())),
-        };
-        Self { matrix, view, shape, device }
+    /// On the CPU.
+    fn new(matrix: Arc<LoadedMatrix>, view: View) -> Self {
+        let shape = view_shape(&matrix, view);
+        Self {
+            matrix,
+            view,
+            shape,
+            device: Device::Cpu,
+            #[cfg(feature = "cuda")]
+            on_cuda: None,
+        }
     }
 
     /// The shape of the tensor that was compressed.
@@ -60,7 +82,7 @@ impl RbeTensor {
         if view == View::Vector && matrix.layout().rows() != 1 {
             return Err(Error::shape(format!("a vector of {} rows", matrix.layout().rows())));
         }
-        Ok(Self::new(Arc::new(LoadedMatrix::new(matrix)), view, Device::Cpu))
+        Ok(Self::new(Arc::new(LoadedMatrix::new(matrix)), view))
     }
 
     /// How the tensor sees the stored matrix.
@@ -93,7 +115,7 @@ impl RbeTensor {
     pub fn with_parameters(&self, parameters: &Tensor) -> Result<Self> {
         let parameters = parameters.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let matrix = self.to_matrix().with_parameters(&parameters)?;
-        Ok(Self::new(Arc::new(LoadedMatrix::new(&matrix)), self.view, self.device.clone()))
+        Self::new(Arc::new(LoadedMatrix::new(&matrix)), self.view).to_device(&self.device)
     }
 
     /// Takes away the sparse term's coefficients of magnitude below `threshold`, with what the basis functions can say of them
@@ -126,7 +148,8 @@ impl RbeTensor {
         let after = crate::encode::prune(&before, threshold)?;
         let report = PruneReport::new(&before, &after, original.as_deref());
         let after = after.with_relative_error(report.error_after as f32);
-        Ok((Self::new(Arc::new(LoadedMatrix::new(&after)), self.view, self.device.clone()), report))
+        let after = Self::new(Arc::new(LoadedMatrix::new(&after)), self.view).to_device(&self.device)?;
+        Ok((after, report))
     }
 
     /// Whether the tensor is the transpose of the stored matrix.
@@ -144,7 +167,7 @@ impl RbeTensor {
             View::Matrix => View::Transposed,
             View::Transposed => View::Matrix,
         };
-        Ok(Self::new(self.matrix.clone(), view, self.device.clone()))
+        Ok(Self { view, shape: view_shape(&self.matrix, view), ..self.clone() })
     }
 
     /// The first planes of every planes term, the other terms as they are: the coarser quantiser nested in the finer one.
@@ -164,7 +187,7 @@ impl RbeTensor {
             return Err(Error::config(format!("the first {planes} planes; there are 1 to {MAX_PLANES}")));
         }
         let matrix = matrix.truncate_planes(planes);
-        Ok(Self::new(Arc::new(LoadedMatrix::new(&matrix)), self.view, self.device.clone()))
+        Self::new(Arc::new(LoadedMatrix::new(&matrix)), self.view).to_device(&self.device)
     }
 
     /// Coefficients that a product multiplies with.
@@ -172,20 +195,42 @@ impl RbeTensor {
         self.matrix.stored_coefficients()
     }
 
-    /// The same tensor on another device.
+    /// The same tensor on another device: there products with it run. The compressed bytes stay on the host too.
     ///
     /// # Errors
-    /// On every device but the CPU: this build has no kernels for them.
+    /// When this build has no kernels for the device (Metal; CUDA without the feature `cuda`), the device is older than
+    /// compute capability 8.0, or it has not enough memory.
     pub fn to_device(&self, device: &Device) -> Result<Self> {
-        if !device.is_cpu() {
-            return Err(Error::Unsupported {
+        match device {
+            Device::Cpu => Ok(Self::new(self.matrix.clone(), self.view)),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) if self.device.same_device(device) => Ok(self.clone()),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => {
+                let machine = CudaMachine::new(cuda)?;
+                machine.expect_room(self.memory_in_bytes())?;
+                let matrix = DeviceMatrix::new(machine, &self.to_matrix())?;
+                matrix.prepare(self.is_transposed())?;
+                Ok(Self { device: device.clone(), on_cuda: Some(Arc::new(matrix)), ..self.clone() })
+            }
+            _ => Err(Error::Unsupported {
                 what: format!(
-                    "RBE tensors on {:?}; this build has kernels for the CPU only",
+                    "RBE tensors on {:?}; this build has kernels for {KERNELS} only",
                     device.location()
                 ),
-            });
+            }),
         }
-        Ok(Self::new(self.matrix.clone(), self.view, device.clone()))
+    }
+
+    /// The tensor in its layout for products on a CUDA device.
+    ///
+    /// # Errors
+    /// When it is not on one.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_cuda(&self) -> Result<&DeviceMatrix<CudaMachine>> {
+        self.on_cuda.as_deref().ok_or_else(|| Error::Unsupported {
+            what: "an input on a CUDA device with a compressed tensor on the CPU".to_owned(),
+        })
     }
 
     /// Decodes into a dense F32 tensor on the same device.
@@ -193,13 +238,23 @@ impl RbeTensor {
     /// # Errors
     /// Candle's, when the tensor cannot be made.
     pub fn dequantize(&self) -> Result<Tensor> {
-        let stored = (self.matrix.layout().rows(), self.matrix.layout().cols());
-        let weights = Tensor::from_vec(self.matrix.decode(&Rayon), stored, &self.device)?;
+        let weights = self.decode()?;
         Ok(match self.view {
             View::Vector => weights.flatten_all()?,
             View::Matrix => weights,
             View::Transposed => weights.t()?.contiguous()?,
         })
+    }
+
+    /// The stored matrix, dense.
+    fn decode(&self) -> Result<Tensor> {
+        let stored = (self.matrix.layout().rows(), self.matrix.layout().cols());
+        #[cfg(feature = "cuda")]
+        if let Some(matrix) = &self.on_cuda {
+            let storage = candle_core::Storage::Cuda(cuda::decode(matrix)?);
+            return Ok(Tensor::from_storage(storage, stored, candle_core::op::BackpropOp::none(), false));
+        }
+        Ok(Tensor::from_vec(self.matrix.decode(&Rayon), stored, &self.device)?)
     }
 
     /// The self-describing payload that FORMAT.md states byte by byte.
@@ -213,7 +268,7 @@ impl RbeTensor {
     /// [`Error::Payload`] with the first thing found wrong.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let (matrix, view) = Matrix::from_bytes(bytes)?;
-        Ok(Self::new(Arc::new(LoadedMatrix::new(&matrix)), view, Device::Cpu))
+        Ok(Self::new(Arc::new(LoadedMatrix::new(&matrix)), view))
     }
 
     /// Bytes of the payload, everything counted.
@@ -261,6 +316,6 @@ impl Encoder {
         let weight = weight.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
         let values = weight.flatten_all()?.to_vec1::<f32>()?;
         let matrix = self.encode_matrix(&values, rows, cols)?;
-        Ok(RbeTensor::new(Arc::new(LoadedMatrix::new(&matrix)), view, Device::Cpu))
+        Ok(RbeTensor::new(Arc::new(LoadedMatrix::new(&matrix)), view))
     }
 }

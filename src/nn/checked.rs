@@ -85,10 +85,11 @@ impl RbeLinear {
             let reason = format!("input of shape {:?} with a weight of shape ({out}, {input})", x.shape());
             return Err(Error::shape(reason));
         }
-        let has_product = matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16) && x.device().is_cpu();
+        let has_product = matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16)
+            && x.device().same_device(self.weight().device());
         if !decoded && !has_product {
             let what = format!(
-                "a compressed product with {:?} on {:?}; it takes F32, F16 or BF16 on the CPU",
+                "a compressed product with {:?} on {:?}; it takes F32, F16 or BF16 on the weight's device",
                 x.dtype(),
                 x.device().location()
             );

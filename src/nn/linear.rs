@@ -242,7 +242,7 @@ impl Module for Linear {
 ///
 /// # Errors
 /// When a tensor is missing or has another shape, when a payload is damaged, and when a compressed weight is asked
-/// for on another device than the CPU.
+/// for on a device that this build has no kernels for.
 pub fn linear(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<Linear> {
     match compressed(&vb, "weight", (out_dim, in_dim))? {
         Some(weight) => Ok(RbeLinear::from_file(weight, Some(vb.get(out_dim, "bias")?), &vb)?.into()),

@@ -44,7 +44,7 @@ pub use rope::{Rope, RopeScaling};
 pub use trainable::TrainableLinear;
 
 use crate::{Error, RbeTensor};
-use candle_core::{DType, Result, Shape};
+use candle_core::{DType, Device, Result, Shape};
 use candle_nn::VarBuilder;
 
 /// What a compressed tensor's name ends with in a file.
@@ -62,7 +62,9 @@ fn compressed(vb: &VarBuilder, name: &str, expected: impl Into<Shape>) -> Result
     }
     let path =
         || [&vb.prefix(), name].iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(".");
-    let payload = vb.get_unchecked_dtype(&payload_name, DType::U8)?.flatten_all()?.to_vec1::<u8>()?;
+    // Payloads are read on the host; only what products need goes to the device.
+    let on_host = vb.clone().set_device(Device::Cpu);
+    let payload = on_host.get_unchecked_dtype(&payload_name, DType::U8)?.flatten_all()?.to_vec1::<u8>()?;
     let tensor = RbeTensor::from_bytes(&payload)
         .and_then(|tensor| tensor.to_device(vb.device()))
         .map_err(|error| error.in_tensor(path()))?;

@@ -2,10 +2,17 @@
 
 use super::{CandlePool, elements, from_f32};
 use crate::RbeTensor;
+#[cfg(feature = "cuda")]
+use crate::cuda;
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 
 /// Rows `ids` (any shape, U32, U8 or I64) of a compressed `(rows, cols)` table as `(.., cols)` of `dtype`;
 /// only those rows are decoded.
+///
+/// On a CUDA device an id that is none of the table's rows gives a row of NaN: to refuse it would be to wait for the
+/// device.
 ///
 /// # Errors
 /// When the table is not an untransposed matrix, an id is not one of its rows, or a type is not supported.
@@ -13,7 +20,20 @@ pub fn gather(table: &RbeTensor, ids: &Tensor, dtype: DType) -> Result<Tensor> {
     if table.shape().rank() != 2 || table.is_transposed() {
         bail!("rows can be gathered from a compressed matrix stored by rows, not from {:?}", table.shape());
     }
+    super::expect_device(ids, table, NAME)?;
+    let ids = if ids.device().is_cuda() { &device_ids(ids)? } else { ids };
     ids.apply_op1_no_bwd(&RbeGather { table: table.clone(), dtype })
+}
+
+const NAME: &str = "rbe-gather";
+
+/// Ids as the CUDA kernels take them. One that U32 does not have becomes its largest, a row that no table has.
+fn device_ids(ids: &Tensor) -> Result<Tensor> {
+    match ids.dtype() {
+        DType::U8 | DType::U32 => ids.to_dtype(DType::U32)?.contiguous(),
+        DType::I64 => ids.clamp(-1i64, i64::from(u32::MAX))?.to_dtype(DType::U32)?.contiguous(),
+        other => bail!("{NAME} takes U8, U32 or I64 ids, not {other:?}"),
+    }
 }
 
 struct RbeGather {
@@ -23,7 +43,7 @@ struct RbeGather {
 
 impl CustomOp1 for RbeGather {
     fn name(&self) -> &'static str {
-        "rbe-gather"
+        NAME
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
@@ -43,5 +63,12 @@ impl CustomOp1 for RbeGather {
         self.table.loaded().gather(&picked, &mut values, &CandlePool)?;
         let shape = [layout.dims(), &[cols]].concat();
         Ok((from_f32(values, self.dtype, self.name())?, Shape::from(shape)))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, ids: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let rows = cuda::gather(self.table.on_cuda()?, ids, layout, self.dtype, self.name())?;
+        let (_, cols) = self.table.shape().dims2()?;
+        Ok((rows, Shape::from([layout.dims(), &[cols]].concat())))
     }
 }

@@ -3,13 +3,17 @@
 use super::{CandlePool, dtype_of, from_f32, to_f32};
 use crate::RbeTensor;
 use crate::cpu::{self, Precision};
+#[cfg(feature = "cuda")]
+use crate::cuda;
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 /// `y = x W'` for `x` of shape `(.., in)` and a compressed `W` of shape `(out, in)`; `y` is `(.., out)` of
 /// `x`'s type. Differentiable in `x`: `dx = dy W`.
 ///
 /// `precision` is that of `x` against bit-planes; the other terms, and the weight of a transposed tensor, always take
-/// `x` as F32.
+/// `x` as F32. On a CUDA device all do.
 ///
 /// # Errors
 /// When `W` is a vector, `x`'s last side is not `in`, its type is not F32, F16 or BF16, or it is on another
@@ -28,8 +32,13 @@ pub(crate) fn matmul_with_gradient(
     if weight.shape().rank() != 2 {
         bail!("a product needs a compressed matrix, not a tensor of shape {:?}", weight.shape());
     }
+    super::expect_device(x, weight, NAME)?;
+    // The CPU's products take any strides, the CUDA kernels whole vectors.
+    let x = if x.device().is_cuda() { &x.contiguous()? } else { x };
     x.apply_op1(RbeMatMul { weight: weight.clone(), gradient: gradient.clone(), precision })
 }
+
+const NAME: &str = "rbe-matmul";
 
 struct RbeMatMul {
     weight: RbeTensor,
@@ -38,31 +47,46 @@ struct RbeMatMul {
     precision: Precision,
 }
 
+impl RbeMatMul {
+    /// `(.., out)` for an input `(.., in)`.
+    fn output_shape(&self, input: &Layout) -> Result<Shape> {
+        let (out_features, in_features) = self.weight.shape().dims2()?;
+        match input.dims().split_last() {
+            Some((&last, leading)) if last == in_features => {
+                Ok(Shape::from([leading, &[out_features]].concat()))
+            }
+            _ => bail!(
+                "{NAME}: input of shape {:?} with a weight of shape ({out_features}, {in_features})",
+                input.shape()
+            ),
+        }
+    }
+}
+
 impl CustomOp1 for RbeMatMul {
     fn name(&self) -> &'static str {
-        "rbe-matmul"
+        NAME
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (out_features, in_features) = self.weight.shape().dims2()?;
-        let Some((&last, leading)) = layout.dims().split_last().filter(|(last, _)| **last == in_features)
-        else {
-            bail!(
-                "{}: input of shape {:?} with a weight of shape ({out_features}, {in_features})",
-                self.name(),
-                layout.shape()
-            );
-        };
+        let shape = self.output_shape(layout)?;
         let x = to_f32(storage, layout, self.name())?;
-        let tokens = x.len() / last;
-        let mut y = vec![0.0; tokens * out_features];
+        let mut y = vec![0.0; shape.elem_count()];
+        let tokens = layout.shape().elem_count() / layout.dims().last().copied().unwrap_or(1);
         if self.weight.is_transposed() {
             cpu::transposed_product(self.weight.loaded(), &x, tokens, &mut y, &CandlePool);
         } else {
             cpu::product(self.weight.loaded(), &x, tokens, &mut y, self.precision, &CandlePool);
         }
-        let shape = [leading, &[out_features]].concat();
-        Ok((from_f32(y, dtype_of(storage), self.name())?, Shape::from(shape)))
+        Ok((from_f32(y, dtype_of(storage), self.name())?, shape))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let shape = self.output_shape(layout)?;
+        let transposed = self.weight.is_transposed();
+        let y = cuda::product(self.weight.on_cuda()?, storage, layout, transposed, self.name())?;
+        Ok((y, shape))
     }
 
     fn bwd(&self, _x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {

@@ -13,6 +13,7 @@ pub(crate) use matmul::matmul_with_gradient;
 pub use norm::{layer_norm, rms_norm};
 pub use parametric::parametric_matmul;
 
+use crate::RbeTensor;
 use crate::cpu::Pool;
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
 use std::ops::Range;
@@ -33,6 +34,15 @@ fn values_of(tensor: &Tensor, op: &str) -> Result<Vec<f32>> {
         Storage::Cpu(storage) => to_f32(storage, layout, op),
         _ => bail!("{op} takes tensors on the CPU, not on {:?}", tensor.device().location()),
     }
+}
+
+/// Refuses an input on another device than the weight's.
+fn expect_device(input: &Tensor, weight: &RbeTensor, op: &str) -> Result<()> {
+    if input.device().same_device(weight.device()) {
+        return Ok(());
+    }
+    let (input, weight) = (input.device().location(), weight.device().location());
+    bail!("{op}: the input is on {input:?} and the compressed tensor on {weight:?}");
 }
 
 /// The elements of a CPU tensor in row-major order as F32, whatever its strides, offset and float type.

@@ -198,6 +198,26 @@ impl Sparse {
         packed.unwrap_or_else(|_| unreachable!("the positions were packed in this format before"))
     }
 
+    /// The power of two that multiplies every F16 number.
+    pub fn unit(&self) -> f32 {
+        self.unit
+    }
+
+    /// What a block's values in `-1..=1` are multiplied by, in `Word24` and `Word24Mu`; 0 in the others.
+    pub fn scale(&self, block: Block) -> f32 {
+        self.scales.get(block.index).map_or(0.0, |scale| scale.to_f32() * self.unit)
+    }
+
+    /// The stored field of a value of this block, as [`for_each`](Self::for_each) gives it: the bits of an F16,
+    /// `[sign:1][fraction:9]`, or `[sign:1][level:7]`.
+    pub(crate) fn field(&self, block: Block, value: f32) -> u16 {
+        match self.format {
+            Format::Word32 | Format::RowMask => f16::from_f32(value / self.unit).to_bits(),
+            Format::Word24 => (linear_code(value, self.scale(block)) >> 2) as u16,
+            Format::Word24Mu => u16::from(mu_law_code(value, self.scale(block))),
+        }
+    }
+
     /// Kept coefficients in all blocks.
     pub fn coefficients(&self) -> usize {
         self.counts.iter().map(|&count| usize::from(count)).sum()
@@ -207,7 +227,7 @@ impl Sparse {
     #[inline]
     pub fn for_each(&self, block: Block, rows: Range<usize>, mut f: impl FnMut(usize, usize, f32)) {
         let data = &self.data[self.starts[block.index]..self.starts[block.index + 1]];
-        let scale = self.scales.get(block.index).map_or(0.0, |scale| scale.to_f32() * self.unit);
+        let scale = self.scale(block);
         match self.format {
             Format::Word32 => {
                 let (words, _) = data.as_chunks::<4>();
@@ -395,7 +415,7 @@ fn mu_law_code(value: f32, scale: f32) -> u8 {
 }
 
 /// The value in `-1..=1` of each mu-law code.
-static MU_LAW: LazyLock<[f32; 256]> = LazyLock::new(|| {
+pub(crate) static MU_LAW: LazyLock<[f32; 256]> = LazyLock::new(|| {
     std::array::from_fn(|code| {
         let magnitude = ((code & 127) as f32 / 127.0 * MU.ln_1p()).exp_m1() / MU;
         if code >> 7 == 1 { -magnitude } else { magnitude }

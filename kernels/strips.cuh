@@ -1,0 +1,368 @@
+// Products and decoding for terms that store every coefficient in `BITS` bits (planes, trellis).
+//
+// A strip is 32 columns of one block row. Its columns are cut into pieces of 32 rows, `BITS` words each, and a thread
+// holds one piece of one column at a time: `lanes` threads (a power of two) side by side have a column, so a warp has
+// `32 / lanes` columns at once.
+//
+//     lane = slot * lanes + piece        rows 32 piece .. 32 piece + 31
+//     column = (group * slots + slot) * V + v
+//
+// V columns of a thread (4 where a column has at least 4 pieces, else 1) lie together: load `n` of a group gives lane
+// `l` the words `n V .. n V + V` of its `V * BITS`, at `((group * BITS + n) * 32 + l) * V`. So with blocks of 128 and
+// 256 every load is 16 bytes a thread and 512 contiguous bytes a warp, and `BITS` of them are in flight at once.
+//
+// A term gives the value of row `j` of a piece from its words, `Code::value<BITS>(words, next, j)`; `next` is the first
+// word of the piece below (the topmost below the last), which the trellis reads on into. Everything is indexed by
+// constants after unrolling, so it stays in registers.
+#pragma once
+#include "common.cuh"
+
+constexpr int PIECE = 32;
+// Distance of two pieces in shared memory, so that the pieces of a column lie in different banks.
+constexpr int SINGLE_STRIDE = PIECE + 1;
+constexpr int QUAD_STRIDE = PIECE + 4;
+
+// Where a matrix's strips are.
+struct Strips {
+    const uint4 *table; // first word, bits, scale as F32, the code's own; block row by block row
+    const uint32_t *words;
+    const float *values;      // the code's table, where it has one
+    const __half *row_scales; // (block columns, rows), where rows of blocks have their own scale; else null
+    float unit;               // multiplies row_scales
+    int rows, cols, edge;
+
+    __device__ int per_row() const { return (cols + WARP - 1) / WARP; }
+    __device__ int block_rows() const { return (rows + edge - 1) / edge; }
+    __device__ int height(int block_row) const { return min(edge, rows - block_row * edge); }
+};
+
+// Threads that share a column of `height` rows. Where they do not fill it exactly, its bits go on after its end with
+// those of its beginning, sixteen at least.
+__device__ inline int lanes_of(int height) {
+    int pieces = height / PIECE;
+    if (height % PIECE == 0 && (pieces & (pieces - 1)) == 0) return pieces;
+    int lanes = 1;
+    while (lanes * PIECE < height + 16) lanes *= 2;
+    return lanes;
+}
+
+template <int V> struct Vector;
+template <> struct Vector<1> { typedef uint32_t Type; };
+template <> struct Vector<4> { typedef uint4 Type; };
+
+__device__ inline void unpack(uint32_t from, uint32_t *to) { to[0] = from; }
+__device__ inline void unpack(uint4 from, uint32_t *to) { to[0] = from.x, to[1] = from.y, to[2] = from.z, to[3] = from.w; }
+
+// Calls `f(column in the strip, words of the piece, next)` for every column of the strip that this thread has a piece of.
+template <class Code, int BITS, int V, class F>
+__device__ __forceinline__ void for_each_piece(const uint32_t *words, int lanes, int lane, F f) {
+    typedef typename Vector<V>::Type Load;
+    const int slots = WARP / lanes, slot = lane / lanes;
+    const int below = (lane & ~(lanes - 1)) | ((lane + 1) & (lanes - 1));
+    for (int group = 0; group < lanes / V; ++group) {
+        const Load *from = reinterpret_cast<const Load *>(words) + group * BITS * WARP + lane;
+        uint32_t held[V * BITS];
+#pragma unroll
+        for (int n = 0; n < BITS; ++n) unpack(__ldg(from + n * WARP), held + n * V);
+#pragma unroll 1
+        for (int v = 0; v < V; ++v) {
+            const uint32_t next = Code::READS_ON ? __shfl_sync(ALL_LANES, held[0], below) : 0;
+            f((group * slots + slot) * V + v, held, next);
+            // The next column's words come to the front: one copy of the code for all V.
+#pragma unroll
+            for (int n = 0; n < (V - 1) * BITS; ++n) held[n] = held[n + BITS];
+        }
+    }
+}
+
+// Calls `f` with `bits` as a constant; nothing for a strip without bits.
+template <class Code, int V, class F>
+__device__ __forceinline__ void with_bits(Code code, const uint4 &entry, const uint32_t *words, int lanes, int lane, F f) {
+    code.begin(entry.w);
+    switch (entry.y) {
+#define CASE(BITS) \
+    case BITS: \
+        if constexpr (BITS <= Code::MAX_BITS) { \
+            for_each_piece<Code, BITS, V>(words + entry.x, lanes, lane, [&](int column, const uint32_t *held, uint32_t next) { \
+                f(column, [&](int j) { return code.template value<BITS>(held, next, j); }); \
+            }); \
+        } \
+        break;
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
+#undef CASE
+    }
+}
+
+// y(token, row) += S(row, column) x(token, column) for the strips `first .. last` of one block row.
+//
+// Grid: (block rows, splits, groups of TOKENS tokens). Every warp takes every eighth strip; each thread sums its 32
+// rows in registers, the block adds up its threads' sums at the end.
+//
+//     x         (tokens, cols)
+//     partial   (splits, tokens, rows), this split's part is written
+//     shared    the code's table, x (TOKENS, 32 strips), row scales (WARPS, 33 lanes); then sums (WARPS, 33 lanes)
+template <class Code, int V, int TOKENS, bool ROW_SCALES>
+__device__ void sum_rows(Code code, const Strips &at, int lanes, const float *x, float *row_scales, int x_stride, int first,
+                         int last, float (&sums)[TOKENS][PIECE]) {
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, block_row = blockIdx.x;
+    const int height = at.height(block_row), piece = lane & (lanes - 1);
+    for (int strip = first + warp; strip < last; strip += WARPS) {
+        const uint4 entry = __ldg(at.table + (size_t)block_row * at.per_row() + strip);
+        const float scale = __uint_as_float(entry.z);
+        if constexpr (ROW_SCALES) {
+            const __half *from = at.row_scales + (size_t)(strip * WARP / at.edge) * at.rows + block_row * at.edge;
+            for (int row = lane; row < lanes * PIECE; row += WARP) {
+                const float own = row < height ? __half2float(from[row]) * at.unit : 0.0f;
+                row_scales[row / PIECE * SINGLE_STRIDE + row % PIECE] = own;
+            }
+            __syncwarp();
+        }
+        const float *own_scales = row_scales + piece * SINGLE_STRIDE;
+        const float *own_x = x + (strip - first) * WARP;
+        with_bits<Code, V>(code, entry, at.words, lanes, lane, [&](int column, auto value) {
+            float factors[TOKENS];
+#pragma unroll
+            for (int t = 0; t < TOKENS; ++t) factors[t] = own_x[t * x_stride + column] * scale;
+#pragma unroll
+            for (int j = 0; j < PIECE; ++j) {
+                float weight = value(j);
+                if constexpr (ROW_SCALES) weight *= own_scales[j];
+#pragma unroll
+                for (int t = 0; t < TOKENS; ++t) sums[t][j] += weight * factors[t];
+            }
+        });
+        if constexpr (ROW_SCALES) __syncwarp();
+    }
+}
+
+template <class Code, int TOKENS, bool ROW_SCALES>
+__device__ void product(const Strips &at, const float *x, float *partial, int tokens, int strips_per_block) {
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    const int block_row = blockIdx.x, split = blockIdx.y, token = blockIdx.z * TOKENS;
+    const int first = split * strips_per_block, last = min(first + strips_per_block, at.per_row());
+    const int height = at.height(block_row), lanes = lanes_of(height);
+    float *shared = reinterpret_cast<float *>(dynamic_shared);
+
+    Code code(shared, at.values);
+    const int x_stride = strips_per_block * WARP;
+    float *staged = shared + Code::TABLE;
+    for (int n = threadIdx.x; n < TOKENS * x_stride; n += THREADS) {
+        const int t = n / x_stride, col = first * WARP + n % x_stride;
+        staged[n] = token + t < tokens && col < at.cols ? x[(size_t)(token + t) * at.cols + col] : 0.0f;
+    }
+    float *row_scales = staged + TOKENS * x_stride + warp * lanes * SINGLE_STRIDE;
+    __syncthreads();
+
+    float sums[TOKENS][PIECE];
+#pragma unroll
+    for (int t = 0; t < TOKENS; ++t)
+#pragma unroll
+        for (int j = 0; j < PIECE; ++j) sums[t][j] = 0.0f;
+    if (lanes >= 4) {
+        sum_rows<Code, 4, TOKENS, ROW_SCALES>(code, at, lanes, staged, row_scales, x_stride, first, last, sums);
+    } else {
+        sum_rows<Code, 1, TOKENS, ROW_SCALES>(code, at, lanes, staged, row_scales, x_stride, first, last, sums);
+    }
+
+    // Over the columns of a warp by shuffles, over the warps in shared memory.
+    float *own = shared + (warp * lanes + (lane & (lanes - 1))) * SINGLE_STRIDE;
+#pragma unroll
+    for (int t = 0; t < TOKENS; ++t) {
+        __syncthreads();
+#pragma unroll
+        for (int j = 0; j < PIECE; ++j) {
+            float sum = sums[t][j];
+            for (int distance = lanes; distance < WARP; distance *= 2) sum += __shfl_xor_sync(ALL_LANES, sum, distance);
+            if (lane < lanes) own[j] = sum;
+        }
+        __syncthreads();
+        if (token + t >= tokens) continue;
+        float *out = partial + ((size_t)split * tokens + token + t) * at.rows + block_row * at.edge;
+        for (int row = threadIdx.x; row < height; row += THREADS) {
+            float sum = 0.0f;
+            for (int w = 0; w < WARPS; ++w) {
+                sum += shared[(w * lanes + row / PIECE) * SINGLE_STRIDE + row % PIECE];
+            }
+            out[row] = sum;
+        }
+    }
+}
+
+// The factors of a strip's rows for all tokens, scales multiplied in: `staged` is (TOKENS, 36 lanes), zero below the block.
+template <int TOKENS>
+__device__ void stage_rows(const Strips &at, float *staged, const float *g, size_t g_stride, int tokens, int block_row,
+                           int strip, float scale, int lanes, int lane) {
+    const int height = at.height(block_row);
+    for (int row = lane; row < lanes * PIECE; row += WARP) {
+        float own = scale;
+        if (at.row_scales != nullptr && row < height) {
+            const size_t block_col = strip * WARP / at.edge;
+            own = __half2float(at.row_scales[block_col * at.rows + block_row * at.edge + row]) * at.unit;
+        }
+#pragma unroll
+        for (int t = 0; t < TOKENS; ++t) {
+            const bool inside = row < height && t < tokens;
+            staged[(t * lanes + row / PIECE) * QUAD_STRIDE + row % PIECE] = inside ? own * g[t * g_stride + row] : 0.0f;
+        }
+    }
+}
+
+// columns(TOKENS, 32) += the strip's share; each column's pieces are added up by shuffles.
+template <class Code, int V, int TOKENS>
+__device__ void sum_columns(Code code, const uint4 &entry, const uint32_t *words, int lanes, int lane, const float *staged,
+                            float *columns) {
+    const int piece = lane & (lanes - 1);
+    with_bits<Code, V>(code, entry, words, lanes, lane, [&](int column, auto value) {
+        float sums[TOKENS] = {};
+#pragma unroll
+        for (int j = 0; j < PIECE; j += 4) {
+            const float weights[4] = {value(j), value(j + 1), value(j + 2), value(j + 3)};
+#pragma unroll
+            for (int t = 0; t < TOKENS; ++t) {
+                const float4 g = *reinterpret_cast<const float4 *>(staged + (t * lanes + piece) * QUAD_STRIDE + j);
+                sums[t] += weights[0] * g.x + weights[1] * g.y + weights[2] * g.z + weights[3] * g.w;
+            }
+        }
+#pragma unroll
+        for (int t = 0; t < TOKENS; ++t) {
+            for (int distance = 1; distance < lanes; distance *= 2) {
+                sums[t] += __shfl_xor_sync(ALL_LANES, sums[t], distance);
+            }
+            if (piece == 0) columns[t * WARP + column] += sums[t];
+        }
+    });
+}
+
+// x(token, column) += S(row, column) g(token, row) for the block rows of one split. With `ids`, token `t` is row `ids[t]`
+// of the matrix asked for: only its block row counts, and `g` is (tokens, edge); an id that is no row gives NaN.
+//
+// Grid: (groups of WARPS strips, splits, groups of TOKENS tokens). Each warp has one strip and no need of the others.
+//
+//     g         (tokens, rows), or (tokens, edge)
+//     partial   (splits, tokens, cols)
+//     shared    the code's table; for each warp g (TOKENS, 36 max_lanes), columns (TOKENS, 32)
+template <class Code, int TOKENS>
+__device__ void transposed(const Strips &at, const float *g, const uint32_t *ids, float *partial, int tokens,
+                           int rows_per_split, int max_lanes) {
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    const int strip = blockIdx.x * WARPS + warp, split = blockIdx.y, token = blockIdx.z * TOKENS;
+    float *shared = reinterpret_cast<float *>(dynamic_shared);
+    Code code(shared, at.values);
+    __syncthreads();
+    if (strip >= at.per_row()) return;
+
+    const int staged_len = TOKENS * max_lanes * QUAD_STRIDE;
+    float *staged = shared + Code::TABLE + warp * (staged_len + TOKENS * WARP);
+    float *columns = staged + staged_len;
+    int first = split * rows_per_split, last = min(first + rows_per_split, at.block_rows());
+    float zero = 0.0f;
+    if (ids != nullptr) {
+        const bool is_row = ids[token] < (uint32_t)at.rows;
+        first = is_row ? (int)ids[token] / at.edge : 0;
+        last = is_row ? first + 1 : 0;
+        zero = is_row ? 0.0f : __int_as_float(NOT_A_NUMBER);
+    }
+    for (int t = 0; t < TOKENS; ++t) columns[t * WARP + lane] = zero;
+    for (int block_row = first; block_row < last; ++block_row) {
+        const uint4 entry = __ldg(at.table + (size_t)block_row * at.per_row() + strip);
+        const int lanes = lanes_of(at.height(block_row));
+        const size_t g_stride = ids != nullptr ? at.edge : at.rows;
+        const float *own_g = g + token * g_stride + (ids != nullptr ? 0 : block_row * at.edge);
+        __syncwarp();
+        stage_rows<TOKENS>(at, staged, own_g, g_stride, tokens - token, block_row, strip, __uint_as_float(entry.z), lanes, lane);
+        __syncwarp();
+        if (lanes >= 4) {
+            sum_columns<Code, 4, TOKENS>(code, entry, at.words, lanes, lane, staged, columns);
+        } else {
+            sum_columns<Code, 1, TOKENS>(code, entry, at.words, lanes, lane, staged, columns);
+        }
+    }
+    __syncwarp();
+    const int col = strip * WARP + lane;
+    for (int t = 0; t < TOKENS && token + t < tokens; ++t) {
+        if (col < at.cols) partial[((size_t)split * tokens + token + t) * at.cols + col] = columns[t * WARP + lane];
+    }
+}
+
+// The coefficients themselves, column by column, for a dense product: panel(column - first_strip * 32, row - first_row).
+//
+// Grid: (groups of WARPS strips, block rows of the panel). Each thread writes its 32 rows, 16 bytes at a time.
+//
+//     panel    (columns, stride); stride and block rows are multiples of 32, rows below the matrix become zero
+//     add      whether another term has been there
+template <class Code, int V, class T>
+__device__ void write_strip(Code code, const Strips &at, T *panel, const uint4 &entry, int strip, int first_strip, int block_row,
+                            int lanes, int lane, int stride, int add) {
+    const int height = at.height(block_row), piece = lane & (lanes - 1);
+    const float scale = __uint_as_float(entry.z);
+    const __half *row_scales = nullptr;
+    if (at.row_scales != nullptr) {
+        row_scales = at.row_scales + (size_t)(strip * WARP / at.edge) * at.rows + block_row * at.edge;
+    }
+    with_bits<Code, V>(code, entry, at.words, lanes, lane, [&](int column, auto value) {
+        if (strip * WARP + column >= at.cols || piece * PIECE >= height) return;
+        T *to = panel + (size_t)((strip - first_strip) * WARP + column) * stride + blockIdx.y * at.edge + piece * PIECE;
+#pragma unroll
+        for (int j = 0; j < PIECE; j += Quad<T>::COUNT) {
+            Quad<T> quad;
+            if (add) quad.bits = *reinterpret_cast<const uint4 *>(to + j);
+#pragma unroll
+            for (int n = 0; n < Quad<T>::COUNT; ++n) {
+                const int row = piece * PIECE + j + n;
+                float weight = 0.0f;
+                if (row < height) {
+                    weight = value(j + n) * (row_scales != nullptr ? __half2float(row_scales[row]) * at.unit : scale);
+                }
+                quad.values[n] = from_float<T>(add ? to_float(quad.values[n]) + weight : weight);
+            }
+            *reinterpret_cast<uint4 *>(to + j) = quad.bits;
+        }
+    });
+}
+
+template <class Code, class T>
+__device__ void panel(const Strips &at, T *panel, int first_strip, int end_strip, int first_block_row, int stride, int add) {
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    const int strip = first_strip + blockIdx.x * WARPS + warp, block_row = first_block_row + blockIdx.y;
+    Code code(reinterpret_cast<float *>(dynamic_shared), at.values);
+    __syncthreads();
+    if (strip >= end_strip) return;
+    const uint4 entry = __ldg(at.table + (size_t)block_row * at.per_row() + strip);
+    const int height = at.height(block_row), lanes = lanes_of(height);
+    if (entry.y == 0) {
+        // No bits: zeros, a column at a time.
+        const int filled = (height + PIECE - 1) / PIECE * PIECE;
+        for (int column = 0; !add && column < WARP && strip * WARP + column < at.cols; ++column) {
+            T *to = panel + (size_t)((strip - first_strip) * WARP + column) * stride + blockIdx.y * at.edge;
+            for (int row = lane; row < filled; row += WARP) to[row] = from_float<T>(0.0f);
+        }
+    } else if (lanes >= 4) {
+        write_strip<Code, 4>(code, at, panel, entry, strip, first_strip, block_row, lanes, lane, stride, add);
+    } else {
+        write_strip<Code, 1>(code, at, panel, entry, strip, first_strip, block_row, lanes, lane, stride, add);
+    }
+}
+
+// The entry points of a term.
+#define STRIPS_PARAMETERS \
+    const uint4 *table, const uint32_t *words, const float *values, const __half *row_scales, float unit, int rows, \
+        int cols, int edge
+#define STRIPS_ARGUMENTS Strips { table, words, values, row_scales, unit, rows, cols, edge }
+
+// Two blocks fit a multiprocessor's registers, but where the sums of four tokens need most of a thread's 255.
+#define PRODUCT_KERNEL(NAME, CODE, TOKENS, ROW_SCALES) \
+    extern "C" __global__ void __launch_bounds__(THREADS, TOKENS == 1 ? 2 : 1) \
+        NAME(STRIPS_PARAMETERS, const float *x, float *partial, int tokens, int strips_per_block) { \
+        product<CODE, TOKENS, ROW_SCALES>(STRIPS_ARGUMENTS, x, partial, tokens, strips_per_block); \
+    }
+#define TRANSPOSED_KERNEL(NAME, CODE, TOKENS) \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) \
+        NAME(STRIPS_PARAMETERS, const float *g, const uint32_t *ids, float *partial, int tokens, int rows_per_split, \
+             int max_lanes) { \
+        transposed<CODE, TOKENS>(STRIPS_ARGUMENTS, g, ids, partial, tokens, rows_per_split, max_lanes); \
+    }
+#define PANEL_KERNEL(NAME, CODE, T) \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) \
+        NAME(STRIPS_PARAMETERS, T *out, int first_strip, int end_strip, int first_block_row, int stride, int add) { \
+        panel<CODE, T>(STRIPS_ARGUMENTS, out, first_strip, end_strip, first_block_row, stride, add); \
+    }

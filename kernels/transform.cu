@@ -1,0 +1,224 @@
+// The operator `A = blockdiag(T, .., T_border) D` of one axis, random signs and then an orthonormal transform of each
+// block, and its inverse, for many vectors.
+//
+// A warp takes 256 elements: one block of 256, two of 128, and so on. The DCT of a full block is the recursion of Plonka
+// and Tasche ("Fast and numerically stable algorithms for discrete cosine transforms", 2005, sections 3 and 4), with
+// `T = sqrt(n) C`, `h = n / 2`, `c_k + i s_k = exp(i pi (2k + 1) / 4n)`:
+//
+//     T_II(n) x:   u_k = x_k + x_{n-1-k},  v_k = x_k - x_{n-1-k}                          k < h
+//                  even coefficients T_II(h) u,  odd coefficients T_IV(h) v
+//     T_IV(n) x:   p_k = c_k x_k + s_k x_{n-1-k},  q_k = (-1)^k (c_k x_{n-1-k} - s_k x_k)
+//                  P = T_II(h) p,  Q = T_II(h) q
+//                  y_0 = sqrt2 P_0,  y_{2m-1} = P_m - Q_{h-m},  y_{2m} = P_m + Q_{h-m},  y_{n-1} = -sqrt2 Q_0
+//
+// run level by level, in shared memory, all nodes of a level at once. Everything else (wavelets, border blocks) is the
+// product with the matrix, which the host made from the same definition.
+#include "common.cuh"
+
+constexpr int TRANSFORM_WARPS = 4;
+constexpr int ELEMENTS = 256;
+constexpr float SQRT2 = 1.41421356f;
+
+struct Buffers {
+    float *from, *to;
+    __device__ void swap() {
+        float *other = from;
+        from = to, to = other;
+        __syncwarp();
+    }
+};
+
+// Whether node `node` of a level is a T_IV: a path of halves leads to it, and a T_IV is the second half of a T_II.
+__device__ inline bool is_fourth(int node) { return (__ffs(~node) - 1) & 1; }
+
+// `T_II` (or its transpose) of each run of `n` elements of `at.from`; the result lies in `at.from` again.
+template <bool INVERSE> __device__ void fast_dct(Buffers &at, int n, const float2 *rotations, int lane) {
+    // The transpose of T_II takes its own two steps in the opposite order; T_IV is its own transpose.
+    for (int size = n; size > 1; size /= 2) {
+        const int half = size / 2;
+        for (int pair = lane; pair < ELEMENTS / 2; pair += WARP) {
+            const int base = pair / half * size, k = pair % half, node = pair / half % (n / size);
+            const bool transposed = INVERSE && node == 0;
+            float a = at.from[base + (transposed ? 2 * k : k)];
+            float b = at.from[base + (transposed ? 2 * k + 1 : size - 1 - k)];
+            if (is_fourth(node)) {
+                const float2 turn = __ldg(rotations + half + k);
+                const float p = turn.x * a + turn.y * b, q = turn.x * b - turn.y * a;
+                a = p, b = k % 2 == 0 ? q : -q;
+            } else if (!transposed) {
+                const float sum = a + b;
+                b = a - b, a = sum;
+            }
+            at.to[base + k] = a, at.to[base + half + k] = b;
+        }
+        at.swap();
+    }
+    for (int size = 2; size <= n; size *= 2) {
+        const int half = size / 2;
+        for (int pair = lane; pair < ELEMENTS / 2; pair += WARP) {
+            const int base = pair / half * size, k = pair % half, node = pair / half % (n / size);
+            const float *first = at.from + base, *second = first + half;
+            float *to = at.to + base;
+            if (is_fourth(node)) {
+                if (k == 0) {
+                    to[0] = SQRT2 * first[0], to[size - 1] = -SQRT2 * second[0];
+                } else {
+                    to[2 * k - 1] = first[k] - second[half - k], to[2 * k] = first[k] + second[half - k];
+                }
+            } else if (INVERSE && node == 0) {
+                to[k] = first[k] + second[k], to[size - 1 - k] = first[k] - second[k];
+            } else {
+                to[2 * k] = first[k], to[2 * k + 1] = second[k];
+            }
+        }
+        at.swap();
+    }
+}
+
+// One axis, in one direction.
+struct Axis {
+    const uint32_t *signs;     // a bit an element; null without
+    const float2 *rotations;   // `(c_k, s_k)` of `T_IV(2h)` at `h + k`; null where full blocks have a matrix
+    const float *full, *border; // matrices `m`, `out_o = sum_i m(i, o) in_i`
+    int len, edge;
+
+    __device__ int full_blocks() const { return len / edge; }
+    // Blocks that a warp takes at once.
+    __device__ int together() const { return rotations != nullptr ? ELEMENTS / edge : 1; }
+    // What warps share out among them: groups of full blocks, then the border block.
+    __device__ int items() const { return (full_blocks() + together() - 1) / together() + (len % edge != 0); }
+    __device__ float sign(int element) const {
+        return signs != nullptr && (signs[element / 32] >> element % 32 & 1) ? -1.0f : 1.0f;
+    }
+};
+
+// The item's elements through `T`; `get(element)` and `put(element, value)` see each element of the vector once.
+template <bool INVERSE, class Get, class Put>
+__device__ __forceinline__ void transform_item(const Axis &axis, int item, float *own, int lane, Get get, Put put) {
+    const int first = item * axis.together() * axis.edge;
+    const bool whole = first < axis.full_blocks() * axis.edge;
+    Buffers at = {own, own + ELEMENTS};
+    if (whole && axis.rotations != nullptr) {
+        const int end = min(first + ELEMENTS, axis.full_blocks() * axis.edge);
+        for (int n = lane; n < ELEMENTS; n += WARP) at.from[n] = first + n < end ? get(first + n) : 0.0f;
+        __syncwarp();
+        fast_dct<INVERSE>(at, axis.edge, axis.rotations, lane);
+        const float norm = rsqrtf((float)axis.edge);
+        for (int n = lane; n < ELEMENTS && first + n < end; n += WARP) put(first + n, at.from[n] * norm);
+    } else {
+        const int len = whole ? axis.edge : axis.len % axis.edge;
+        const int start = whole ? first : axis.len - len;
+        const float *matrix = whole ? axis.full : axis.border;
+        for (int n = lane; n < len; n += WARP) at.from[n] = get(start + n);
+        __syncwarp();
+        for (int out = lane; out < len; out += WARP) {
+            float sum = 0.0f;
+            for (int in = 0; in < len; ++in) sum += __ldg(matrix + in * len + out) * at.from[in];
+            put(start + out, sum);
+        }
+    }
+    __syncwarp();
+}
+
+// Grid: (vectors, groups of TRANSFORM_WARPS items). `in` (vectors, len); `out` (vectors, out_stride), times `scale`, zero
+// beyond `len`.
+template <class In, class Out>
+__device__ void analyze(const Axis &axis, const In *in, Out *out, int out_stride, float scale) {
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, item = blockIdx.y * TRANSFORM_WARPS + warp;
+    if (item >= axis.items()) return;
+    float *own = reinterpret_cast<float *>(dynamic_shared) + warp * 2 * ELEMENTS;
+    in += (size_t)blockIdx.x * axis.len, out += (size_t)blockIdx.x * out_stride;
+    transform_item<false>(
+        axis, item, own, lane, [&](int n) { return to_float(in[n]) * axis.sign(n); },
+        [&](int n, float value) { out[n] = from_float<Out>(value * scale); });
+    if (item == axis.items() - 1) {
+        for (int n = axis.len + lane; n < out_stride; n += WARP) out[n] = from_float<Out>(0.0f);
+    }
+}
+
+// `in` is a sum of `splits` parts (splits, vectors, in_stride); `out` (vectors, out_stride) is the transform times `scale`
+// plus `addend` (vectors, out_stride), where there is one.
+template <class In, class Out>
+__device__ void synthesize(const Axis &axis, const In *in, int splits, int in_stride, const float *addend, Out *out,
+                           int out_stride, float scale) {
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, item = blockIdx.y * TRANSFORM_WARPS + warp;
+    if (item >= axis.items()) return;
+    float *own = reinterpret_cast<float *>(dynamic_shared) + warp * 2 * ELEMENTS;
+    const size_t split_stride = (size_t)gridDim.x * in_stride;
+    in += (size_t)blockIdx.x * in_stride, out += (size_t)blockIdx.x * out_stride;
+    if (addend != nullptr) addend += (size_t)blockIdx.x * out_stride;
+    transform_item<true>(
+        axis, item, own, lane,
+        [&](int n) {
+            float sum = 0.0f;
+            for (int split = 0; split < splits; ++split) sum += to_float(in[split * split_stride + n]);
+            return sum;
+        },
+        [&](int n, float value) {
+            const float sum = value * scale * axis.sign(n) + (addend != nullptr ? addend[n] : 0.0f);
+            out[n] = from_float<Out>(sum);
+        });
+}
+
+// `out(vector, 0 .. edge) = A e_id` in the block of row `ids[vector]`, whose product with the block row is that row. For
+// an id that is no row nothing is written. Grid: (vectors), one warp.
+__device__ void analyze_unit(const Axis &axis, const uint32_t *ids, float *out) {
+    const int lane = threadIdx.x;
+    float *own = reinterpret_cast<float *>(dynamic_shared);
+    out += (size_t)blockIdx.x * axis.edge;
+    const uint32_t id = ids[blockIdx.x];
+    if (id >= (uint32_t)axis.len) return;
+    const int block = (int)id / axis.edge, first = block * axis.edge;
+    const bool whole = block < axis.full_blocks();
+    const int item = whole ? block / axis.together() : axis.items() - 1;
+    const float sign = axis.sign((int)id);
+    transform_item<false>(
+        axis, item, own, lane, [&](int n) { return n == (int)id ? sign : 0.0f; },
+        [&](int n, float value) {
+            if (n >= first && n < first + axis.edge) out[n - first] = value;
+        });
+}
+
+#define AXIS_PARAMETERS \
+    const uint32_t *signs, const float2 *rotations, const float *full, const float *border, int len, int edge
+#define AXIS Axis { signs, rotations, full, border, len, edge }
+#define KERNEL extern "C" __global__ void __launch_bounds__(TRANSFORM_WARPS * WARP)
+
+#define ANALYZE(IN_NAME, In, OUT_NAME, Out) \
+    KERNEL analyze_##IN_NAME##_##OUT_NAME(AXIS_PARAMETERS, const In *in, Out *out, int out_stride, float scale) { \
+        analyze<In, Out>(AXIS, in, out, out_stride, scale); \
+    }
+ANALYZE(f32, float, f32, float)
+ANALYZE(f16, __half, f32, float)
+ANALYZE(bf16, __nv_bfloat16, f32, float)
+ANALYZE(f16, __half, f16, __half)
+ANALYZE(bf16, __nv_bfloat16, bf16, __nv_bfloat16)
+
+#define SYNTHESIZE(IN_NAME, In, OUT_NAME, Out) \
+    KERNEL synthesize_##IN_NAME##_##OUT_NAME(AXIS_PARAMETERS, const In *in, int splits, int in_stride, const float *addend, \
+                                             Out *out, int out_stride, float scale) { \
+        synthesize<In, Out>(AXIS, in, splits, in_stride, addend, out, out_stride, scale); \
+    }
+SYNTHESIZE(f32, float, f32, float)
+SYNTHESIZE(f32, float, f16, __half)
+SYNTHESIZE(f32, float, bf16, __nv_bfloat16)
+SYNTHESIZE(f16, __half, f16, __half)
+SYNTHESIZE(bf16, __nv_bfloat16, bf16, __nv_bfloat16)
+
+// `out(col, row) = in(row, col)`, `in` (rows, stride) of which `cols` count. Grid: (rows / 32, cols / 32), one warp.
+KERNEL transpose_f32(const float *in, float *out, int rows, int cols, int stride) {
+    constexpr int PADDED = WARP + 1;
+    float *tile = reinterpret_cast<float *>(dynamic_shared);
+    const int lane = threadIdx.x, row = blockIdx.x * WARP, col = blockIdx.y * WARP;
+    for (int n = 0; n < WARP && row + n < rows; ++n) {
+        if (col + lane < cols) tile[n * PADDED + lane] = in[(size_t)(row + n) * stride + col + lane];
+    }
+    __syncwarp();
+    for (int n = 0; n < WARP && col + n < cols; ++n) {
+        if (row + lane < rows) out[(size_t)(col + n) * rows + row + lane] = tile[lane * PADDED + n];
+    }
+}
+
+KERNEL analyze_unit(AXIS_PARAMETERS, const uint32_t *ids, float *out) {
+    analyze_unit(AXIS, ids, out);
+}

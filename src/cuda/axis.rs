@@ -1,0 +1,248 @@
+//! One side of a matrix on the device: the signs and tables of its transform.
+
+use super::machine::{Arg, Element, Launch, Machine, Module};
+use crate::codec::Transform;
+use crate::codec::signs::{Side, signs};
+use crate::codec::transform::Plan;
+use crate::error::Result;
+use std::f64::consts::PI;
+
+/// `TRANSFORM_WARPS`, `ELEMENTS` and a warp, as the kernels have them.
+const WARPS: usize = 4;
+const ELEMENTS: usize = 256;
+const WARP: usize = 32;
+const SHARED_BYTES: usize = 2 * ELEMENTS * size_of::<f32>();
+
+/// The matrices of one length, one for each direction.
+struct Matrices<M> {
+    analysis: M,
+    synthesis: M,
+}
+
+/// `A = blockdiag(T, .., T_border) D` of one side.
+pub(super) struct DeviceAxis<M> {
+    pub len: usize,
+    pub edge: usize,
+    signs: Option<M>,
+    /// For the fast DCT of full blocks.
+    rotations: Option<M>,
+    /// For full blocks of other transforms.
+    full: Option<Matrices<M>>,
+    border: Option<Matrices<M>>,
+}
+
+/// Which part of an axis' vectors a launch sees: `len` elements from block boundary `first` on.
+#[derive(Clone, Copy)]
+pub(super) struct Part {
+    pub first: usize,
+    pub len: usize,
+}
+
+/// The input of a way back from the coefficient domain.
+pub(super) struct Sum<'a, M> {
+    pub parts: Option<&'a M>,
+    pub element: Element,
+    pub splits: usize,
+    /// From a vector to the next.
+    pub stride: usize,
+    /// Added to the result, `(vectors, axis.len)` in F32.
+    pub addend: Option<&'a M>,
+    /// What the transform is multiplied by.
+    pub scale: f32,
+}
+
+/// Where vectors of this axis' whole length go.
+pub(super) struct Target<'a, M> {
+    pub memory: &'a M,
+    pub element: Element,
+    /// Elements before the first vector.
+    pub offset: usize,
+}
+
+impl<M> DeviceAxis<M> {
+    pub(super) fn new(
+        machine: &impl Machine<Memory = M>,
+        transform: Transform,
+        side: Side,
+        len: usize,
+        edge: usize,
+        seed: Option<u64>,
+    ) -> Result<Self> {
+        let matrices = |len| matrices(machine, transform, len);
+        let fast = transform == Transform::Dct && len >= edge;
+        Ok(Self {
+            len,
+            edge,
+            signs: match seed {
+                Some(seed) => Some(machine.upload(&sign_bits(&signs(seed, side, len)))?),
+                None => None,
+            },
+            rotations: if fast { Some(machine.upload(&floats(rotations()))?) } else { None },
+            full: if !fast && len >= edge { Some(matrices(edge)?) } else { None },
+            border: if !len.is_multiple_of(edge) { Some(matrices(len % edge)?) } else { None },
+        })
+    }
+
+    /// Warps' items in so many elements.
+    fn items(&self, len: usize) -> usize {
+        let together = if self.rotations.is_some() { ELEMENTS / self.edge } else { 1 };
+        (len / self.edge).div_ceil(together) + usize::from(!len.is_multiple_of(self.edge))
+    }
+
+    fn args(&self, part: Part, matrix: fn(&Matrices<M>) -> &M) -> Vec<Arg<'_, M>> {
+        // A bit an element, and block boundaries are whole words.
+        let sign_bytes = part.first / 8;
+        vec![
+            Arg::optional(self.signs.as_ref(), sign_bytes),
+            Arg::optional(self.rotations.as_ref(), 0),
+            Arg::optional(self.full.as_ref().map(matrix), 0),
+            Arg::optional(self.border.as_ref().map(matrix), 0),
+            Arg::Int(part.len),
+            Arg::Int(self.edge),
+        ]
+    }
+
+    fn launch<'a>(&self, kernel: String, vectors: usize, len: usize, args: Vec<Arg<'a, M>>) -> Launch<'a, M> {
+        Launch {
+            module: Module::Transform,
+            kernel,
+            grid: [vectors, self.items(len).div_ceil(WARPS), 1],
+            threads: WARPS * WARP,
+            shared_bytes: WARPS * SHARED_BYTES,
+            args,
+        }
+    }
+
+    /// `scale A x` of `vectors` vectors of `from` (`offset` elements into `x`) as `to` in vectors of `stride` elements, the
+    /// last of them zero.
+    #[expect(clippy::too_many_arguments, reason = "a kernel's parameters")]
+    pub(super) fn analyze(
+        &self,
+        machine: &impl Machine<Memory = M>,
+        x: &M,
+        offset: usize,
+        from: Element,
+        vectors: usize,
+        to: Element,
+        stride: usize,
+        scale: f32,
+    ) -> Result<M> {
+        let out = machine.allocate(vectors * stride * to.bytes())?;
+        let mut args = self.args(Part { first: 0, len: self.len }, |m| &m.analysis);
+        args.extend([Arg::Memory(x, offset * from.bytes()), Arg::Memory(&out, 0)]);
+        args.extend([Arg::Int(stride), Arg::Float(scale)]);
+        let kernel = format!("analyze_{}_{}", from.suffix(), to.suffix());
+        machine.launch(self.launch(kernel, vectors, self.len, args))?;
+        Ok(out)
+    }
+
+    /// `A e_id` within the id's block, `(ids, edge)` in F32.
+    pub(super) fn analyze_units(
+        &self,
+        machine: &impl Machine<Memory = M>,
+        ids: &M,
+        offset: usize,
+        count: usize,
+    ) -> Result<M> {
+        let out = machine.allocate(count * self.edge * size_of::<f32>())?;
+        let mut args = self.args(Part { first: 0, len: self.len }, |m| &m.analysis);
+        args.extend([Arg::Memory(ids, offset * size_of::<u32>()), Arg::Memory(&out, 0)]);
+        machine.launch(Launch {
+            module: Module::Transform,
+            kernel: "analyze_unit".to_owned(),
+            grid: [count, 1, 1],
+            threads: WARP,
+            shared_bytes: SHARED_BYTES,
+            args,
+        })?;
+        Ok(out)
+    }
+
+    /// `y = scale A' sum + addend` in a part of the axis.
+    pub(super) fn synthesize(
+        &self,
+        machine: &impl Machine<Memory = M>,
+        part: Part,
+        sum: &Sum<'_, M>,
+        vectors: usize,
+        to: &Target<'_, M>,
+    ) -> Result<()> {
+        let mut args = self.args(part, |m| &m.synthesis);
+        args.extend([Arg::optional(sum.parts, 0), Arg::Int(sum.splits), Arg::Int(sum.stride)]);
+        args.push(Arg::optional(sum.addend, part.first * size_of::<f32>()));
+        args.push(Arg::Memory(to.memory, (to.offset + part.first) * to.element.bytes()));
+        args.extend([Arg::Int(self.len), Arg::Float(sum.scale)]);
+        let kernel = format!("synthesize_{}_{}", sum.element.suffix(), to.element.suffix());
+        machine.launch(self.launch(kernel, vectors, part.len, args))
+    }
+}
+
+/// `(cols, rows)` from `(rows, stride)`, of which `cols` count, in F32.
+pub(super) fn transpose<M>(
+    machine: &impl Machine<Memory = M>,
+    from: &M,
+    rows: usize,
+    cols: usize,
+    stride: usize,
+) -> Result<M> {
+    let out = machine.allocate(rows * cols * size_of::<f32>())?;
+    machine.launch(Launch {
+        module: Module::Transform,
+        kernel: "transpose_f32".to_owned(),
+        grid: [rows.div_ceil(WARP), cols.div_ceil(WARP), 1],
+        threads: WARP,
+        shared_bytes: WARP * (WARP + 1) * size_of::<f32>(),
+        args: vec![
+            Arg::Memory(from, 0),
+            Arg::Memory(&out, 0),
+            Arg::Int(rows),
+            Arg::Int(cols),
+            Arg::Int(stride),
+        ],
+    })?;
+    Ok(out)
+}
+
+/// Little-endian bytes, as devices have them.
+pub(super) fn floats(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
+    values.into_iter().flat_map(f32::to_le_bytes).collect()
+}
+
+/// Little-endian bytes, as devices have them.
+pub(super) fn words(values: impl IntoIterator<Item = u32>) -> Vec<u8> {
+    values.into_iter().flat_map(u32::to_le_bytes).collect()
+}
+
+/// A set bit for each negative sign, in whole words.
+fn sign_bits(signs: &[f32]) -> Vec<u8> {
+    let word = |signs: &[f32]| {
+        signs.iter().enumerate().fold(0, |word, (bit, sign)| word | u32::from(*sign < 0.0) << bit)
+    };
+    words(signs.chunks(32).map(word))
+}
+
+/// `c_k, s_k` of `T_IV(2h)` at `h + k`; the first pair is not used.
+fn rotations() -> impl Iterator<Item = f32> {
+    (0..ELEMENTS / 2).flat_map(|index| {
+        let half = 1usize << index.max(1).ilog2();
+        let k = index.saturating_sub(half);
+        let (s, c) = (PI * (2 * k + 1) as f64 / (8 * half) as f64).sin_cos();
+        [c as f32, s as f32]
+    })
+}
+
+/// `m(i, o)` of both directions, from the codec's own transform.
+fn matrices<M>(machine: &impl Machine<Memory = M>, transform: Transform, len: usize) -> Result<Matrices<M>> {
+    let plan = Plan::new(transform, len);
+    let mut scratch = vec![0.0; plan.scratch_len()];
+    let mut rows = vec![0.0; len * len];
+    for (k, row) in rows.chunks_exact_mut(len).enumerate() {
+        row[k] = 1.0;
+        plan.inverse(row, &mut scratch); // row k of T is T' e_k
+    }
+    let transposed = (0..len * len).map(|n| rows[n % len * len + n / len]);
+    Ok(Matrices {
+        analysis: machine.upload(&floats(transposed))?,
+        synthesis: machine.upload(&floats(rows.iter().copied()))?,
+    })
+}

@@ -1,0 +1,89 @@
+//! The basis term on the device: its parameters, and the functions' parts that belong to one row or one column.
+
+use super::axis::floats;
+use super::machine::{Arg, Element, Launch, Machine, Module};
+use super::strips::{THREADS, TOKENS, WARPS};
+use crate::codec::Layout;
+use crate::codec::basis::coordinate;
+use crate::codec::term::Basis;
+use crate::error::Result;
+use std::f64::consts::PI;
+
+pub(super) struct DeviceBasis<M> {
+    layout: Layout,
+    theta: M,
+    /// `(coordinate, cos(pi c), cos(2 pi c), 0)` of each row and column.
+    row_grid: M,
+    col_grid: M,
+}
+
+impl<M> DeviceBasis<M> {
+    pub(super) fn new(machine: &impl Machine<Memory = M>, layout: Layout, term: &Basis) -> Result<Self> {
+        let theta = layout.iter().flat_map(|block| term.theta(block));
+        let rows = (0..layout.block_rows()).flat_map(|i| grid(layout.row_range(i).len()));
+        let cols = (0..layout.block_cols()).flat_map(|j| grid(layout.col_range(j).len()));
+        Ok(Self {
+            layout,
+            theta: machine.upload(&floats(theta))?,
+            row_grid: machine.upload(&floats(rows))?,
+            col_grid: machine.upload(&floats(cols))?,
+        })
+    }
+
+    fn launch<'a>(kernel: String, grid: [usize; 3], args: Vec<Arg<'a, M>>) -> Launch<'a, M> {
+        Launch { module: Module::Basis, kernel, grid, threads: THREADS, shared_bytes: 0, args }
+    }
+
+    /// The term's product with `tokens` vectors, `(tokens, out)` in F32.
+    pub(super) fn product(
+        &self,
+        machine: &impl Machine<Memory = M>,
+        x: (&M, usize),
+        element: Element,
+        tokens: usize,
+        transposed: bool,
+    ) -> Result<M> {
+        let (rows, cols, block_cols) = (self.layout.rows(), self.layout.cols(), self.layout.block_cols());
+        let (outs, inputs, out_stride, in_stride, out_grid, in_grid) = if transposed {
+            (cols, rows, 1, block_cols, &self.col_grid, &self.row_grid)
+        } else {
+            (rows, cols, block_cols, 1, &self.row_grid, &self.col_grid)
+        };
+        let sums = machine.allocate(tokens * outs * size_of::<f32>())?;
+        let mut args = Vec::from([&self.theta, out_grid, in_grid].map(|memory| Arg::Memory(memory, 0)));
+        args.extend([outs, inputs, self.layout.block(), out_stride, in_stride].map(Arg::Int));
+        args.extend([Arg::Int(usize::from(transposed)), Arg::Memory(x.0, x.1 * element.bytes())]);
+        args.extend([Arg::Memory(&sums, 0), Arg::Int(tokens)]);
+        let at_once = if tokens == 1 { 1 } else { TOKENS };
+        let kernel = format!("basis_product_{}_{at_once}", element.suffix());
+        let grid = [outs.div_ceil(WARPS), 1, tokens.div_ceil(at_once)];
+        machine.launch(Self::launch(kernel, grid, args))?;
+        Ok(sums)
+    }
+
+    /// The term's weights in rows `ids`, or in the first `count` rows, `(count, cols)` in F32.
+    pub(super) fn rows(
+        &self,
+        machine: &impl Machine<Memory = M>,
+        ids: Option<(&M, usize)>,
+        count: usize,
+    ) -> Result<M> {
+        let cols = self.layout.cols();
+        let out = machine.allocate(count * cols * size_of::<f32>())?;
+        let mut args =
+            Vec::from([&self.theta, &self.row_grid, &self.col_grid].map(|memory| Arg::Memory(memory, 0)));
+        args.extend([self.layout.rows(), cols, self.layout.block()].map(Arg::Int));
+        args.push(ids.map_or(Arg::Null, |(ids, offset)| Arg::Memory(ids, offset * size_of::<u32>())));
+        args.push(Arg::Memory(&out, 0));
+        machine.launch(Self::launch("basis_rows".to_owned(), [count, cols.div_ceil(THREADS), 1], args))?;
+        Ok(out)
+    }
+}
+
+/// One block's part of a grid.
+fn grid(len: usize) -> impl Iterator<Item = f32> {
+    (0..len).flat_map(move |n| {
+        let c = coordinate(n, len);
+        [c as f32, (PI * c).cos() as f32, (2.0 * PI * c).cos() as f32, 0.0]
+    })
+}

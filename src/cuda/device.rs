@@ -1,0 +1,246 @@
+//! Candle's CUDA device as a [`Machine`].
+
+use super::machine::{Arg, Dense, Element, Launch, Machine, Module};
+use crate::error::{Error, Result};
+use candle_core::backend::BackendStorage;
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaSlice, DevicePtr, LaunchConfig, PushKernelArg, SyncOnDrop, sys,
+};
+use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
+use candle_core::{CudaDevice, CudaStorage, Layout};
+use sys::CUdevice_attribute as Attribute;
+
+/// The oldest cards that the PTX runs on, `(major, minor)`.
+const COMPUTE_CAPABILITY: (i32, i32) = (8, 0);
+/// Dynamic shared memory that a kernel has without asking.
+const SHARED_BYTES: usize = 48 * 1024;
+
+/// A Candle device, and what launches need to know of it.
+#[derive(Clone, Debug)]
+pub(crate) struct CudaMachine {
+    device: CudaDevice,
+    multiprocessors: usize,
+    shared_bytes_limit: usize,
+}
+
+/// Memory of this crate's own, or the address of a Candle tensor's elements, whom the caller keeps alive.
+#[derive(Debug)]
+pub(crate) enum CudaMemory {
+    Owned(CudaSlice<u8>),
+    Address(u64),
+}
+
+/// A value as `cuLaunchKernel` takes it.
+enum Value {
+    Address(u64),
+    Int(i32),
+    Float(f32),
+}
+
+impl CudaMachine {
+    /// Looks the device over.
+    ///
+    /// # Errors
+    /// When it is too old for the kernels.
+    pub(crate) fn new(device: &CudaDevice) -> Result<Self> {
+        let stream = device.cuda_stream();
+        let context = stream.context();
+        let attribute = |attribute| -> Result<usize> {
+            let value = context.attribute(attribute).w()?;
+            Ok(usize::try_from(value).unwrap_or(0))
+        };
+        let found = context.compute_capability().w()?;
+        if found < COMPUTE_CAPABILITY {
+            let ((major, minor), (least, _)) = (found, COMPUTE_CAPABILITY);
+            let name = context.name().w()?;
+            let what =
+                format!("RBE tensors on {name}, compute capability {major}.{minor}; {least}.0 is the least");
+            return Err(Error::Unsupported { what });
+        }
+        Ok(Self {
+            device: device.clone(),
+            multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            shared_bytes_limit: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        })
+    }
+
+    pub(crate) fn device(&self) -> &CudaDevice {
+        &self.device
+    }
+
+    /// Refuses so many bytes where the device has not as many left.
+    pub(crate) fn expect_room(&self, bytes: usize) -> Result<()> {
+        let (free, _) = self.device.cuda_stream().context().mem_get_info().w()?;
+        if bytes > free {
+            let what = format!("a tensor of {bytes} bytes on a device that has {free} bytes of memory left");
+            return Err(Error::Unsupported { what });
+        }
+        Ok(())
+    }
+
+    fn address(&self, memory: &CudaMemory) -> u64 {
+        match memory {
+            CudaMemory::Owned(slice) => slice.device_ptr(&self.device.cuda_stream()).0,
+            CudaMemory::Address(address) => *address,
+        }
+    }
+
+    /// The memory as a storage of Candle's, of `len` elements.
+    fn alias(&self, memory: &CudaMemory, element: Element, len: usize) -> Alias {
+        let (stream, address) = (self.device.cuda_stream(), self.address(memory));
+        // SAFETY: the memory has so many elements (both come from one layout), is used on this stream alone, and outlives
+        // the alias, which never frees it.
+        let slice = unsafe {
+            match element {
+                Element::F32 => CudaStorageSlice::F32(stream.upgrade_device_ptr(address, len)),
+                Element::F16 => CudaStorageSlice::F16(stream.upgrade_device_ptr(address, len)),
+                Element::BF16 => CudaStorageSlice::BF16(stream.upgrade_device_ptr(address, len)),
+            }
+        };
+        Alias(Some(CudaStorage { slice, device: self.device.clone() }))
+    }
+}
+
+/// A view of a memory as Candle's own, which must not free it.
+struct Alias(Option<CudaStorage>);
+
+impl Alias {
+    fn storage(&self) -> Result<&CudaStorage> {
+        self.0.as_ref().ok_or_else(|| Error::config("an alias of no memory"))
+    }
+}
+
+impl Drop for Alias {
+    fn drop(&mut self) {
+        self.0.take().map(release);
+    }
+}
+
+/// The address and bytes of a storage that frees its memory no more.
+fn release(storage: CudaStorage) -> (u64, usize) {
+    fn parts<T>(slice: CudaSlice<T>) -> (u64, usize) {
+        let bytes = slice.num_bytes();
+        (slice.leak(), bytes)
+    }
+    match storage.slice {
+        CudaStorageSlice::F32(slice) => parts(slice),
+        CudaStorageSlice::F16(slice) => parts(slice),
+        CudaStorageSlice::BF16(slice) => parts(slice),
+        // No alias and no product is of another type.
+        _ => (0, 0),
+    }
+}
+
+fn ptx(module: Module) -> &'static str {
+    macro_rules! ptx {
+        ($name:literal) => {
+            include_str!(concat!(env!("OUT_DIR"), "/", $name, ".ptx"))
+        };
+    }
+    match module {
+        Module::Transform => ptx!("transform"),
+        Module::Basis => ptx!("basis"),
+        Module::Sparse => ptx!("sparse"),
+        Module::Planes => ptx!("planes"),
+        Module::Trellis => ptx!("trellis"),
+    }
+}
+
+impl Machine for CudaMachine {
+    type Memory = CudaMemory;
+
+    fn allocate(&self, bytes: usize) -> Result<CudaMemory> {
+        // SAFETY: whatever the memory holds, its bytes are read only by kernels and after they were written.
+        Ok(CudaMemory::Owned(unsafe { self.device.alloc::<u8>(bytes.max(1)) }?))
+    }
+
+    fn allocate_zeroed(&self, bytes: usize) -> Result<CudaMemory> {
+        Ok(CudaMemory::Owned(self.device.alloc_zeros::<u8>(bytes.max(1))?))
+    }
+
+    fn upload(&self, bytes: &[u8]) -> Result<CudaMemory> {
+        // A memory has an address even where nothing is in it.
+        let bytes = if bytes.is_empty() { &[0][..] } else { bytes };
+        Ok(CudaMemory::Owned(self.device.clone_htod(bytes)?))
+    }
+
+    fn launch(&self, launch: Launch<'_, CudaMemory>) -> Result<()> {
+        let Launch { module, kernel, grid, threads, shared_bytes, args } = launch;
+        let refuse = |what: String| Err(Error::Unsupported { what: format!("{kernel}: {what}") });
+        let [x, y, z] = grid.map(|n| u32::try_from(n).unwrap_or(0));
+        if x == 0 || !(1..=65535).contains(&y) || !(1..=65535).contains(&z) || x > i32::MAX.cast_unsigned() {
+            return refuse(format!("a grid of {grid:?} blocks; a device takes 2^31 by 65,535 by 65,535"));
+        }
+        if shared_bytes > self.shared_bytes_limit {
+            let limit = self.shared_bytes_limit;
+            return refuse(format!("{shared_bytes} bytes of shared memory; this device has {limit} a block"));
+        }
+        let stream = self.device.cuda_stream();
+        let function =
+            self.device.get_or_load_custom_func(&kernel, &format!("rbe-{}", module.name()), ptx(module))?;
+        if shared_bytes > SHARED_BYTES {
+            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            function.set_attribute(attribute, i32::try_from(shared_bytes).unwrap_or(i32::MAX)).w()?;
+        }
+        // Uses of memories are recorded when the guards are dropped, after the launch.
+        let mut guards: Vec<SyncOnDrop<'_>> = Vec::new();
+        let mut values = Vec::with_capacity(args.len());
+        for arg in &args {
+            values.push(match arg {
+                Arg::Null => Value::Address(0),
+                Arg::Memory(CudaMemory::Address(address), offset) => Value::Address(address + *offset as u64),
+                Arg::Memory(CudaMemory::Owned(slice), offset) => {
+                    let (address, guard) = slice.device_ptr(&stream);
+                    guards.push(guard);
+                    Value::Address(address + *offset as u64)
+                }
+                Arg::Int(value) => match i32::try_from(*value) {
+                    Ok(value) => Value::Int(value),
+                    Err(_) => return refuse(format!("{value} is more than a kernel can count")),
+                },
+                Arg::Float(value) => Value::Float(*value),
+            });
+        }
+        let mut builder = function.builder();
+        for value in &values {
+            match value {
+                Value::Address(address) => builder.arg(address),
+                Value::Int(int) => builder.arg(int),
+                Value::Float(float) => builder.arg(float),
+            };
+        }
+        let config = LaunchConfig {
+            grid_dim: (x, y, z),
+            block_dim: (u32::try_from(threads).unwrap_or(0), 1, 1),
+            shared_mem_bytes: u32::try_from(shared_bytes).unwrap_or(u32::MAX),
+        };
+        // SAFETY: the arguments are those of the kernel's signature, in order, and every memory is as large as the kernel
+        // reaches: the tests run these launches with every address checked (tests/cuda).
+        unsafe { builder.launch(config) }.w()?;
+        Ok(())
+    }
+
+    fn matmul(&self, a: &CudaMemory, b: &CudaMemory, size: Dense) -> Result<CudaMemory> {
+        let Dense { element, rows, inner, cols, transposed } = size;
+        let a = self.alias(a, element, rows * inner);
+        let b = self.alias(b, element, inner * cols);
+        let a_layout = Layout::contiguous((rows, inner));
+        let b_layout = if transposed {
+            Layout::contiguous((cols, inner)).transpose(0, 1)?
+        } else {
+            Layout::contiguous((inner, cols))
+        };
+        let product = a.storage()?.matmul(b.storage()?, (1, rows, cols, inner), &a_layout, &b_layout)?;
+        let (address, bytes) = release(product);
+        // SAFETY: the allocation changes its owner; it was made on this stream and has so many bytes.
+        Ok(CudaMemory::Owned(unsafe { self.device.cuda_stream().upgrade_device_ptr::<u8>(address, bytes) }))
+    }
+
+    fn multiprocessors(&self) -> usize {
+        self.multiprocessors
+    }
+
+    fn shared_bytes_limit(&self) -> usize {
+        self.shared_bytes_limit
+    }
+}

@@ -1,0 +1,120 @@
+//! The operations on Candle's tensors on a CUDA device.
+
+use super::device::{CudaMachine, CudaMemory};
+use super::machine::Element;
+use super::matrix::{DeviceMatrix, Operand};
+use candle_core::backend::{BackendDevice, BackendStorage};
+use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DeviceRepr};
+use candle_core::cuda_backend::{CudaDType, CudaStorageSlice};
+use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, bail};
+use half::{bf16, f16};
+
+/// The elements that a contiguous layout sees.
+fn range(layout: &Layout, op: &str) -> Result<std::ops::Range<usize>> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(start..end),
+        None => bail!("{op} on a CUDA device takes a contiguous tensor, not strides {:?}", layout.stride()),
+    }
+}
+
+fn expect_device(matrix: &DeviceMatrix<CudaMachine>, device: &CudaDevice, op: &str) -> Result<()> {
+    if matrix.machine().device().same_device(device) {
+        return Ok(());
+    }
+    bail!("{op}: the input and the compressed tensor are on different devices");
+}
+
+/// `x W'`, or `x W` when `transposed`, for `x` of F32, F16 or BF16.
+pub(crate) fn product(
+    matrix: &DeviceMatrix<CudaMachine>,
+    storage: &CudaStorage,
+    layout: &Layout,
+    transposed: bool,
+    op: &str,
+) -> Result<CudaStorage> {
+    expect_device(matrix, storage.device(), op)?;
+    match &storage.slice {
+        CudaStorageSlice::F32(_) => {
+            typed_product::<f32>(matrix, storage, layout, transposed, op, Element::F32)
+        }
+        CudaStorageSlice::F16(_) => {
+            typed_product::<f16>(matrix, storage, layout, transposed, op, Element::F16)
+        }
+        CudaStorageSlice::BF16(_) => {
+            typed_product::<bf16>(matrix, storage, layout, transposed, op, Element::BF16)
+        }
+        _ => bail!("{op} takes F32, F16 or BF16, not {:?}", storage.dtype()),
+    }
+}
+
+fn typed_product<T: CudaDType + DeviceRepr>(
+    matrix: &DeviceMatrix<CudaMachine>,
+    storage: &CudaStorage,
+    layout: &Layout,
+    transposed: bool,
+    op: &str,
+    element: Element,
+) -> Result<CudaStorage> {
+    let (device, stored) = (storage.device().clone(), matrix.layout());
+    let (input, output) =
+        if transposed { (stored.rows(), stored.cols()) } else { (stored.cols(), stored.rows()) };
+    let x = storage.as_cuda_slice::<T>()?.slice(range(layout, op)?);
+    let tokens = layout.shape().elem_count() / input;
+    filled::<T>(&device, tokens * output, |y| {
+        let stream = device.cuda_stream();
+        let (address, _read_until_here) = x.device_ptr(&stream);
+        let x = Operand { memory: &CudaMemory::Address(address), offset: 0, element };
+        matrix.product(&x, tokens, transposed, &Operand { memory: y, offset: 0, element })
+    })
+}
+
+/// Rows `ids` (contiguous, U32) as `dtype`, F32, F16 or BF16. An id that is no row gives a row of NaN.
+pub(crate) fn gather(
+    matrix: &DeviceMatrix<CudaMachine>,
+    ids: &CudaStorage,
+    layout: &Layout,
+    dtype: DType,
+    op: &str,
+) -> Result<CudaStorage> {
+    expect_device(matrix, ids.device(), op)?;
+    let device = ids.device().clone();
+    let CudaStorageSlice::U32(slice) = &ids.slice else {
+        bail!("{op} on a CUDA device takes U32 ids, not {:?}", ids.dtype())
+    };
+    let view = slice.slice(range(layout, op)?);
+    let count = layout.shape().elem_count();
+    let elements = count * matrix.layout().cols();
+    let run = |y: &CudaMemory, element: Element| {
+        let stream = device.cuda_stream();
+        let (address, _read_until_here) = view.device_ptr(&stream);
+        matrix.gather(&CudaMemory::Address(address), count, &Operand { memory: y, offset: 0, element })
+    };
+    match dtype {
+        DType::F32 => filled::<f32>(&device, elements, |y| run(y, Element::F32)),
+        DType::F16 => filled::<f16>(&device, elements, |y| run(y, Element::F16)),
+        DType::BF16 => filled::<bf16>(&device, elements, |y| run(y, Element::BF16)),
+        other => bail!("{op} gives F32, F16 or BF16, not {other:?}"),
+    }
+}
+
+/// All weights, `(rows, cols)` in F32.
+pub(crate) fn decode(matrix: &DeviceMatrix<CudaMachine>) -> Result<CudaStorage> {
+    let device = matrix.machine().device().clone();
+    filled::<f32>(&device, matrix.layout().elements(), |weights| matrix.decode(weights))
+}
+
+/// A new storage of `len` elements that `fill` writes, every one.
+fn filled<T: CudaDType + DeviceRepr>(
+    device: &CudaDevice,
+    len: usize,
+    fill: impl FnOnce(&CudaMemory) -> crate::Result<()>,
+) -> Result<CudaStorage> {
+    // SAFETY: `fill` queues the writing of all of it on the stream on which it is read later.
+    let slice = unsafe { device.alloc::<T>(len.max(1)) }?; // drivers refuse to allocate nothing
+    if len > 0 {
+        let stream = device.cuda_stream();
+        let (address, _written_until_here) = slice.device_ptr(&stream);
+        fill(&CudaMemory::Address(address))?;
+    }
+    Ok(CudaStorage::wrap_cuda_slice(slice, device.clone()))
+}

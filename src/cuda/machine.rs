@@ -1,0 +1,159 @@
+//! What the layouts and launches need of a device.
+
+use crate::error::Result;
+
+/// The element type of activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Element {
+    /// IEEE 754 binary32.
+    F32,
+    /// IEEE 754 binary16.
+    F16,
+    /// The upper half of an F32.
+    BF16,
+}
+
+impl Element {
+    /// Bytes of one.
+    pub fn bytes(self) -> usize {
+        match self {
+            Element::F32 => 4,
+            Element::F16 | Element::BF16 => 2,
+        }
+    }
+
+    /// What the kernels' names have in its place.
+    pub(super) fn suffix(self) -> &'static str {
+        match self {
+            Element::F32 => "f32",
+            Element::F16 => "f16",
+            Element::BF16 => "bf16",
+        }
+    }
+}
+
+/// One file of kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Module {
+    /// `transform.cu`.
+    Transform,
+    /// `basis.cu`.
+    Basis,
+    /// `sparse.cu`.
+    Sparse,
+    /// `planes.cu`.
+    Planes,
+    /// `trellis.cu`.
+    Trellis,
+}
+
+/// Every module.
+pub const MODULES: [Module; 5] =
+    [Module::Transform, Module::Basis, Module::Sparse, Module::Planes, Module::Trellis];
+
+impl Module {
+    /// The stem of its file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Module::Transform => "transform",
+            Module::Basis => "basis",
+            Module::Sparse => "sparse",
+            Module::Planes => "planes",
+            Module::Trellis => "trellis",
+        }
+    }
+}
+
+/// An argument of a kernel.
+#[derive(Debug)]
+pub enum Arg<'a, M> {
+    /// The address of a memory, so many bytes from its beginning.
+    Memory(&'a M, usize),
+    /// No memory.
+    Null,
+    /// An `int`.
+    Int(usize),
+    /// A `float`.
+    Float(f32),
+}
+
+impl<'a, M> Arg<'a, M> {
+    /// A memory where there is one.
+    pub(super) fn optional(memory: Option<&'a M>, offset: usize) -> Self {
+        memory.map_or(Arg::Null, |memory| Arg::Memory(memory, offset))
+    }
+}
+
+/// One kernel on its way to the device.
+#[derive(Debug)]
+pub struct Launch<'a, M> {
+    /// The file it is in.
+    pub module: Module,
+    /// Its name.
+    pub kernel: String,
+    /// Blocks in each dimension.
+    pub grid: [usize; 3],
+    /// Threads of a block.
+    pub threads: usize,
+    /// Dynamic shared memory of a block.
+    pub shared_bytes: usize,
+    /// What it is called with, in order.
+    pub args: Vec<Arg<'a, M>>,
+}
+
+/// `c = a b` of dense matrices: `a` `(rows, inner)`, `b` `(inner, cols)`, all row-major and of one type, summed in F32.
+#[derive(Clone, Copy, Debug)]
+pub struct Dense {
+    /// The type of all three.
+    pub element: Element,
+    /// Rows of `a` and `c`.
+    pub rows: usize,
+    /// Columns of `a`, rows of `b`.
+    pub inner: usize,
+    /// Columns of `b` and `c`.
+    pub cols: usize,
+    /// `b` lies in memory as `(cols, inner)`.
+    pub transposed: bool,
+}
+
+/// A device with a stream: what is asked for happens in the order in which it is asked for.
+pub trait Machine {
+    /// Memory of the device, free again when it is dropped and all that uses it has run.
+    type Memory;
+
+    /// Memory of whatever content.
+    ///
+    /// # Errors
+    /// When the device has not so much left.
+    fn allocate(&self, bytes: usize) -> Result<Self::Memory>;
+
+    /// Memory of zeros.
+    ///
+    /// # Errors
+    /// As [`allocate`](Self::allocate).
+    fn allocate_zeroed(&self, bytes: usize) -> Result<Self::Memory>;
+
+    /// Memory with these bytes.
+    ///
+    /// # Errors
+    /// As [`allocate`](Self::allocate).
+    fn upload(&self, bytes: &[u8]) -> Result<Self::Memory>;
+
+    /// Queues a kernel.
+    ///
+    /// # Errors
+    /// When the device refuses it.
+    fn launch(&self, launch: Launch<'_, Self::Memory>) -> Result<()>;
+
+    /// Queues a dense product.
+    ///
+    /// # Errors
+    /// When the device refuses it.
+    fn matmul(&self, a: &Self::Memory, b: &Self::Memory, size: Dense) -> Result<Self::Memory>;
+
+    /// Multiprocessors, to share out work.
+    fn multiprocessors(&self) -> usize;
+
+    /// The most shared memory a block can have.
+    fn shared_bytes_limit(&self) -> usize;
+}

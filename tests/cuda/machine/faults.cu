@@ -1,0 +1,41 @@
+// Kernels with one fault each, and one without, to see that the machine finds them.
+#include "../../../kernels/common.cuh"
+
+extern "C" __global__ void reverse(float *values) {
+    float *shared = reinterpret_cast<float *>(dynamic_shared);
+    shared[threadIdx.x] = values[threadIdx.x];
+    __syncthreads();
+    values[threadIdx.x] = shared[THREADS - 1 - threadIdx.x];
+}
+
+// Reads what another thread writes, with no barrier between.
+extern "C" __global__ void reverse_without_barrier(float *values) {
+    float *shared = reinterpret_cast<float *>(dynamic_shared);
+    shared[threadIdx.x] = values[threadIdx.x];
+    values[threadIdx.x] = shared[THREADS - 1 - threadIdx.x];
+}
+
+// All threads write one place.
+extern "C" __global__ void last_one_wins(float *values) { values[0] = (float)threadIdx.x; }
+
+extern "C" __global__ void barrier_for_half(float *values) {
+    if (threadIdx.x < THREADS / 2) __syncthreads();
+    values[threadIdx.x] += warp_sum(values[threadIdx.x]);
+    if (threadIdx.x >= THREADS / 2) __syncthreads();
+}
+
+extern "C" __global__ void shuffle_after_leaving(float *values) {
+    if (threadIdx.x % WARP == 0) return;
+    values[threadIdx.x] = warp_sum(values[threadIdx.x]);
+}
+
+extern "C" __global__ void beyond_the_buffer(float *values) { values[threadIdx.x + 1] = 0.0f; }
+
+extern "C" __global__ void beyond_shared(float *values) {
+    float *shared = reinterpret_cast<float *>(dynamic_shared);
+    shared[threadIdx.x + 1] = values[threadIdx.x];
+}
+
+extern "C" __global__ void misaligned(float *values) {
+    values[threadIdx.x] = reinterpret_cast<const float4 *>(values + 1)[0].x;
+}

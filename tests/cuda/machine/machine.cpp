@@ -1,0 +1,313 @@
+// A CUDA device on a CPU, driven through a pipe: memory is this process's, kernels are its own functions, each thread
+// of a block is a fiber. Blocks run one after another, threads in order or in reverse, and change only at barriers.
+//
+// What it finds: threads that miss a barrier or come to another one (with both lines), shared or fresh device memory
+// read before it is written (all of it is NaN at first), results that depend on the order of threads. Compiled with
+// -fsanitize=address,alignment also addresses outside a buffer or the block's shared memory and misaligned loads; with
+// -fsanitize=thread, and -DRACES here, every two accesses of threads that no barrier orders.
+#include "cuda_cpu.h"
+#include <cstdio>
+#include <cstdlib>
+#include <dlfcn.h>
+#include <string>
+#include <sys/mman.h>
+#include <unistd.h>
+#include <vector>
+
+#if !defined(__x86_64__)
+#error "fibers are switched, and kernels called, as x86-64's System V ABI has it"
+#endif
+
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(address, size) ((void)0)
+#define ASAN_UNPOISON_MEMORY_REGION(address, size) ((void)0)
+#endif
+
+#ifdef RACES
+extern "C" {
+void *__tsan_get_current_fiber();
+void *__tsan_create_fiber(unsigned);
+void __tsan_switch_to_fiber(void *, unsigned);
+void __tsan_acquire(void *);
+void __tsan_release(void *);
+}
+#else
+static void *__tsan_get_current_fiber() { return nullptr; }
+static void *__tsan_create_fiber(unsigned) { return nullptr; }
+static void __tsan_switch_to_fiber(void *, unsigned) {}
+static void __tsan_acquire(void *) {}
+static void __tsan_release(void *) {}
+#endif
+
+constexpr size_t SHARED_BYTES = 227 * 1024, STACK_BYTES = 64 * 1024;
+constexpr int WARP_SIZE = 32, MOST_THREADS = 1024, MOST_WORDS = 24, MOST_FLOATS = 8;
+constexpr unsigned SWITCH_WITHOUT_SYNC = 1;
+
+float4 dynamic_shared[SHARED_BYTES / sizeof(float4)];
+
+// ---- fibers ----
+
+// Addresses that stand for barriers: what happens before one is released to it, what happens after acquires it. Two in
+// turn, for a thread may come to the next barrier before another has left this one.
+struct Order {
+    char tags[2];
+};
+
+enum State { READY, AT_BLOCK_BARRIER, AT_WARP_BARRIER, DONE };
+
+struct Fiber {
+    void *stack_pointer, *sanitizer;
+    char *stack;
+    State state;
+    int line, turn;
+    unsigned block_barriers, warp_barriers; // passed so far
+};
+
+struct Warp {
+    Exchange exchange;
+    int waiting, done, line;
+    Order barriers;
+};
+
+// Everything a kernel needs of its registers: pushed on the old stack, popped from the new one.
+asm(R"(.text
+switch_stacks:
+    pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15; popq %r14; popq %r13; popq %r12; popq %rbx; popq %rbp
+    ret
+)");
+extern "C" void switch_stacks(void **from, void *to);
+
+// A launch: the function, and its arguments as the ABI passes them. Integers and pointers go through registers and then
+// the stack in their own order, up to eight floats through theirs, however the two are mixed.
+struct Kernel {
+    void (*function)();
+    uint64_t words[MOST_WORDS];
+    float floats[MOST_FLOATS];
+
+    void call() const {
+#define W(n) uint64_t
+        typedef void (*Function)(W(0), W(1), W(2), W(3), W(4), W(5), W(6), W(7), W(8), W(9), W(10), W(11), W(12), W(13), W(14),
+                                 W(15), W(16), W(17), W(18), W(19), W(20), W(21), W(22), W(23), float, float, float, float,
+                                 float, float, float, float);
+#undef W
+        const uint64_t *w = words;
+        const float *f = floats;
+        reinterpret_cast<Function>(function)(w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8], w[9], w[10], w[11], w[12],
+                                             w[13], w[14], w[15], w[16], w[17], w[18], w[19], w[20], w[21], w[22], w[23],
+                                             f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7]);
+    }
+};
+
+static Fiber fibers[MOST_THREADS];
+static Warp warps[MOST_THREADS / WARP_SIZE];
+static Kernel kernel;
+static int threads, current, step, at_block_barrier, done;
+static void *host_stack, *host_sanitizer;
+static Order block_barriers;
+static char block_begin, block_end;
+static std::string fault;
+
+namespace machine {
+Index thread_index, block_index, grid_size;
+int turn() { return fibers[current].turn ^= 1; }
+int lane() { return current % WARP_SIZE; }
+Exchange &exchange() { return warps[current / WARP_SIZE].exchange; }
+} // namespace machine
+
+static void leave_for(void *sanitizer, void *stack_pointer) {
+    void **own = &fibers[current].stack_pointer;
+    __tsan_switch_to_fiber(sanitizer, SWITCH_WITHOUT_SYNC);
+    switch_stacks(own, stack_pointer);
+}
+
+static void fail(const std::string &what, int line) {
+    const Index &block = machine::block_index;
+    fault = what + " at line " + std::to_string(line) + ", thread " + std::to_string(current) + " of block " +
+            std::to_string(block.x) + "," + std::to_string(block.y) + "," + std::to_string(block.z);
+    leave_for(host_sanitizer, host_stack);
+}
+
+// Goes on with the next thread that can.
+static void next_thread(int line) {
+    for (int n = 1; n <= threads; ++n) {
+        const int other = (current + step * n + threads * MOST_THREADS) % threads;
+        if (fibers[other].state != READY) continue;
+        if (other == current) return;
+        const int own = current;
+        void *sanitizer = fibers[other].sanitizer;
+        __tsan_switch_to_fiber(sanitizer, SWITCH_WITHOUT_SYNC);
+        current = other, machine::thread_index.x = other;
+        switch_stacks(&fibers[own].stack_pointer, fibers[other].stack_pointer);
+        return;
+    }
+    fail("threads wait for each other: a barrier that not all reach", line);
+}
+
+static void check_block_barrier(int line) {
+    if (at_block_barrier == 0 || at_block_barrier + done < threads) return;
+    for (int n = 0; n < threads; ++n) {
+        if (fibers[n].state != AT_BLOCK_BARRIER) continue;
+        if (fibers[n].line != line && line != 0) fail("a barrier while others wait at line " + std::to_string(fibers[n].line), line);
+        fibers[n].state = READY;
+    }
+    at_block_barrier = 0;
+}
+
+void machine::block_barrier(int line) {
+    Fiber &own = fibers[current];
+    own.state = AT_BLOCK_BARRIER, own.line = line, ++at_block_barrier;
+    char *tag = &block_barriers.tags[own.block_barriers++ % 2];
+    __tsan_release(tag);
+    check_block_barrier(line);
+    next_thread(line);
+    __tsan_acquire(tag);
+}
+
+void machine::warp_barrier(int line) {
+    Warp &warp = warps[current / WARP_SIZE];
+    if (warp.done > 0) fail("a warp's barrier that lanes have left the kernel before", line);
+    if (warp.waiting > 0 && warp.line != line) fail("a warp's barrier while lanes wait at line " + std::to_string(warp.line), line);
+    warp.line = line;
+    Fiber &own = fibers[current];
+    own.state = AT_WARP_BARRIER;
+    char *tag = &warp.barriers.tags[own.warp_barriers++ % 2];
+    __tsan_release(tag);
+    if (++warp.waiting == WARP_SIZE) {
+        warp.waiting = 0;
+        const int first = current / WARP_SIZE * WARP_SIZE;
+        for (int n = first; n < first + WARP_SIZE; ++n) fibers[n].state = READY;
+    }
+    next_thread(line);
+    __tsan_acquire(tag);
+}
+
+static void thread_main() {
+    __tsan_acquire(&block_begin);
+    kernel.call();
+    fibers[current].state = DONE, ++done;
+    Warp &warp = warps[current / WARP_SIZE];
+    if (++warp.done > 0 && warp.waiting > 0) fail("a lane leaves while others wait in a warp's barrier", warp.line);
+    check_block_barrier(0);
+    __tsan_release(&block_end);
+    if (done == threads) leave_for(host_sanitizer, host_stack);
+    next_thread(0);
+}
+
+static void run_block(size_t shared_bytes) {
+    memset(dynamic_shared, 0xff, sizeof dynamic_shared); // NaN
+    ASAN_POISON_MEMORY_REGION((char *)dynamic_shared + shared_bytes, sizeof dynamic_shared - shared_bytes);
+    at_block_barrier = done = 0;
+    __tsan_release(&block_begin);
+    for (int n = 0; n < threads; ++n) {
+        Fiber &fiber = fibers[n];
+        if (fiber.stack == nullptr) {
+            fiber.stack = (char *)mmap(nullptr, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            if (fiber.stack == MAP_FAILED) abort();
+            fiber.sanitizer = __tsan_create_fiber(0);
+        }
+        // As switch_stacks left it: six registers, where to go, and the place of a return address above.
+        void **top = reinterpret_cast<void **>(fiber.stack + STACK_BYTES);
+        *--top = nullptr, *--top = reinterpret_cast<void *>(thread_main);
+        fiber = {top - 6, fiber.sanitizer, fiber.stack, READY, 0, 0, 0, 0};
+        warps[n / WARP_SIZE].waiting = warps[n / WARP_SIZE].done = 0;
+    }
+    current = step > 0 ? 0 : threads - 1;
+    machine::thread_index = {(unsigned)current, 0, 0};
+    host_sanitizer = __tsan_get_current_fiber();
+    __tsan_switch_to_fiber(fibers[current].sanitizer, 0);
+    switch_stacks(&host_stack, fibers[current].stack_pointer);
+    __tsan_acquire(&block_end);
+    ASAN_UNPOISON_MEMORY_REGION(dynamic_shared, sizeof dynamic_shared);
+}
+
+static std::string launch(const std::string &name, const Index &grid, int block, size_t shared_bytes, bool reversed) {
+    kernel.function = reinterpret_cast<void (*)()>(dlsym(RTLD_DEFAULT, name.c_str()));
+    if (kernel.function == nullptr) return "no kernel named " + name;
+    if (block == 0 || block > MOST_THREADS || block % WARP_SIZE != 0) return "a block of " + std::to_string(block) + " threads";
+    if (shared_bytes > SHARED_BYTES) return std::to_string(shared_bytes) + " bytes of shared memory";
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) return "a grid no device takes";
+    threads = block, step = reversed ? -1 : 1, fault.clear(), machine::grid_size = grid;
+    const unsigned blocks = grid.x * grid.y * grid.z;
+    for (unsigned n = 0; n < blocks && fault.empty(); ++n) {
+        const unsigned index = reversed ? blocks - 1 - n : n;
+        machine::block_index = {index % grid.x, index / grid.x % grid.y, index / grid.x / grid.y};
+        run_block(shared_bytes);
+    }
+    return fault.empty() ? "" : name + ": " + fault;
+}
+
+// ---- the pipe ----
+
+static void read_all(void *to, size_t bytes) {
+    for (size_t have = 0; have < bytes;) {
+        const ssize_t got = read(0, (char *)to + have, bytes - have);
+        if (got <= 0) exit(0); // the other end is gone
+        have += got;
+    }
+}
+
+static void write_all(const void *from, size_t bytes) {
+    for (size_t gone = 0; gone < bytes;) {
+        const ssize_t put = write(1, (const char *)from + gone, bytes - gone);
+        if (put <= 0) exit(0);
+        gone += put;
+    }
+}
+
+static uint64_t read_word() {
+    uint64_t word;
+    read_all(&word, sizeof word);
+    return word;
+}
+
+static void write_word(uint64_t word) { write_all(&word, sizeof word); }
+
+int main() {
+    for (;;) {
+        switch (read_word()) {
+        case 'A': { // allocate: bytes -> address. What nobody wrote is NaN.
+            const size_t bytes = read_word();
+            void *memory = nullptr;
+            if (posix_memalign(&memory, 256, bytes) != 0) abort();
+            memset(memory, 0xff, bytes);
+            write_word(reinterpret_cast<uint64_t>(memory));
+            break;
+        }
+        case 'F': // free: address
+            free(reinterpret_cast<void *>(read_word()));
+            break;
+        case 'W': { // write: address, bytes, the bytes
+            char *to = reinterpret_cast<char *>(read_word());
+            read_all(to, read_word());
+            break;
+        }
+        case 'R': { // read: address, bytes -> the bytes
+            const char *from = reinterpret_cast<const char *>(read_word());
+            write_all(from, read_word());
+            break;
+        }
+        case 'L': { // launch: name, grid, block, shared bytes, order, integers, floats -> what went wrong
+            std::string name(read_word(), 0);
+            read_all(&name[0], name.size());
+            Index grid;
+            read_all(&grid, sizeof grid);
+            const uint64_t block = read_word(), shared_bytes = read_word(), reversed = read_word();
+            const uint64_t words = read_word(), floats = read_word();
+            if (words > MOST_WORDS || floats > MOST_FLOATS) abort();
+            read_all(kernel.words, words * sizeof *kernel.words);
+            read_all(kernel.floats, floats * sizeof *kernel.floats);
+            const std::string wrong = launch(name, grid, (int)block, shared_bytes, reversed != 0);
+            write_word(wrong.size());
+            write_all(wrong.data(), wrong.size());
+            break;
+        }
+        default:
+            abort();
+        }
+    }
+}

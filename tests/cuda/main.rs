@@ -1,0 +1,10 @@
+//! The CUDA kernels, their layouts and launches against `codec`, on a CPU.
+//!
+//! g++ compiles the kernels unchanged into a program that runs each CUDA thread as a fiber (`machine/`), once plainly and
+//! once for each sanitizer; the crate's own launches drive it through a pipe. Without g++ there is nothing to run: a
+//! line says so, and `RBE_REQUIRE_GXX=1` makes it a failure.
+
+mod agreement;
+mod faults;
+mod sample;
+mod simulator;
