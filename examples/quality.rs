@@ -1,21 +1,25 @@
 //! Quality per bit on a model: RBE beside every quantised type of Candle, on the same text.
 //!
 //! ```sh
-//! cargo run --release --features cli --example quality -- [MODEL_DIR] [TEXT]
+//! cargo run --release --features cli --example quality -- [MODEL_DIR] [TEXT] [--calibrate TEXT]
 //! ```
 //!
 //! All projections are compressed; embeddings, norms and biases stay as they are. Candle's types are quantised and
 //! decoded back; RBE runs on the compressed form. `bits` are those of the projections, everything counted.
 //! KL is from the uncompressed F32 model, in nats per token, over eight windows of 128 tokens; top-1 is the part of
-//! positions at which both find the same token likeliest.
+//! positions at which both find the same token likeliest. With `--calibrate` there are rows, marked so, that are
+//! compressed by `archive::compress_calibrated`, all projections sharing the bits; the text is read in windows of 256.
 
 use anyhow::{Context, Result};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
+use candle_rbe::archive::{CompressOptions, Selection, compress_calibrated};
 use candle_rbe::models::{Model, Windows, evaluate};
+use candle_rbe::nn::Calibration;
 use candle_rbe::{Encoder, EncoderConfig, Rate};
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use tokenizers::Tokenizer;
 
 type Tensors = HashMap<String, Tensor>;
@@ -62,6 +66,23 @@ fn rbe(dense: &Tensors, bits: f64, conv1d: bool) -> Result<(Tensors, Account)> {
     Ok((tensors, account))
 }
 
+/// The same through an archive, calibrated.
+fn calibrated(dir: &str, bits: f64, calibration: &mut Calibration) -> Result<(Tensors, Account)> {
+    let encoder = Encoder::new(EncoderConfig::from(Rate::BitsPerWeight(bits)))?;
+    let options = CompressOptions {
+        selection: Selection::new(Some(r"(_proj|c_attn|c_fc)\.weight$"), None)?,
+        overwrite: false,
+    };
+    let room = tempfile::tempdir()?;
+    let out = room.path().join("model");
+    let report =
+        compress_calibrated(dir, &out, &encoder, &options, calibration, &mut |_| ControlFlow::Continue(()))?;
+    let bits = report.bits_per_weight;
+    let account = Account { bits, weights: 1.0, squared_error: report.relative_error.powi(2), energy: 1.0 };
+    let tensors = candle_core::safetensors::load(out.join("model.safetensors"), &Device::Cpu)?;
+    Ok((tensors, account))
+}
+
 fn candle(dense: &Tensors, dtype: GgmlDType, conv1d: bool) -> Result<(Tensors, Account)> {
     let (mut tensors, mut account) = (dense.clone(), Account::default());
     for (name, weight) in dense.iter().filter(|(name, _)| is_projection(name)) {
@@ -77,7 +98,12 @@ fn candle(dense: &Tensors, dtype: GgmlDType, conv1d: bool) -> Result<(Tensors, A
 }
 
 fn main() -> Result<()> {
-    let mut args = std::env::args().skip(1);
+    let mut args: Vec<String> = std::env::args().skip(1).collect();
+    let calibrate = match args.iter().position(|arg| arg == "--calibrate") {
+        Some(at) => args.drain(at..args.len().min(at + 2)).nth(1),
+        None => None,
+    };
+    let mut args = args.into_iter();
     let root = env!("CARGO_MANIFEST_DIR");
     let dir = args.next().unwrap_or_else(|| format!("{root}/models/llama-books"));
     let text = args.next().unwrap_or_else(|| format!("{root}/models/evaluation.txt"));
@@ -93,18 +119,21 @@ fn main() -> Result<()> {
         Model::load(&dir, VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu)).context(dir.clone())
     };
     let tokenizer = Tokenizer::from_file(format!("{dir}/tokenizer.json")).map_err(anyhow::Error::msg)?;
-    let text = std::fs::read_to_string(&text).context(text)?;
-    let tokens = tokenizer.encode(text, false).map_err(anyhow::Error::msg)?.get_ids().to_vec();
+    let tokenize = |path: String| -> Result<Vec<u32>> {
+        let text = std::fs::read_to_string(&path).context(path)?;
+        Ok(tokenizer.encode(text, false).map_err(anyhow::Error::msg)?.get_ids().to_vec())
+    };
+    let tokens = tokenize(text)?;
 
     let reference = load(dense.clone())?;
     println!(
-        "{:<6} {:>7} {:>11} {:>10} {:>11} {:>7}",
+        "{:<15} {:>7} {:>11} {:>10} {:>11} {:>7}",
         "type", "bits", "rel. error", "KL", "perplexity", "top-1"
     );
     let row = |name: &str, (tensors, account): (Tensors, Account)| -> Result<f64> {
         let result = evaluate(&reference, &load(tensors)?, &tokens, Windows::default(), |_, _| {})?;
         println!(
-            "{name:<6} {:>7.3} {:>11.5} {:>10.6} {:>11.3} {:>7.4}",
+            "{name:<15} {:>7.3} {:>11.5} {:>10.6} {:>11.3} {:>7.4}",
             account.bits / account.weights,
             (account.squared_error / account.energy).sqrt(),
             result.kl_divergence,
@@ -113,6 +142,15 @@ fn main() -> Result<()> {
         );
         Ok(result.reference.perplexity)
     };
+    let samples = match calibrate {
+        Some(path) => {
+            let tokens = tokenize(path)?;
+            let windows = Windows { count: (tokens.len() / 256).saturating_sub(1), length: 256 };
+            windows.samples(&tokens, &Device::Cpu)?
+        }
+        None => vec![],
+    };
+    let mut calibration = Calibration::new(&reference, samples.clone());
     let mut perplexity = 0.0;
     let table = [
         (8.05, vec![(GgmlDType::Q8_0, "Q8_0")]),
@@ -124,6 +162,9 @@ fn main() -> Result<()> {
     ];
     for (bits, peers) in table {
         perplexity = row("RBE", rbe(&dense, bits, conv1d)?)?;
+        if !samples.is_empty() {
+            row("RBE, calibrated", calibrated(&dir, bits, &mut calibration)?)?;
+        }
         for (dtype, name) in peers {
             row(name, candle(&dense, dtype, conv1d)?)?;
         }

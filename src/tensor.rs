@@ -4,7 +4,7 @@ use crate::codec::term::Term;
 use crate::codec::term::planes::MAX_PLANES;
 use crate::codec::{Matrix, matrix::View};
 use crate::cpu::{LoadedMatrix, Rayon};
-use crate::encode::{Encoder, PruneReport};
+use crate::encode::{Encoder, LayerStatistics, Offer, PruneReport};
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
 use std::sync::Arc;
@@ -303,6 +303,30 @@ impl Encoder {
     /// # Errors
     /// When the rank is another, a weight is not finite, or the rate cannot be reached.
     pub fn encode(&self, weight: &Tensor) -> Result<RbeTensor> {
+        self.encode_for(weight, None)
+    }
+
+    /// Compresses a weight `(out, in)` of a layer of which calibration knows these statistics: the model's predictions,
+    /// not the weights, are kept as close as the rate allows.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode); when the statistics are those of a weight of another shape or of no token; when the
+    /// rate is no number of bits, or the term sparse.
+    pub fn encode_calibrated(&self, weight: &Tensor, statistics: &LayerStatistics) -> Result<RbeTensor> {
+        self.encode_for(weight, Some(statistics))
+    }
+
+    /// What sizes a weight `(out, in)` can have when it is calibrated, and what each is expected to cost.
+    ///
+    /// # Errors
+    /// When the weight is no matrix or the statistics are those of a weight of another shape.
+    pub fn offers(&self, weight: &Tensor, statistics: &LayerStatistics) -> Result<Vec<Offer>> {
+        let (rows, cols) = weight.dims2()?;
+        let values = weight.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        self.offers_of_matrix(&values, rows, cols, statistics)
+    }
+
+    fn encode_for(&self, weight: &Tensor, statistics: Option<&LayerStatistics>) -> Result<RbeTensor> {
         let (rows, cols, view) = match *weight.dims() {
             [len] => (1, len, View::Vector),
             [rows, cols] => (rows, cols, View::Matrix),
@@ -315,7 +339,7 @@ impl Encoder {
         };
         let weight = weight.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
         let values = weight.flatten_all()?.to_vec1::<f32>()?;
-        let matrix = self.encode_matrix(&values, rows, cols)?;
+        let matrix = self.encode_matrix_for(&values, rows, cols, statistics)?;
         Ok(RbeTensor::new(Arc::new(LoadedMatrix::new(&matrix)), view))
     }
 }

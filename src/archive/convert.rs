@@ -5,8 +5,10 @@ use super::{
     Archive, Dtype, Entry, FORMAT_KEY, FORMAT_VERSION, Original, SUFFIX, SafetensorsWriter, Slot,
     TENSORS_KEY, measure,
 };
-use crate::{Encoder, Error, RbeTensor, Result};
-use candle_core::Device;
+use crate::encode::{Offer, share};
+use crate::nn::Calibration;
+use crate::{Encoder, EncoderConfig, Error, Rate, RbeTensor, Result};
+use candle_core::{DType, Device, Tensor};
 use regex::Regex;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -197,7 +199,42 @@ pub fn compress(
     options: &CompressOptions,
     watch: &mut Watch<'_>,
 ) -> Result<CompressReport> {
-    let (input, output) = (input.as_ref(), output.as_ref());
+    run(input.as_ref(), output.as_ref(), &mut Work { encoder, options, calibration: None }, watch)
+}
+
+/// [`compress`], with the model's own predictions kept as close as the bits allow.
+///
+/// The encoder's rate must be [`Rate::BitsPerWeight`], which is then a budget for all matrices together that the
+/// calibration has statistics of: it is shared out by what each matrix' error is expected to do to the predictions. A
+/// matrix that it has none of (an embedding table, a head that shares it) has the rate for itself.
+///
+/// # Errors
+/// As [`compress`]; another rate; what [`Calibration::statistics`] refuses; statistics of another shape than the matrix.
+pub fn compress_calibrated(
+    input: impl AsRef<Path>,
+    output: impl AsRef<Path>,
+    encoder: &Encoder,
+    options: &CompressOptions,
+    calibration: &mut Calibration<'_>,
+    watch: &mut Watch<'_>,
+) -> Result<CompressReport> {
+    run(
+        input.as_ref(),
+        output.as_ref(),
+        &mut Work { encoder, options, calibration: Some(calibration) },
+        watch,
+    )
+}
+
+/// What is to be done.
+struct Work<'a, 'm> {
+    encoder: &'a Encoder,
+    options: &'a CompressOptions,
+    calibration: Option<&'a mut Calibration<'m>>,
+}
+
+fn run(input: &Path, output: &Path, work: &mut Work, watch: &mut Watch<'_>) -> Result<CompressReport> {
+    let options = work.options;
     let start = Instant::now();
     let archive = Archive::open(input)?;
     if let Some(entry) = archive.entries().find(|entry| entry.compressed) {
@@ -233,8 +270,7 @@ pub fn compress(
         companions,
         seconds: 0.0,
     };
-    let model =
-        write_model(&archive, output, stage.model()?, encoder, &options.selection, watch, &mut report)?;
+    let model = write_model(&archive, output, stage.model()?, work, watch, &mut report)?;
     stage.commit(model)?;
     report.seconds = start.elapsed().as_secs_f64();
     Ok(report)
@@ -244,11 +280,11 @@ fn write_model(
     archive: &Archive,
     output: &Path,
     model: File,
-    encoder: &Encoder,
-    selection: &Selection,
+    work: &mut Work,
     watch: &mut Watch<'_>,
     report: &mut CompressReport,
 ) -> Result<File> {
+    let selection = &work.options.selection;
     let chosen = archive.entries().filter(|entry| selection.takes(entry));
     let originals: BTreeMap<&str, Original> = chosen
         .clone()
@@ -265,6 +301,9 @@ fn write_model(
     let mut writer = SafetensorsWriter::new(model, output, plan.collect(), metadata)?;
 
     let conv1d = has_conv1d(archive)?;
+    let names: Vec<&str> = chosen.clone().map(|entry| entry.name.as_str()).collect();
+    let rates = work.rates(archive, &names, conv1d)?;
+    let mut taken = 0;
     let mut pace = Pace::new(watch, output, chosen);
     let (mut squared_error, mut squared_norm) = (0.0, 0.0);
     while let Some(slot) = writer.next_slot() {
@@ -283,8 +322,9 @@ fn write_model(
         };
         if line.compressed {
             pace.tell(Some(entry))?;
-            let tensor = encode(archive, entry, encoder, conv1d && is_conv1d(&entry.name))
-                .map_err(|e| e.in_tensor(&entry.name))?;
+            let tensor =
+                work.encode(archive, &names[taken..], rates.get(taken).copied().flatten(), conv1d)?;
+            taken += 1;
             let payload = tensor.to_bytes();
             writer.write(&[payload.len()], &payload)?;
             line.summary = tensor.summary().to_owned();
@@ -313,9 +353,82 @@ fn write_model(
     writer.finish()
 }
 
-fn encode(archive: &Archive, entry: &Entry, encoder: &Encoder, transposed: bool) -> Result<RbeTensor> {
-    let weight = archive.tensor(entry, &Device::Cpu)?;
-    if transposed { encoder.encode(&weight.t()?)?.t() } else { encoder.encode(&weight) }
+impl Work<'_, '_> {
+    /// What each matrix is encoded at where that is not the encoder's own rate: a share of the budget.
+    fn rates(&mut self, archive: &Archive, names: &[&str], conv1d: bool) -> Result<Vec<Option<f64>>> {
+        let Some(calibration) = &mut self.calibration else { return Ok(Vec::new()) };
+        let Rate::BitsPerWeight(bits) = self.encoder.config().rate else {
+            return Err(Error::config(format!(
+                "calibration towards {}; it shares out bits: ask for bits per weight",
+                self.encoder.config().rate
+            )));
+        };
+        let mut offers: Vec<(u64, Vec<Offer>)> = Vec::new();
+        for at in 0..names.len() {
+            let mut offer = || -> Result<_> {
+                let Some(statistics) = calibration.statistics(&names[at..])? else { return Ok(Vec::new()) };
+                let weight = weight(archive, names[at], conv1d)?;
+                let mut offers = self.encoder.offers(&weight, statistics)?;
+                // Far below the others the expectation does not hold; see `FARTHEST`.
+                offers.retain(|offer| offer.bits_per_weight >= bits - FARTHEST);
+                Ok(offers)
+            };
+            let weights = archive.entry(names[at])?.elements() as u64;
+            offers.push((weights, offer().map_err(|e| e.in_tensor(names[at]))?));
+        }
+        let (some, matrices): (Vec<usize>, Vec<(u64, &[Offer])>) = offers
+            .iter()
+            .enumerate()
+            .filter(|(_, (_, offers))| !offers.is_empty())
+            .map(|(at, (weights, offers))| (at, (*weights, &offers[..])))
+            .unzip();
+        let budget = bits * matrices.iter().map(|(weights, _)| *weights as f64).sum::<f64>();
+        let mut rates = vec![None; names.len()];
+        for ((at, taken), (_, offers)) in
+            some.into_iter().zip(share(&matrices, |spent, _| spent <= budget)).zip(&matrices)
+        {
+            rates[at] = Some(offers[taken].bits_per_weight);
+        }
+        Ok(rates)
+    }
+
+    /// Encodes the first of the matrices `names`.
+    fn encode(
+        &mut self,
+        archive: &Archive,
+        names: &[&str],
+        bits: Option<f64>,
+        conv1d: bool,
+    ) -> Result<RbeTensor> {
+        let mut encode = || -> Result<RbeTensor> {
+            let weight = weight(archive, names[0], conv1d)?;
+            let statistics = match &mut self.calibration {
+                Some(calibration) => calibration.statistics(names)?,
+                None => None,
+            };
+            let tensor = match (statistics, bits) {
+                (Some(statistics), Some(bits)) => {
+                    let rate = Rate::BitsPerWeight(bits);
+                    let config = EncoderConfig { rate, ..self.encoder.config().clone() };
+                    Encoder::new(config)?.encode_calibrated(&weight, statistics)?
+                }
+                (Some(statistics), None) => self.encoder.encode_calibrated(&weight, statistics)?,
+                (None, _) => self.encoder.encode(&weight)?,
+            };
+            if conv1d && is_conv1d(names[0]) { tensor.t() } else { Ok(tensor) }
+        };
+        encode().map_err(|e| e.in_tensor(names[0]))
+    }
+}
+
+/// How many bits fewer than the budget's a matrix gets at most. What errors do to predictions is known to second
+/// order: of matrices with few bits it expects too little.
+const FARTHEST: f64 = 0.5;
+
+/// A matrix as (out, in).
+fn weight(archive: &Archive, name: &str, conv1d: bool) -> Result<Tensor> {
+    let weight = archive.tensor(archive.entry(name)?, &Device::Cpu)?.to_dtype(DType::F32)?;
+    if conv1d && is_conv1d(name) { Ok(weight.t()?.contiguous()?) } else { Ok(weight) }
 }
 
 /// Whether `config.json` beside the weights says that the model is of GPT-2's kind.

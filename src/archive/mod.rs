@@ -7,6 +7,7 @@
 //! | I want to | use |
 //! |---|---|
 //! | compress a Hugging Face directory | [`compress`] |
+//! | the same, with the model's predictions on a text kept as close as the bits allow | [`compress_calibrated`] |
 //! | get an ordinary model back | [`decode`] |
 //! | run this crate's layers on the compressed weights | [`open`] and [`crate::linear`] |
 //! | run an unmodified Candle model | [`open_decoded`] |
@@ -29,7 +30,9 @@ mod verify;
 mod write;
 
 pub use adapters::{load_adapters, save_adapters};
-pub use convert::{CompressOptions, CompressReport, Selection, Step, TensorReport, Watch, compress};
+pub use convert::{
+    CompressOptions, CompressReport, Selection, Step, TensorReport, Watch, compress, compress_calibrated,
+};
 pub use decode::{DecodeOptions, DecodeReport, decode};
 pub use prune::prune;
 pub use read::{Archive, Entry};

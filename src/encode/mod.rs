@@ -5,21 +5,28 @@
 
 mod allocate;
 mod block_size;
+mod calibrate;
+mod feedback;
 mod planes;
 mod prune;
 mod rate;
 mod search;
+mod share;
 mod sparse;
 mod spectrum;
 mod trellis;
 
 pub use block_size::{BlockSizeScore, BlockSizeWeights};
+pub use calibrate::LayerStatistics;
 pub use prune::{PruneReport, prune};
 pub use rate::{Quality, Rate, TermChoice};
+pub use share::{Offer, share};
 
+use crate::codec::axis::Axes;
 use crate::codec::term::trellis::STATE_BITS;
 use crate::codec::{BLOCK_EDGES, Matrix, Transform};
 use crate::error::{Error, Result};
+use feedback::Feedback;
 use rate::{SIDE_BITS, Target};
 use rayon::prelude::*;
 
@@ -137,7 +144,59 @@ impl Encoder {
     /// # Errors
     /// When it has no elements, a weight is not finite, or the rate cannot be reached.
     pub fn encode_matrix(&self, values: &[f32], rows: usize, cols: usize) -> Result<Matrix> {
+        self.encode_matrix_for(values, rows, cols, None)
+    }
+
+    /// Compresses a row-major matrix `(outputs, inputs)` so that the model's predictions, not the weights, change the
+    /// least: every rounding error is handed on to the columns that can still make up for it.
+    ///
+    /// # Errors
+    /// As [`encode_matrix`](Self::encode_matrix); when the statistics are those of a matrix of another shape or of no
+    /// token; when the rate is no number of bits, or the term sparse.
+    pub fn encode_matrix_calibrated(
+        &self,
+        values: &[f32],
+        rows: usize,
+        cols: usize,
+        statistics: &LayerStatistics,
+    ) -> Result<Matrix> {
+        self.encode_matrix_for(values, rows, cols, Some(statistics))
+    }
+
+    /// # Errors
+    /// When statistics and settings do not go with each other or with the matrix.
+    fn check_calibration(&self, rows: usize, cols: usize, statistics: &LayerStatistics) -> Result<()> {
+        if statistics.shape() != (rows, cols) {
+            let (outputs, inputs) = statistics.shape();
+            let reason = format!("statistics of a weight ({outputs}, {inputs}) for one of ({rows}, {cols})");
+            return Err(Error::shape(reason));
+        }
+        if statistics.count() == 0 {
+            return Err(Error::config("statistics of no token"));
+        }
+        if !matches!(self.config.rate, Rate::BitsPerWeight(_)) {
+            let rate = self.config.rate;
+            return Err(Error::config(format!("calibration towards {rate}; it takes bits per weight only")));
+        }
+        if self.config.term == TermChoice::Sparse {
+            return Err(Error::config(
+                "calibration of a sparse term; planes and a trellis can be calibrated",
+            ));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn encode_matrix_for(
+        &self,
+        values: &[f32],
+        rows: usize,
+        cols: usize,
+        statistics: Option<&LayerStatistics>,
+    ) -> Result<Matrix> {
         assert_eq!(values.len(), rows * cols);
+        if let Some(statistics) = statistics {
+            self.check_calibration(rows, cols, statistics)?;
+        }
         if let Some(index) = values.par_iter().position_first(|value| !value.is_finite()) {
             return Err(Error::NonFinite { index, value: values[index] });
         }
@@ -146,15 +205,20 @@ impl Encoder {
                 "a weight of {value:e}; beyond {LARGEST_WEIGHT:e} coefficients overflow"
             )));
         }
-        let (preparation, carrier) = search::choose(&self.config, values, rows, cols)?;
+        let (preparation, carrier) = search::choose(&self.config, values, rows, cols, statistics.is_some())?;
         let spectrum = search::prepare(&self.config, &preparation, values, rows, cols)?;
+        let feedback = statistics.map(|statistics| {
+            let axes = Axes::new(spectrum.layout, spectrum.transform, spectrum.seed);
+            Feedback::new(statistics, spectrum.layout, &axes.cols)
+        });
         let energy = spectrum::energy(values);
         let unreachable = || search::unreachable_rate(&self.config, values.len(), energy);
         let target = self.config.rate.target(values.len(), energy);
         // The coefficient domain's error is the weights' up to rounding: keep a bound by decoding.
         let mut asked = target;
         for _ in 0..4 {
-            let encoded = search::carry(&spectrum, carrier, asked)?.ok_or_else(unreachable)?;
+            let encoded =
+                search::carry(&spectrum, feedback.as_ref(), carrier, asked)?.ok_or_else(unreachable)?;
             let measured = squared_error(&encoded.matrix, values);
             match (target, &mut asked) {
                 (Target::SquaredError(bound), Target::SquaredError(asked)) if measured > bound => {

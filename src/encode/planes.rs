@@ -1,11 +1,12 @@
 //! Bit-planes from coefficients: how many planes each block gets, and the step of its quantiser.
 
 use super::allocate::allocate;
+use super::feedback::{Feedback, sweep, weighed_energy};
 use super::rate::Target;
 use super::spectrum::{Spectrum, energy};
-use crate::codec::Layout;
 use crate::codec::term::Planes;
 use crate::codec::term::planes::{MAX_PLANES, QuantizedBlock, ScaleGroup};
+use crate::codec::{Block, Layout};
 use half::f16;
 use rayon::prelude::*;
 
@@ -34,12 +35,13 @@ pub(super) struct Encoded {
 /// Returns `None` when the target cannot be reached.
 pub(super) fn encode(
     spectrum: &Spectrum,
+    feedback: Option<&Feedback>,
     group: ScaleGroup,
     target: Target,
     other_bits: usize,
 ) -> Option<Encoded> {
     let layout = spectrum.layout;
-    let energies: Vec<f64> = layout.iter().map(|block| energy(spectrum.block(block))).collect();
+    let energies: Vec<f64> = layout.iter().map(|block| weighed_energy(spectrum, feedback, block)).collect();
     match target {
         Target::PerBlock(_) => None,
         Target::Bits(bits) => {
@@ -48,7 +50,7 @@ pub(super) fn encode(
             let side_bits = other_bits + 8 * 6 + 8 * layout.blocks() + 16 * scales;
             let budget = bits.checked_sub(side_bits)?;
             let planes = planes_of(layout, &energies, |spent, _| spent <= budget);
-            Some(quantize(spectrum, group, &planes))
+            Some(quantize(spectrum, feedback, group, &planes))
         }
         Target::SquaredError(bound) => {
             // The model's error is a Gaussian's; correct it by what quantising really gives.
@@ -61,7 +63,7 @@ pub(super) fn encode(
                     reached |= error <= asked;
                     go_on
                 });
-                let encoded = quantize(spectrum, group, &planes);
+                let encoded = quantize(spectrum, feedback, group, &planes);
                 if encoded.squared_error <= bound {
                     return Some(encoded);
                 }
@@ -79,10 +81,31 @@ pub(super) fn encode(
 fn planes_of(layout: Layout, energies: &[f64], fits: impl FnMut(usize, f64) -> bool) -> Vec<u8> {
     let curves: Vec<_> = energies.iter().map(|energy| GAUSSIAN.map(|(_, error)| energy * error)).collect();
     let bits: Vec<_> = layout.iter().map(|block| 8 * block.height * block.mask_bytes()).collect();
-    allocate(&curves, |index, _| bits[index], fits)
+    allocate(&curves, 0, |index, _| bits[index], fits)
 }
 
-fn quantize(spectrum: &Spectrum, group: ScaleGroup, planes: &[u8]) -> Encoded {
+/// Squared error and payload bits that [`encode`] would come to within a budget, by the Gaussian's curve.
+pub(super) fn estimate(
+    spectrum: &Spectrum,
+    feedback: Option<&Feedback>,
+    budget: usize,
+    other_bits: usize,
+) -> Option<(f64, usize)> {
+    let layout = spectrum.layout;
+    let energies: Vec<f64> = layout.iter().map(|block| weighed_energy(spectrum, feedback, block)).collect();
+    let side_bits = other_bits + 8 * 6 + (8 + 16) * layout.blocks();
+    let (rest, mut spent) = (budget.checked_sub(side_bits)?, 0);
+    let planes = planes_of(layout, &energies, |bits, _| {
+        if bits <= rest {
+            spent = bits;
+        }
+        bits <= rest
+    });
+    let error = |(planes, energy): (&u8, &f64)| energy * GAUSSIAN[usize::from(*planes)].1;
+    Some((planes.iter().zip(&energies).map(error).sum(), side_bits + spent))
+}
+
+fn quantize(spectrum: &Spectrum, feedback: Option<&Feedback>, group: ScaleGroup, planes: &[u8]) -> Encoded {
     let layout = spectrum.layout;
     let steps: Vec<Vec<f32>> = layout
         .iter()
@@ -95,6 +118,9 @@ fn quantize(spectrum: &Spectrum, group: ScaleGroup, planes: &[u8]) -> Encoded {
         })
         .collect();
     let unit = crate::codec::term::unit_for(steps.iter().flatten().copied(), 7);
+    if let Some(feedback) = feedback {
+        return hand_on(spectrum, feedback, group, planes, &steps, unit);
+    }
     let quantized: Vec<(QuantizedBlock, f64)> = layout
         .iter()
         .collect::<Vec<_>>()
@@ -120,12 +146,67 @@ fn quantize(spectrum: &Spectrum, group: ScaleGroup, planes: &[u8]) -> Encoded {
     Encoded { term: Planes::pack(layout, group, unit, &blocks), squared_error }
 }
 
+/// [`quantize`] column by column, errors handed on.
+fn hand_on(
+    spectrum: &Spectrum,
+    feedback: &Feedback,
+    group: ScaleGroup,
+    planes: &[u8],
+    steps: &[Vec<f32>],
+    unit: f32,
+) -> Encoded {
+    let layout = spectrum.layout;
+    let mut blocks: Vec<_> = layout
+        .iter()
+        .map(|block| QuantizedBlock {
+            planes: planes[block.index],
+            scales: steps[block.index].iter().map(|step| f16::from_f32(step / unit)).collect(),
+            codes: vec![0; block.len()],
+        })
+        .collect();
+    let block_of = |strip: Block| layout.block_at(strip.row / layout.block(), strip.col / layout.block());
+    let strips = sweep(spectrum, Some(feedback), |target: &mut Vec<f32>, strip| {
+        let (height, block) = (strip.place.height, &blocks[block_of(strip.place).index]);
+        let mut codes = vec![0; strip.place.len()];
+        target.resize(height, 0.0);
+        if block.planes > 0 {
+            let half = f32::from(1u16 << (block.planes - 1));
+            for (n, codes) in codes.chunks_exact_mut(height).enumerate() {
+                strip.target(n, target);
+                for (row, ((target, code), decoded)) in
+                    target.iter().zip(codes).zip(&mut strip.decoded[n * height..]).enumerate()
+                {
+                    let step = block.scales[row % block.scales.len()].to_f32() * unit;
+                    if step > 0.0 {
+                        let level = code_of(*target, step.recip(), half);
+                        *decoded = (level - half + 0.5) * step;
+                        *code = level as u8;
+                    }
+                }
+            }
+        }
+        let errors = strip.errors();
+        (strip.place, codes, energy(&errors))
+    });
+    let mut squared_error = 0.0;
+    for (strip, codes, error) in strips {
+        let block = block_of(strip);
+        let first = strip.col - block.col;
+        for (n, codes) in codes.chunks_exact(strip.height).enumerate() {
+            let column = blocks[block.index].codes.iter_mut().skip(first + n).step_by(block.width);
+            column.zip(codes).for_each(|(to, code)| *to = *code);
+        }
+        squared_error += error;
+    }
+    Encoded { term: Planes::pack(layout, group, unit, &blocks), squared_error }
+}
+
 /// `u = floor(c / step) + 2^(n - 1)`, clamped to `0..2^n`, as a float.
 ///
 /// Adding and taking away 2^23 rounds to the nearest integer in two instructions of any processor; at a cell's
 /// edge, where that may differ from `floor`, both neighbours are equally far.
 #[inline(always)]
-fn code(value: f32, inverse_step: f32, half: f32) -> f32 {
+fn code_of(value: f32, inverse_step: f32, half: f32) -> f32 {
     const TO_INTEGER: f32 = (1 << 23) as f32;
     (value * inverse_step + (half - 0.5)).clamp(0.0, 2.0 * half - 1.0) + TO_INTEGER - TO_INTEGER
 }
@@ -146,7 +227,7 @@ fn best_step(values: &[f32], planes: u8) -> f32 {
         let (mut dot, mut norm) = ([0f32; 16], [0f32; 16]);
         for chunk in values.chunks(16) {
             for (lane, value) in chunk.iter().enumerate() {
-                let level = code(*value, inverse, half) - half + 0.5;
+                let level = code_of(*value, inverse, half) - half + 0.5;
                 dot[lane] += value * level;
                 norm[lane] += level * level;
             }
@@ -165,7 +246,7 @@ fn round(values: &[f32], step: f32, planes: u8, codes: &mut [u8]) -> f64 {
     let inverse = step.recip();
     let mut error = 0.0;
     for (value, out) in values.iter().zip(codes) {
-        let code = code(*value, inverse, half);
+        let code = code_of(*value, inverse, half);
         let difference = f64::from(value - (code - half + 0.5) * step);
         error += difference * difference;
         *out = code as u8;
@@ -195,7 +276,7 @@ mod tests {
         let spectrum = Spectrum::new(&values, layout, Transform::Dct, None, false);
         let total = energy(&values);
         for planes in 1..=MAX_PLANES {
-            let encoded = quantize(&spectrum, ScaleGroup::Block, &vec![planes; layout.blocks()]);
+            let encoded = quantize(&spectrum, None, ScaleGroup::Block, &vec![planes; layout.blocks()]);
             let theory = GAUSSIAN[usize::from(planes)].1;
             let ratio = encoded.squared_error / total / theory;
             assert!((0.9..1.04).contains(&ratio), "{planes} planes: {ratio} of the theory's error");
@@ -209,11 +290,11 @@ mod tests {
         let layout = Layout::new(200, 300, 32).unwrap();
         let spectrum = Spectrum::new(&values, layout, Transform::Dct, Some(1), false);
         for bits in [60_000, 150_000, 333_333] {
-            let encoded = encode(&spectrum, ScaleGroup::Block, Target::Bits(bits), 0).unwrap();
+            let encoded = encode(&spectrum, None, ScaleGroup::Block, Target::Bits(bits), 0).unwrap();
             let spent = 8 * (encoded.term.size_in_bytes() + 1);
             assert!(spent <= bits && spent > bits - 2048, "{spent} of {bits}");
         }
-        assert!(encode(&spectrum, ScaleGroup::Block, Target::Bits(1000), 0).is_none());
+        assert!(encode(&spectrum, None, ScaleGroup::Block, Target::Bits(1000), 0).is_none());
     }
 
     #[test]
@@ -223,9 +304,9 @@ mod tests {
         let spectrum = Spectrum::new(&values, layout, Transform::Dct, Some(1), false);
         for relative in [0.5f64, 0.1, 0.03, 0.012] {
             let bound = relative * relative * energy(&values);
-            let encoded = encode(&spectrum, ScaleGroup::Block, Target::SquaredError(bound), 0).unwrap();
+            let encoded = encode(&spectrum, None, ScaleGroup::Block, Target::SquaredError(bound), 0).unwrap();
             assert!(encoded.squared_error <= bound && encoded.squared_error > 0.93 * bound, "{relative}");
         }
-        assert!(encode(&spectrum, ScaleGroup::Block, Target::SquaredError(1e-9), 0).is_none());
+        assert!(encode(&spectrum, None, ScaleGroup::Block, Target::SquaredError(1e-9), 0).is_none());
     }
 }

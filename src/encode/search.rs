@@ -1,5 +1,6 @@
 //! Which transform signs, block edge, basis and term suit a matrix: found by trying, not by guessing.
 
+use super::feedback::Feedback;
 use super::rate::{Target, TermChoice};
 use super::spectrum::{Spectrum, energy};
 use super::{EncoderConfig, planes, sparse, trellis};
@@ -97,8 +98,21 @@ fn candidates(config: &EncoderConfig, rows: usize, cols: usize) -> Vec<(Preparat
 ///
 /// # Errors
 /// When no candidate reaches the rate.
-pub(super) fn choose(config: &EncoderConfig, values: &[f32], rows: usize, cols: usize) -> Result<Candidate> {
-    let candidates = candidates(config, rows, cols);
+pub(super) fn choose(
+    config: &EncoderConfig,
+    values: &[f32],
+    rows: usize,
+    cols: usize,
+    calibrated: bool,
+) -> Result<Candidate> {
+    let mut candidates = candidates(config, rows, cols);
+    if calibrated {
+        // Errors are handed on by quantisers that take every coefficient.
+        for (_, carriers) in &mut candidates {
+            carriers.retain(|carrier| !matches!(carrier, Carrier::Sparse(_)));
+        }
+        candidates.retain(|(_, carriers)| !carriers.is_empty());
+    }
     if let [(preparation, carriers)] = &candidates[..]
         && let [carrier] = carriers[..]
     {
@@ -147,7 +161,7 @@ pub(super) fn choose(config: &EncoderConfig, values: &[f32], rows: usize, cols: 
     costs.retain(|(_, (_, carrier))| !matches!(carrier, Carrier::Trellis(_)));
     if let ((_, (preparation, carrier @ Carrier::Trellis(_))), Some(other)) = (chosen, best_of(&costs)) {
         let spectrum = prepare(config, &preparation, values, rows, cols)?;
-        let real = carry(&spectrum, carrier, target)?.map_or(f64::INFINITY, |encoded| match target {
+        let real = carry(&spectrum, None, carrier, target)?.map_or(f64::INFINITY, |encoded| match target {
             Target::Bits(_) | Target::PerBlock(_) => encoded.squared_error,
             Target::SquaredError(_) => 8.0 * encoded.matrix.size_in_bytes() as f64,
         });
@@ -182,10 +196,10 @@ pub(super) fn prepare(
 fn try_out(spectrum: &Spectrum, carrier: Carrier, target: Target) -> Result<Option<(f64, usize)>> {
     if let Carrier::Trellis(state_bits) = carrier {
         let other_bits = 8 * assemble(spectrum, None).size_in_bytes();
-        let estimate = trellis::estimate(spectrum, state_bits, target, other_bits);
+        let estimate = trellis::estimate(spectrum, None, state_bits, target, other_bits);
         return Ok(estimate.map(|estimate| (estimate.squared_error, estimate.bits)));
     }
-    let encoded = carry(spectrum, carrier, target)?;
+    let encoded = carry(spectrum, None, carrier, target)?;
     Ok(encoded.map(|encoded| (encoded.squared_error, 8 * encoded.matrix.size_in_bytes())))
 }
 
@@ -199,11 +213,16 @@ fn assemble(spectrum: &Spectrum, term: Option<Term>) -> Matrix {
 ///
 /// # Errors
 /// When the carrier cannot hold blocks of this size.
-pub(super) fn carry(spectrum: &Spectrum, carrier: Carrier, target: Target) -> Result<Option<Encoded>> {
+pub(super) fn carry(
+    spectrum: &Spectrum,
+    feedback: Option<&Feedback>,
+    carrier: Carrier,
+    target: Target,
+) -> Result<Option<Encoded>> {
     let other_bits = 8 * assemble(spectrum, None).size_in_bytes();
     Ok(match carrier {
         Carrier::Planes(group) => {
-            planes::encode(spectrum, group, target, other_bits).map(|encoded| Encoded {
+            planes::encode(spectrum, feedback, group, target, other_bits).map(|encoded| Encoded {
                 matrix: assemble(spectrum, Some(Term::Planes(encoded.term))),
                 squared_error: encoded.squared_error,
             })
@@ -214,12 +233,11 @@ pub(super) fn carry(spectrum: &Spectrum, carrier: Carrier, target: Target) -> Re
                 squared_error: encoded.squared_error,
             })
         }
-        Carrier::Trellis(state_bits) => {
-            trellis::encode(spectrum, state_bits, target, other_bits).map(|encoded| Encoded {
+        Carrier::Trellis(state_bits) => trellis::encode(spectrum, feedback, state_bits, target, other_bits)
+            .map(|encoded| Encoded {
                 matrix: assemble(spectrum, Some(Term::Trellis(encoded.term))),
                 squared_error: encoded.squared_error,
-            })
-        }
+            }),
     })
 }
 

@@ -45,6 +45,16 @@ impl Spectrum {
         &self.coefficients[self.start(block)..][..block.len()]
     }
 
+    /// The columns of a part of a block, one after another.
+    pub(super) fn columns(&self, part: Block) -> Vec<f32> {
+        let edge = self.layout.block();
+        let block = self.layout.block_at(part.row / edge, part.col / edge);
+        let rows = self.block(block);
+        let first = part.col - block.col;
+        let column = |col: usize| rows.iter().skip(first + col).step_by(block.width).copied();
+        (0..part.width).flat_map(column).collect()
+    }
+
     /// All coefficients.
     pub(super) fn coefficients(&self) -> &[f32] {
         &self.coefficients

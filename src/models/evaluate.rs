@@ -6,7 +6,7 @@
 
 use super::CausalLm;
 use crate::{Error, Result};
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
@@ -44,6 +44,17 @@ impl Windows {
             return Err(Error::config(reason));
         }
         Ok((0..count).map(|i| i * stride).collect())
+    }
+}
+
+impl Windows {
+    /// The windows of a text as token ids `(1, length)`, the samples of a [`Calibration`](crate::nn::Calibration).
+    ///
+    /// # Errors
+    /// As [`starts`](Self::starts); Candle's.
+    pub fn samples(&self, tokens: &[u32], device: &Device) -> Result<Vec<Tensor>> {
+        let sample = |start| Ok(Tensor::new(&tokens[start..start + self.length], device)?.unsqueeze(0)?);
+        self.starts(tokens.len())?.into_iter().map(sample).collect()
     }
 }
 
@@ -223,7 +234,6 @@ impl Divergence {
 mod tests {
     use super::*;
     use crate::models::KvCache;
-    use candle_core::Device;
 
     /// Predicts from the last token alone; its hidden states are the logits.
     struct Bigram(Tensor);

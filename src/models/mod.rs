@@ -34,7 +34,7 @@ pub use evaluate::{Evaluation, Windows, evaluate};
 pub use generate::{Generation, generate, greedy};
 
 use crate::Result;
-use crate::nn::Linear;
+use crate::nn::{Calibrate, Linear, Recorder};
 use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
 use std::path::Path;
@@ -158,5 +158,16 @@ impl CausalLm for Model {
 
     fn device(&self) -> &Device {
         self.inner().device()
+    }
+}
+
+impl Calibrate for Model {
+    fn record(&self, input_ids: &Tensor, recorder: &mut Recorder) -> candle_core::Result<Tensor> {
+        // Clones share the weights.
+        let mut watched = self.clone();
+        for (name, linear) in watched.linears_mut() {
+            recorder.watch(&name, linear);
+        }
+        watched.forward(input_ids, None)
     }
 }

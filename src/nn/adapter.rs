@@ -128,7 +128,7 @@ impl SpectralAdapter {
                 let bias = base.bias().cloned();
                 Ok(RbeLinear::new(weight, bias).with_precision(base.config().precision).into())
             }
-            Linear::Trainable(_) | Linear::Adapted(_) => {
+            Linear::Trainable(_) | Linear::Adapted(_) | Linear::Recorded(_) => {
                 let reason = "an adapter is merged into a dense or a compressed layer; merge or convert its base first";
                 Err(Error::config(reason).into())
             }
@@ -150,6 +150,7 @@ fn shape(linear: &Linear) -> Result<(usize, usize)> {
         Linear::Rbe(linear) => linear.weight().shape().dims2(),
         Linear::Trainable(linear) => linear.weight().shape().dims2(),
         Linear::Adapted(adapter) => adapter.positions.shape().dims2(),
+        Linear::Recorded(recorded) => shape(recorded.layer()),
     }
 }
 
@@ -159,7 +160,7 @@ fn positions(base: &Linear, config: AdapterConfig) -> Result<RbeTensor> {
     let compressed = match base {
         Linear::Rbe(linear) => Some(linear.weight()),
         Linear::Trainable(linear) => Some(linear.weight()),
-        Linear::Dense(_) | Linear::Adapted(_) => None,
+        Linear::Dense(_) | Linear::Adapted(_) | Linear::Recorded(_) => None,
     };
     let (layout, transform, seed, view) = match (config.axes, compressed) {
         (None, Some(weight)) => {

@@ -48,7 +48,7 @@
 
 use super::counters::{Counters, Counts, register};
 use super::mode::{BlockCache, DecodeMode, LayerConfig, default_layer_config};
-use super::{SpectralAdapter, TrainableLinear, compressed};
+use super::{Recorded, SpectralAdapter, TrainableLinear, compressed};
 use crate::cpu::Precision;
 use crate::{RbeTensor, ops};
 use candle_core::{Result, Tensor};
@@ -183,6 +183,8 @@ pub enum Linear {
     Trainable(TrainableLinear),
     /// A frozen layer and a sparse term that is trained.
     Adapted(SpectralAdapter),
+    /// Any of them under the eyes of a [`Recorder`](super::Recorder).
+    Recorded(Recorded),
 }
 
 impl Linear {
@@ -198,6 +200,7 @@ impl Linear {
             Linear::Rbe(linear) => linear.bias(),
             Linear::Trainable(linear) => linear.start_bias(),
             Linear::Adapted(adapter) => adapter.base().bias(),
+            Linear::Recorded(recorded) => recorded.layer().bias(),
         }
     }
 }
@@ -233,6 +236,7 @@ impl Module for Linear {
             Linear::Rbe(linear) => linear.forward(x),
             Linear::Trainable(linear) => linear.forward(x),
             Linear::Adapted(adapter) => adapter.forward(x),
+            Linear::Recorded(recorded) => recorded.forward(x),
         }
     }
 }

@@ -10,6 +10,7 @@
 //! | look for what makes a forward fail before it does | [`RbeLinear::forward_checked`] |
 //! | train a compressed weight's numbers | [`TrainableLinear`] |
 //! | fine-tune on top of a frozen layer | [`SpectralAdapter`] |
+//! | gather what calibration needs to know of a model | [`Calibrate`], [`Calibration`] |
 //! | build a transformer | [`RbeAttention`] with a [`KvCache`], [`RbeMlp`], [`RbeLayerNorm`], [`RbeRmsNorm`], [`RbeDropout`] |
 
 mod activation;
@@ -24,6 +25,7 @@ mod linear;
 mod mlp;
 mod mode;
 mod norm;
+mod recorder;
 mod rope;
 mod trainable;
 
@@ -39,6 +41,7 @@ pub use linear::{Linear, RbeLinear, linear, linear_b, linear_conv1d, linear_no_b
 pub use mlp::RbeMlp;
 pub use mode::{DecodeMode, LayerConfig, default_layer_config, set_default_layer_config};
 pub use norm::{RbeLayerNorm, RbeRmsNorm, layer_norm, rms_norm};
+pub use recorder::{Calibrate, Calibration, Recorded, Recorder};
 pub(crate) use rope::RopeParameters;
 pub use rope::{Rope, RopeScaling};
 pub use trainable::TrainableLinear;

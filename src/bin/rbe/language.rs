@@ -1,9 +1,9 @@
 //! A language model directory: weights, configuration, tokenizer.
 
 use anyhow::{Context, anyhow};
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use candle_rbe::archive::{self, Archive};
-use candle_rbe::models::{CausalLm, Model, generate, greedy};
+use candle_rbe::models::{CausalLm, Model, Windows, generate, greedy};
 use candle_transformers::generation::LogitsProcessor;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -47,6 +47,25 @@ pub(crate) fn tokens(tokenizer: &Tokenizer, text: &str, special: bool) -> anyhow
     let encoding =
         tokenizer.encode_fast(text, special).map_err(|e| anyhow!("cannot tokenize the text: {e}"))?;
     Ok(encoding.get_ids().to_vec())
+}
+
+/// Up to `count` windows of 256 tokens (or the model's context) of a calibration text.
+pub(crate) fn samples(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    text: &Path,
+    count: usize,
+) -> anyhow::Result<Vec<Tensor>> {
+    let whole =
+        std::fs::read_to_string(text).with_context(|| format!("cannot read the text {}", text.display()))?;
+    let tokens = tokens(tokenizer, &whole, false)?;
+    let length = model.context_length().min(256);
+    // As many as lie apart, and one in any case: a text too short for it is refused with the numbers.
+    let count = count.min((tokens.len().saturating_sub(1) / length).saturating_sub(1).max(1));
+    let windows = Windows { count, length };
+    windows
+        .samples(&tokens, model.device())
+        .with_context(|| format!("cannot calibrate on {}", text.display()))
 }
 
 /// How the next token is chosen.

@@ -12,8 +12,9 @@
 //! of the correction gives most, half more gives nothing.
 
 use super::allocate::allocate;
+use super::feedback::{self, Feedback, sweep, weighed_energy};
 use super::rate::Target;
-use super::spectrum::{Spectrum, energy};
+use super::spectrum::Spectrum;
 use crate::codec::Block;
 use crate::codec::term::Trellis;
 use crate::codec::term::trellis::{Code, MAX_BITS, QuantizedStrip, STATE_BITS, column_bytes, strips};
@@ -121,24 +122,32 @@ struct Plan<'a> {
     spectrum: &'a Spectrum,
     state_bits: u8,
     fit: Fit,
+    feedback: Option<&'a Feedback>,
     strips: Vec<Block>,
+    /// Of each strip the sum of squares, each column's times what its error weighs.
     energies: Vec<f64>,
     side_bits: usize,
 }
 
 impl<'a> Plan<'a> {
-    fn new(spectrum: &'a Spectrum, state_bits: u8, target: Target, other_bits: usize) -> Self {
+    fn new(
+        spectrum: &'a Spectrum,
+        feedback: Option<&'a Feedback>,
+        state_bits: u8,
+        target: Target,
+        other_bits: usize,
+    ) -> Self {
         let fit = if matches!(target, Target::Bits(_)) { Fit::Unbiased } else { Fit::LeastSquares };
         let strips: Vec<_> = strips(spectrum.layout).collect();
-        let energies = strips.par_iter().map(|strip| energy(&columns(spectrum, *strip))).collect();
+        let energies = strips.par_iter().map(|strip| weighed_energy(spectrum, feedback, *strip)).collect();
         let side_bits = other_bits + TERM_BITS + STRIP_BITS * strips.len();
-        Self { spectrum, state_bits, fit, strips, energies, side_bits }
+        Self { spectrum, feedback, state_bits, fit, strips, energies, side_bits }
     }
 
     /// Bits per strip, as many as `fits(bits, error)` allows of what strips cost.
-    fn allocate(&self, fits: impl FnMut(usize, f64) -> bool) -> Vec<u8> {
+    fn allocate(&self, least: u8, fits: impl FnMut(usize, f64) -> bool) -> Vec<u8> {
         let curves: Vec<_> = (0..self.strips.len()).map(|index| self.errors(index)).collect();
-        allocate(&curves, |index, bits| self.bits(index, bits + 1) - self.bits(index, bits), fits)
+        allocate(&curves, least, |index, bits| self.bits(index, bits + 1) - self.bits(index, bits), fits)
     }
 
     /// Squared errors of a strip with 0 to 4 bits.
@@ -153,15 +162,24 @@ impl<'a> Plan<'a> {
         8 * strip.width * column_bytes(strip.height, bits as u8)
     }
 
+    /// Payload bits of all columns with so many bits each.
+    fn whole(&self, bits: u8) -> usize {
+        (0..self.strips.len()).map(|index| self.bits(index, usize::from(bits))).sum()
+    }
+
     fn allocate_budget(&self, bits: usize) -> Option<Vec<u8>> {
         let budget = bits.checked_sub(self.side_bits)?;
-        Some(self.allocate(|spent, _| spent <= budget))
+        // What an error costs is known to second order only: where calibration would take more than one bit away from a
+        // strip, it does not hold (gpt2-books' queries and keys without bits cost twenty times what was expected).
+        let whole = (0..=MAX_BITS).rev().find(|whole| self.whole(*whole) <= budget)?;
+        let least = if self.feedback.is_some() { whole.saturating_sub(1) } else { 0 };
+        Some(self.allocate(least, |spent, _| spent <= budget))
     }
 
     /// Fewest bits for a squared error by the Gaussian's curve.
     fn allocate_error(&self, bound: f64) -> Vec<u8> {
         let mut reached = self.energies.iter().sum::<f64>() <= bound;
-        self.allocate(|_, error| {
+        self.allocate(0, |_, error| {
             let go_on = !reached;
             reached |= error <= bound;
             go_on
@@ -182,11 +200,12 @@ impl<'a> Plan<'a> {
 /// Returns `None` when the target cannot be reached.
 pub(super) fn estimate(
     spectrum: &Spectrum,
+    feedback: Option<&Feedback>,
     state_bits: u8,
     target: Target,
     other_bits: usize,
 ) -> Option<Estimate> {
-    let plan = Plan::new(spectrum, state_bits, target, other_bits);
+    let plan = Plan::new(spectrum, feedback, state_bits, target, other_bits);
     match target {
         Target::PerBlock(_) => None,
         Target::Bits(bits) => plan.allocate_budget(bits).map(|bits| plan.estimate(&bits)),
@@ -201,11 +220,12 @@ pub(super) fn estimate(
 /// Returns `None` when the target cannot be reached.
 pub(super) fn encode(
     spectrum: &Spectrum,
+    feedback: Option<&Feedback>,
     state_bits: u8,
     target: Target,
     other_bits: usize,
 ) -> Option<Encoded> {
-    let plan = Plan::new(spectrum, state_bits, target, other_bits);
+    let plan = Plan::new(spectrum, feedback, state_bits, target, other_bits);
     let quantizer = Quantizer::new(state_bits);
     let mut strips = vec![None; plan.strips.len()];
     match target {
@@ -234,27 +254,17 @@ pub(super) fn encode(
     }
 }
 
-/// The columns of a strip one after another.
-fn columns(spectrum: &Spectrum, strip: Block) -> Vec<f32> {
-    let edge = spectrum.layout.block();
-    let block = spectrum.layout.block_at(strip.row / edge, strip.col / edge);
-    let rows = spectrum.block(block);
-    let first = strip.col - block.col;
-    let column = |col: usize| rows.iter().skip(first + col).step_by(block.width).copied();
-    (0..strip.width).flat_map(column).collect()
-}
-
 /// Searches for every strip that does not yet have these bits, and returns the squared error of all.
-fn quantize(plan: &Plan, quantizer: &Quantizer, bits: &[u8], strips: &mut [Option<Strip>]) -> f64 {
-    strips.par_iter_mut().zip(&plan.strips).zip(bits).for_each_init(
-        Search::default,
-        |search, ((slot, strip), bits)| {
-            if slot.as_ref().is_none_or(|done| done.bits != *bits) {
-                let coefficients = columns(plan.spectrum, *strip);
-                *slot = Some(quantize_strip(quantizer, search, *bits, plan.fit, &coefficients, strip.height));
-            }
-        },
-    );
+fn quantize(plan: &Plan, quantizer: &Quantizer, bits: &[u8], strips: &mut Vec<Option<Strip>>) -> f64 {
+    let done = std::mem::take(strips);
+    *strips = sweep(plan.spectrum, plan.feedback, |search: &mut Search, strip| {
+        let index = strip.place.index;
+        match &done[index] {
+            // Without feedback a strip does not depend on others.
+            Some(done) if done.bits == bits[index] && plan.feedback.is_none() => Some(done.clone()),
+            _ => Some(quantize_strip(quantizer, search, bits[index], plan.fit, strip)),
+        }
+    });
     strips.iter().flatten().map(|strip| strip.squared_error).sum()
 }
 
@@ -264,36 +274,39 @@ fn quantize_strip(
     search: &mut Search,
     bits: u8,
     fit: Fit,
-    coefficients: &[f32],
-    height: usize,
+    strip: &mut feedback::Strip,
 ) -> Strip {
-    let energy: f64 = coefficients.iter().map(|value| f64::from(*value).powi(2)).sum();
+    let height = strip.place.height;
+    let energy: f64 = strip.targets().iter().map(|value| f64::from(*value).powi(2)).sum();
     let nothing = Strip { bits, scale: 0.0, codes: Vec::new(), squared_error: energy };
     if bits == 0 {
         return nothing;
     }
-    let scale = Quantizer::scale(bits, energy, coefficients.len());
-    let mut codes = vec![0; coefficients.len()];
+    let mut codes = vec![0; strip.place.len()];
+    let scale = Quantizer::scale(bits, energy, codes.len());
     // Below this the coefficients are F32's rounding of zero.
     if !scale.is_normal() {
         return Strip { codes, ..nothing };
     }
-    let mut values = vec![0; height];
-    let (mut dot, mut norm) = (0.0, 0.0);
-    for (column, codes) in coefficients.chunks_exact(height).zip(codes.chunks_exact_mut(height)) {
-        quantizer.column(search, bits, column, scale, codes, &mut values);
-        for (coefficient, value) in column.iter().zip(&values) {
-            dot += f64::from(*coefficient) * f64::from(*value);
-            norm += f64::from(*value).powi(2);
-        }
+    let (mut target, mut values) = (vec![0.0; height], vec![0; codes.len()]);
+    for (n, (codes, values)) in
+        codes.chunks_exact_mut(height).zip(values.chunks_exact_mut(height)).enumerate()
+    {
+        strip.target(n, &mut target);
+        quantizer.column(search, bits, &target, scale, codes, values);
+        let decoded = strip.decoded[n * height..].iter_mut();
+        decoded.zip(values).for_each(|(decoded, value)| *decoded = scale * f32::from(*value));
     }
+    let [dot, norm, energy] = strip.products(&values);
     if dot <= 0.0 {
+        strip.decoded.fill(0.0);
         return Strip { codes, ..nothing };
     }
     let least = 1.0 - dot * dot / (norm * energy);
     let squared_error = energy * fit.error(least);
-    let scale = if fit.error(least) > least { energy / dot } else { dot / norm };
-    Strip { bits, scale: scale as f32, codes, squared_error }
+    let scale = (if fit.error(least) > least { energy / dot } else { dot / norm }) as f32;
+    strip.decoded.iter_mut().zip(&values).for_each(|(decoded, value)| *decoded = scale * f32::from(*value));
+    Strip { bits, scale, codes, squared_error }
 }
 
 fn pack(plan: &Plan, strips: &[Option<Strip>]) -> Encoded {

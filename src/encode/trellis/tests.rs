@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::codec::{Layout, Transform};
+use crate::encode::spectrum::energy;
 
 /// A deterministic unit Gaussian: sums of twelve uniform numbers.
 fn gaussian_values(count: usize) -> Vec<f32> {
@@ -19,7 +20,7 @@ fn spectrum(rows: usize, cols: usize, edge: usize, values: &[f32]) -> Spectrum {
 
 /// All strips with the same number of bits.
 fn relative_error(spectrum: &Spectrum, state_bits: u8, bits: u8) -> f64 {
-    let plan = Plan::new(spectrum, state_bits, Target::SquaredError(0.0), 0);
+    let plan = Plan::new(spectrum, None, state_bits, Target::SquaredError(0.0), 0);
     let mut strips = vec![None; plan.strips.len()];
     let bits = vec![bits; strips.len()];
     let error = quantize(&plan, &Quantizer::new(state_bits), &bits, &mut strips);
@@ -68,16 +69,16 @@ fn the_budget_is_kept_and_nearly_used() {
     values.iter_mut().take(40 * 300).for_each(|value| *value *= 10.0);
     let spectrum = spectrum(200, 300, 32, &values);
     for bits in [30_000, 100_000, 233_333] {
-        let encoded = encode(&spectrum, 12, Target::Bits(bits), 0).unwrap();
+        let encoded = encode(&spectrum, None, 12, Target::Bits(bits), 0).unwrap();
         // Strips of 32 rows and columns take 1024 bits a step, those at the border less.
         let spent = 8 * (encoded.term.size_in_bytes() + 1);
         assert!(spent <= bits && spent + 1024 > bits, "{spent} of {bits}");
-        let estimate = estimate(&spectrum, 12, Target::Bits(bits), 0).unwrap();
+        let estimate = estimate(&spectrum, None, 12, Target::Bits(bits), 0).unwrap();
         assert_eq!(estimate.bits, spent);
         let ratio = encoded.squared_error / estimate.squared_error;
         assert!((0.8..1.1).contains(&ratio), "{ratio} of the expected error");
     }
-    assert!(encode(&spectrum, 12, Target::Bits(1000), 0).is_none());
+    assert!(encode(&spectrum, None, 12, Target::Bits(1000), 0).is_none());
 }
 
 #[test]
@@ -87,7 +88,7 @@ fn an_error_bound_is_kept_without_waste() {
     let total = energy(&values);
     for relative in [0.6, 0.3, 0.1f64] {
         let bound = relative * relative * total;
-        let encoded = encode(&spectrum, 12, Target::SquaredError(bound), 0).unwrap();
+        let encoded = encode(&spectrum, None, 12, Target::SquaredError(bound), 0).unwrap();
         let used = encoded.squared_error / bound;
         assert!(used <= 1.0 && used > 0.85, "{relative}: {used}");
         // Told by the term itself.
@@ -100,16 +101,16 @@ fn an_error_bound_is_kept_without_waste() {
         }
         assert!((error / encoded.squared_error - 1.0).abs() < 1e-3, "{error} {}", encoded.squared_error);
     }
-    assert!(encode(&spectrum, 12, Target::SquaredError(0.06 * 0.06 * total), 0).is_none());
+    assert!(encode(&spectrum, None, 12, Target::SquaredError(0.06 * 0.06 * total), 0).is_none());
 }
 
 #[test]
 fn zeros_take_no_bits_and_tiny_values_come_back() {
     let zeros = spectrum(64, 64, 64, &[0.0; 64 * 64]);
-    let encoded = encode(&zeros, 12, Target::Bits(64 * 64 * 3), 0).unwrap();
+    let encoded = encode(&zeros, None, 12, Target::Bits(64 * 64 * 3), 0).unwrap();
     assert_eq!(encoded.squared_error, 0.0);
     let values: Vec<f32> = gaussian_values(64 * 64).iter().map(|value| value * 1e-30).collect();
     let tiny = spectrum(64, 64, 64, &values);
-    let encoded = encode(&tiny, 12, Target::Bits(64 * 64 * 4), 0).unwrap();
+    let encoded = encode(&tiny, None, 12, Target::Bits(64 * 64 * 4), 0).unwrap();
     assert!(encoded.squared_error < 0.02 * energy(&values));
 }
