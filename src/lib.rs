@@ -87,8 +87,8 @@
 //!
 //! | the matrix is | term | transform | block edge |
 //! |---|---|---|---|
-//! | a trained projection or token table, at 4 bits or fewer | [`TermChoice::Trellis`] | [`Transform::Dct`], with signs | large: the errors of the layer's outputs are smaller |
-//! | the same at 5 bits or more, or to be cut to fewer bits later | [`TermChoice::Planes`] | the same | the same |
+//! | a trained projection or token table | [`TermChoice::Trellis`], beyond 4 bits in two terms | [`Transform::Dct`], with signs | large: the errors of the layer's outputs are smaller |
+//! | the same, to be cut to fewer bits later, or where speed at 5 to 8 bits counts more than quality | [`TermChoice::Planes`] | the same | the same |
 //! | smooth: a position table, a filter, a physical field | [`TermChoice::Sparse`] | [`Transform::Dct`], without signs, with a basis term | as large as the structure |
 //! | constant in pieces, with jumps | [`TermChoice::Sparse`] | [`Transform::Haar`] | the same |
 //! | smooth in pieces | [`TermChoice::Sparse`] | [`Transform::Daubechies4`] | the same |
@@ -101,8 +101,8 @@
 //! | bits per weight | 1 | 2 | 3 | 4 | 5 | 6 | 8 |
 //! |---|---|---|---|---|---|---|---|
 //! | relative error of a Gaussian, and so nearly of any projection, in planes (Max 1960) | 0.603 | 0.345 | 0.193 | 0.107 | 0.059 | 0.032 | 0.0094 |
-//! | in a trellis with the default states of 12 bits | 0.529 | 0.267 | 0.135 | 0.0702 | | | |
-//! | with states of 16 bits ([`EncoderConfig::trellis_state_bits`]), sixteen times slower to encode | 0.527 | 0.263 | 0.132 | 0.0685 | | | |
+//! | in a trellis with the default states of 12 bits, two of them from 5 bits on | 0.529 | 0.267 | 0.135 | 0.0702 | 0.0357 | 0.0181 | 0.0048 |
+//! | with states of 16 bits ([`EncoderConfig::trellis_state_bits`]), sixteen times slower to encode | 0.527 | 0.263 | 0.132 | 0.0685 | 0.0348 | 0.0177 | 0.0047 |
 //! | no code can do better | 0.500 | 0.250 | 0.125 | 0.0625 | 0.031 | 0.016 | 0.0039 |
 //!
 //! # What is where
@@ -135,9 +135,6 @@
 //!   fast they are is not known. `examples/gpu.rs` tests and times them on one.
 //! - Products on Metal. A compressed tensor on such a device is [`Error::Unsupported`], and says so.
 //! - Kernels for ARM: there the plain Rust ones run.
-//! - Above 4 bits, a quantiser better than the uniform one: there Candle's K-types have the smaller error at equal
-//!   bits; README.md has the table.
-//! - Calibration: the encoder minimises the error of the weights, not that of the outputs.
 //! - Training of what a compressed weight holds fixed: positions, codes, signs. Its numbers are trained ([`TrainableLinear`]).
 #![warn(clippy::all)]
 

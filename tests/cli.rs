@@ -155,7 +155,7 @@ fn inspect_lists_every_tensor() {
     let text = succeed(&["inspect", string(compressed())]);
     assert_eq!(text.lines().count(), 1 + 57 + 2);
     let line = text.lines().find(|line| line.starts_with("model.layers.5.mlp.down_proj.weight ")).unwrap();
-    assert!(line.contains("256 x 768") && line.contains("planes"), "{line}");
+    assert!(line.contains("256 x 768") && line.contains("trellis"), "{line}");
     assert!(succeed(&["inspect", MODEL]).contains("nothing is compressed"));
     assert!(fail(&["inspect", "models"]).contains("holds neither model.safetensors nor"));
     assert!(fail(&["inspect", "Cargo.toml"]).contains("Cargo.toml: not a valid safetensors file"));

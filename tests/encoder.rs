@@ -82,7 +82,7 @@ fn the_encoder_finds_out_what_a_matrix_is() {
     let dense = encode(Rate::RelativeError(0.1), &projection()).unwrap();
     assert!(dense.summary().contains("trellis"), "{}", dense.summary());
     let exact = encode(Rate::RelativeError(0.01), &projection()).unwrap();
-    assert!(exact.summary().contains("planes"), "{}", exact.summary());
+    assert!(exact.summary().matches("trellis").count() == 2, "{}", exact.summary());
     let field = encode(Rate::RelativeError(0.01), &smooth(512, 256)).unwrap();
     assert!(field.summary().contains("sparse"), "{}", field.summary());
     assert!(field.bits_per_weight() < 0.2, "{}", field.bits_per_weight());

@@ -22,8 +22,8 @@ pub struct Matrix {
 
 impl Matrix {
     /// Puts a matrix together. `seed` draws the random signs, `None` is none; `relative_error` is what the encoder
-    /// measured. The terms are cut as `layout` says and come in the order of [`Term`]'s variants, each at most once:
-    /// a payload of others is refused when it is read.
+    /// measured. The terms are cut as `layout` says and come in the order of [`Term`]'s variants, each at most once
+    /// but for the trellis, which may come twice: a payload of others is refused when it is read.
     pub fn new(
         layout: Layout,
         transform: Transform,

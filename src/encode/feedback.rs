@@ -145,20 +145,24 @@ impl Strip<'_> {
         self.originals.chunks_exact(height).zip(self.decoded.chunks_exact(height))
     }
 
-    /// `<t, v>`, `<v, v>` and `<t, t>`, columns weighing as their errors do, of the integers `v` that the strip's
-    /// scale `a` multiplies and what they aim at: the rounding error `t - a v` of column `c` is linear in the scale,
-    /// `t = targets_c + sum U_ic originals_i` and `v = values_c + sum U_ic values_i`.
-    pub(super) fn products(&self, values: &[i8]) -> [f64; 3] {
+    /// `<t, v>`, `<v, v>` and `<t, t>`, columns weighing as their errors do, of the integers `v` that a
+    /// scale `a` multiplies and what they aim at, once `base` is decoded: the rounding error `t - a v` of column `c` is
+    /// linear in the scale, `t = (targets - base)_c + sum U_ic (originals - base)_i` and `v = values_c + sum U_ic values_i`.
+    pub(super) fn products(&self, base: &[f32], values: &[i8]) -> [f64; 3] {
         let height = self.place.height;
         let mut products = [0.0; 3];
         let (mut t, mut v) = (vec![0f32; height], vec![0f32; height]);
         for n in 0..self.place.width {
             let own = n * height..(n + 1) * height;
-            t.copy_from_slice(&self.targets[own.clone()]);
+            let targets = self.targets[own.clone()].iter().zip(&base[own.clone()]);
+            t.iter_mut().zip(targets).for_each(|(t, (target, base))| *t = target - base);
             v.iter_mut().zip(&values[own]).for_each(|(v, value)| *v = f32::from(*value));
-            let columns = self.originals.chunks_exact(height).zip(values.chunks_exact(height));
-            for (weight, (original, value)) in self.weights(n).iter().zip(columns) {
-                t.iter_mut().zip(original).for_each(|(t, original)| *t += weight * original);
+            let left = self.originals.chunks_exact(height).zip(base.chunks_exact(height));
+            let columns = left.zip(values.chunks_exact(height));
+            for (weight, ((original, base), value)) in self.weights(n).iter().zip(columns) {
+                for (t, (original, base)) in t.iter_mut().zip(original.iter().zip(base)) {
+                    *t += weight * (original - base);
+                }
                 v.iter_mut().zip(value).for_each(|(v, value)| *v += weight * f32::from(*value));
             }
             let importance = self.feedback.map_or(1.0, |f| f.importance[self.place.col + n]);

@@ -1,6 +1,5 @@
 //! What the encoder is asked for.
 
-use crate::codec::term::planes::MAX_PLANES;
 use crate::error::{Error, Result};
 
 /// What a compressed tensor must reach.
@@ -74,25 +73,25 @@ pub(super) enum Target {
 /// Named rates, for people who do not want to choose a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quality {
-    /// 8 planes: no difference that a reader could tell.
+    /// 8 bits: no difference that a reader could tell.
     UltraHigh,
-    /// 6 planes.
+    /// 6 bits.
     High,
-    /// 4 planes.
+    /// 4 bits.
     Balanced,
-    /// 3 planes.
+    /// 3 bits.
     Fast,
 }
 
 impl From<Quality> for Rate {
     fn from(quality: Quality) -> Self {
-        let planes = match quality {
-            Quality::UltraHigh => MAX_PLANES,
+        let bits: u8 = match quality {
+            Quality::UltraHigh => 8,
             Quality::High => 6,
             Quality::Balanced => 4,
             Quality::Fast => 3,
         };
-        Rate::BitsPerWeight(f64::from(planes) + SIDE_BITS)
+        Rate::BitsPerWeight(f64::from(bits) + SIDE_BITS)
     }
 }
 
@@ -110,7 +109,7 @@ pub enum TermChoice {
     Planes,
     /// The largest coefficients.
     Sparse,
-    /// Every coefficient at up to 4 bits, trellis-coded: the smallest error there is at such rates, and the longest
-    /// time to encode.
+    /// Every coefficient at up to 8 bits, trellis-coded (beyond 4 in two terms): the smallest error there is, and the
+    /// longest time to encode.
     Trellis,
 }

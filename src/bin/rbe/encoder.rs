@@ -52,7 +52,7 @@ enum TermArg {
     Planes,
     /// The K largest coefficients
     Sparse,
-    /// Every coefficient at 1 to 4 bits that it shares with others
+    /// Every coefficient at 1 to 8 bits that it shares with others
     Trellis,
 }
 

@@ -204,6 +204,10 @@ fn terms_are_checked() {
     refused(&sealed(trailing), "1 bytes follow the last term");
     let twice = payload(vec![sparse(layout(), Format::Word32), sparse(layout(), Format::Word32)]);
     refused(&twice, "terms repeat or are out of order");
+    let trellises = |count| payload(vec![trellis(layout()); count]);
+    assert!(Matrix::from_bytes(&trellises(2)).is_ok());
+    refused(&trellises(3), "terms repeat or are out of order");
+    refused(&payload(vec![trellis(layout()), sparse(layout(), Format::Word32)]), "out of order");
 }
 
 #[test]
