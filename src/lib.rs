@@ -81,7 +81,8 @@
 //! |---|---|
 //! | a size | [`Rate::BitsPerWeight`]: a budget that is kept, everything counted. Scales need about 0.02 bits: at 4.02 every coefficient gets four bits, at 4.0 some get three |
 //! | an error of every matrix | [`Rate::RelativeError`], or [`Rate::Rmse`] in the weights' own unit; kept, measured by decoding |
-//! | a bound on the model's KL divergence | no rate does that: compress at several, compare with [`models::evaluate()`] or `rbe eval`, take the smallest that passes |
+//! | a bound on the model's KL divergence | [`encode::fewest_bits`] over [`models::evaluate()`], or `rbe compress --kl X --text FILE` |
+//! | the model's predictions, not the weights, as close as the bits allow | [`nn::Calibration`] and [`archive::compress_calibrated`], or `rbe compress --calibrate TEXT` |
 //! | not to choose a number | [`Quality`]: `UltraHigh`, `High`, `Balanced`, `Fast` are 8, 6, 4, 3 bits |
 //! | exactly K coefficients a block | [`Rate::Coefficients`], for the sparse term |
 //!

@@ -124,6 +124,44 @@ fn compress_refuses_what_makes_no_sense() {
 }
 
 #[test]
+fn compress_finds_the_size_for_a_divergence() {
+    let room = tempfile::tempdir().unwrap();
+    let out = room.path().join("out");
+    let asked = [
+        "compress",
+        MODEL,
+        string(&out),
+        "--kl",
+        "0.0008",
+        "--text",
+        TEXT,
+        "--include",
+        r"layers\.0\..*_proj",
+    ];
+    succeed(&asked);
+    assert_eq!(names(room.path()), ["out"]);
+    let report = json(&["eval", MODEL, string(&out), "--text", TEXT, "--json"]);
+    let found = number(&report, "kl_divergence");
+    assert!(found <= 0.0008 && found > 0.0006, "{found}");
+    assert!(fail(&asked).contains("--force replaces it"));
+    let none = room.path().join("none");
+    let beyond = [
+        "compress",
+        MODEL,
+        string(&none),
+        "--kl",
+        "1e-9",
+        "--text",
+        TEXT,
+        "--include",
+        r"layers\.0\..*q_proj",
+    ];
+    assert!(fail(&beyond).contains("ask for more"));
+    assert_eq!(names(room.path()), ["out"]);
+    assert!(fail(&["compress", MODEL, string(&none), "--kl", "0.1"]).contains("--text"));
+}
+
+#[test]
 fn decode_gives_an_ordinary_file() {
     let room = tempfile::tempdir().unwrap();
     let out = room.path().join("decoded.safetensors");

@@ -7,6 +7,7 @@ mod allocate;
 mod block_size;
 mod calibrate;
 mod feedback;
+mod fewest_bits;
 mod planes;
 mod prune;
 mod rate;
@@ -18,6 +19,7 @@ mod trellis;
 
 pub use block_size::{BlockSizeScore, BlockSizeWeights};
 pub use calibrate::LayerStatistics;
+pub use fewest_bits::fewest_bits;
 pub use prune::{PruneReport, prune};
 pub use rate::{Quality, Rate, TermChoice};
 pub use share::{Offer, share};
