@@ -122,7 +122,7 @@
 //! | [`ops`] | Candle custom ops with gradients: products, norms, attention; gather |
 //! | [`RbeTensor`] | a compressed tensor on a Candle device |
 //! | [`encode`] | from a matrix to terms |
-//! | [`cpu`] | the fast kernels, chosen for the running processor (`RBE_CPU=scalar`, `avx2`, `avx512` asks for less) |
+//! | [`cpu`] | the fast kernels, chosen for the running processor (`RBE_CPU=scalar`, `avx2`, `avx512`, on ARM `neon`, `neon-dot`, asks for one of them) |
 //! | [`cuda`] | the same products on a CUDA device (feature `cuda`) |
 //! | [`codec`] | the definition, in plain Rust, and the bytes |
 //!
@@ -133,9 +133,10 @@
 //!
 //! - A run on a CUDA card. The kernels of the feature `cuda` compile, agree with [`codec`] when they run on a CPU, thread
 //!   by thread, with addresses and races checked, and Candle's device is bound to them; no card has run them yet, and how
-//!   fast they are is not known. `examples/gpu.rs` tests and times them on one.
+//!   fast they are is not known. `examples/gpu` tests and times them on one.
 //! - Products on Metal. A compressed tensor on such a device is [`Error::Unsupported`], and says so.
-//! - Kernels for ARM: there the plain Rust ones run.
+//! - A run on an ARM machine. The NEON kernels agree with the plain Rust ones, in integers to the bit, on emulated
+//!   processors with and without dot products; how fast they are is not known.
 //! - Training of what a compressed weight holds fixed: positions, codes, signs. Its numbers are trained ([`TrainableLinear`]).
 #![warn(clippy::all)]
 

@@ -11,6 +11,10 @@ pub enum Level {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ, VL, VBMI, VBMI2 and VNNI (Ice Lake, Zen 4).
     Avx512,
+    /// AArch64 with NEON (Cortex-A53, A72).
+    Neon,
+    /// AArch64 with NEON and its dot products of bytes, `dotprod` (Cortex-A55, A76, Neoverse, Apple M1).
+    NeonDot,
 }
 
 impl Level {
@@ -20,6 +24,8 @@ impl Level {
             Level::Scalar => "scalar",
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
+            Level::Neon => "neon",
+            Level::NeonDot => "neon-dot",
         }
     }
 }
@@ -41,6 +47,17 @@ pub fn levels() -> Vec<Level> {
                 && has!("avx512vnni")
             {
                 levels.push(Level::Avx512);
+            }
+        }
+    }
+    // Bytes of a register are numbered from the lowest.
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    {
+        use std::arch::is_aarch64_feature_detected as has;
+        if has!("neon") {
+            levels.push(Level::Neon);
+            if has!("dotprod") {
+                levels.push(Level::NeonDot);
             }
         }
     }

@@ -3,10 +3,14 @@
 //! Integer loops ([`planes`](Kernels::planes)) are written by hand for each level and give the same bits on
 //! all; the others are written once in [`generic`] and compiled for each level.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod generic;
 mod norm;
 mod scalar;
 mod trellis;
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+mod unroll;
 mod walk;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -156,7 +160,11 @@ impl Kernels {
             Level::Avx2 => x86_64::avx2::TABLE,
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => x86_64::avx512::TABLE,
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => aarch64::neon::TABLE,
+            #[cfg(target_arch = "aarch64")]
+            Level::NeonDot => aarch64::neon_dot::TABLE,
+            // Another architecture's.
             _ => return None,
         }))
     }

@@ -10,6 +10,8 @@ mod level {
     use generic_trellis::decode_bundle;
 
     const MAX_VECTORS: usize = 1;
+    /// Codes are multiplied as they are.
+    const BYTE_BIAS: i32 = 0;
 
     fn dot_row_tile(
         lines: &[Line],

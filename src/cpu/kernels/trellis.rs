@@ -12,6 +12,17 @@ pub(in crate::cpu) type StripRows = [[f32; STRIP]; EDGE];
 /// Integer products of a strip with one digit, tile by tile.
 pub(super) type StripDots = [RowDots; PERIOD];
 
+/// `VALUES + BIAS`, the codes of all indices.
+pub(super) static BIASED_VALUES: [Line; 4] = {
+    let mut lines = [Line([0; 64]); 4];
+    let mut n = 0;
+    while n < 256 {
+        lines[n / 64].0[n % 64] = (VALUES[n] as i32 + BIAS) as u8;
+        n += 1;
+    }
+    lines
+};
+
 /// The codes of one register's groups: `codes[s * stride]` has row `s` of each lane's period.
 #[inline(always)]
 pub(super) fn decode_bundle(
@@ -34,7 +45,8 @@ pub(super) fn decode_bundle(
             let (lane, half, lines) = (n / GROUP, n % GROUP / 2, if n % 2 == 0 { ac } else { bd });
             let two = word(lines, lane, half, first) | word(lines, lane, half, first + 1) << 16;
             let state = (two >> shift) as u16;
-            *code = VALUES[usize::from(state.wrapping_mul(multiplier) >> 8)].cast_unsigned() ^ 0x80;
+            let index = usize::from(state.wrapping_mul(multiplier) >> 8);
+            *code = BIASED_VALUES[index / 64].0[index % 64];
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! - `dot_row_tile(lines, planes, values, stride, left, dots, dots_stride)`: the integer products of one row tile's lines
 //!   (see [`tiles`](crate::cpu::tiles)) with up to `left` digits, `stride` apart; it says how many it took;
+//! - `BYTE_BIAS`, what `dot_row_tile` takes away from codes of eight bits: 128 where it multiplies signed bytes, else 0;
 //! - `decode_bundle(lines, code, packing, codes, stride)`: one register's columns of a trellis as 8-bit codes (see
 //!   [`trellis`](super::trellis));
 //! - `dot_strip`, which is `dot_decoded` or a faster way to the same for some strips;
@@ -38,7 +39,7 @@ macro_rules! walks {
                     continue;
                 }
                 let (lines, steps) = (tiles.row_tile(block, row_tile), tiles.steps(block, row_tile));
-                let offset = 1 - (1i32 << planes);
+                let offset = 1 - (1i32 << planes) + if planes == 8 { 2 * BYTE_BIAS } else { 0 };
                 let mut digit = digits.start;
                 while digit < digits.end {
                     let values = &x.values[digit * x.stride + x.starts[j]..];
@@ -121,7 +122,7 @@ macro_rules! walks {
                         for (n, dots) in dots[..taken].iter().enumerate() {
                             // 32 digits of at most 127: the sum fits.
                             let sum: i16 = values[n * x.stride..][..STRIP].iter().map(|x| i16::from(*x)).sum();
-                            let bias = i32::from(sum) * BIAS;
+                            let bias = i32::from(sum) * (BIAS - BYTE_BIAS);
                             let factor = strip.scale * x.scales[(digit + n) * all_blocks + j];
                             let sums = &mut sums[((digit + n) / x.digits - vectors.start) * tiles..][..tiles];
                             let sums = RowSums::flatten_mut(sums);

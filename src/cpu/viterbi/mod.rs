@@ -18,6 +18,8 @@
 // The calls through `Advance` are unsafe only because a level's instructions must exist; `advance_of` sees to that.
 #![allow(unsafe_code)]
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
@@ -100,6 +102,8 @@ fn advance_of(bits: u8, level: Level) -> Advance {
         Level::Avx512 => of!(x86_64::avx512),
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => of!(x86_64::avx2),
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon | Level::NeonDot => of!(aarch64::neon),
         _ => of!(scalar),
     }
 }

@@ -3,7 +3,7 @@
 //! `vpmaddubsw` multiplies unsigned codes with signed activations and adds pairs in 16 bits. Codes of up to seven
 //! bits cannot overflow (2 * 127 * 127 < 2^15); codes of eight go through it as two nibbles.
 
-use super::each;
+use super::super::unroll::{dispatch, each};
 use crate::cpu::tiles::{GROUP, TILE_COLS};
 use std::arch::x86_64::*;
 
@@ -12,6 +12,8 @@ use generic::{lanes_to_rows, rows_to_lanes};
 
 /// Digits multiplied with one unpacked tile.
 const MAX_VECTORS: usize = 4;
+/// Codes are multiplied as they are.
+const BYTE_BIAS: i32 = 0;
 
 super::super::walks!(fma: true, "avx2,fma,f16c");
 use super::trellis_avx2::decode_bundle;
@@ -28,7 +30,7 @@ fn dot_row_tile(
     dots: &mut [RowDots],
     dots_stride: usize,
 ) -> usize {
-    super::dispatch!(planes, left, dot(lines, values, stride, dots, dots_stride), [4, 3, 2, 1])
+    dispatch!(planes, left, dot(lines, values, stride, dots, dots_stride), [4, 3, 2, 1])
 }
 
 #[target_feature(enable = "avx2")]

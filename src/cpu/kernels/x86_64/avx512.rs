@@ -5,7 +5,7 @@
 //! register of 64 codes at 4 planes and is shared by all vectors; with one vector, four partial sums hide the
 //! instruction's latency.
 
-use super::each;
+use super::super::unroll::{dispatch, each};
 use crate::cpu::tiles::{GROUP, TILE_COLS};
 use crate::cpu::transform::{LANES, Lanes};
 use std::arch::x86_64::*;
@@ -17,6 +17,8 @@ const PREFETCH_LINES: usize = 64;
 
 /// Digits multiplied with one unpacked tile.
 const MAX_VECTORS: usize = 16;
+/// Codes are multiplied as they are.
+const BYTE_BIAS: i32 = 0;
 
 super::super::walks!(fma: true, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2");
 use super::trellis_avx512::decode_bundle;
@@ -55,7 +57,7 @@ fn dot_row_tile(
     dots: &mut [RowDots],
     dots_stride: usize,
 ) -> usize {
-    super::dispatch!(planes, left, dot(lines, values, stride, dots, dots_stride), [16, 12, 8, 6, 4, 3, 2, 1])
+    dispatch!(planes, left, dot(lines, values, stride, dots, dots_stride), [16, 12, 8, 6, 4, 3, 2, 1])
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]

@@ -5,7 +5,7 @@
 //! `T_t ^ T_(t-1)` and is shuffled by `index - 16 t`, which gives zero where it is negative, so the sum (in `^`) of
 //! tables 0 to `index / 16` is what remains.
 
-use super::each;
+use super::super::unroll::each;
 use crate::codec::term::trellis::{Code, VALUES};
 use crate::cpu::strips::Packing;
 use crate::cpu::tiles::{GROUP, Line, TILE_ROWS};

@@ -4,23 +4,12 @@
 //! [`strips`](crate::cpu::strips)), a 16-bit multiplication makes the code's index of them in the high bytes. Those of
 //! `b` and `d` fill the low bytes' places, and four instructions look 64 indices up in 256 values.
 
-use super::super::trellis::StripDots;
-use super::each;
-use crate::codec::term::trellis::{Code, STRIP, VALUES};
+use super::super::trellis::{BIASED_VALUES, StripDots};
+use super::super::unroll::each;
+use crate::codec::term::trellis::{Code, STRIP};
 use crate::cpu::strips::{PERIOD, Packing, Strip};
 use crate::cpu::tiles::{GROUP, Line, TILE_ROWS};
 use std::arch::x86_64::*;
-
-/// `VALUES + 128`.
-static BIASED_VALUES: [Line; 4] = {
-    let mut lines = [Line([0; 64]); 4];
-    let mut n = 0;
-    while n < 256 {
-        lines[n / 64].0[n % 64] = (VALUES[n] as i16 + 128) as u8;
-        n += 1;
-    }
-    lines
-};
 
 #[target_feature(enable = "avx512f")]
 #[inline]

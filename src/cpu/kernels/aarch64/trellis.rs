@@ -1,0 +1,162 @@
+//! The trellis code on NEON: 16 values in fourteen instructions.
+//!
+//! A quarter of a line at a time: a shift and an insertion bring eight states of columns `a` and `c` to their lanes (see
+//! [`strips`](crate::cpu::strips)), a 16-bit multiplication makes the code's index of them in the high bytes, and one
+//! `trn2` puts those of `b` and `d` between them. `VALUES[255 - n] = -VALUES[n]` folds it to seven bits, and the lower half is
+//! in two tables of 64: `tbl` gives zero, and `tbx` leaves what there was, where an index less the table's first lies outside.
+
+use super::super::trellis::BIASED_VALUES;
+use super::super::unroll::each;
+use crate::codec::term::trellis::Code;
+use crate::cpu::strips::{PERIOD, Packing};
+use crate::cpu::tiles::Line;
+use std::arch::aarch64::*;
+
+/// What makes codes of states: the multiplier and the values.
+#[derive(Clone, Copy)]
+struct Decoder {
+    multiplier: uint16x8_t,
+    /// `VALUES + 128` of the lower half of the indices.
+    values: [uint8x16x4_t; 2],
+}
+
+impl Decoder {
+    #[target_feature(enable = "neon")]
+    #[inline]
+    fn new(code: Code) -> Self {
+        // SAFETY: a table is 64 bytes.
+        let values = each!(N in [0 1] unsafe { vld1q_u8_x4(BIASED_VALUES[N].0.as_ptr()) });
+        Self { multiplier: vdupq_n_u16(code.multiplier()), values }
+    }
+
+    /// The codes of 4 rows by 4 columns from the words of `a, c` and `b, d` that their states begin in, and the next.
+    #[target_feature(enable = "neon")]
+    #[inline]
+    fn codes(self, ac: [uint16x8_t; 2], bd: [uint16x8_t; 2], shift: usize) -> uint8x16_t {
+        let ac = vmulq_u16(shift_pair(ac, shift), self.multiplier);
+        let bd = vmulq_u16(shift_pair(bd, shift), self.multiplier);
+        self.look_up(vtrn2q_u8(vreinterpretq_u8_u16(ac), vreinterpretq_u8_u16(bd)))
+    }
+
+    /// `VALUES[index] + 128`.
+    #[target_feature(enable = "neon")]
+    #[inline]
+    fn look_up(self, index: uint8x16_t) -> uint8x16_t {
+        // Ones where the value is positive.
+        let positive = vreinterpretq_u8_s8(vshrq_n_s8::<7>(vreinterpretq_s8_u8(index)));
+        let index = veorq_u8(index, positive);
+        let code = vqtbl4q_u8(self.values[0], index);
+        let code = vqtbx4q_u8(code, self.values[1], vsubq_u8(index, vdupq_n_u8(64)));
+        // `-(value + 128) = -value + 128` in eight bits.
+        vsubq_u8(veorq_u8(code, positive), positive)
+    }
+}
+
+/// The codes of one register's groups, as [`generic`](super::super::trellis::decode_bundle) has them.
+#[target_feature(enable = "neon")]
+pub(super) fn decode_bundle(
+    bundle: (&[Line], &[Line]),
+    code: Code,
+    packing: Packing,
+    codes: &mut [Line],
+    stride: usize,
+) {
+    match code.bits() {
+        1 => decode::<1>(bundle, code, packing, codes, stride),
+        2 => decode::<2>(bundle, code, packing, codes, stride),
+        3 => decode::<3>(bundle, code, packing, codes, stride),
+        _ => decode::<4>(bundle, code, packing, codes, stride),
+    }
+}
+
+#[target_feature(enable = "neon")]
+fn decode<const BITS: usize>(
+    (ac, bd): (&[Line], &[Line]),
+    code: Code,
+    packing: Packing,
+    codes: &mut [Line],
+    stride: usize,
+) {
+    assert!(codes.len() > (PERIOD - 1) * stride);
+    let decoder = Decoder::new(code);
+    for quarter in 0..4 {
+        let (ac, bd) = (words::<BITS>(ac, packing, quarter), words::<BITS>(bd, packing, quarter));
+        each!(S in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15] {
+            let (word, shift) = (BITS * S / 16, BITS * S % 16);
+            let values = decoder.codes([ac[word], ac[word + 1]], [bd[word], bd[word + 1]], shift);
+            // SAFETY: a quarter of one of `codes`, by the assertion above.
+            unsafe { vst1q_u8(codes.as_mut_ptr().add(S * stride).cast::<u8>().add(16 * quarter), values) };
+        });
+    }
+}
+
+/// The words of a quarter's periods and the one that follows each.
+#[target_feature(enable = "neon")]
+#[inline]
+fn words<const BITS: usize>(lines: &[Line], packing: Packing, quarter: usize) -> [uint16x8_t; 5] {
+    let mut words = [vdupq_n_u16(0); 5];
+    for (word, line) in words.iter_mut().zip(&lines[..BITS]) {
+        *word = load(line, quarter);
+    }
+    words[BITS] =
+        if packing.is_full() { next_words(&lines[0], packing, quarter) } else { load(&lines[BITS], quarter) };
+    words
+}
+
+/// The quarter's part of a line whose lanes are those of [`Packing::next_lane`].
+#[target_feature(enable = "neon")]
+#[inline]
+fn next_words(line: &Line, packing: Packing, quarter: usize) -> uint16x8_t {
+    let own = vreinterpretq_u32_u16(load(line, quarter));
+    vreinterpretq_u16_u32(match packing.lanes() {
+        2 => vrev64q_u32(own),
+        lanes => {
+            let registers = lanes / 4;
+            let next = quarter / registers * registers + (quarter + 1) % registers;
+            vextq_u32::<1>(own, vreinterpretq_u32_u16(load(line, next)))
+        }
+    })
+}
+
+#[target_feature(enable = "neon")]
+#[inline]
+fn load(line: &Line, quarter: usize) -> uint16x8_t {
+    // SAFETY: a quarter of a line is sixteen bytes.
+    vreinterpretq_u16_u8(unsafe { vld1q_u8(line.0[16 * quarter..][..16].as_ptr()) })
+}
+
+/// The low 16 bits of `first + 2^16 next`, shifted down, in each lane; the optimiser knows the shift.
+#[target_feature(enable = "neon")]
+#[inline]
+fn shift_pair([first, next]: [uint16x8_t; 2], shift: usize) -> uint16x8_t {
+    macro_rules! by {
+        ($($n:literal)*) => {
+            match shift {
+                $($n => vsliq_n_u16::<{ 16 - $n }>(vshrq_n_u16::<$n>(first), next),)*
+                _ => first,
+            }
+        };
+    }
+    by!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_value_is_found() {
+        for first in (0..=255u8).step_by(16) {
+            let index: [u8; 16] = std::array::from_fn(|n| first + n as u8);
+            let mut codes = [0u8; 16];
+            // SAFETY: sixteen bytes are read and written.
+            unsafe {
+                let found = Decoder::new(Code::new(1, 12)).look_up(vld1q_u8(index.as_ptr()));
+                vst1q_u8(codes.as_mut_ptr(), found);
+            }
+            for (index, code) in index.iter().zip(codes) {
+                assert_eq!(code, BIASED_VALUES[usize::from(*index / 64)].0[usize::from(*index % 64)]);
+            }
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! Loops over constants, for kernels whose state must stay in registers.
+
+/// Calls `$f::<PLANES, VECTORS>` for run-time numbers of planes and the most vectors that fit.
+macro_rules! dispatch {
+    ($planes:expr, $vectors:expr, $f:ident $args:tt, $choices:tt) => {
+        $crate::cpu::kernels::unroll::dispatch!($planes, $vectors, $f $args, $choices, 1 2 3 4 5 6 7 8)
+    };
+    ($planes:expr, $vectors:expr, $f:ident $args:tt, $choices:tt, $($p:literal)*) => {
+        match $planes {
+            $($p => $crate::cpu::kernels::unroll::dispatch_vectors!($p, $vectors, $f $args, $choices),)*
+            other => unreachable!("{other} planes"),
+        }
+    };
+}
+pub(super) use dispatch;
+
+/// The second half of [`dispatch`].
+macro_rules! dispatch_vectors {
+    ($p:literal, $vectors:expr, $f:ident $args:tt, [$($v:literal),*]) => {
+        match $vectors {
+            $(n if n >= $v => $f::<$p, $v> $args,)*
+            _ => unreachable!("no vectors"),
+        }
+    };
+}
+pub(super) use dispatch_vectors;
+
+/// Evaluates `$body` for every number of a list, as the constant `$n`: loops over registers must not be left to the
+/// optimiser's budget.
+macro_rules! each {
+    ($n:ident in [$($value:literal)*] $body:expr) => {
+        [$({
+            const $n: usize = $value;
+            $body
+        }),*]
+    };
+}
+pub(super) use each;
