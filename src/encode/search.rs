@@ -1,9 +1,9 @@
 //! Which transform signs, block edge, basis and term suit a matrix: found by trying, not by guessing.
 
 use super::feedback::Feedback;
-use super::rate::{Target, TermChoice};
+use super::rate::{Budget, Target, TermChoice};
 use super::spectrum::{Spectrum, energy};
-use super::{EncoderConfig, planes, sparse, trellis};
+use super::{EncoderConfig, planes, sparse, step, trellis};
 use crate::codec::term::Term;
 use crate::codec::term::planes::ScaleGroup;
 use crate::codec::term::sparse::{FORMATS, Format};
@@ -33,8 +33,12 @@ pub(super) struct Preparation {
 /// The term that carries the spectrum.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Carrier {
+    /// Each plane of a block taking its place.
     Planes(ScaleGroup),
-    Sparse(Format),
+    /// With the step that suits a file which is entropy coded.
+    CodedPlanes,
+    /// With its bits counted as the budget says.
+    Sparse(Format, Budget),
     /// With states of so many bits.
     Trellis(u8),
 }
@@ -61,7 +65,10 @@ fn candidates(config: &EncoderConfig, rows: usize, cols: usize) -> Vec<(Preparat
         Some(block) => vec![block],
         None => BLOCK_EDGES.into_iter().rev().filter(|edge| *edge <= enough).collect(),
     };
-    let planes = [ScaleGroup::Block, ScaleGroup::Row].map(Carrier::Planes);
+    let planes = match config.budget {
+        Budget::File => vec![Carrier::CodedPlanes],
+        Budget::Memory => vec![Carrier::Planes(ScaleGroup::Block), Carrier::Planes(ScaleGroup::Row)],
+    };
     let mut candidates = Vec::new();
     for block in blocks {
         for signs in
@@ -78,11 +85,12 @@ fn candidates(config: &EncoderConfig, rows: usize, cols: usize) -> Vec<(Preparat
                         carriers.push(Carrier::Trellis(config.trellis_state_bits));
                     }
                     if allowed(TermChoice::Planes) {
-                        carriers.extend(planes);
+                        carriers.extend_from_slice(&planes);
                     }
                 }
                 if allowed(TermChoice::Sparse) && (!signs || asked(config.signs)) {
-                    carriers.extend(FORMATS.into_iter().filter(|f| f.allows(block)).map(Carrier::Sparse));
+                    let formats = FORMATS.into_iter().filter(|format| format.allows(block));
+                    carriers.extend(formats.map(|format| Carrier::Sparse(format, config.budget)));
                 }
                 if !carriers.is_empty() {
                     let seed = signs.then_some(config.seed);
@@ -109,7 +117,7 @@ pub(super) fn choose(
     if calibrated {
         // Errors are handed on by quantisers that take every coefficient.
         for (_, carriers) in &mut candidates {
-            carriers.retain(|carrier| !matches!(carrier, Carrier::Sparse(_)));
+            carriers.retain(|carrier| !matches!(carrier, Carrier::Sparse(..)));
         }
         candidates.retain(|(_, carriers)| !carriers.is_empty());
     }
@@ -132,8 +140,8 @@ pub(super) fn choose(
     for (preparation, carriers) in candidates {
         let spectrum = prepare(config, &preparation, values, rows, cols)?;
         for carrier in carriers {
-            if let (Carrier::Sparse(_), Target::Bits(bits)) = (carrier, target)
-                && sparse::error_of_keeping(&spectrum, bits / MIN_ENTRY_BITS) > least
+            if let (Carrier::Sparse(_, budget), Target::Bits(bits)) = (carrier, target)
+                && sparse::error_of_keeping(&spectrum, bits / min_entry_bits(budget)) > least
             {
                 continue;
             }
@@ -163,15 +171,21 @@ pub(super) fn choose(
         let spectrum = prepare(config, &preparation, values, rows, cols)?;
         let real = carry(&spectrum, None, carrier, target)?.map_or(f64::INFINITY, |encoded| match target {
             Target::Bits(_) | Target::PerBlock(_) => encoded.squared_error,
-            Target::SquaredError(_) => 8.0 * encoded.matrix.size_in_bytes() as f64,
+            Target::SquaredError(_) => 8.0 * encoded.matrix.plain_size_in_bytes() as f64,
         });
         return Ok(if real <= other.0 { (preparation, carrier) } else { other.1 });
     }
     Ok(chosen.1)
 }
 
-/// Fewest bits of a sparse entry: an F16 value in a row whose mask is counted elsewhere.
-const MIN_ENTRY_BITS: usize = 16;
+/// Fewest bits of a sparse entry: an F16 value in a row whose mask is counted elsewhere; coded, a sign and a few bits of
+/// an eight-bit value, next to the last.
+fn min_entry_bits(budget: Budget) -> usize {
+    match budget {
+        Budget::File => 6,
+        Budget::Memory => 16,
+    }
+}
 
 /// Transforms a matrix as a preparation says.
 ///
@@ -200,7 +214,11 @@ fn try_out(spectrum: &Spectrum, carrier: Carrier, target: Target) -> Result<Opti
         return Ok(estimate.map(|estimate| (estimate.squared_error, estimate.bits)));
     }
     let encoded = carry(spectrum, None, carrier, target)?;
-    Ok(encoded.map(|encoded| (encoded.squared_error, 8 * encoded.matrix.size_in_bytes())))
+    let bytes = |matrix: &Matrix| match carrier {
+        Carrier::CodedPlanes | Carrier::Sparse(_, Budget::File) => matrix.size_in_bytes(),
+        _ => matrix.plain_size_in_bytes(),
+    };
+    Ok(encoded.map(|encoded| (encoded.squared_error, 8 * bytes(&encoded.matrix))))
 }
 
 /// The matrix of a spectrum's basis term and the terms that carry the rest.
@@ -227,8 +245,12 @@ pub(super) fn carry(
                 squared_error: encoded.squared_error,
             })
         }
-        Carrier::Sparse(format) => {
-            sparse::encode(spectrum, format, target, other_bits)?.map(|encoded| Encoded {
+        Carrier::CodedPlanes => step::encode(spectrum, feedback, target, other_bits).map(|encoded| Encoded {
+            matrix: assemble(spectrum, [Term::Planes(encoded.term)]),
+            squared_error: encoded.squared_error,
+        }),
+        Carrier::Sparse(format, budget) => {
+            sparse::encode(spectrum, format, target, other_bits, budget)?.map(|encoded| Encoded {
                 matrix: assemble(spectrum, [Term::Sparse(encoded.term)]),
                 squared_error: encoded.squared_error,
             })

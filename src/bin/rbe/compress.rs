@@ -44,7 +44,7 @@ impl Compress {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         let encoder = self.encoder.encoder()?;
         let selection = Selection::new(self.include.as_deref(), self.exclude.as_deref())?;
-        let options = CompressOptions { selection, overwrite: self.force };
+        let options = CompressOptions { selection, overwrite: self.force, plain: self.encoder.plain };
         let report = match &self.calibrate {
             None => {
                 let bar = Bar::new("compressing")?;
