@@ -13,8 +13,7 @@ use candle_rbe::codec::Matrix;
 use candle_rbe::codec::matrix::View;
 use candle_rbe::codec::term::sparse::FORMATS;
 use candle_rbe::codec::term::{Sparse, Term};
-use candle_rbe::encode::Budget;
-use candle_rbe::{Encoder, EncoderConfig, Rate, RbeTensor, TermChoice};
+use candle_rbe::{Budget, Encoder, EncoderConfig, Rate, RbeTensor, TermChoice};
 use std::time::Instant;
 
 /// Sizes and errors of several matrices.

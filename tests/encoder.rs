@@ -1,8 +1,7 @@
 //! The encoder on real trained weights and on smooth data: rates are kept, what it reports is true.
 
 use candle_core::{DType, Device, Tensor};
-use candle_rbe::encode::Budget;
-use candle_rbe::{Encoder, EncoderConfig, Error, Quality, Rate, RbeTensor, TermChoice};
+use candle_rbe::{Budget, Encoder, EncoderConfig, Error, Quality, Rate, RbeTensor, TermChoice};
 use std::collections::HashMap;
 
 fn model(name: &str) -> HashMap<String, Tensor> {

@@ -69,7 +69,7 @@ pub struct CompressOptions {
     pub selection: Selection,
     /// Whether an existing output is replaced; a directory only where it holds nothing but a model.
     pub overwrite: bool,
-    /// Whether payloads are written as they are, without entropy coding; [`Budget::Memory`](crate::encode::Budget) is the
+    /// Whether payloads are written as they are, without entropy coding; [`Budget::Memory`](crate::Budget) is the
     /// encoder's setting that counts them so.
     pub plain: bool,
 }

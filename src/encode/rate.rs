@@ -103,7 +103,7 @@ pub(super) const SIDE_BITS: f64 = 0.02;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Budget {
     /// The file's, where terms are entropy coded. Planes then have a finer step and take about one bit more in memory:
-    /// `5` bits of a file are six planes, with two thirds of the error that five planes have.
+    /// 5 bits of a file are six planes, with two thirds of the error that five planes have.
     #[default]
     File,
     /// Those of the terms as they are, which products read from memory (and files hold that are not entropy coded). The

@@ -65,10 +65,11 @@ fn candidates(config: &EncoderConfig, rows: usize, cols: usize) -> Vec<(Preparat
         Some(block) => vec![block],
         None => BLOCK_EDGES.into_iter().rev().filter(|edge| *edge <= enough).collect(),
     };
-    let planes = match config.budget {
-        Budget::File => vec![Carrier::CodedPlanes],
-        Budget::Memory => vec![Carrier::Planes(ScaleGroup::Block), Carrier::Planes(ScaleGroup::Row)],
-    };
+    // Of small matrices the tables take more than they save: plain planes are tried for files too.
+    let mut planes = vec![Carrier::Planes(ScaleGroup::Block), Carrier::Planes(ScaleGroup::Row)];
+    if config.budget == Budget::File {
+        planes.push(Carrier::CodedPlanes);
+    }
     let mut candidates = Vec::new();
     for block in blocks {
         for signs in
@@ -145,7 +146,9 @@ pub(super) fn choose(
             {
                 continue;
             }
-            let Some((squared_error, bits)) = try_out(&spectrum, carrier, target)? else { continue };
+            let Some((squared_error, bits)) = try_out(&spectrum, carrier, target, config.budget)? else {
+                continue;
+            };
             let cost = match target {
                 Target::Bits(_) | Target::PerBlock(_) => squared_error,
                 Target::SquaredError(_) => bits as f64,
@@ -202,21 +205,26 @@ pub(super) fn prepare(
     Ok(Spectrum::new(values, layout, config.transform, preparation.seed, preparation.basis))
 }
 
-/// The squared error and the payload's bits that a carrier would come to: for a trellis by its model, since a search
+/// The squared error and the payload's bits, as the budget counts them, that a carrier would come to: for a trellis by its model, since a search
 /// for the bits takes long, for all others by encoding.
 ///
 /// # Errors
 /// As [`carry`].
-fn try_out(spectrum: &Spectrum, carrier: Carrier, target: Target) -> Result<Option<(f64, usize)>> {
+fn try_out(
+    spectrum: &Spectrum,
+    carrier: Carrier,
+    target: Target,
+    budget: Budget,
+) -> Result<Option<(f64, usize)>> {
     if let Carrier::Trellis(state_bits) = carrier {
         let other_bits = 8 * assemble(spectrum, []).size_in_bytes();
         let estimate = trellis::estimate(spectrum, None, state_bits, target, other_bits);
         return Ok(estimate.map(|estimate| (estimate.squared_error, estimate.bits)));
     }
     let encoded = carry(spectrum, None, carrier, target)?;
-    let bytes = |matrix: &Matrix| match carrier {
-        Carrier::CodedPlanes | Carrier::Sparse(_, Budget::File) => matrix.size_in_bytes(),
-        _ => matrix.plain_size_in_bytes(),
+    let bytes = |matrix: &Matrix| match budget {
+        Budget::File => matrix.size_in_bytes(),
+        Budget::Memory => matrix.plain_size_in_bytes(),
     };
     Ok(encoded.map(|encoded| (encoded.squared_error, 8 * bytes(&encoded.matrix))))
 }

@@ -6,8 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_rbe::archive::{
     self, Archive, CompressOptions, DecodeOptions, Dtype, FORMAT_KEY, SafetensorsWriter, Selection, Slot,
 };
-use candle_rbe::encode::Budget;
-use candle_rbe::{Encoder, EncoderConfig, Rate, RbeTensor, TermChoice, archive::Entry};
+use candle_rbe::{Budget, Encoder, EncoderConfig, Rate, RbeTensor, TermChoice, archive::Entry};
 use safetensors::SafeTensors;
 use std::collections::BTreeSet;
 

@@ -1,7 +1,6 @@
 //! The encoder's settings, as the commands that encode share them.
 
-use candle_rbe::encode::Budget;
-use candle_rbe::{Encoder, EncoderConfig, Quality, Rate, TermChoice, Transform};
+use candle_rbe::{Budget, Encoder, EncoderConfig, Quality, Rate, TermChoice, Transform};
 use clap::{Args, ValueEnum};
 
 #[derive(Args)]
