@@ -114,8 +114,8 @@ fn main() -> Result<()> {
 
     println!("{:<34} {:>7} {:>7} {:>9} {:>12}", "projections", "memory", "file", "saved", "rel. error");
     for (term, name, rates) in [
-        (TermChoice::Trellis, "trellis", &[2.02, 3.02, 4.02][..]),
-        (TermChoice::Planes, "planes", &[2.02, 3.02, 4.02, 5.02, 6.02, 7.02, 8.02]),
+        (TermChoice::Trellis, "trellis", &[2.02, 3.02, 3.52, 4.02, 5.02, 6.02][..]),
+        (TermChoice::Planes, "planes", &[2.02, 3.02, 3.52, 4.02, 5.02, 6.02, 7.02, 8.02]),
     ] {
         for (budget, counted) in [(Budget::Memory, "memory"), (Budget::File, "file")] {
             if term == TermChoice::Trellis && budget == Budget::File {

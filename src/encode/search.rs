@@ -65,9 +65,9 @@ fn candidates(config: &EncoderConfig, rows: usize, cols: usize) -> Vec<(Preparat
         Some(block) => vec![block],
         None => BLOCK_EDGES.into_iter().rev().filter(|edge| *edge <= enough).collect(),
     };
-    // Of small matrices the tables take more than they save: plain planes are tried for files too.
     let mut planes = vec![Carrier::Planes(ScaleGroup::Block), Carrier::Planes(ScaleGroup::Row)];
-    if config.budget == Budget::File {
+    // A trellis has as small an error in as small a file and takes no more memory than that: for it, these are not tried.
+    if config.budget == Budget::File && config.term == TermChoice::Planes {
         planes.push(Carrier::CodedPlanes);
     }
     let mut candidates = Vec::new();
