@@ -116,7 +116,7 @@ impl Bench {
             }),
             Calibrated::Shared => {
                 let selection = Selection::new(Some(PROJECTIONS), None)?;
-                let options = CompressOptions { selection, overwrite: false };
+                let options = CompressOptions { selection, ..CompressOptions::default() };
                 let room = tempfile::tempdir()?;
                 let out = room.path().join("model");
                 let go_on = &mut |_: candle_rbe::archive::Step<'_>| ControlFlow::Continue(());

@@ -71,7 +71,7 @@ fn calibrated(dir: &str, bits: f64, calibration: &mut Calibration) -> Result<(Te
     let encoder = Encoder::new(EncoderConfig::from(Rate::BitsPerWeight(bits)))?;
     let options = CompressOptions {
         selection: Selection::new(Some(r"(_proj|c_attn|c_fc)\.weight$"), None)?,
-        overwrite: false,
+        ..CompressOptions::default()
     };
     let room = tempfile::tempdir()?;
     let out = room.path().join("model");

@@ -79,7 +79,8 @@
 //!
 //! | I want | I ask for |
 //! |---|---|
-//! | a size | [`Rate::BitsPerWeight`]: a budget that is kept, everything counted. Scales need about 0.02 bits: at 4.02 every coefficient gets four bits, at 4.0 some get three |
+//! | a size of the file | [`Rate::BitsPerWeight`]: a budget that is kept, everything counted. Scales need about 0.02 bits: at 4.02 every coefficient of a trellis gets four bits, at 4.0 some get three |
+//! | a size in memory, which bounds the speed | the same with [`Budget::Memory`]: the file is then smaller still, as planes and sparse terms are entropy coded |
 //! | an error of every matrix | [`Rate::RelativeError`], or [`Rate::Rmse`] in the weights' own unit; kept, measured by decoding |
 //! | a bound on the model's KL divergence | [`encode::fewest_bits`] over [`models::evaluate()`], or `rbe compress --kl X --text FILE` |
 //! | the model's predictions, not the weights, as close as the bits allow | [`nn::Calibration`] and [`archive::compress_calibrated`], or `rbe compress --calibrate TEXT` |
@@ -153,7 +154,7 @@ mod tensor;
 
 pub use codec::Transform;
 pub use cpu::Precision;
-pub use encode::{Encoder, EncoderConfig, Quality, Rate, TermChoice};
+pub use encode::{Budget, Encoder, EncoderConfig, Quality, Rate, TermChoice};
 pub use error::{Error, Result};
 pub use nn::{
     AdapterConfig, DecodeMode, Embedding, LayerConfig, Linear, Positions, RbeAttention, RbeDropout,

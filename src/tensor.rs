@@ -257,9 +257,15 @@ impl RbeTensor {
         Ok(Tensor::from_vec(self.matrix.decode(&Rayon), stored, &self.device)?)
     }
 
-    /// The self-describing payload that FORMAT.md states byte by byte.
+    /// The self-describing payload that FORMAT.md states byte by byte: each term entropy coded where that takes fewer
+    /// bytes, which loses nothing.
     pub fn to_bytes(&self) -> Vec<u8> {
         self.matrix.to_matrix().to_bytes(self.view)
+    }
+
+    /// The payload with every term as it lies in memory, more or less: it loads the fastest.
+    pub fn to_plain_bytes(&self) -> Vec<u8> {
+        self.matrix.to_matrix().to_plain_bytes(self.view)
     }
 
     /// Reads and checks a payload; the tensor is on the CPU.
@@ -271,12 +277,19 @@ impl RbeTensor {
         Ok(Self::new(Arc::new(LoadedMatrix::new(&matrix)), view))
     }
 
-    /// Bytes of the payload, everything counted.
+    /// Bytes of the payload that [`to_bytes`](Self::to_bytes) makes, everything counted. It is made the first time this is
+    /// asked for.
     pub fn size_in_bytes(&self) -> usize {
         self.matrix.size_in_bytes()
     }
 
-    /// Payload bits per element, everything counted.
+    /// Bytes of the payload that [`to_plain_bytes`](Self::to_plain_bytes) makes, everything counted.
+    pub fn plain_size_in_bytes(&self) -> usize {
+        self.matrix.plain_size_in_bytes()
+    }
+
+    /// Bits per element of the file, [`size_in_bytes`](Self::size_in_bytes); those of memory are
+    /// [`memory_in_bytes`](Self::memory_in_bytes).
     pub fn bits_per_weight(&self) -> f64 {
         8.0 * self.size_in_bytes() as f64 / self.matrix.layout().elements() as f64
     }

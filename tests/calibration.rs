@@ -215,7 +215,7 @@ fn both_models_predict_better_at_the_same_size() -> Result<()> {
         let encoder = encoder(3.02, TermChoice::Auto);
         let options = CompressOptions {
             selection: Selection::new(Some(r"(_proj|c_attn|c_fc)\.weight$"), None)?,
-            overwrite: false,
+            ..CompressOptions::default()
         };
         let (input, room) = (format!("{ROOT}/models/{name}"), tempfile::tempdir().unwrap());
         let (plain, better) = (room.path().join("plain"), room.path().join("better"));

@@ -107,6 +107,28 @@ fn compress_reports_what_it_did() {
 }
 
 #[test]
+fn files_are_entropy_coded_unless_they_are_to_be_plain() {
+    let room = tempfile::tempdir().unwrap();
+    let layer = r"layers\.0\.mlp\.up_proj\.weight$";
+    let sizes = |name: &str, more: &[&str]| {
+        let out = room.path().join(name);
+        let arguments = ["compress", MODEL, string(&out), "--include", layer, "--term", "planes"];
+        succeed(&[&arguments, more].concat());
+        let report = json(&["inspect", string(&out), "--json"]);
+        ["compressed_bytes", "plain_bytes", "memory_bytes"].map(|key| number(&report, key))
+    };
+    let [file, file_plain, file_memory] = sizes("file", &[]);
+    let [coded, coded_plain, coded_memory] = sizes("memory", &["--in-memory"]);
+    let [plain, plain_plain, plain_memory] = sizes("plain", &["--plain"]);
+    assert_eq!((plain, plain_memory), (plain_plain, coded_memory));
+    assert!(coded < 0.95 * plain && coded_plain == plain, "{coded} of {plain}");
+    // The same file, finer steps, and more planes in memory.
+    assert!((file / plain - 1.0).abs() < 0.01 && file_plain > 1.2 * file && file_memory > 1.2 * plain_memory);
+    let text = succeed(&["inspect", string(&room.path().join("memory"))]);
+    assert!(text.contains("entropy coding saves") && text.contains("in memory"), "{text}");
+}
+
+#[test]
 fn compress_refuses_what_makes_no_sense() {
     let room = tempfile::tempdir().unwrap();
     let out = room.path().join("out");
@@ -188,8 +210,9 @@ fn inspect_lists_every_tensor() {
         (number(&report, "compressed_tensors"), report["tensors"].as_array().unwrap().len()),
         (42.0, 57)
     );
-    let bits = number(&report, "bits_per_weight");
-    assert!(bits > 4.5 && bits <= 5.0, "{bits}");
+    let (bits, memory) = (number(&report, "bits_per_weight"), number(&report, "memory_bits_per_weight"));
+    assert!(bits > 4.5 && bits <= 5.0 && memory >= bits, "{bits}, {memory}");
+    assert!(number(&report, "plain_bytes") >= number(&report, "compressed_bytes"));
     let text = succeed(&["inspect", string(compressed())]);
     assert_eq!(text.lines().count(), 1 + 57 + 2);
     let line = text.lines().find(|line| line.starts_with("model.layers.5.mlp.down_proj.weight ")).unwrap();

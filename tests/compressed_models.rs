@@ -22,7 +22,7 @@ fn compress(name: &str, bits: f64, include: Option<&str>) -> Result<Compressed> 
     let room = tempfile::tempdir()?;
     let path = room.path().join(name);
     let encoder = Encoder::new(EncoderConfig::from(Rate::BitsPerWeight(bits)))?;
-    let options = CompressOptions { selection: Selection::new(include, None)?, overwrite: false };
+    let options = CompressOptions { selection: Selection::new(include, None)?, ..CompressOptions::default() };
     let input = Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(name);
     archive::compress(&input, &path, &encoder, &options, &mut |_| ControlFlow::Continue(()))?;
     Ok(Compressed { _room: room, path })

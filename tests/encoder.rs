@@ -1,7 +1,7 @@
 //! The encoder on real trained weights and on smooth data: rates are kept, what it reports is true.
 
 use candle_core::{DType, Device, Tensor};
-use candle_rbe::{Encoder, EncoderConfig, Error, Quality, Rate, RbeTensor, TermChoice};
+use candle_rbe::{Budget, Encoder, EncoderConfig, Error, Quality, Rate, RbeTensor, TermChoice};
 use std::collections::HashMap;
 
 fn model(name: &str) -> HashMap<String, Tensor> {
@@ -47,6 +47,35 @@ fn bits_are_a_budget_and_the_error_is_as_theory_says() {
         assert!(compressed.bits_per_weight() <= bits);
         assert!(compressed.relative_error() < gaussian * 1.05, "{bits}: {}", compressed.relative_error());
     }
+}
+
+#[test]
+fn planes_for_files_are_a_quarter_of_a_bit_from_the_bound() {
+    let weight = projection();
+    for bits in [3.05, 4.05, 5.05, 6.05] {
+        let planes = EncoderConfig { term: TermChoice::Planes, ..Rate::BitsPerWeight(bits).into() };
+        let file = encode(planes.clone(), &weight).unwrap();
+        assert!(file.bits_per_weight() <= bits && file.bits_per_weight() > bits - 0.01);
+        // The entropy coded uniform quantiser's error on a Gaussian is sqrt(pi e / 6) 2^-R; some bits are side information.
+        let gaussian = 1.193 * 2f64.powf(-bits);
+        assert!(file.relative_error() < 1.06 * gaussian, "{bits}: {}", file.relative_error());
+
+        let memory = encode(EncoderConfig { budget: Budget::Memory, ..planes }, &weight).unwrap();
+        let plain = 8.0 * memory.plain_size_in_bytes() as f64 / weight.elem_count() as f64;
+        assert!(plain <= bits && memory.bits_per_weight() < 0.95 * plain, "{}", memory.bits_per_weight());
+        assert!(memory.memory_in_bytes() < file.memory_in_bytes());
+        assert!(memory.relative_error() > 1.1 * file.relative_error());
+    }
+}
+
+#[test]
+fn a_budget_of_a_file_has_room_for_more_coefficients() {
+    let field = smooth(512, 256);
+    let config = EncoderConfig { term: TermChoice::Sparse, ..Rate::BitsPerWeight(0.1).into() };
+    let file = encode(config.clone(), &field).unwrap();
+    let memory = encode(EncoderConfig { budget: Budget::Memory, ..config }, &field).unwrap();
+    assert!(file.bits_per_weight() <= 0.1 && memory.bits_per_weight() < 0.9 * file.bits_per_weight());
+    assert!(file.relative_error() < 0.9 * memory.relative_error());
 }
 
 #[test]

@@ -1,12 +1,13 @@
-//! The example of FORMAT.md is a payload, and decodes to the numbers beside it.
+//! The examples of FORMAT.md are payloads, and decode to the numbers beside them.
 
 use candle_rbe::RbeTensor;
 
 const FORMAT: &str = include_str!("../src/archive/FORMAT.md");
 
-#[test]
-fn the_example_decodes_to_the_numbers_beside_it() {
-    let (_, example) = FORMAT.split_once("### Example\n").expect("a section of that name");
+/// The tensor of a section, whose payload is what `to_bytes` makes of it.
+fn example(title: &str, shape: &[usize], to_bytes: fn(&RbeTensor) -> Vec<u8>) {
+    let (_, example) = FORMAT.split_once(&format!("### {title}\n")).expect("a section of that name");
+    let example = example.split("\n### ").next().unwrap_or_default();
     let (before, after) = example.split_once("It decodes to\n").expect("what it decodes to");
     let indented = |text: &'static str| text.lines().filter_map(|line| line.strip_prefix("    "));
     let bytes: Vec<u8> = indented(before)
@@ -19,11 +20,23 @@ fn the_example_decodes_to_the_numbers_beside_it() {
         .collect();
 
     let tensor = RbeTensor::from_bytes(&bytes).unwrap();
-    assert_eq!(tensor.shape().dims(), [2, 3]);
+    assert_eq!(tensor.shape().dims(), shape);
     let decoded = tensor.dequantize().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
     assert_eq!(decoded.len(), numbers.len());
     for (decoded, number) in decoded.iter().zip(&numbers) {
         assert!((decoded - number).abs() < 1e-6, "{decoded:?} {number:?}");
     }
-    assert_eq!(tensor.to_bytes(), bytes);
+    assert_eq!(to_bytes(&tensor), bytes);
+}
+
+#[test]
+fn the_plain_example_decodes_to_the_numbers_beside_it() {
+    example("Example", &[2, 3], RbeTensor::to_plain_bytes);
+    // Two coefficients are too few to be smaller when they are coded.
+    example("Example", &[2, 3], RbeTensor::to_bytes);
+}
+
+#[test]
+fn the_coded_example_decodes_to_the_numbers_beside_it() {
+    example("Example, entropy coded", &[32], RbeTensor::to_bytes);
 }

@@ -85,7 +85,7 @@ pub(crate) fn run(device: &Device) -> Result<Speed> {
     for (out, input) in SHAPES {
         for (name, make) in compressed() {
             let tensor = make(out, input)?;
-            let bytes = tensor.size_in_bytes();
+            let bytes = tensor.plain_size_in_bytes();
             let copies = copies(cache, bytes);
             let layers = (0..copies).map(|_| Ok(RbeLinear::new(tensor.to_device(device)?, None)));
             let weights = Weights::Layers(layers.collect::<Result<_>>()?);

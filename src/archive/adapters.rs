@@ -14,7 +14,7 @@ const KIND_KEY: &str = "rbe.kind";
 const KIND: &str = "adapter";
 
 /// Writes adapters, each under the name of the weight that it changes: an archive whose tensors are the changes alone, about
-/// four bytes a coefficient. Returns the file's bytes of payloads.
+/// four bytes a coefficient or less. Returns the file's bytes of payloads.
 ///
 /// # Errors
 /// A value is not finite; a name is there twice; the file exists and `overwrite` is not set, or cannot be written.

@@ -69,6 +69,9 @@ pub struct CompressOptions {
     pub selection: Selection,
     /// Whether an existing output is replaced; a directory only where it holds nothing but a model.
     pub overwrite: bool,
+    /// Whether payloads are written as they are, without entropy coding; [`Budget::Memory`](crate::Budget) is the
+    /// encoder's setting that counts them so.
+    pub plain: bool,
 }
 
 /// Where a conversion stands: about to take up tensor `name`, or at the end when `done == of`.
@@ -325,10 +328,13 @@ fn write_model(
             let tensor =
                 work.encode(archive, &names[taken..], rates.get(taken).copied().flatten(), conv1d)?;
             taken += 1;
-            let payload = tensor.to_bytes();
+            let payload = match work.options.plain {
+                true => tensor.to_plain_bytes(),
+                false => tensor.to_bytes(),
+            };
             writer.write(&[payload.len()], &payload)?;
             line.summary = tensor.summary().to_owned();
-            line.bits_per_weight = tensor.bits_per_weight();
+            line.bits_per_weight = 8.0 * payload.len() as f64 / weights as f64;
             line.relative_error = Some(tensor.relative_error());
             line.bytes_after = payload.len() as u64;
 

@@ -2,7 +2,7 @@
 
 use super::axis::Axes;
 use super::layout::{Block, Layout};
-use super::payload;
+use super::payload::{self, Form};
 use super::term::{Domain, Planes, Term};
 use super::transform::Transform;
 use crate::error::{Error, Result};
@@ -43,14 +43,24 @@ impl Matrix {
         payload::from_bytes(bytes)
     }
 
-    /// The payload of this matrix seen through `view`.
+    /// The payload of this matrix seen through `view`, each term entropy coded where that takes fewer bytes.
     pub fn to_bytes(&self, view: View) -> Vec<u8> {
-        payload::to_bytes(self, view)
+        payload::to_bytes(self, view, Form::Smallest)
     }
 
-    /// Bytes of the payload.
+    /// The payload with every term as it is: read the fastest, and cut after any bit-plane.
+    pub fn to_plain_bytes(&self, view: View) -> Vec<u8> {
+        payload::to_bytes(self, view, Form::Plain)
+    }
+
+    /// Bytes of the payload that [`to_bytes`](Self::to_bytes) makes. It takes as long to know.
     pub fn size_in_bytes(&self) -> usize {
-        payload::size_in_bytes(self)
+        payload::size_in_bytes(self, Form::Smallest)
+    }
+
+    /// Bytes of the payload that [`to_plain_bytes`](Self::to_plain_bytes) makes.
+    pub fn plain_size_in_bytes(&self) -> usize {
+        payload::size_in_bytes(self, Form::Plain)
     }
 
     /// How the matrix is cut into blocks.

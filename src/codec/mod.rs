@@ -18,6 +18,7 @@
 pub mod axis;
 pub mod basis;
 mod bits;
+mod entropy;
 mod layout;
 pub mod matrix;
 mod parameters;

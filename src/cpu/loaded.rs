@@ -11,6 +11,7 @@ use crate::codec::term::trellis::STRIP;
 use crate::codec::term::{Basis, Sparse, Term};
 use crate::codec::{Block, Layout, Matrix, Transform};
 use crate::error::{Error, Result};
+use std::sync::OnceLock;
 
 /// A term in its layout for products.
 #[derive(Clone, Debug)]
@@ -30,7 +31,9 @@ pub struct LoadedMatrix {
     transform: Transform,
     seed: Option<u64>,
     relative_error: f32,
-    size_in_bytes: usize,
+    /// Known when it is first asked for: the file's form has to be made for that.
+    size_in_bytes: OnceLock<usize>,
+    plain_size_in_bytes: usize,
     stored_coefficients: usize,
     summary: String,
     axes: Axes,
@@ -60,7 +63,8 @@ impl LoadedMatrix {
             transform: matrix.transform(),
             seed: matrix.seed(),
             relative_error: matrix.relative_error(),
-            size_in_bytes: matrix.size_in_bytes(),
+            size_in_bytes: OnceLock::new(),
+            plain_size_in_bytes: matrix.plain_size_in_bytes(),
             stored_coefficients: matrix.terms().iter().map(|term| coefficients(term, matrix.layout())).sum(),
             summary: matrix.summary(),
             axes: matrix.axes().clone(),
@@ -89,9 +93,14 @@ impl LoadedMatrix {
         self.relative_error
     }
 
-    /// Bytes of the payload.
+    /// Bytes of the payload, its terms entropy coded where that is smaller. The first time it takes as long as to write it.
     pub fn size_in_bytes(&self) -> usize {
-        self.size_in_bytes
+        *self.size_in_bytes.get_or_init(|| self.to_matrix().size_in_bytes())
+    }
+
+    /// Bytes of the payload with its terms as they are.
+    pub fn plain_size_in_bytes(&self) -> usize {
+        self.plain_size_in_bytes
     }
 
     /// Coefficients that a product multiplies with, basis parameters among them.

@@ -107,7 +107,7 @@ impl Encoder {
         for &(values, rows, cols) in samples {
             let matrix = self.encode_matrix(values, rows, cols)?;
             let norm = super::spectrum::energy(values);
-            bytes += matrix.size_in_bytes();
+            bytes += matrix.plain_size_in_bytes();
             elements += values.len();
             energy += norm;
             squared_error += norm * f64::from(matrix.relative_error()).powi(2);

@@ -15,13 +15,14 @@ mod search;
 mod share;
 mod sparse;
 mod spectrum;
+mod step;
 mod trellis;
 
 pub use block_size::{BlockSizeScore, BlockSizeWeights};
 pub use calibrate::LayerStatistics;
 pub use fewest_bits::fewest_bits;
 pub use prune::{PruneReport, prune};
-pub use rate::{Quality, Rate, TermChoice};
+pub use rate::{Budget, Quality, Rate, TermChoice};
 pub use share::{Offer, share};
 
 use crate::codec::axis::Axes;
@@ -37,6 +38,8 @@ use rayon::prelude::*;
 pub struct EncoderConfig {
     /// What to reach.
     pub rate: Rate,
+    /// Whose bytes count.
+    pub budget: Budget,
     /// Which term carries the coefficients.
     pub term: TermChoice,
     /// Block edge: 32, 64, 128 or 256. With [`Rate::Coefficients`], `None` is 64: K belongs to an edge.
@@ -58,6 +61,7 @@ impl Default for EncoderConfig {
     fn default() -> Self {
         Self {
             rate: Rate::BitsPerWeight(4.0 + SIDE_BITS),
+            budget: Budget::File,
             term: TermChoice::Auto,
             block: None,
             trellis_state_bits: *STATE_BITS.start(),

@@ -1,4 +1,5 @@
-//! Bit-planes from coefficients: how many planes each block gets, and the step of its quantiser.
+//! Bit-planes from coefficients: how many planes each block gets, and the step of its quantiser, where every plane takes
+//! its place (`step` is for files that are entropy coded).
 
 use super::allocate::allocate;
 use super::feedback::{Feedback, sweep, weighed_energy};
@@ -50,7 +51,7 @@ pub(super) fn encode(
             let side_bits = other_bits + 8 * 6 + 8 * layout.blocks() + 16 * scales;
             let budget = bits.checked_sub(side_bits)?;
             let planes = planes_of(layout, &energies, |spent, _| spent <= budget);
-            Some(quantize(spectrum, feedback, group, &planes))
+            Some(quantize(spectrum, feedback, group, &planes, &best_steps(spectrum, group, &planes)))
         }
         Target::SquaredError(bound) => {
             // The model's error is a Gaussian's; correct it by what quantising really gives.
@@ -63,7 +64,8 @@ pub(super) fn encode(
                     reached |= error <= asked;
                     go_on
                 });
-                let encoded = quantize(spectrum, feedback, group, &planes);
+                let steps = best_steps(spectrum, group, &planes);
+                let encoded = quantize(spectrum, feedback, group, &planes, &steps);
                 if encoded.squared_error <= bound {
                     return Some(encoded);
                 }
@@ -105,45 +107,61 @@ pub(super) fn estimate(
     Some((planes.iter().zip(&energies).map(error).sum(), side_bits + spent))
 }
 
-fn quantize(spectrum: &Spectrum, feedback: Option<&Feedback>, group: ScaleGroup, planes: &[u8]) -> Encoded {
-    let layout = spectrum.layout;
-    let steps: Vec<Vec<f32>> = layout
-        .iter()
-        .collect::<Vec<_>>()
-        .into_par_iter()
-        .map(|block| {
-            let coefficients = spectrum.block(block);
-            let group_len = coefficients.len() / group.scales_in(block);
-            coefficients.chunks_exact(group_len).map(|group| best_step(group, planes[block.index])).collect()
-        })
-        .collect();
-    let unit = crate::codec::term::unit_for(steps.iter().flatten().copied(), 7);
+/// For each block the best step of each group for its planes.
+fn best_steps(spectrum: &Spectrum, group: ScaleGroup, planes: &[u8]) -> Vec<Vec<f32>> {
+    let steps = |block: Block| {
+        let coefficients = spectrum.block(block);
+        let group_len = coefficients.len() / group.scales_in(block);
+        coefficients.chunks_exact(group_len).map(|group| best_step(group, planes[block.index])).collect()
+    };
+    spectrum.layout.iter().collect::<Vec<_>>().into_par_iter().map(steps).collect()
+}
+
+/// The unit of these steps' scales.
+pub(super) fn unit(steps: &[Vec<f32>]) -> f32 {
+    crate::codec::term::unit_for(steps.iter().flatten().copied(), 7)
+}
+
+pub(super) fn quantize(
+    spectrum: &Spectrum,
+    feedback: Option<&Feedback>,
+    group: ScaleGroup,
+    planes: &[u8],
+    steps: &[Vec<f32>],
+) -> Encoded {
+    let unit = unit(steps);
     if let Some(feedback) = feedback {
-        return hand_on(spectrum, feedback, group, planes, &steps, unit);
+        return hand_on(spectrum, feedback, group, planes, steps, unit);
     }
-    let quantized: Vec<(QuantizedBlock, f64)> = layout
-        .iter()
-        .collect::<Vec<_>>()
-        .into_par_iter()
-        .map(|block| {
-            let planes = planes[block.index];
-            let coefficients = spectrum.block(block);
-            let steps = &steps[block.index];
-            let scales: Vec<f16> = steps.iter().map(|step| f16::from_f32(step / unit)).collect();
-            let mut codes = vec![0; coefficients.len()];
-            let group_len = coefficients.len() / scales.len();
-            let mut error = 0.0;
-            for ((values, codes), scale) in
-                coefficients.chunks_exact(group_len).zip(codes.chunks_exact_mut(group_len)).zip(&scales)
-            {
-                error += round(values, scale.to_f32() * unit, planes, codes);
-            }
-            (QuantizedBlock { planes, scales, codes }, error)
-        })
-        .collect();
+    let quantized = round_blocks(spectrum, group, planes, steps, unit);
     let squared_error = quantized.iter().map(|(_, error)| error).sum();
     let blocks: Vec<_> = quantized.into_iter().map(|(block, _)| block).collect();
-    Encoded { term: Planes::pack(layout, group, unit, &blocks), squared_error }
+    Encoded { term: Planes::pack(spectrum.layout, group, unit, &blocks), squared_error }
+}
+
+/// Every block with its squared error.
+pub(super) fn round_blocks(
+    spectrum: &Spectrum,
+    group: ScaleGroup,
+    planes: &[u8],
+    steps: &[Vec<f32>],
+    unit: f32,
+) -> Vec<(QuantizedBlock, f64)> {
+    let quantize = |block: Block| {
+        let planes = planes[block.index];
+        let coefficients = spectrum.block(block);
+        let scales: Vec<f16> = steps[block.index].iter().map(|step| f16::from_f32(step / unit)).collect();
+        let mut codes = vec![0; coefficients.len()];
+        let group_len = coefficients.len() / group.scales_in(block);
+        let mut error = 0.0;
+        for ((values, codes), scale) in
+            coefficients.chunks_exact(group_len).zip(codes.chunks_exact_mut(group_len)).zip(&scales)
+        {
+            error += round(values, scale.to_f32() * unit, planes, codes);
+        }
+        (QuantizedBlock { planes, scales, codes }, error)
+    };
+    spectrum.layout.iter().collect::<Vec<_>>().into_par_iter().map(quantize).collect()
 }
 
 /// [`quantize`] column by column, errors handed on.
@@ -213,7 +231,7 @@ fn code_of(value: f32, inverse_step: f32, half: f32) -> f32 {
 
 /// The step with the least squared error, near a local minimum: Lloyd's alternation from the Gaussian's best
 /// step (codes for the step, then the least-squares step for the codes).
-fn best_step(values: &[f32], planes: u8) -> f32 {
+pub(super) fn best_step(values: &[f32], planes: u8) -> f32 {
     let energy: f32 = values.iter().map(|value| value * value).sum();
     let deviation = (f64::from(energy) / values.len() as f64).sqrt();
     let mut step = (deviation * GAUSSIAN[usize::from(planes)].0) as f32;
@@ -269,6 +287,12 @@ mod tests {
         (0..count).map(|_| (0..12).map(|_| uniform()).sum::<f32>() - 6.0).collect()
     }
 
+    fn quantized(spectrum: &Spectrum, planes: u8) -> Encoded {
+        let planes = vec![planes; spectrum.layout.blocks()];
+        let steps = best_steps(spectrum, ScaleGroup::Block, &planes);
+        quantize(spectrum, None, ScaleGroup::Block, &planes, &steps)
+    }
+
     #[test]
     fn a_gaussian_costs_what_theory_says() {
         let values = gaussian(256 * 256);
@@ -276,7 +300,7 @@ mod tests {
         let spectrum = Spectrum::new(&values, layout, Transform::Dct, None, false);
         let total = energy(&values);
         for planes in 1..=MAX_PLANES {
-            let encoded = quantize(&spectrum, None, ScaleGroup::Block, &vec![planes; layout.blocks()]);
+            let encoded = quantized(&spectrum, planes);
             let theory = GAUSSIAN[usize::from(planes)].1;
             let ratio = encoded.squared_error / total / theory;
             assert!((0.9..1.04).contains(&ratio), "{planes} planes: {ratio} of the theory's error");

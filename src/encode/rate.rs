@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 /// What a compressed tensor must reach.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Rate {
-    /// At most this many payload bits per weight, everything counted. Where it makes the output better, the weights'
+    /// At most this many bits per weight, everything counted, in the file or in memory as [`Budget`] says. Where it makes the output better, the weights'
     /// own error is not quite the smallest (the trellis term's scales are unbiased).
     BitsPerWeight(f64),
     /// At most this `|W - W^| / |W|` (Frobenius), in the fewest bytes.
@@ -98,6 +98,18 @@ impl From<Quality> for Rate {
 /// Bits per weight that leave room for the scales and counts beside whole planes at block edges of 64 and
 /// more, in matrices of 128x256 and more.
 pub(super) const SIDE_BITS: f64 = 0.02;
+
+/// Whose bytes [`Rate::BitsPerWeight`] counts, and the other rates keep few.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Budget {
+    /// The file's, where terms are entropy coded. Planes then have a finer step and take about one bit more in memory:
+    /// 5 bits of a file are six planes, with two thirds of the error that five planes have.
+    #[default]
+    File,
+    /// Those of the terms as they are, which products read from memory (and files hold that are not entropy coded). The
+    /// file is smaller still: four planes take about 3.6 bits of it.
+    Memory,
+}
 
 /// Which term carries the coefficients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,9 +1,9 @@
 //! Which transform signs, block edge, basis and term suit a matrix: found by trying, not by guessing.
 
 use super::feedback::Feedback;
-use super::rate::{Target, TermChoice};
+use super::rate::{Budget, Target, TermChoice};
 use super::spectrum::{Spectrum, energy};
-use super::{EncoderConfig, planes, sparse, trellis};
+use super::{EncoderConfig, planes, sparse, step, trellis};
 use crate::codec::term::Term;
 use crate::codec::term::planes::ScaleGroup;
 use crate::codec::term::sparse::{FORMATS, Format};
@@ -33,8 +33,12 @@ pub(super) struct Preparation {
 /// The term that carries the spectrum.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Carrier {
+    /// Each plane of a block taking its place.
     Planes(ScaleGroup),
-    Sparse(Format),
+    /// With the step that suits a file which is entropy coded.
+    CodedPlanes,
+    /// With its bits counted as the budget says.
+    Sparse(Format, Budget),
     /// With states of so many bits.
     Trellis(u8),
 }
@@ -61,7 +65,11 @@ fn candidates(config: &EncoderConfig, rows: usize, cols: usize) -> Vec<(Preparat
         Some(block) => vec![block],
         None => BLOCK_EDGES.into_iter().rev().filter(|edge| *edge <= enough).collect(),
     };
-    let planes = [ScaleGroup::Block, ScaleGroup::Row].map(Carrier::Planes);
+    let mut planes = vec![Carrier::Planes(ScaleGroup::Block), Carrier::Planes(ScaleGroup::Row)];
+    // A trellis has as small an error in as small a file and takes no more memory than that: for it, these are not tried.
+    if config.budget == Budget::File && config.term == TermChoice::Planes {
+        planes.push(Carrier::CodedPlanes);
+    }
     let mut candidates = Vec::new();
     for block in blocks {
         for signs in
@@ -78,11 +86,12 @@ fn candidates(config: &EncoderConfig, rows: usize, cols: usize) -> Vec<(Preparat
                         carriers.push(Carrier::Trellis(config.trellis_state_bits));
                     }
                     if allowed(TermChoice::Planes) {
-                        carriers.extend(planes);
+                        carriers.extend_from_slice(&planes);
                     }
                 }
                 if allowed(TermChoice::Sparse) && (!signs || asked(config.signs)) {
-                    carriers.extend(FORMATS.into_iter().filter(|f| f.allows(block)).map(Carrier::Sparse));
+                    let formats = FORMATS.into_iter().filter(|format| format.allows(block));
+                    carriers.extend(formats.map(|format| Carrier::Sparse(format, config.budget)));
                 }
                 if !carriers.is_empty() {
                     let seed = signs.then_some(config.seed);
@@ -109,7 +118,7 @@ pub(super) fn choose(
     if calibrated {
         // Errors are handed on by quantisers that take every coefficient.
         for (_, carriers) in &mut candidates {
-            carriers.retain(|carrier| !matches!(carrier, Carrier::Sparse(_)));
+            carriers.retain(|carrier| !matches!(carrier, Carrier::Sparse(..)));
         }
         candidates.retain(|(_, carriers)| !carriers.is_empty());
     }
@@ -132,12 +141,14 @@ pub(super) fn choose(
     for (preparation, carriers) in candidates {
         let spectrum = prepare(config, &preparation, values, rows, cols)?;
         for carrier in carriers {
-            if let (Carrier::Sparse(_), Target::Bits(bits)) = (carrier, target)
-                && sparse::error_of_keeping(&spectrum, bits / MIN_ENTRY_BITS) > least
+            if let (Carrier::Sparse(_, budget), Target::Bits(bits)) = (carrier, target)
+                && sparse::error_of_keeping(&spectrum, bits / min_entry_bits(budget)) > least
             {
                 continue;
             }
-            let Some((squared_error, bits)) = try_out(&spectrum, carrier, target)? else { continue };
+            let Some((squared_error, bits)) = try_out(&spectrum, carrier, target, config.budget)? else {
+                continue;
+            };
             let cost = match target {
                 Target::Bits(_) | Target::PerBlock(_) => squared_error,
                 Target::SquaredError(_) => bits as f64,
@@ -163,15 +174,21 @@ pub(super) fn choose(
         let spectrum = prepare(config, &preparation, values, rows, cols)?;
         let real = carry(&spectrum, None, carrier, target)?.map_or(f64::INFINITY, |encoded| match target {
             Target::Bits(_) | Target::PerBlock(_) => encoded.squared_error,
-            Target::SquaredError(_) => 8.0 * encoded.matrix.size_in_bytes() as f64,
+            Target::SquaredError(_) => 8.0 * encoded.matrix.plain_size_in_bytes() as f64,
         });
         return Ok(if real <= other.0 { (preparation, carrier) } else { other.1 });
     }
     Ok(chosen.1)
 }
 
-/// Fewest bits of a sparse entry: an F16 value in a row whose mask is counted elsewhere.
-const MIN_ENTRY_BITS: usize = 16;
+/// Fewest bits of a sparse entry: an F16 value in a row whose mask is counted elsewhere; coded, a sign and a few bits of
+/// an eight-bit value, next to the last.
+fn min_entry_bits(budget: Budget) -> usize {
+    match budget {
+        Budget::File => 6,
+        Budget::Memory => 16,
+    }
+}
 
 /// Transforms a matrix as a preparation says.
 ///
@@ -188,19 +205,28 @@ pub(super) fn prepare(
     Ok(Spectrum::new(values, layout, config.transform, preparation.seed, preparation.basis))
 }
 
-/// The squared error and the payload's bits that a carrier would come to: for a trellis by its model, since a search
+/// The squared error and the payload's bits, as the budget counts them, that a carrier would come to: for a trellis by its model, since a search
 /// for the bits takes long, for all others by encoding.
 ///
 /// # Errors
 /// As [`carry`].
-fn try_out(spectrum: &Spectrum, carrier: Carrier, target: Target) -> Result<Option<(f64, usize)>> {
+fn try_out(
+    spectrum: &Spectrum,
+    carrier: Carrier,
+    target: Target,
+    budget: Budget,
+) -> Result<Option<(f64, usize)>> {
     if let Carrier::Trellis(state_bits) = carrier {
         let other_bits = 8 * assemble(spectrum, []).size_in_bytes();
         let estimate = trellis::estimate(spectrum, None, state_bits, target, other_bits);
         return Ok(estimate.map(|estimate| (estimate.squared_error, estimate.bits)));
     }
     let encoded = carry(spectrum, None, carrier, target)?;
-    Ok(encoded.map(|encoded| (encoded.squared_error, 8 * encoded.matrix.size_in_bytes())))
+    let bytes = |matrix: &Matrix| match budget {
+        Budget::File => matrix.size_in_bytes(),
+        Budget::Memory => matrix.plain_size_in_bytes(),
+    };
+    Ok(encoded.map(|encoded| (encoded.squared_error, 8 * bytes(&encoded.matrix))))
 }
 
 /// The matrix of a spectrum's basis term and the terms that carry the rest.
@@ -227,8 +253,12 @@ pub(super) fn carry(
                 squared_error: encoded.squared_error,
             })
         }
-        Carrier::Sparse(format) => {
-            sparse::encode(spectrum, format, target, other_bits)?.map(|encoded| Encoded {
+        Carrier::CodedPlanes => step::encode(spectrum, feedback, target, other_bits).map(|encoded| Encoded {
+            matrix: assemble(spectrum, [Term::Planes(encoded.term)]),
+            squared_error: encoded.squared_error,
+        }),
+        Carrier::Sparse(format, budget) => {
+            sparse::encode(spectrum, format, target, other_bits, budget)?.map(|encoded| Encoded {
                 matrix: assemble(spectrum, [Term::Sparse(encoded.term)]),
                 squared_error: encoded.squared_error,
             })

@@ -2,9 +2,9 @@
 
 use super::calibrate::LayerStatistics;
 use super::feedback::Feedback;
-use super::rate::{Target, TermChoice};
+use super::rate::{Budget, Target, TermChoice};
 use super::spectrum::Spectrum;
-use super::{Encoder, planes, trellis};
+use super::{Encoder, planes, step, trellis};
 use crate::codec::axis::Axes;
 use crate::codec::{BLOCK_EDGES, Layout, Matrix};
 use crate::error::Result;
@@ -62,7 +62,12 @@ impl Encoder {
             });
             let trellis = trellis.flatten().map(|estimate| (estimate.squared_error, estimate.bits));
             let planes = allowed(TermChoice::Planes)
-                .then(|| planes::estimate(&spectrum, Some(&feedback), bits, other_bits))
+                .then(|| match (self.config.budget, self.config.term) {
+                    (Budget::File, TermChoice::Planes) => {
+                        step::estimate(&spectrum, Some(&feedback), bits, other_bits)
+                    }
+                    _ => planes::estimate(&spectrum, Some(&feedback), bits, other_bits),
+                })
                 .flatten();
             offers.extend([trellis, planes].into_iter().flatten().map(|(divergence, bits)| Offer {
                 bits_per_weight: bits as f64 / values.len() as f64,

@@ -1,6 +1,6 @@
 //! The largest coefficients: how many, which, and in which bit fields.
 
-use super::rate::Target;
+use super::rate::{Budget, Target};
 use super::spectrum::{Spectrum, energy};
 use crate::codec::Block;
 use crate::codec::term::Sparse;
@@ -10,6 +10,8 @@ use rayon::prelude::*;
 
 /// The most entries a block's count can say.
 const MAX_ENTRIES: usize = u16::MAX as usize;
+/// Searches for the number of coefficients that fill a file end after so many.
+const MOST_TRIALS: usize = 8;
 
 /// A sparse term and its squared error in the coefficient domain.
 pub(super) struct Encoded {
@@ -17,7 +19,8 @@ pub(super) struct Encoded {
     pub squared_error: f64,
 }
 
-/// Keeps the largest coefficients; `other_bits` are the payload's bits outside of this term.
+/// Keeps the largest coefficients; `other_bits` are the payload's bits outside of this term, whose own are counted as
+/// `budget` says.
 ///
 /// Returns `None` when the target cannot be reached in this format.
 ///
@@ -28,15 +31,20 @@ pub(super) fn encode(
     format: Format,
     target: Target,
     other_bits: usize,
+    budget: Budget,
 ) -> Result<Option<Encoded>> {
     match target {
         Target::PerBlock(k) => keep_per_block(spectrum, format, k).map(Some),
         Target::Bits(bits) => {
             // Kind, format, unit; a count, a scale or masks per block.
             let side: usize = spectrum.layout.iter().map(|block| format.block_bits(block)).sum();
-            let Some(budget) = bits.checked_sub(other_bits + 8 * 6 + side) else { return Ok(None) };
-            let threshold = threshold(spectrum.coefficients(), budget / format.entry_bits());
-            keep_above(spectrum, format, threshold).map(Some)
+            let Some(room) = bits.checked_sub(other_bits + 8 * 6 + side) else { return Ok(None) };
+            let count = room / format.entry_bits();
+            match budget {
+                Budget::Memory => keep_above(spectrum, format, threshold(spectrum.coefficients(), count)),
+                Budget::File => keep_most(spectrum, format, count, bits - other_bits),
+            }
+            .map(Some)
         }
         Target::SquaredError(bound) => keep_within(spectrum, format, bound),
     }
@@ -60,6 +68,32 @@ fn threshold(values: &[f32], count: usize) -> f32 {
     }
     let mut magnitudes: Vec<f32> = values.iter().map(|value| value.abs()).collect();
     *magnitudes.select_nth_unstable_by(count, |a, b| b.total_cmp(a)).1
+}
+
+/// As many coefficients as fit into so many bits of a file; `count` do in any case.
+fn keep_most(spectrum: &Spectrum, format: Format, count: usize, bits: usize) -> Result<Encoded> {
+    let all = spectrum.coefficients().len();
+    let keep = |count: usize| -> Result<(Encoded, usize)> {
+        let encoded = keep_above(spectrum, format, threshold(spectrum.coefficients(), count))?;
+        let spent = 8 * (1 + encoded.term.coded_size_in_bytes());
+        Ok((encoded, spent))
+    };
+    let (mut fits, mut fails, mut best) = (count.min(all), all + 1, keep(count.min(all))?);
+    for _ in 0..MOST_TRIALS {
+        // A coefficient more costs what one has cost so far, or less: they lie closer together.
+        let share = bits as f64 / best.1 as f64;
+        let more = ((fits as f64 * share) as usize).min(fits + (fails - fits) / 2 + 1).min(fails - 1);
+        if more <= fits + fits / 500 {
+            break;
+        }
+        let tried = keep(more)?;
+        if tried.1 <= bits {
+            (fits, best) = (more, tried);
+        } else {
+            fails = more;
+        }
+    }
+    Ok(best.0)
 }
 
 /// The fewest coefficients whose squared error, quantised, is within the bound.

@@ -103,7 +103,7 @@ impl SpectralAdapter {
         &self.values
     }
 
-    /// The adapter alone as a compressed tensor, with its values rounded to F16: four bytes a coefficient.
+    /// The adapter alone as a compressed tensor, with its values rounded to F16: four bytes a coefficient, less in a file.
     ///
     /// # Errors
     /// When a value is not finite.

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_rbe::archive::{
     self, Archive, CompressOptions, DecodeOptions, Dtype, FORMAT_KEY, SafetensorsWriter, Selection, Slot,
 };
-use candle_rbe::{RbeTensor, archive::Entry};
+use candle_rbe::{Budget, Encoder, EncoderConfig, Rate, RbeTensor, TermChoice, archive::Entry};
 use safetensors::SafeTensors;
 use std::collections::BTreeSet;
 
@@ -171,8 +171,10 @@ fn patterns_choose_among_the_matrices() {
     assert!(small.takes(archive.entry("types.weight").unwrap()));
     assert!(!Selection::default().takes(archive.entry("types.weight").unwrap()));
 
-    let options =
-        CompressOptions { selection: Selection::new(Some("up_proj"), None).unwrap(), overwrite: false };
+    let options = CompressOptions {
+        selection: Selection::new(Some("up_proj"), None).unwrap(),
+        ..CompressOptions::default()
+    };
     archive::compress(room.path("dense"), room.path("rbe"), &encoder(), &options, &mut |_| go()).unwrap();
     let compressed = Archive::open(room.path("rbe")).unwrap();
     let names: Vec<&str> =
@@ -220,4 +222,32 @@ fn a_payload_without_our_metadata_is_still_read() {
         ([96, 64].as_slice(), Dtype::F32, true)
     );
     assert_eq!(relative_error(&tensor(&archive, MATRICES[0]), &tensor(&bare, MATRICES[0])), 0.0);
+}
+
+#[test]
+fn a_plain_file_holds_the_same_in_more_bytes() {
+    let tensors = tensors(DType::F32);
+    let room = Room::new(&tensors);
+    let config =
+        EncoderConfig { term: TermChoice::Planes, budget: Budget::Memory, ..Rate::BitsPerWeight(4.5).into() };
+    let encoder = Encoder::new(config).unwrap();
+    let mut write = |name: &str, plain: bool| {
+        let options = CompressOptions { plain, ..CompressOptions::default() };
+        archive::compress(room.path("dense"), room.path(name), &encoder, &options, &mut |_| go()).unwrap()
+    };
+    let (plain, coded) = (write("plain", true), write("coded", false));
+    assert!(coded.bytes_after < plain.bytes_after && coded.bits_per_weight < plain.bits_per_weight);
+    assert_eq!(coded.relative_error, plain.relative_error);
+    let (plain, coded) =
+        (Archive::open(room.path("plain")).unwrap(), Archive::open(room.path("coded")).unwrap());
+    for name in MATRICES {
+        let read = |archive: &Archive| {
+            let entry = archive.entry(name).unwrap();
+            (archive.rbe(entry).unwrap(), archive.bytes(entry).to_vec())
+        };
+        let ((a, a_bytes), (b, b_bytes)) = (read(&plain), read(&coded));
+        assert!(a_bytes == a.to_plain_bytes() && b_bytes == b.to_bytes());
+        assert!(a.to_bytes() == b_bytes && b.to_plain_bytes() == a_bytes, "{name}");
+        assert_eq!((a.size_in_bytes(), a.plain_size_in_bytes()), (b_bytes.len(), a_bytes.len()));
+    }
 }

@@ -91,7 +91,7 @@ pub(crate) fn encoder() -> Encoder {
 }
 
 pub(crate) fn selecting(include: &str) -> CompressOptions {
-    CompressOptions { selection: Selection::new(Some(include), None).unwrap(), overwrite: false }
+    CompressOptions { selection: Selection::new(Some(include), None).unwrap(), ..CompressOptions::default() }
 }
 
 pub(crate) fn go() -> ControlFlow<()> {

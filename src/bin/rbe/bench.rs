@@ -4,7 +4,7 @@ use crate::print;
 use anyhow::{Context, Result, ensure};
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{DType, Device, Module, Tensor};
-use candle_rbe::{Encoder, EncoderConfig, Precision, Rate, RbeLinear, RbeTensor, TermChoice};
+use candle_rbe::{Budget, Encoder, EncoderConfig, Precision, Rate, RbeLinear, RbeTensor, TermChoice};
 use clap::Args;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -86,13 +86,13 @@ impl Bench {
                                 continue;
                             }
                             let us = ours_us(compressed, &x, precision, cold)?;
-                            let bytes = compressed.size_in_bytes() as f64;
+                            let bytes = compressed.plain_size_in_bytes() as f64;
                             let row = Row {
                                 out,
                                 r#in: input,
                                 tokens,
                                 term,
-                                bits: compressed.bits_per_weight(),
+                                bits: 8.0 * bytes / weight.elem_count() as f64,
                                 precision: name,
                                 cold,
                                 us,
@@ -130,6 +130,7 @@ impl Bench {
     fn compressed(&self, weight: &Tensor) -> Result<Vec<(String, RbeTensor)>> {
         let every = |term, bits: u8| EncoderConfig {
             term,
+            budget: Budget::Memory,
             block: Some(self.block),
             basis: Some(false),
             ..Rate::BitsPerWeight(f64::from(bits) + 0.02).into()
@@ -157,7 +158,7 @@ fn copies(bytes: usize, cold: bool) -> usize {
 
 fn ours_us(weight: &RbeTensor, x: &Tensor, precision: Precision, cold: bool) -> Result<f64> {
     let dense = candle_nn::Linear::new(weight.dequantize()?, None).forward(x)?;
-    let payload = weight.to_bytes();
+    let payload = weight.to_plain_bytes();
     let layers = (0..copies(weight.memory_in_bytes(), cold))
         .map(|_| Ok(RbeLinear::new(RbeTensor::from_bytes(&payload)?, None).with_precision(precision)))
         .collect::<Result<Vec<_>>>()?;

@@ -91,7 +91,7 @@ impl Compress {
         calibration: &mut Option<Calibration<'_>>,
     ) -> anyhow::Result<CompressReport> {
         let selection = Selection::new(self.include.as_deref(), self.exclude.as_deref())?;
-        let options = CompressOptions { selection, overwrite };
+        let options = CompressOptions { selection, overwrite, plain: self.encoder.plain };
         let bar = Bar::new("compressing")?;
         let watch = &mut |step: archive::Step<'_>| bar.step(step);
         let report = match calibration {

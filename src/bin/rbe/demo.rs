@@ -51,8 +51,10 @@ impl Demo {
         let compressed = room.path().join("model");
         let rate = Rate::BitsPerWeight(self.bits);
         let encoder = Encoder::new(EncoderConfig { rate, ..EncoderConfig::default() })?;
-        let options =
-            CompressOptions { selection: Selection::new(Some(PROJECTIONS), None)?, overwrite: false };
+        let options = CompressOptions {
+            selection: Selection::new(Some(PROJECTIONS), None)?,
+            ..CompressOptions::default()
+        };
         let bar = Bar::new("compressing")?;
         let report =
             archive::compress(&self.model, &compressed, &encoder, &options, &mut |step| bar.step(step))

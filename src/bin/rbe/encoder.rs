@@ -1,12 +1,12 @@
 //! The encoder's settings, as the commands that encode share them.
 
-use candle_rbe::{Encoder, EncoderConfig, Quality, Rate, TermChoice, Transform};
+use candle_rbe::{Budget, Encoder, EncoderConfig, Quality, Rate, TermChoice, Transform};
 use clap::{Args, ValueEnum};
 
 #[derive(Args)]
 #[group(skip)]
 pub(crate) struct EncoderArgs {
-    /// Bits per weight, all side information counted [default: 4 and room for the scales]
+    /// Bits per weight of the file, all side information counted [default: 4 and room for the scales]
     #[arg(long, value_name = "B", group = "rate", allow_negative_numbers = true)]
     bits: Option<f64>,
     /// Relative error |W - W^| / |W| of each matrix, in as few bits as it takes
@@ -21,6 +21,12 @@ pub(crate) struct EncoderArgs {
     /// A named rate
     #[arg(long, value_enum, group = "rate")]
     quality: Option<QualityArg>,
+    /// Count bits, and choose, by what the weights take in memory; the file, entropy coded, is smaller
+    #[arg(long)]
+    in_memory: bool,
+    /// No entropy coding: the file takes what memory does, and loads the fastest
+    #[arg(long)]
+    pub(crate) plain: bool,
     /// What carries the coefficients
     #[arg(long, value_enum, default_value = "auto")]
     term: TermArg,
@@ -92,6 +98,8 @@ impl EncoderArgs {
             TransformArg::Haar => Transform::Haar,
             TransformArg::Db4 => Transform::Daubechies4,
         };
-        Encoder::new(EncoderConfig { rate, term, block: self.block, transform, ..EncoderConfig::default() })
+        let budget = if self.in_memory || self.plain { Budget::Memory } else { Budget::File };
+        let block = self.block;
+        Encoder::new(EncoderConfig { rate, budget, term, block, transform, ..EncoderConfig::default() })
     }
 }

@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Serialize;
 use std::path::PathBuf;
 
-/// List a model's tensors: shape, terms, bits per weight, error
+/// List a model's tensors: shape, terms, bits per weight in the file and in memory, error
 #[derive(Args)]
 pub(crate) struct Inspect {
     /// Model directory or safetensors file, compressed or not
@@ -23,8 +23,13 @@ struct Line {
     dtype: Dtype,
     compressed: bool,
     summary: String,
+    /// In the file.
     bytes: u64,
     bits_per_weight: f64,
+    /// Of the same payload without entropy coding; of a dense tensor, in the file.
+    plain_bytes: u64,
+    /// In the layout that products read; of a dense tensor, in the file.
+    memory_bytes: u64,
     relative_error: Option<f64>,
 }
 
@@ -36,8 +41,14 @@ struct Report {
     compressed_weights: u64,
     bytes: u64,
     compressed_bytes: u64,
-    /// Of the compressed tensors; absent where there is none.
+    /// What the compressed tensors would take in the file without entropy coding.
+    plain_bytes: u64,
+    /// What the compressed tensors take in memory.
+    memory_bytes: u64,
+    /// Of the compressed tensors, in the file; absent where there is none.
     bits_per_weight: Option<f64>,
+    /// The same in memory.
+    memory_bits_per_weight: Option<f64>,
 }
 
 impl Inspect {
@@ -46,18 +57,24 @@ impl Inspect {
         let tensors: Vec<Line> =
             archive.entries().map(|entry| line(&archive, entry)).collect::<Result<_, _>>()?;
         let sum = |of: fn(&Line) -> u64| tensors.iter().map(of).sum::<u64>();
-        let weights = |line: &Line| line.shape.iter().map(|&side| side as u64).product();
+        let weights: fn(&Line) -> u64 = |line| line.shape.iter().map(|&side| side as u64).product();
         let compressed = |line: &&Line| line.compressed;
-        let compressed_weights = tensors.iter().filter(compressed).map(weights).sum();
-        let compressed_bytes = tensors.iter().filter(compressed).map(|line| line.bytes).sum();
+        let compressed_sum = |of: fn(&Line) -> u64| tensors.iter().filter(compressed).map(of).sum::<u64>();
+        let compressed_weights = compressed_sum(weights);
+        let compressed_bytes = compressed_sum(|line| line.bytes);
+        let memory_bytes = compressed_sum(|line| line.memory_bytes);
+        let per_weight =
+            |bytes: u64| (compressed_weights > 0).then(|| 8.0 * bytes as f64 / compressed_weights as f64);
         let report = Report {
             compressed_tensors: tensors.iter().filter(compressed).count(),
             weights: sum(weights),
             compressed_weights,
             bytes: sum(|line| line.bytes),
             compressed_bytes,
-            bits_per_weight: (compressed_weights > 0)
-                .then(|| 8.0 * compressed_bytes as f64 / compressed_weights as f64),
+            plain_bytes: compressed_sum(|line| line.plain_bytes),
+            memory_bytes,
+            bits_per_weight: per_weight(compressed_bytes),
+            memory_bits_per_weight: per_weight(memory_bytes),
             tensors,
         };
         match self.json {
@@ -76,26 +93,31 @@ fn line(archive: &Archive, entry: &Entry) -> candle_rbe::Result<Line> {
         summary: format!("dense {}", entry.dtype),
         bytes: entry.bytes as u64,
         bits_per_weight: entry.dtype.bitsize() as f64,
+        plain_bytes: entry.bytes as u64,
+        memory_bytes: entry.bytes as u64,
         relative_error: None,
     };
     if entry.compressed {
         let tensor = archive.rbe(entry)?;
         line.summary = tensor.summary().to_owned();
-        line.bits_per_weight = tensor.bits_per_weight();
+        line.bits_per_weight = 8.0 * entry.bytes as f64 / tensor.shape().elem_count() as f64;
+        line.plain_bytes = tensor.plain_size_in_bytes() as u64;
+        line.memory_bytes = tensor.memory_in_bytes() as u64;
         line.relative_error = Some(tensor.relative_error());
     }
     Ok(line)
 }
 
 fn describe(report: &Report) -> String {
-    let mut table = Table::new(&[0, 5]);
-    table.row(["tensor", "shape", "bytes", "bits", "error", "stored as"]);
+    let mut table = Table::new(&[0, 6]);
+    table.row(["tensor", "shape", "bytes", "bits", "memory", "error", "stored as"]);
     for line in &report.tensors {
         table.row([
             line.name.clone(),
             print::shape(&line.shape),
             print::bytes(line.bytes),
             format!("{:.3}", line.bits_per_weight),
+            print::bytes(line.memory_bytes),
             line.relative_error.map_or("-".into(), |error| format!("{error:.4}")),
             line.summary.clone(),
         ]);
@@ -106,14 +128,21 @@ fn describe(report: &Report) -> String {
         report.weights,
         print::bytes(report.bytes)
     );
-    let compressed = match report.bits_per_weight {
-        None => "nothing is compressed".into(),
-        Some(bits) => format!(
-            "{} tensors compressed: {} weights at {bits:.3} bits, {}",
-            report.compressed_tensors,
-            report.compressed_weights,
-            print::bytes(report.compressed_bytes)
-        ),
+    let compressed = match (report.bits_per_weight, report.memory_bits_per_weight) {
+        (Some(bits), Some(memory)) => {
+            let saved = report.plain_bytes - report.compressed_bytes.min(report.plain_bytes);
+            format!(
+                "{} tensors compressed: {} weights at {bits:.3} bits, {}; entropy coding saves {}, {:.1} %; in memory \
+                 {memory:.3} bits, {}",
+                report.compressed_tensors,
+                report.compressed_weights,
+                print::bytes(report.compressed_bytes),
+                print::bytes(saved),
+                100.0 * saved as f64 / report.plain_bytes as f64,
+                print::bytes(report.memory_bytes)
+            )
+        }
+        _ => "nothing is compressed".into(),
     };
     format!("{table}\n{total}\n{compressed}")
 }

@@ -3,6 +3,7 @@
 //! A payload is untrusted input. Every count is checked against the bytes that are left before anything is
 //! allocated for it; unknown codes are refused by name; a checksum covers all bytes; nothing may follow it.
 
+use super::entropy::LARGEST_RATIO;
 use super::layout::Layout;
 use super::matrix::Matrix;
 use super::term::Term;
@@ -30,15 +31,28 @@ pub enum View {
     Transposed,
 }
 
+/// How terms are written. What is read is the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// Each term as it is, or entropy coded where that takes fewer bytes.
+    Smallest,
+    /// Each term as it is.
+    Plain,
+}
+
 /// Bytes that [`to_bytes`] makes.
-pub(super) fn size_in_bytes(matrix: &Matrix) -> usize {
-    HEADER_BYTES + matrix.terms().iter().map(Term::size_in_bytes).sum::<usize>() + CHECKSUM_BYTES
+pub(super) fn size_in_bytes(matrix: &Matrix, form: Form) -> usize {
+    let terms = matrix.terms().iter().map(match form {
+        Form::Smallest => Term::coded_size_in_bytes,
+        Form::Plain => Term::size_in_bytes,
+    });
+    HEADER_BYTES + terms.sum::<usize>() + CHECKSUM_BYTES
 }
 
 /// The payload of a matrix seen through `view`.
-pub(super) fn to_bytes(matrix: &Matrix, view: View) -> Vec<u8> {
+pub(super) fn to_bytes(matrix: &Matrix, view: View, form: Form) -> Vec<u8> {
     let layout = matrix.layout();
-    let mut writer = Writer { bytes: Vec::with_capacity(size_in_bytes(matrix)) };
+    let mut writer = Writer { bytes: Vec::with_capacity(size_in_bytes(matrix, Form::Plain)) };
     writer.bytes(&MAGIC);
     writer.u16(VERSION);
     writer.u8(match view {
@@ -55,7 +69,7 @@ pub(super) fn to_bytes(matrix: &Matrix, view: View) -> Vec<u8> {
     writer.u64(matrix.seed().unwrap_or(0));
     writer.f32(matrix.relative_error());
     writer.u32(0);
-    matrix.terms().iter().for_each(|term| term.write(&mut writer));
+    matrix.terms().iter().for_each(|term| term.write(&mut writer, form));
     let checksum = crc32fast::hash(&writer.bytes);
     writer.u32(checksum);
     writer.bytes
@@ -137,11 +151,25 @@ pub(super) fn from_bytes(bytes: &[u8]) -> Result<(Matrix, View)> {
 }
 
 /// Appends little-endian numbers.
+#[derive(Default)]
 pub(super) struct Writer {
     bytes: Vec<u8>,
 }
 
 impl Writer {
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
+    pub(super) fn append(&mut self, other: Writer) {
+        self.bytes(&other.bytes);
+    }
+
     pub(super) fn bytes(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }
@@ -154,8 +182,17 @@ impl Writer {
         self.bytes(&value.to_le_bytes());
     }
 
-    fn u32(&mut self, value: u32) {
+    pub(super) fn u32(&mut self, value: u32) {
         self.bytes(&value.to_le_bytes());
+    }
+
+    /// Seven bits a byte, from the least significant; the highest bit of all but the last is set.
+    pub(super) fn varint(&mut self, mut value: usize) {
+        while value >= 1 << 7 {
+            self.u8(value as u8 | 1 << 7);
+            value >>= 7;
+        }
+        self.u8(value as u8);
     }
 
     fn u64(&mut self, value: u64) {
@@ -177,6 +214,11 @@ pub(super) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
+    #[cfg(test)]
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes }
+    }
+
     pub(super) fn take(&mut self, count: usize, what: &str) -> Result<&'a [u8]> {
         let Some((taken, rest)) = self.bytes.split_at_checked(count) else {
             let left = self.bytes.len();
@@ -192,8 +234,20 @@ impl<'a> Reader<'a> {
         Ok(array)
     }
 
+    /// Refuses to decode to so many bytes what is left.
+    pub(super) fn expect_ratio(&self, decoded: usize, what: &str) -> Result<()> {
+        let left = self.bytes.len();
+        if decoded / LARGEST_RATIO > left {
+            return Err(Error::payload(format!(
+                "{what} would decode to {decoded} bytes, {left} are left; coded terms are at most {LARGEST_RATIO} times \
+                 smaller"
+            )));
+        }
+        Ok(())
+    }
+
     /// `count` elements of `N` bytes.
-    fn arrays<const N: usize>(&mut self, count: usize, what: &str) -> Result<&'a [[u8; N]]> {
+    pub(super) fn arrays<const N: usize>(&mut self, count: usize, what: &str) -> Result<&'a [[u8; N]]> {
         let bytes = count.checked_mul(N).ok_or_else(|| Error::payload(format!("{count} {what}")))?;
         Ok(self.take(bytes, what)?.as_chunks().0)
     }
@@ -208,6 +262,19 @@ impl<'a> Reader<'a> {
 
     fn u32(&mut self, what: &str) -> Result<u32> {
         Ok(u32::from_le_bytes(self.array(what)?))
+    }
+
+    /// A number of up to 28 bits, seven a byte, from the least significant; the highest bit of all but the last is set.
+    pub(super) fn varint(&mut self, what: &str) -> Result<usize> {
+        let mut value = 0;
+        for shift in [0, 7, 14, 21] {
+            let byte = self.u8(what)?;
+            value |= usize::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return Ok(value);
+            }
+        }
+        Err(Error::payload(format!("{what} of more than 28 bits")))
     }
 
     fn u64(&mut self, what: &str) -> Result<u64> {
@@ -262,5 +329,7 @@ impl<'a> Reader<'a> {
     }
 }
 
+#[cfg(test)]
+mod coded_tests;
 #[cfg(test)]
 mod tests;

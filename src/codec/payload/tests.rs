@@ -55,8 +55,12 @@ fn layout() -> Layout {
     Layout::new(40, 35, 32).unwrap()
 }
 
+fn matrix(terms: Vec<Term>) -> Matrix {
+    Matrix::new(layout(), Transform::Haar, Some(9), terms, 0.125)
+}
+
 fn payload(terms: Vec<Term>) -> Vec<u8> {
-    Matrix::new(layout(), Transform::Haar, Some(9), terms, 0.125).to_bytes(View::Matrix)
+    matrix(terms).to_plain_bytes(View::Matrix)
 }
 
 /// Where the first term begins.
@@ -94,17 +98,20 @@ fn every_term_comes_back_as_it_was() {
     for terms in all {
         for (seed, view) in [(None, View::Matrix), (Some(7), View::Transposed)] {
             let matrix = Matrix::new(layout, Transform::Daubechies4, seed, terms.clone(), 0.5);
-            let bytes = matrix.to_bytes(view);
-            assert_eq!(bytes.len(), matrix.size_in_bytes());
-            let (back, back_view) = from_bytes(&bytes).unwrap();
-            assert_eq!(back.terms(), terms);
-            assert_eq!(
-                (back.layout(), back.transform(), back.seed()),
-                (layout, Transform::Daubechies4, seed)
-            );
-            assert_eq!((back.relative_error(), back_view), (0.5, view));
-            assert_eq!(back.decode(), matrix.decode());
-            assert_eq!(back.to_bytes(view), bytes);
+            let (coded, plain) = (matrix.to_bytes(view), matrix.to_plain_bytes(view));
+            assert_eq!((coded.len(), plain.len()), (matrix.size_in_bytes(), matrix.plain_size_in_bytes()));
+            assert!(coded.len() <= plain.len());
+            for bytes in [&coded, &plain] {
+                let (back, back_view) = from_bytes(bytes).unwrap();
+                assert_eq!(back.terms(), terms);
+                assert_eq!(
+                    (back.layout(), back.transform(), back.seed()),
+                    (layout, Transform::Daubechies4, seed)
+                );
+                assert_eq!((back.relative_error(), back_view), (0.5, view));
+                assert_eq!(back.decode(), matrix.decode());
+                assert_eq!((back.to_bytes(view), back.to_plain_bytes(view)), (coded.clone(), plain.clone()));
+            }
         }
     }
 }
@@ -133,8 +140,8 @@ fn planes_cut_short_are_a_prefix_of_the_whole() {
     // On disk plane 0 of all blocks comes first: the first planes are the first bytes.
     let layout = Layout::new(64, 64, 32).unwrap();
     let matrix = Matrix::new(layout, Transform::Dct, Some(1), vec![planes(layout, ScaleGroup::Block)], 0.0);
-    let whole = matrix.to_bytes(View::Matrix);
-    let cut = matrix.truncate_planes(2).to_bytes(View::Matrix);
+    let whole = matrix.to_plain_bytes(View::Matrix);
+    let cut = matrix.truncate_planes(2).to_plain_bytes(View::Matrix);
     let data = TERMS + 1 + 1 + 4 + layout.blocks() + 2 * layout.blocks();
     let plane_bytes = layout.elements() / 8;
     assert_eq!(whole.len(), data + 3 * plane_bytes + CHECKSUM_BYTES);
@@ -243,7 +250,7 @@ fn sparse_fields_are_checked() {
     refused(&altered(bytes(Format::RowMask), block_1, &[0b1000]), "position outside");
     let wide = Layout::new(40, 35, 128).unwrap();
     let wide = Matrix::new(wide, Transform::Dct, None, vec![sparse(wide, Format::Word32)], 0.0);
-    refused(&altered(wide.to_bytes(View::Matrix), TERMS + 1, &[1]), "word24 with block edge 128");
+    refused(&altered(wide.to_plain_bytes(View::Matrix), TERMS + 1, &[1]), "word24 with block edge 128");
 }
 
 #[test]

@@ -11,7 +11,7 @@ pub use sparse::Sparse;
 pub use trellis::Trellis;
 
 use super::layout::{Block, Layout};
-use super::payload::{Reader, Writer};
+use super::payload::{Form, Reader, Writer};
 use crate::error::{Error, Result};
 use std::ops::Range;
 
@@ -148,7 +148,7 @@ impl Term {
         }
     }
 
-    /// Bytes this term takes in a payload.
+    /// Bytes this term takes in a payload as it is, not entropy coded.
     pub fn size_in_bytes(&self) -> usize {
         1 + match self {
             Term::Basis(basis) => basis.size_in_bytes(),
@@ -178,12 +178,38 @@ impl Term {
         }
     }
 
-    pub(super) fn write(&self, writer: &mut Writer) {
+    /// Bytes this term takes in a payload, entropy coded where that is smaller. It takes as long to know as to do.
+    pub fn coded_size_in_bytes(&self) -> usize {
+        match self {
+            Term::Sparse(sparse) => 1 + sparse.coded_size_in_bytes(),
+            Term::Planes(planes) => 1 + planes.coded_size_in_bytes(),
+            _ => self.size_in_bytes(),
+        }
+    }
+
+    /// Writes the term as `form` says.
+    pub(super) fn write(&self, writer: &mut Writer, form: Form) {
+        // The bits of a trellis are as good as random, the parameters of a basis few.
+        let coded = match (form, self) {
+            (Form::Smallest, Term::Sparse(sparse)) => sparse.coded(),
+            (Form::Smallest, Term::Planes(planes)) => planes.coded(),
+            _ => None,
+        };
+        if let Some(coded) = coded {
+            writer.u8(self.code() | CODED);
+            return writer.append(coded);
+        }
         writer.u8(self.code());
         match self {
             Term::Basis(basis) => basis.write(writer),
-            Term::Sparse(sparse) => sparse.write(writer),
-            Term::Planes(planes) => planes.write(writer),
+            Term::Sparse(sparse) => {
+                sparse.write_head(writer);
+                sparse.write_entries(writer);
+            }
+            Term::Planes(planes) => {
+                planes.write_head(writer);
+                planes.write_planes(writer);
+            }
             Term::Trellis(trellis) => trellis.write(writer),
         }
     }
@@ -191,13 +217,20 @@ impl Term {
     pub(super) fn read(reader: &mut Reader, layout: Layout) -> Result<Self> {
         match reader.u8("term code")? {
             1 => Basis::read(reader, layout).map(Term::Basis),
-            2 => Sparse::read(reader, layout).map(Term::Sparse),
-            3 => Planes::read(reader, layout).map(Term::Planes),
+            2 => Sparse::read_head(reader, layout)?.read_entries(reader).map(Term::Sparse),
+            SPARSE_CODED => Sparse::read_head(reader, layout)?.read_coded(reader).map(Term::Sparse),
+            3 => Planes::read_head(reader, layout)?.read_planes(reader).map(Term::Planes),
+            PLANES_CODED => Planes::read_head(reader, layout)?.read_coded(reader).map(Term::Planes),
             4 => Trellis::read(reader, layout).map(Term::Trellis),
             other => Err(Error::payload(format!("unknown term {other}; it was written by a newer version"))),
         }
     }
 }
+
+/// This bit of a term's code says that what follows the term's head is entropy coded.
+const CODED: u8 = 0x80;
+const SPARSE_CODED: u8 = 2 | CODED;
+const PLANES_CODED: u8 = 3 | CODED;
 
 /// The power of two by which F16 numbers are multiplied so that the largest magnitude lies in
 /// `2^top .. 2^(top + 1)`: tiny weights do not fall into F16's subnormals, huge ones do not overflow.

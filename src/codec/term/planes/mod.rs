@@ -9,6 +9,10 @@
 //! its error falls with every plane. In memory a block's planes lie together; on disk plane 0 of all blocks
 //! comes first, then plane 1, and so on.
 
+mod coded;
+
+pub(crate) use coded::Tables;
+
 use crate::codec::bits;
 use crate::codec::layout::{Block, Layout};
 use crate::codec::payload::{Reader, Writer};
@@ -71,19 +75,15 @@ impl Planes {
         assert_eq!(blocks.len(), layout.blocks());
         let planes: Vec<u8> = blocks.iter().map(|block| block.planes).collect();
         let starts = starts(layout, &planes);
-        let mut data = Vec::with_capacity(starts[blocks.len()]);
+        let mut data = vec![0; starts[blocks.len()]];
         let mut scales = Vec::new();
         for (block, quantized) in layout.iter().zip(blocks) {
             assert!(quantized.planes <= MAX_PLANES);
             assert_eq!(quantized.codes.len(), block.len());
             assert_eq!(quantized.scales.len(), group.scales_in(block));
             scales.extend_from_slice(&quantized.scales);
-            for plane in 0..quantized.planes {
-                let bit = u32::from(quantized.planes - 1 - plane);
-                for codes in quantized.codes.chunks_exact(block.width) {
-                    data.extend(bits::collect(codes, bit));
-                }
-            }
+            let masks = &mut data[starts[block.index]..starts[block.index + 1]];
+            coded::write_masks(&quantized.codes, block, quantized.planes, masks);
         }
         Self { layout, group, unit, planes, scales, starts, data }
     }
@@ -217,11 +217,15 @@ impl Planes {
         if min == max { format!("planes {min}{group}") } else { format!("planes {min}..{max}{group}") }
     }
 
-    pub(super) fn write(&self, writer: &mut Writer) {
+    /// What comes first, whether or not the planes that follow are coded.
+    pub(super) fn write_head(&self, writer: &mut Writer) {
         writer.u8(u8::from(self.group == ScaleGroup::Row));
         writer.f32(self.unit);
         writer.bytes(&self.planes);
         writer.f16s(&self.scales);
+    }
+
+    pub(super) fn write_planes(&self, writer: &mut Writer) {
         for plane in 0..MAX_PLANES {
             for block in self.layout.iter().filter(|block| self.planes(*block) > plane) {
                 let len = block.height * block.mask_bytes();
@@ -230,7 +234,8 @@ impl Planes {
         }
     }
 
-    pub(super) fn read(reader: &mut Reader, layout: Layout) -> Result<Self> {
+    /// A term without its planes, which follow.
+    pub(super) fn read_head(reader: &mut Reader, layout: Layout) -> Result<Self> {
         let group = match reader.u8("scale group")? {
             0 => ScaleGroup::Block,
             1 => ScaleGroup::Row,
@@ -249,12 +254,16 @@ impl Planes {
         };
         let scales = reader.scales(scale_count, "plane scales")?;
         let starts = starts(layout, &planes);
-        let total = starts[planes.len()];
+        Ok(Self { layout, group, unit, planes, scales, starts, data: Vec::new() })
+    }
+
+    pub(super) fn read_planes(mut self, reader: &mut Reader) -> Result<Self> {
+        let total = self.starts[self.planes.len()];
         let bytes = reader.take(total, "bit-planes")?;
         let mut data = vec![0; total];
         let mut at = 0;
         for plane in 0..MAX_PLANES {
-            for block in layout.iter().filter(|block| planes[block.index] > plane) {
+            for block in self.layout.iter().filter(|block| self.planes(*block) > plane) {
                 let len = block.height * block.mask_bytes();
                 let masks = &bytes[at..at + len];
                 let outside = (0xff00u16 >> ((8 - block.width % 8) % 8)) as u8;
@@ -264,11 +273,12 @@ impl Planes {
                         block.index
                     )));
                 }
-                data[starts[block.index] + usize::from(plane) * len..][..len].copy_from_slice(masks);
+                data[self.starts[block.index] + usize::from(plane) * len..][..len].copy_from_slice(masks);
                 at += len;
             }
         }
-        Ok(Self { layout, group, unit, planes, scales, starts, data })
+        self.data = data;
+        Ok(self)
     }
 }
 

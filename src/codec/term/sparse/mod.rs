@@ -10,6 +10,8 @@
 //! Fields are named from the most significant bit; words are little-endian. Entries of a block are in
 //! row-major order, so none occurs twice.
 
+mod coded;
+
 use crate::codec::layout::{Block, Layout};
 use crate::codec::payload::{Reader, Writer};
 use crate::error::{Error, Result};
@@ -307,15 +309,20 @@ impl Sparse {
         format!("sparse {} K {per_block:.0}", self.format.name())
     }
 
-    pub(super) fn write(&self, writer: &mut Writer) {
+    /// What comes first, whether or not the entries that follow are coded.
+    pub(super) fn write_head(&self, writer: &mut Writer) {
         writer.u8(FORMATS.iter().position(|format| *format == self.format).unwrap_or(0) as u8);
         writer.f32(self.unit);
         self.counts.iter().for_each(|count| writer.u16(*count));
         writer.f16s(&self.scales);
+    }
+
+    pub(super) fn write_entries(&self, writer: &mut Writer) {
         writer.bytes(&self.data);
     }
 
-    pub(super) fn read(reader: &mut Reader, layout: Layout) -> Result<Self> {
+    /// A term without its entries, which follow.
+    pub(super) fn read_head(reader: &mut Reader, layout: Layout) -> Result<Self> {
         let code = reader.u8("sparse format")?;
         let format = *FORMATS
             .get(usize::from(code))
@@ -328,10 +335,17 @@ impl Sparse {
         let scales =
             if format.has_scales() { reader.scales(layout.blocks(), "sparse scales")? } else { Vec::new() };
         let starts = starts(layout, format, &counts);
-        let data = reader.take(*starts.last().unwrap_or(&0), "sparse entries")?.to_vec();
-        let sparse = Self { layout, format, unit, counts, scales, starts, data };
-        layout.iter().try_for_each(|block| sparse.check(block))?;
-        Ok(sparse)
+        Ok(Self { layout, format, unit, counts, scales, starts, data: Vec::new() })
+    }
+
+    pub(super) fn read_entries(mut self, reader: &mut Reader) -> Result<Self> {
+        self.data = reader.take(*self.starts.last().unwrap_or(&0), "sparse entries")?.to_vec();
+        self.checked()
+    }
+
+    fn checked(self) -> Result<Self> {
+        self.layout.iter().try_for_each(|block| self.check(block))?;
+        Ok(self)
     }
 
     /// Refuses positions outside the block or twice, values that are not finite, and bits that mean nothing.
