@@ -231,7 +231,7 @@ fn a_plain_file_holds_the_same_in_more_bytes() {
     let config =
         EncoderConfig { term: TermChoice::Planes, budget: Budget::Memory, ..Rate::BitsPerWeight(4.5).into() };
     let encoder = Encoder::new(config).unwrap();
-    let mut write = |name: &str, plain: bool| {
+    let write = |name: &str, plain: bool| {
         let options = CompressOptions { plain, ..CompressOptions::default() };
         archive::compress(room.path("dense"), room.path(name), &encoder, &options, &mut |_| go()).unwrap()
     };
