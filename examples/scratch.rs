@@ -245,12 +245,12 @@ fn draw(runs: &[Run]) -> String {
     let (floor, ceiling) = ((lowest * 5.0).floor() / 5.0, 3.4);
     let x = |step: f64| left + width * step / steps;
     let y = |loss: f64| top + height * (ceiling - loss.min(ceiling)) / (ceiling - floor);
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"860\" height=\"424\" viewBox=\"0 0 860 424\" \
+    let mut svg = String::from(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"930\" height=\"424\" viewBox=\"0 0 930 424\" \
          font-family=\"system-ui, sans-serif\" font-size=\"12\">\n\
          <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n\
          <text x=\"16\" y=\"26\" font-size=\"16\" font-weight=\"600\" fill=\"#1f2933\">Training loss, nats per byte: \
-         feed-forward matrices trained compressed</text>\n"
+         feed-forward matrices trained compressed</text>\n",
     );
     let mut tick = floor;
     while tick <= ceiling + 1e-9 {
@@ -280,18 +280,16 @@ fn draw(runs: &[Run]) -> String {
         left + width / 2.0,
         top + height + 38.0
     );
-    // Names in the order of the ends, no two on one line.
+    // Names in the order of the ends from the lowest curve up, no two on one line.
+    let end = |n: usize| y(*curves[n].last().unwrap_or(&floor));
     let mut order: Vec<usize> = (0..runs.len()).collect();
-    order.sort_by(|a, b| {
-        curves[*b].last().partial_cmp(&curves[*a].last()).unwrap_or(std::cmp::Ordering::Equal)
-    });
+    order.sort_by(|a, b| end(*b).total_cmp(&end(*a)));
     let mut names = vec![0.0; runs.len()];
-    let mut above = f64::MIN;
-    for n in &order {
-        names[*n] = y(*curves[*n].last().unwrap_or(&floor)).max(above + 17.0);
-        above = names[*n];
+    let mut below = f64::MAX;
+    for n in order {
+        names[n] = end(n).min(below - 17.0);
+        below = names[n];
     }
-    let overhang = (above - (top + height)).max(0.0);
     for (n, (run, curve)) in runs.iter().zip(&curves).enumerate() {
         let colour = COLOURS[n % COLOURS.len()];
         let points: Vec<String> = curve
@@ -307,7 +305,7 @@ fn draw(runs: &[Run]) -> String {
              <tspan fill=\"#7b8794\" font-weight=\"400\">{} parameters, held out {:.3}</tspan></text>",
             points.join(" "),
             left + width + 8.0,
-            names[n] - overhang + 4.0,
+            names[n] + 4.0,
             run.name,
             run.parameters,
             run.held_out
