@@ -11,7 +11,6 @@
 //! - `lora:R`: LoRA (Hu et al., arXiv 2106.09685) of rank `R` and `alpha = 2 R` on the decoded weights;
 //! - `random:N`: a spectral adapter with an `N`-th of the parameters of LoRA of rank 8, at positions drawn once;
 //! - `gradient:N`: at those where the gradient of the weights over [`GRADIENT_BATCHES`] batches is largest;
-//! - `pruned:N`: a third of the steps train [`WIDER`] times as many, drawn; those that became largest are trained from zero.
 //!
 //! `bytes` are those of what is kept: LoRA's factors in F16, the adapters' file. `s/step` is the wall time of a step.
 
@@ -24,7 +23,6 @@ use candle_rbe::{
     AdapterConfig, Encoder, EncoderConfig, Linear, Positions, Rate, RbeLinear, SpectralAdapter,
 };
 use std::collections::HashMap;
-use std::ops::Range;
 use std::time::Instant;
 use tokenizers::Tokenizer;
 
@@ -33,18 +31,10 @@ const WINDOW: usize = 128;
 /// LoRA's, of which adapters have a share.
 const RANK: usize = 8;
 const GRADIENT_BATCHES: usize = 16;
-const WIDER: usize = 16;
 const WINDOWS: Windows = Windows { count: 16, length: WINDOW };
 /// Each with the best of the rates tried.
-const METHODS: [&str; 7] = [
-    "lora:8=4e-3",
-    "lora:1=1e-2",
-    "random:4=4e-2",
-    "random:16=1e-1",
-    "gradient:16=3e-2",
-    "pruned:16=8e-2",
-    "pruned:64=1e-1",
-];
+const METHODS: [&str; 5] =
+    ["lora:8=4e-3", "lora:1=1e-2", "random:4=4e-2", "random:16=1e-1", "gradient:16=8e-2"];
 
 /// The tokens of a text of this checkout.
 struct Texts {
@@ -107,21 +97,13 @@ fn main() -> Result<()> {
         let (rate, size): (f64, usize) = (rate.parse()?, size.parse()?);
         let tuned = match kind {
             "lora" => train_lora(&base, size, rate, &texts.train, steps)?,
-            "random" => train_spectral(&base, size, None, rate, &texts.train, 0..steps)?,
+            "random" => train_spectral(&base, size, None, rate, &texts.train, steps)?,
             "gradient" => {
                 let gradients = match &mut gradients {
                     Some(gradients) => gradients,
                     none => none.insert(weight_gradients(&base, &texts.train)?),
                 };
-                train_spectral(&base, size, Some(gradients), rate, &texts.train, 0..steps)?
-            }
-            "pruned" => {
-                let first = steps / 3;
-                let wide_rate = rate / (WIDER as f64).sqrt();
-                let mut wide = base.clone();
-                attach(&mut wide, WIDER as f64 / size as f64, None, wide_rate, &texts.train, 0..first)?;
-                let changes = changes(&mut wide)?;
-                train_spectral(&base, size, Some(&changes), rate, &texts.train, first..steps)?
+                train_spectral(&base, size, Some(gradients), rate, &texts.train, steps)?
             }
             _ => bail!("{kind} is no method"),
         };
@@ -190,17 +172,17 @@ fn fit(
     variables: Vec<Var>,
     rate: f64,
     tokens: &[u32],
-    steps: Range<usize>,
+    steps: usize,
     mut before: impl FnMut(&mut Model) -> Result<()>,
 ) -> Result<f64> {
     let mut adam = AdamW::new(variables, ParamsAdamW { lr: rate, weight_decay: 0.0, ..Default::default() })?;
     let start = Instant::now();
-    for step in steps.clone() {
-        adam.set_learning_rate(rate * (steps.end - step) as f64 / steps.len() as f64);
+    for step in 0..steps {
+        adam.set_learning_rate(rate * (1.0 - step as f64 / steps as f64));
         before(model)?;
         adam.backward_step(&next_token_loss(model, tokens, step)?)?;
     }
-    Ok(start.elapsed().as_secs_f64() / steps.len() as f64)
+    Ok(start.elapsed().as_secs_f64() / steps as f64)
 }
 
 /// `W + alpha/r B A`, made anew from the factors at every step.
@@ -222,35 +204,9 @@ fn train_lora(base: &Model, rank: usize, rate: f64, tokens: &[u32], steps: usize
         }
         Ok(())
     };
-    let seconds_per_step = fit(&mut model, variables, rate, tokens, 0..steps, assemble)?;
+    let seconds_per_step = fit(&mut model, variables, rate, tokens, steps, assemble)?;
     assemble(&mut model)?;
     Ok(Tuned { model, parameters, bytes: 2 * parameters, seconds_per_step })
-}
-
-/// Trains a spectral adapter on every layer, with a share of LoRA's parameters, drawn or where these matrices are largest.
-fn attach(
-    model: &mut Model,
-    share: f64,
-    largest: Option<&HashMap<String, Tensor>>,
-    rate: f64,
-    tokens: &[u32],
-    steps: Range<usize>,
-) -> Result<(usize, f64)> {
-    let variables = VarMap::new();
-    let vb = VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu);
-    for (name, linear) in projections(model) {
-        let (out, input) = shape(linear)?;
-        let coefficients = (share * (RANK * (out + input)) as f64) as usize;
-        let positions = match largest {
-            Some(matrices) => Positions::Largest(&matrices[&name]),
-            None => Positions::Random { seed: 7 },
-        };
-        let config = AdapterConfig { coefficients, positions, axes: None };
-        *linear = SpectralAdapter::new(linear.clone(), config, vb.pp(&name))?.into();
-    }
-    let parameters = variables.all_vars().iter().map(|var| var.elem_count()).sum();
-    let seconds = fit(model, variables.all_vars(), rate, tokens, steps, |_| Ok(()))?;
-    Ok((parameters, seconds))
 }
 
 /// The adapters of a model with their layers' names.
@@ -261,23 +217,29 @@ fn adapters(model: &mut Model) -> impl Iterator<Item = (String, &SpectralAdapter
     })
 }
 
-/// By how much each layer's weight was changed by its adapter.
-fn changes(model: &mut Model) -> Result<HashMap<String, Tensor>> {
-    adapters(model).map(|(name, adapter)| Ok((name, adapter.to_tensor()?.dequantize()?))).collect()
-}
-
 /// Trains adapters, keeps them in a file, and merges what the file has into the model.
 fn train_spectral(
     base: &Model,
     divisor: usize,
-    largest: Option<&HashMap<String, Tensor>>,
+    gradients: Option<&HashMap<String, Tensor>>,
     rate: f64,
     tokens: &[u32],
-    steps: Range<usize>,
+    steps: usize,
 ) -> Result<Tuned> {
     let mut model = base.clone();
-    let share = 1.0 / divisor as f64;
-    let (parameters, seconds_per_step) = attach(&mut model, share, largest, rate, tokens, steps)?;
+    let variables = VarMap::new();
+    let vb = VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu);
+    for (name, linear) in projections(&mut model) {
+        let (out, input) = shape(linear)?;
+        let positions = match gradients {
+            Some(gradients) => Positions::Largest(&gradients[&name]),
+            None => Positions::Random { seed: 7 },
+        };
+        let config = AdapterConfig { coefficients: RANK * (out + input) / divisor, positions, axes: None };
+        *linear = SpectralAdapter::new(linear.clone(), config, vb.pp(&name))?.into();
+    }
+    let parameters = variables.all_vars().iter().map(|var| var.elem_count()).sum();
+    let seconds_per_step = fit(&mut model, variables.all_vars(), rate, tokens, steps, |_| Ok(()))?;
     let room = tempfile::tempdir()?;
     let file = room.path().join("adapters.safetensors");
     save_adapters(&file, adapters(&mut model), false)?;

@@ -40,9 +40,9 @@ const DEFAULT: [&str; 7] = [
     "norms=3e-3",
     "bias=1e-2",
     "basis=3e-3",
-    "sparse=3e-2",
+    "sparse=1e-2",
     "scales=3e-3,norms=3e-3,bias=1e-2",
-    "scales=3e-3,norms=3e-3,bias=1e-2,sparse=3e-2",
+    "scales=3e-3,norms=3e-3,bias=1e-2,sparse=1e-2",
 ];
 
 type Tensors = HashMap<String, Tensor>;

@@ -28,9 +28,8 @@ pub enum Positions<'a> {
         /// What they are drawn from.
         seed: u64,
     },
-    /// Where this `(out, in)` matrix has its largest coefficients: the change that a wider adapter made in a few steps
-    /// (`to_tensor()?.dequantize()?` of it), the gradient of the weight over some examples, or, for the coefficients of most
-    /// energy, the weight itself.
+    /// Where this `(out, in)` matrix has its largest coefficients: the gradient of the weight on a few examples, or, for
+    /// the coefficients of most energy, the weight itself.
     Largest(&'a Tensor),
 }
 
