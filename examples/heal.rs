@@ -1,20 +1,28 @@
 //! Healing: a compressed model trained, as it is stored, to predict what the uncompressed one predicts.
 //!
 //! ```sh
-//! cargo run --release --features cli --example heal -- [BITS] [STEPS] [RATE]
+//! cargo run --release --features cli --example heal -- [BITS] [STEPS] [PART=RATE,.. ..]
 //! ```
 //!
-//! The projections of llama-books are compressed. Then the scales (of strips of 32 columns by up to 256 rows) and the norms, and in a
-//! second run a sparse term of one coefficient in 256 too, are trained against the original's predictions (distillation:
-//! the KL divergence, Hinton et al., arXiv 1503.02531) on `models/calibration.txt`. What is evaluated, on `models/evaluation.txt`, is
-//! what would be stored: numbers rounded to the format's, the sparse term merged. `bits` count everything.
+//! The projections of llama-books are compressed, and then trained against the original's predictions (distillation: the
+//! KL divergence, Hinton et al., arXiv 1503.02531) on `models/calibration.txt`, once for each argument. What is evaluated, on
+//! `models/evaluation.txt`, is what would be stored: numbers rounded to the format's, the sparse term merged. `bits` count
+//! everything. An argument names the parts that are trained, each with its learning rate:
+//!
+//! - `scales`: of strips of 32 columns by up to 256 rows;
+//! - `norms`: the weights of the norms;
+//! - `bias`: a bias of every projection, which the model does not have (16 bits each);
+//! - `basis`: the eight smooth functions of every block, from zero on;
+//! - `sparse`: one coefficient in 256, where the error of the weight is largest, from zero on.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW, VarBuilder, VarMap, ops};
+use candle_rbe::codec::Matrix;
+use candle_rbe::codec::term::{Basis, Term};
 use candle_rbe::models::{CausalLm, Model, Windows, evaluate};
 use candle_rbe::{
-    AdapterConfig, Encoder, EncoderConfig, Linear, Positions, Rate, RbeLinear, SpectralAdapter,
+    AdapterConfig, Encoder, EncoderConfig, Linear, Positions, Rate, RbeLinear, RbeTensor, SpectralAdapter,
     TrainableLinear,
 };
 use std::collections::HashMap;
@@ -25,14 +33,28 @@ const BATCH: usize = 4;
 const WINDOW: usize = 128;
 /// Weights for each coefficient of the sparse term.
 const WEIGHTS_PER_COEFFICIENT: usize = 256;
-/// Coefficients move by about a tenth of what a relative change of the scales moves.
-const SPARSE_RATE: f64 = 1.0;
+const PARTS: [&str; 5] = ["scales", "norms", "bias", "basis", "sparse"];
+/// What is trained where nothing is said.
+const DEFAULT: [&str; 7] = [
+    "scales=3e-3",
+    "norms=3e-3",
+    "bias=1e-2",
+    "basis=3e-3",
+    "sparse=1e-2",
+    "scales=3e-3,norms=3e-3,bias=1e-2",
+    "scales=3e-3,norms=3e-3,bias=1e-2,sparse=1e-2",
+];
+
+type Tensors = HashMap<String, Tensor>;
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let bits: f64 = args.next().map_or(Ok(2.02), |bits| bits.parse())?;
     let steps: usize = args.next().map_or(Ok(150), |steps| steps.parse())?;
-    let rate: f64 = args.next().map_or(Ok(3e-3), |rate| rate.parse())?;
+    let mut runs: Vec<String> = args.collect();
+    if runs.is_empty() {
+        runs = DEFAULT.map(str::to_owned).into();
+    }
     let models = concat!(env!("CARGO_MANIFEST_DIR"), "/models");
     let dir = format!("{models}/llama-books");
     let tokenizer = Tokenizer::from_file(format!("{dir}/tokenizer.json")).map_err(anyhow::Error::msg)?;
@@ -45,33 +67,33 @@ fn main() -> Result<()> {
     let weights = weights
         .into_iter()
         .map(|(name, weight)| Ok((name, weight.to_dtype(DType::F32)?)))
-        .collect::<Result<HashMap<String, Tensor>>>()?;
-    let load = |tensors: HashMap<String, Tensor>| {
+        .collect::<Result<Tensors>>()?;
+    let load = |tensors: Tensors| {
         Model::load(&dir, VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu)).context(dir.clone())
     };
     let original = load(weights.clone())?;
     let encoder = Encoder::new(EncoderConfig::from(Rate::BitsPerWeight(bits)))?;
-    let mut compressed: HashMap<String, RbeLinear> = HashMap::new();
+    let mut compressed: HashMap<String, RbeTensor> = HashMap::new();
     for (name, weight) in weights.iter().filter(|(name, _)| name.contains("_proj")) {
-        compressed.insert(name.clone(), RbeLinear::new(encoder.encode(weight)?, None));
+        compressed.insert(name.clone(), encoder.encode(weight)?);
     }
 
     println!("llama-books, {steps} steps of {BATCH} x {WINDOW} tokens");
     println!(
-        "{:<28} {:>8} {:>10} {:>10} {:>10} {:>7} {:>7}",
+        "{:<36} {:>6} {:>10} {:>9} {:>10} {:>7} {:>7}",
         "trained", "bits", "parameters", "KL", "perplexity", "top-1", "s/step"
     );
     let row = |name: &str, model: &mut Model, parameters: usize, seconds: f64| -> Result<()> {
         let (mut bytes, mut elements) = (0, 0);
         for (name, linear) in projections(model) {
             let Linear::Rbe(linear) = &*linear else { bail!("{name} is not compressed") };
-            bytes += linear.weight().size_in_bytes();
+            bytes += linear.weight().size_in_bytes() + 2 * linear.bias().map_or(0, Tensor::elem_count);
             elements += linear.weight().shape().elem_count();
         }
         let found =
             evaluate(&original, model, &evaluation, Windows { count: 16, length: WINDOW }, |_, _| {})?;
         println!(
-            "{name:<28} {:>8.3} {parameters:>10} {:>10.6} {:>10.3} {:>7.4} {seconds:>7.3}",
+            "{name:<36} {:>6.3} {parameters:>10} {:>9.6} {:>10.3} {:>7.4} {seconds:>7.3}",
             8.0 * bytes as f64 / elements as f64,
             found.kl_divergence,
             found.candidate.perplexity,
@@ -81,55 +103,59 @@ fn main() -> Result<()> {
     };
     let mut start = load(weights.clone())?;
     for (name, linear) in projections(&mut start) {
-        *linear = compressed[&name].clone().into();
+        *linear = RbeLinear::new(compressed[&name].clone(), None).into();
     }
     row("nothing", &mut start, 0, 0.0)?;
 
-    for sparse in [false, true] {
+    for run in runs {
+        let rates = run
+            .split(',')
+            .map(|part| {
+                let (part, rate) = part.split_once('=').context("PART=RATE, such as scales=3e-3")?;
+                ensure!(PARTS.contains(&part), "{part} is none of {PARTS:?}");
+                Ok((part, rate.parse()?))
+            })
+            .collect::<Result<HashMap<&str, f64>>>()?;
         let map = VarMap::new();
         let vb = VarBuilder::from_varmap(&map, DType::F32, &Device::Cpu);
         // Norms are variables by being variables in the map that the model is made of.
-        let mut tensors = weights.clone();
-        let mut norms = HashMap::new();
-        for (name, tensor) in tensors.iter_mut().filter(|(name, _)| name.contains("norm")) {
-            let var = Var::from_tensor(tensor)?;
-            *tensor = var.as_tensor().clone();
-            norms.insert(name.clone(), var);
+        let (mut tensors, mut norms) = (weights.clone(), HashMap::new());
+        if rates.contains_key("norms") {
+            for (name, tensor) in tensors.iter_mut().filter(|(name, _)| name.contains("norm")) {
+                let var = Var::from_tensor(tensor)?;
+                *tensor = var.as_tensor().clone();
+                norms.insert(name.clone(), var);
+            }
         }
         let mut model = load(tensors)?;
         for (name, linear) in projections(&mut model) {
-            let trainable = TrainableLinear::new(compressed[&name].clone(), vb.pp(&name))?;
-            *linear = trainable.into();
-            if sparse {
-                let residual = (&weights[&name] - compressed[&name].weight().dequantize()?)?;
-                let config = AdapterConfig {
-                    coefficients: residual.elem_count() / WEIGHTS_PER_COEFFICIENT,
-                    positions: Positions::Largest(&residual),
-                    axes: None,
-                };
-                *linear = SpectralAdapter::new(linear.clone(), config, vb.pp(&name).pp("sparse"))?.into();
-            }
+            *linear = trainable(&weights[&name], &compressed[&name], &rates, vb.pp(&name))?;
         }
-        let (mut changes, mut coefficients): (Vec<Var>, Vec<Var>) =
-            (norms.values().cloned().collect(), vec![]);
-        for (name, var) in map.data().lock().expect("no other thread").iter() {
-            if name.contains("sparse") { &mut coefficients } else { &mut changes }.push(var.clone());
+        let mut optimizers = Vec::new();
+        for (part, rate) in &rates {
+            let of_part = |name: &str| match *part {
+                "scales" => name.ends_with("trellis") || name.ends_with("planes"),
+                "sparse" => name.ends_with("sparse.values"),
+                part => name.ends_with(part),
+            };
+            let mut variables: Vec<Var> =
+                if *part == "norms" { norms.values().cloned().collect() } else { vec![] };
+            let of_layers = map.data().lock().expect("no other thread");
+            variables.extend(of_layers.iter().filter(|(name, _)| of_part(name)).map(|(_, var)| var.clone()));
+            let count: usize = variables.iter().map(|var| var.elem_count()).sum();
+            let adam =
+                AdamW::new(variables, ParamsAdamW { lr: *rate, weight_decay: 0.0, ..Default::default() })?;
+            optimizers.push((adam, *rate, count));
         }
-        let parameters = changes.iter().chain(&coefficients).map(|var| var.elem_count()).sum();
-        let adam = |variables, lr| {
-            AdamW::new(variables, ParamsAdamW { lr, weight_decay: 0.0, ..Default::default() })
-        };
-        let (mut scales, mut entries) = (adam(changes, rate)?, adam(coefficients, rate * SPARSE_RATE)?);
         let clock = Instant::now();
         for step in 0..steps {
-            let left = 1.0 - step as f64 / steps as f64;
-            scales.set_learning_rate(rate * left);
-            entries.set_learning_rate(rate * SPARSE_RATE * left);
             let input = batch(&calibration, step)?;
             let gradients =
                 divergence(&original.forward(&input, None)?, &model.forward(&input, None)?)?.backward()?;
-            scales.step(&gradients)?;
-            entries.step(&gradients)?;
+            for (adam, rate, _) in &mut optimizers {
+                adam.set_learning_rate(*rate * (1.0 - step as f64 / steps as f64));
+                adam.step(&gradients)?;
+            }
         }
         let seconds = clock.elapsed().as_secs_f64() / steps as f64;
 
@@ -141,10 +167,41 @@ fn main() -> Result<()> {
         for (name, linear) in projections(&mut healed) {
             *linear = stored(&trained[&name])?;
         }
-        let name = if sparse { "scales, norms, sparse term" } else { "scales, norms" };
-        row(name, &mut healed, parameters, seconds)?;
+        row(&run, &mut healed, optimizers.iter().map(|(_, _, count)| count).sum(), seconds)?;
     }
     Ok(())
+}
+
+/// A layer with the variables that the parts ask for, and those of its scales.
+fn trainable(
+    original: &Tensor,
+    compressed: &RbeTensor,
+    rates: &HashMap<&str, f64>,
+    vb: VarBuilder,
+) -> Result<Linear> {
+    let mut weight = compressed.clone();
+    if rates.contains_key("basis") {
+        let matrix = weight.to_matrix();
+        let basis =
+            Term::Basis(Basis::new(matrix.layout(), &vec![[0.0; 8]; matrix.layout().blocks()], false));
+        let terms = [&[basis], matrix.terms()].concat();
+        let error = matrix.relative_error();
+        let matrix = Matrix::new(matrix.layout(), matrix.transform(), matrix.seed(), terms, error);
+        weight = RbeTensor::from_matrix(&matrix, weight.view())?;
+    }
+    let bias = match rates.contains_key("bias") {
+        true => Some(Tensor::zeros(original.dim(0)?, DType::F32, &Device::Cpu)?),
+        false => None,
+    };
+    let layer = TrainableLinear::new(RbeLinear::new(weight, bias), vb.clone())?.into();
+    if !rates.contains_key("sparse") {
+        return Ok(layer);
+    }
+    let residual = (original - compressed.dequantize()?)?;
+    let coefficients = residual.elem_count() / WEIGHTS_PER_COEFFICIENT;
+    let config = AdapterConfig { coefficients, positions: Positions::Largest(&residual), axes: None };
+    let adapter = SpectralAdapter::new(layer, config, vb.pp("sparse"))?;
+    Ok(adapter.into())
 }
 
 /// What would be stored of a trained layer.

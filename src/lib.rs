@@ -74,6 +74,7 @@
 //! | a model whose code I cannot change | [`archive::open_decoded`]: it decodes on load, and saves file size alone |
 //! | weights stored `(in, out)`, as GPT-2's `Conv1D` | [`linear_conv1d`], or [`RbeTensor::t`] |
 //! | a compressed layer to be trained as it is stored, or healed | [`TrainableLinear`]: scales, basis parameters, sparse coefficients, bias |
+//! | a layer to be trained from the beginning without ever being dense | [`TrainableLinear::from_scratch`] |
 //! | a frozen layer to be fine-tuned by a few numbers | [`SpectralAdapter`]; [`archive::save_adapters`], [`archive::load_adapters`] |
 //! | a compressed model, and need a dense one | [`archive::decode`]; for one tensor [`RbeTensor::dequantize`] |
 //!

@@ -135,7 +135,7 @@ fn embeddings_of_a_trained_sentence_encoder_survive_compression() -> Result<()> 
     let tokenizer =
         tokenizers::Tokenizer::from_file(directory.join("tokenizer.json")).map_err(anyhow::Error::msg)?;
     let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/models/evaluation.txt"))?;
-    let sentences: Vec<&str> = text.split(". ").filter(|s| s.len() > 40).take(64).collect();
+    let sentences: Vec<&str> = text.split(". ").filter(|s| s.len() > 40).take(100).collect();
     let open = |path: &std::path::Path| -> Result<Bert> {
         Ok(Bert::new(Config::read(path)?, archive::open(path, DType::F32, &CPU)?)?)
     };
@@ -162,8 +162,13 @@ fn embeddings_of_a_trained_sentence_encoder_survive_compression() -> Result<()> 
         let mean = cosines.iter().sum::<f32>() / cosines.len() as f32;
         let worst = cosines.iter().copied().fold(1.0, f32::min);
         println!(
-            "{:.3} bits, relative error {:.4}: cosine {mean:.5} on average, {worst:.5} at least",
-            report.bits_per_weight, report.relative_error
+            "{} -> {} bytes, {:.3} bits, relative error {:.4}: cosine of {} sentences {mean:.5} on average, {worst:.5} \
+             at least",
+            report.bytes_before,
+            report.bytes_after,
+            report.bits_per_weight,
+            report.relative_error,
+            cosines.len()
         );
         assert!(mean < before && (bits < 8.0 || mean > 0.999), "{mean}");
         before = mean;

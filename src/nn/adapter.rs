@@ -190,7 +190,19 @@ fn positions(base: &Linear, config: AdapterConfig) -> Result<RbeTensor> {
             largest(&Matrix::new(layout, transform, seed, vec![], 1.0), &stored, config.coefficients)
         }
     };
-    // Positions count block after block, in each row by row.
+    let matrix = sparse_matrix(layout, transform, seed, chosen, || 0.0)?;
+    Ok(RbeTensor::from_matrix(&matrix, view)?)
+}
+
+/// A matrix of a sparse term alone, with `value` at some positions in rising order: they count block after block, in each
+/// row by row.
+pub(super) fn sparse_matrix(
+    layout: Layout,
+    transform: Transform,
+    seed: Option<u64>,
+    chosen: Vec<usize>,
+    mut value: impl FnMut() -> f32,
+) -> Result<Matrix> {
     let mut chosen = chosen.into_iter().peekable();
     let mut first = 0;
     let mut blocks = Vec::new();
@@ -198,17 +210,17 @@ fn positions(base: &Linear, config: AdapterConfig) -> Result<RbeTensor> {
         let mut entries = Vec::new();
         while let Some(n) = chosen.next_if(|n| *n < first + block.len()) {
             let (row, col) = ((n - first) / block.width, (n - first) % block.width);
-            entries.push(Entry { row: row as u8, col: col as u8, value: 0.0 });
+            entries.push(Entry { row: row as u8, col: col as u8, value: value() });
         }
         first += block.len();
         blocks.push(entries);
     }
     let term = Term::Sparse(Sparse::pack(layout, Format::Word32, &blocks)?);
-    Ok(RbeTensor::from_matrix(&Matrix::new(layout, transform, seed, vec![term], 1.0), view)?)
+    Ok(Matrix::new(layout, transform, seed, vec![term], 1.0))
 }
 
 /// `count` different numbers below `end` in rising order (Floyd's algorithm).
-fn draw(seed: u64, count: usize, end: usize) -> Vec<usize> {
+pub(super) fn draw(seed: u64, count: usize, end: usize) -> Vec<usize> {
     let mut state = seed;
     let mut chosen = std::collections::BTreeSet::new();
     for bound in end - count..end {

@@ -52,7 +52,7 @@ use super::{Recorded, SpectralAdapter, TrainableLinear, compressed};
 use crate::cpu::Precision;
 use crate::{RbeTensor, ops};
 use candle_core::{Result, Tensor};
-use candle_nn::{Module, VarBuilder};
+use candle_nn::{Init, Module, VarBuilder};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -275,15 +275,23 @@ pub fn linear_b(in_dim: usize, out_dim: usize, bias: bool, vb: VarBuilder) -> Re
 }
 
 /// A linear layer whose `weight` (or `weight.rbe`) has the shape `(in_dim, out_dim)`, as GPT-2's `Conv1D` stores it, and
-/// whose `bias` has the shape `(out_dim)`.
+/// whose `bias` has the shape `(out_dim)`. A `VarMap` that does not have them makes them as GPT-2 begins: normal with a
+/// deviation of 0.02, and zeros (Radford et al. 2019; Hugging Face's `initializer_range`).
 ///
 /// # Errors
 /// As [`linear`].
 #[doc(alias = "Conv1D")]
 pub fn linear_conv1d(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<Linear> {
-    let bias = Some(vb.get(out_dim, "bias")?);
+    let bias = Some(vb.get_with_hints(out_dim, "bias", Init::Const(0.0))?);
     match compressed(&vb, "weight", (in_dim, out_dim))? {
         Some(weight) => Ok(RbeLinear::from_file(weight.t()?, bias, &vb)?.into()),
-        None => Ok(Linear::new(vb.get((in_dim, out_dim), "weight")?.t()?.contiguous()?, bias)),
+        None => {
+            let weight =
+                vb.get_with_hints((in_dim, out_dim), "weight", Init::Randn { mean: 0.0, stdev: 0.02 })?;
+            // A copy would not follow a variable that is trained.
+            let transposed = weight.t()?;
+            let weight = if weight.is_variable() { transposed } else { transposed.contiguous()? };
+            Ok(Linear::new(weight, bias))
+        }
     }
 }

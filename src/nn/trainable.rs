@@ -27,15 +27,20 @@
 //! ```
 
 use super::RbeLinear;
-use crate::{RbeTensor, ops};
+use super::adapter::{draw, sparse_matrix};
+use crate::codec::matrix::View;
+use crate::codec::signs::split_mix_64;
+use crate::codec::{Layout, Transform};
+use crate::{Error, RbeTensor, ops};
 use candle_core::{DType, Result, Tensor};
 use candle_nn::{Init, Module, VarBuilder};
 
 /// A linear layer over a compressed weight whose numbers are variables.
 ///
 /// A variable is the **change** of what it is named after, and zero at first: that of scales (`planes`, `trellis`) is
-/// relative, `scale (1 + v)`, that of `basis` parameters and `sparse` coefficients in units of their root mean square, that
-/// of the `bias` plain. So one learning rate suits all, and what a `VarMap` saves is resumed by loading it.
+/// relative, `scale (1 + v)`, that of `sparse` coefficients in units of their root mean square, that of `basis` parameters
+/// (and of coefficients that are all zero) in units of the weight's, that of the `bias` plain. So learning rates of the same
+/// order suit all, and what a `VarMap` saves is resumed by loading it.
 #[derive(Clone, Debug)]
 pub struct TrainableLinear {
     weight: RbeTensor,
@@ -64,8 +69,10 @@ impl TrainableLinear {
             units.push(match name {
                 "planes" | "trellis" => own,
                 _ => {
-                    let rms = own.sqr()?.mean_all()?.sqrt()?.to_scalar::<f32>()?;
-                    Tensor::full(if rms > 0.0 { rms } else { 1.0 }, count, own.device())?
+                    // A basis fitted to what is not smooth is as good as zero, and no unit.
+                    let own_rms = if name == "basis" { 0.0 } else { rms(&own)? };
+                    let unit = if own_rms > 0.0 { own_rms } else { rms(&weight.dequantize()?)? };
+                    Tensor::full(if unit > 0.0 { unit } else { 1.0 }, count, own.device())?
                 }
             });
             changes.push(zeros(&vb, count, name)?);
@@ -75,6 +82,39 @@ impl TrainableLinear {
             None => None,
         };
         Ok(Self { weight, start, unit: Tensor::cat(&units, 0)?, changes, bias })
+    }
+
+    /// A layer `(out_dim, in_dim)` without bias that has never been dense, to be trained from the beginning: a sparse term of
+    /// `coefficients` positions of the DCT with random signs, drawn from `seed`, four bytes each where it is kept.
+    ///
+    /// Its first values are drawn too, evenly, so that the weight's elements have the variance of Candle's
+    /// `DEFAULT_KAIMING_NORMAL` (He et al., arXiv 1502.01852), `2 / in_dim`.
+    ///
+    /// # Errors
+    /// When there is no coefficient or more than there are elements, or more than 65,535 in a block of 256; as [`new`](Self::new).
+    pub fn from_scratch(
+        in_dim: usize,
+        out_dim: usize,
+        coefficients: usize,
+        seed: u64,
+        vb: VarBuilder,
+    ) -> Result<Self> {
+        let layout = Layout::new(out_dim, in_dim, 256)?;
+        if coefficients == 0 || coefficients > layout.elements() {
+            let reason = format!("{coefficients} coefficients of a {out_dim}x{in_dim} matrix");
+            return Err(Error::config(reason).into());
+        }
+        let chosen = draw(seed, coefficients, layout.elements());
+        // The transform is orthonormal: energy in is energy out. An even distribution of half width a has variance a^2 / 3.
+        let variance = 2.0 / in_dim as f64 * layout.elements() as f64 / coefficients as f64;
+        let (half_width, mut state) = ((3.0 * variance).sqrt(), !seed);
+        let value = || {
+            let unit = (split_mix_64(&mut state) >> 11) as f64 / (1u64 << 53) as f64;
+            (half_width * (2.0 * unit - 1.0)) as f32
+        };
+        let matrix = sparse_matrix(layout, Transform::Dct, Some(seed), chosen, value)?;
+        let weight = RbeTensor::from_matrix(&matrix, View::Matrix)?;
+        Self::new(RbeLinear::new(weight, None), vb)
     }
 
     /// The compressed weight before training.
@@ -110,6 +150,10 @@ impl TrainableLinear {
         let weight = self.weight.with_parameters(&self.parameters()?.detach())?;
         Ok(RbeLinear::new(weight, self.bias()?.map(|bias| bias.detach())))
     }
+}
+
+fn rms(values: &Tensor) -> Result<f32> {
+    values.sqr()?.mean_all()?.sqrt()?.to_scalar()
 }
 
 fn zeros(vb: &VarBuilder, count: usize, name: &str) -> Result<Tensor> {

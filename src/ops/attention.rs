@@ -63,10 +63,10 @@ impl<'a> Rows<'a> {
             head_stride: rows * width,
         };
         let &[batch_stride, head_stride, row_stride, 1] = layout.stride() else {
-            return Ok(own(to_f32(storage, layout, NAME)?));
+            return Ok(own(to_f32(storage, layout, NAME)?.into_owned()));
         };
         if row_stride != width {
-            return Ok(own(to_f32(storage, layout, NAME)?));
+            return Ok(own(to_f32(storage, layout, NAME)?.into_owned()));
         }
         // Each head's rows lie together, as a cache keeps them.
         let start = layout.start_offset();
@@ -82,7 +82,7 @@ impl<'a> Rows<'a> {
             CpuStorage::BF16(values) => {
                 Ok(own(heads_at.flat_map(|range| values[range].iter().map(|value| value.to_f32())).collect()))
             }
-            _ => Ok(own(to_f32(storage, layout, NAME)?)),
+            _ => Ok(own(to_f32(storage, layout, NAME)?.into_owned())),
         }
     }
 

@@ -16,6 +16,7 @@ pub use parametric::parametric_matmul;
 use crate::RbeTensor;
 use crate::cpu::Pool;
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// Candle's own threads: a second pool beside them would fight for the cores.
@@ -31,7 +32,7 @@ impl Pool for CandlePool {
 fn values_of(tensor: &Tensor, op: &str) -> Result<Vec<f32>> {
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
-        Storage::Cpu(storage) => to_f32(storage, layout, op),
+        Storage::Cpu(storage) => Ok(to_f32(storage, layout, op)?.into_owned()),
         _ => bail!("{op} takes tensors on the CPU, not on {:?}", tensor.device().location()),
     }
 }
@@ -45,12 +46,16 @@ fn expect_device(input: &Tensor, weight: &RbeTensor, op: &str) -> Result<()> {
     bail!("{op}: the input is on {input:?} and the compressed tensor on {weight:?}");
 }
 
-/// The elements of a CPU tensor in row-major order as F32, whatever its strides, offset and float type.
-fn to_f32(storage: &CpuStorage, layout: &Layout, op: &str) -> Result<Vec<f32>> {
+/// The elements of a CPU tensor in row-major order as F32, whatever its strides, offset and float type; those of a
+/// contiguous F32 tensor where they lie.
+fn to_f32<'a>(storage: &'a CpuStorage, layout: &Layout, op: &str) -> Result<Cow<'a, [f32]>> {
     match storage {
-        CpuStorage::F32(values) => Ok(elements(values, layout, |value| value)),
-        CpuStorage::F16(values) => Ok(elements(values, layout, half::f16::to_f32)),
-        CpuStorage::BF16(values) => Ok(elements(values, layout, half::bf16::to_f32)),
+        CpuStorage::F32(values) => Ok(match layout.contiguous_offsets() {
+            Some((start, end)) => Cow::Borrowed(&values[start..end]),
+            None => elements(values, layout, |value| value).into(),
+        }),
+        CpuStorage::F16(values) => Ok(elements(values, layout, half::f16::to_f32).into()),
+        CpuStorage::BF16(values) => Ok(elements(values, layout, half::bf16::to_f32).into()),
         other => bail!("{op} takes F32, F16 or BF16, not {:?}", dtype_of(other)),
     }
 }
