@@ -1,8 +1,8 @@
 //! The planes term entropy coded: whole codes, under tables that blocks of alike spread share.
 //!
 //! Coefficients of a block are near to Gaussian, so codes in the middle are frequent: at the step with the least error for
-//! `n` planes they have `n - 0.1` (2 planes) to `n - 0.9` bits of entropy (8). At a finer step with more planes the same
-//! file has a smaller error (`encode` says which).
+//! `n` planes, those of llama-books' projections take `n - 0.1` (2 planes) to `n - 0.9` bits (8). At a finer step with more
+//! planes the same file has a smaller error (`encode` says which).
 
 use super::Planes;
 use crate::codec::bits;
