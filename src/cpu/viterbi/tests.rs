@@ -105,6 +105,28 @@ fn every_level_finds_the_same_bits() {
 }
 
 #[test]
+fn a_step_is_the_same_on_every_level_to_the_last_unit_of_cost() {
+    for bits in 1..=4 {
+        let step = |level, target| {
+            let book = Codebook::with_level(Code::new(bits, 12), level);
+            let costs: Vec<u16> = (0..book.classes() + OVERREAD).map(|n| (n * 7919 % 32749) as u16).collect();
+            let mut next = vec![0; book.classes()];
+            // SAFETY: `with_level` chose the function after finding its instructions on this processor.
+            let least = unsafe { (book.advance)(&costs, &book.values, target, &mut next) };
+            (next, least)
+        };
+        // The differences of the first saturate at -2^15, whose square is the only one to need 16 bits.
+        for target in [i16::MIN, -20_000, -1, 0, 333, i16::MAX] {
+            let expected = step(Level::Scalar, target);
+            assert_eq!(expected.1, expected.0.iter().copied().fold(u16::MAX, u16::min));
+            for level in levels() {
+                assert!(step(level, target) == expected, "{level:?} k {bits} target {target}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_search_may_be_used_again_for_any_code() {
     let mut search = Search::default();
     for (bits, state_bits, rows) in [(1, 12, 256), (4, 14, 9), (2, 12, 100), (3, 12, 1)] {
