@@ -44,7 +44,7 @@ fn main() -> Result<()> {
         );
     }
     println!(
-        "\nThe sparse term is for smooth matrices. Trained projections are noise to it: give them planes."
+        "\nThe sparse term is for smooth matrices. Trained projections are noise to it: give them a trellis."
     );
     Ok(())
 }

@@ -19,6 +19,9 @@ const SAMPLE_ELEMENTS: usize = 4 * TILE * TILE;
 const LARGE_BLOCK_MARGIN: f64 = 1.02;
 /// The same margin in bytes: 2 % of the squared error is 0.014 bits of about four.
 const LARGE_BLOCK_MARGIN_IN_BYTES: f64 = 1.0035;
+/// How many times the file's bits a matrix may take in memory, where the encoder chooses the term: products read those.
+/// (At 8 bits of a file all coefficients of a matrix fit into a coded sparse term, which takes 24 in memory.)
+const MOST_IN_MEMORY: f64 = 1.75;
 /// Edge of those tiles: the largest block.
 const TILE: usize = 256;
 
@@ -142,16 +145,19 @@ pub(super) fn choose(
         let spectrum = prepare(config, &preparation, values, rows, cols)?;
         for carrier in carriers {
             if let (Carrier::Sparse(_, budget), Target::Bits(bits)) = (carrier, target)
-                && sparse::error_of_keeping(&spectrum, bits / min_entry_bits(budget)) > least
+                && sparse::error_of_keeping(&spectrum, most_entries(bits, budget, config.term)) > least
             {
                 continue;
             }
-            let Some((squared_error, bits)) = try_out(&spectrum, carrier, target, config.budget)? else {
-                continue;
+            let Some(trial) = try_out(&spectrum, carrier, target, config.budget)? else { continue };
+            let memory = match config.term {
+                TermChoice::Auto => trial.memory_bits as f64 / MOST_IN_MEMORY,
+                _ => 0.0,
             };
             let cost = match target {
-                Target::Bits(_) | Target::PerBlock(_) => squared_error,
-                Target::SquaredError(_) => bits as f64,
+                Target::Bits(bits) if memory > bits as f64 => continue,
+                Target::Bits(_) | Target::PerBlock(_) => trial.squared_error,
+                Target::SquaredError(_) => memory.max(trial.bits as f64),
             };
             least = least.min(cost);
             costs.push((cost, (preparation, carrier)));
@@ -181,12 +187,13 @@ pub(super) fn choose(
     Ok(chosen.1)
 }
 
-/// Fewest bits of a sparse entry: an F16 value in a row whose mask is counted elsewhere; coded, a sign and a few bits of
-/// an eight-bit value, next to the last.
-fn min_entry_bits(budget: Budget) -> usize {
-    match budget {
-        Budget::File => 6,
-        Budget::Memory => 16,
+/// The most entries of a sparse term in so many bits. In memory an entry takes 16 or more (an F16 value in a row whose mask is
+/// counted elsewhere); coded, 6 or more (a sign and a few bits of an eight-bit value, next to the last).
+fn most_entries(bits: usize, budget: Budget, term: TermChoice) -> usize {
+    match (budget, term) {
+        (Budget::File, TermChoice::Auto) => (bits as f64 * MOST_IN_MEMORY) as usize / 16,
+        (Budget::File, _) => bits / 6,
+        (Budget::Memory, _) => bits / 16,
     }
 }
 
@@ -205,28 +212,38 @@ pub(super) fn prepare(
     Ok(Spectrum::new(values, layout, config.transform, preparation.seed, preparation.basis))
 }
 
-/// The squared error and the payload's bits, as the budget counts them, that a carrier would come to: for a trellis by its model, since a search
-/// for the bits takes long, for all others by encoding.
+/// What a carrier comes to.
+struct Trial {
+    squared_error: f64,
+    /// Of the payload, as the budget counts them.
+    bits: usize,
+    memory_bits: usize,
+}
+
+/// Tries a carrier: a trellis by its model, since a search for the bits takes long, all others by encoding. `None` when it
+/// cannot reach the target.
 ///
 /// # Errors
 /// As [`carry`].
-fn try_out(
-    spectrum: &Spectrum,
-    carrier: Carrier,
-    target: Target,
-    budget: Budget,
-) -> Result<Option<(f64, usize)>> {
+fn try_out(spectrum: &Spectrum, carrier: Carrier, target: Target, budget: Budget) -> Result<Option<Trial>> {
     if let Carrier::Trellis(state_bits) = carrier {
         let other_bits = 8 * assemble(spectrum, []).size_in_bytes();
         let estimate = trellis::estimate(spectrum, None, state_bits, target, other_bits);
-        return Ok(estimate.map(|estimate| (estimate.squared_error, estimate.bits)));
+        return Ok(estimate.map(|trellis::Estimate { squared_error, bits }| Trial {
+            squared_error,
+            bits,
+            memory_bits: bits,
+        }));
     }
-    let encoded = carry(spectrum, None, carrier, target)?;
-    let bytes = |matrix: &Matrix| match budget {
-        Budget::File => matrix.size_in_bytes(),
-        Budget::Memory => matrix.plain_size_in_bytes(),
+    let trial = |Encoded { matrix, squared_error }| {
+        let memory_bits = 8 * matrix.plain_size_in_bytes();
+        let bits = match budget {
+            Budget::File => 8 * matrix.size_in_bytes(),
+            Budget::Memory => memory_bits,
+        };
+        Trial { squared_error, bits, memory_bits }
     };
-    Ok(encoded.map(|encoded| (encoded.squared_error, 8 * bytes(&encoded.matrix))))
+    Ok(carry(spectrum, None, carrier, target)?.map(trial))
 }
 
 /// The matrix of a spectrum's basis term and the terms that carry the rest.
