@@ -85,6 +85,7 @@ fn terms(layout: Layout) -> Vec<Vec<Term>> {
         vec![planes(layout, ScaleGroup::Block)],
         vec![planes(layout, ScaleGroup::Row)],
         vec![trellis(layout)],
+        vec![trellis(layout), trellis(layout)],
         vec![basis(layout, false), sparse(layout, 0), planes(layout, ScaleGroup::Row), trellis(layout)],
     ];
     all.extend((0..4).filter(|n| FORMATS[*n].allows(layout.block())).map(|n| vec![sparse(layout, n)]));

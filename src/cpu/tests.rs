@@ -93,6 +93,8 @@ pub(in crate::cpu) fn matrices() -> Vec<Matrix> {
                 [Transform::Dct, Transform::Haar, Transform::Daubechies4][n.saturating_sub(2) % 3];
             matrices.push(Matrix::new(layout, transform, (n % 4 != 3).then_some(5), terms, 0.0));
         }
+        let two = vec![trellis(layout), trellis(layout)];
+        matrices.push(Matrix::new(layout, Transform::Dct, Some(5), two, 0.0));
     }
     matrices
 }

@@ -100,7 +100,11 @@ pub(crate) fn matrix(
             planes(layout, ScaleGroup::Block, &mut noise),
         ],
         Terms::Adapter => {
-            vec![sparse(layout, Format::RowMask, 5, &mut noise)?, trellis(layout, 12, &mut noise)]
+            vec![
+                sparse(layout, Format::RowMask, 5, &mut noise)?,
+                trellis(layout, 12, &mut noise),
+                trellis(layout, 14, &mut noise),
+            ]
         }
     };
     Some(Matrix::new(layout, transform, signs.then_some(7), terms, 0.5))

@@ -94,6 +94,7 @@ fn every_term_comes_back_as_it_was() {
     all.push(vec![basis(layout, true), planes(layout, ScaleGroup::Row)]);
     all.push(vec![basis(layout, false), sparse(layout, Format::Word32), planes(layout, ScaleGroup::Block)]);
     all.push(vec![trellis(layout)]);
+    all.push(vec![trellis(layout), trellis(layout)]);
     all.push(vec![sparse(layout, Format::RowMask), planes(layout, ScaleGroup::Row), trellis(layout)]);
     for terms in all {
         for (seed, view) in [(None, View::Matrix), (Some(7), View::Transposed)] {
