@@ -1,17 +1,18 @@
-// The trellis term: a row's state is the sixteen bits from its own on, its value `VALUES[M state / 2^8 mod 2^8]`.
+// The trellis term: a row's state is the sixteen bits from its own on, its value that of the top bits of `M state`.
 //
 // A funnel shift cuts the state out of two words; bits above it fall out of the product with `M 2^16`, the strip's own
-// number. The table lies in shared memory once for every lane, entry `i` of lane `l` at `32 i + l`, so that 32 lanes
-// that read 32 different entries read 32 different banks: 32 KiB a block.
+// number. With up to three bits the product's top seven are the index of a value, with four the first is the sign and the
+// next seven the index of a magnitude. The tables of 128 lie in shared memory once for every lane, entry `i` of lane `l`
+// at `32 i + l`, so that 32 lanes that read 32 different entries read 32 different banks: 32 KiB a block.
 #include "strips.cuh"
 
 struct Trellis {
     static constexpr int MAX_BITS = 4;
     static constexpr bool READS_ON = true;
-    static constexpr int ENTRIES = 256;
-    static constexpr int TABLE = ENTRIES * WARP;
+    static constexpr int ENTRIES = 128;
+    static constexpr int TABLE = 2 * ENTRIES * WARP;
 
-    const float *table; // of this lane
+    const float *table; // of this lane: the values of up to three bits, then the magnitudes of four
     uint32_t multiplier = 0;
 
     // To be followed by a barrier.
@@ -25,7 +26,10 @@ struct Trellis {
         const int at = j * BITS, word = at / 32, shift = at % 32;
         uint32_t state = words[word];
         if (shift > 0) state = __funnelshift_r(state, word + 1 < BITS ? words[word + 1] : next, shift);
-        return table[state * multiplier >> 19 & (ENTRIES - 1) * WARP];
+        const uint32_t product = state * multiplier;
+        if (BITS < MAX_BITS) return table[product >> 20 & (ENTRIES - 1) * WARP];
+        const float magnitude = table[ENTRIES * WARP + (product >> 19 & (ENTRIES - 1) * WARP)];
+        return __uint_as_float(__float_as_uint(magnitude) ^ (product & 0x80000000u));
     }
 };
 

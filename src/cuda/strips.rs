@@ -5,7 +5,7 @@ use super::machine::{Arg, Element, Launch, Machine, Module};
 use crate::codec::Block;
 use crate::codec::Layout;
 use crate::codec::term::planes::ScaleGroup;
-use crate::codec::term::trellis::{STRIP, VALUES, strips};
+use crate::codec::term::trellis::{COARSE_VALUES, FINE_VALUES, STRIP, strips};
 use crate::codec::term::{Planes, Trellis};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
@@ -122,7 +122,7 @@ impl<M> DeviceStrips<M> {
             }
             source
         })?;
-        let values = machine.upload(&floats(VALUES.iter().map(|value| f32::from(*value))))?;
+        let values = machine.upload(&floats(trellis_values()))?;
         Self::new(machine, Module::Trellis, layout, &table, &data, Some(values), None, 0.0)
     }
 
@@ -143,7 +143,7 @@ impl<M> DeviceStrips<M> {
             layout,
             table: machine.upload(&words(table.iter().copied()))?,
             words: machine.upload(&words(data.iter().copied()))?,
-            table_len: if values.is_some() { VALUES.len() * WARP } else { 0 },
+            table_len: if values.is_some() { trellis_values().count() * WARP } else { 0 },
             values,
             row_scales,
             unit,
@@ -311,6 +311,11 @@ pub(super) struct Panel<'a, M> {
     pub end_col: usize,
     /// Rows, filled up to whole pieces.
     pub stride: usize,
+}
+
+/// The trellis kernels' tables: the values of up to three bits, then the magnitudes of four.
+fn trellis_values() -> impl Iterator<Item = f32> {
+    COARSE_VALUES.iter().chain(&FINE_VALUES[..128]).map(|value| f32::from(*value))
 }
 
 /// `(block columns, rows)` F16 scales.

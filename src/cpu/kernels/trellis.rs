@@ -2,7 +2,7 @@
 //! [`walk`](super::walk)), as floats for the transposed product.
 
 use super::{EDGE, RowDots};
-use crate::codec::term::trellis::{Code, STRIP, VALUES};
+use crate::codec::term::trellis::{COARSE_VALUES, Code, FINE_VALUES, STRIP};
 use crate::cpu::strips::{BIAS, PERIOD, Packing, Strip, StripCodes};
 use crate::cpu::tiles::{GROUP, GROUPS, Line, TILE_ROWS};
 
@@ -12,16 +12,20 @@ pub(in crate::cpu) type StripRows = [[f32; STRIP]; EDGE];
 /// Integer products of a strip with one digit, tile by tile.
 pub(super) type StripDots = [RowDots; PERIOD];
 
-/// `VALUES + BIAS`, the codes of all indices.
-pub(super) static BIASED_VALUES: [Line; 4] = {
-    let mut lines = [Line([0; 64]); 4];
+/// `COARSE_VALUES + BIAS`, the codes of all indices.
+pub(super) static COARSE_CODES: [Line; 2] = biased(&COARSE_VALUES);
+/// `FINE_VALUES + BIAS` of the indices without a sign.
+pub(super) static FINE_CODES: [Line; 2] = biased(&FINE_VALUES);
+
+const fn biased(values: &[i8]) -> [Line; 2] {
+    let mut lines = [Line([0; 64]); 2];
     let mut n = 0;
-    while n < 256 {
-        lines[n / 64].0[n % 64] = (VALUES[n] as i32 + BIAS) as u8;
+    while n < 128 {
+        lines[n / 64].0[n % 64] = (values[n] as i32 + BIAS) as u8;
         n += 1;
     }
     lines
-};
+}
 
 /// The codes of one register's groups: `codes[s * stride]` has row `s` of each lane's period.
 #[inline(always)]
@@ -32,7 +36,7 @@ pub(super) fn decode_bundle(
     codes: &mut [Line],
     stride: usize,
 ) {
-    let (bits, multiplier) = (usize::from(code.bits()), code.multiplier());
+    let bits = usize::from(code.bits());
     let word = |lines: &[Line], lane: usize, half: usize, word: usize| {
         let (line, lane) =
             if word == bits && packing.is_full() { (0, packing.next_lane(lane)) } else { (word, lane) };
@@ -41,12 +45,10 @@ pub(super) fn decode_bundle(
     };
     for s in 0..PERIOD {
         let (first, shift) = (bits * s / 16, bits * s % 16);
-        for (n, code) in codes[s * stride].0.iter_mut().enumerate() {
+        for (n, byte) in codes[s * stride].0.iter_mut().enumerate() {
             let (lane, half, lines) = (n / GROUP, n % GROUP / 2, if n % 2 == 0 { ac } else { bd });
             let two = word(lines, lane, half, first) | word(lines, lane, half, first + 1) << 16;
-            let state = (two >> shift) as u16;
-            let index = usize::from(state.wrapping_mul(multiplier) >> 8);
-            *code = BIASED_VALUES[index / 64].0[index % 64];
+            *byte = (i32::from(code.value((two >> shift) as u16)) + BIAS) as u8;
         }
     }
 }

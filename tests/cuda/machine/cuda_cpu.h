@@ -75,6 +75,7 @@ template <class To, class From> inline To bits_of(From from) {
     return to;
 }
 inline float __uint_as_float(unsigned bits) { return bits_of<float>(bits); }
+inline unsigned __float_as_uint(float value) { return bits_of<unsigned>(value); }
 inline float __int_as_float(int bits) { return bits_of<float>(bits); }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }

@@ -6,26 +6,27 @@
 //!
 //! ```text
 //!     state(r)    = b(r) + 2^k b(r+1) + 4^k b(r+2) + ..   mod 2^L        rows modulo h
-//!     coefficient = scale * VALUES[floor(2^8 frac(M state / 2^L))]
+//!     coefficient = scale * values[floor(N frac(M state / 2^L))]           N values
 //! ```
 //!
 //! So each `b` moves `L / k` coefficients, and a search over all bits (Viterbi's) finds sequences that lie closer
 //! to the wanted values than any quantiser of single coefficients: it is trellis-coded quantisation with the
 //! bit-shift trellis of QTIP (arXiv 2406.11235). The code is another: `frac(M state / 2^L)` is linear in the state
 //! modulo 1, a lattice, in which the `2^k` values that a row's own bits choose from are spread evenly whatever the
-//! other bits are, if `M / 2^L` lies near an odd multiple of `2^-k`; [`VALUES`] bends it to a Gaussian.
+//! other bits are, if `M / 2^L` lies near an odd multiple of `2^-k`; [`COARSE_VALUES`] and [`FINE_VALUES`] bend it to a
+//! Gaussian.
 //!
 //! Measured relative error of a unit Gaussian, columns of 256 rows, scales counted (bits are `k + 0.003`):
 //!
 //! | | k = 1 | 2 | 3 | 4 |
 //! |---|---|---|---|---|
 //! | no code can do better | 0.500 | 0.250 | 0.125 | 0.0625 |
-//! | L = 16 | 0.527 | 0.263 | 0.132 | 0.0685 |
-//! | L = 12 | 0.529 | 0.267 | 0.135 | 0.0702 |
+//! | L = 16 | 0.527 | 0.263 | 0.133 | 0.0677 |
+//! | L = 12 | 0.530 | 0.267 | 0.136 | 0.0698 |
 //!
-//! A processor with AVX-512 VBMI takes 11 instructions for 64 values: cut 64 states out of the bits (two byte
-//! permutations, two multishifts), two 16-bit multiplications by `M 2^(16-L)`, which drop the bits beyond the state,
-//! one permutation that keeps the high bytes, four for a table of 256 bytes. `L` costs the decoder nothing.
+//! A processor with AVX-512 VBMI takes 8 instructions for 64 values: cut 64 states out of the bits (two shifts), two 16-bit
+//! multiplications by `M 2^(16-L)`, which drop the bits beyond the state, three that bring the indices together, one
+//! for a table of 128 bytes; two more for the sign at 4 bits. `L` costs the decoder nothing.
 //!
 //! Columns are grouped in **strips** of 32 (a block's last may be narrower) that share `k` and a scale; `k = 0`
 //! makes a strip zero.
@@ -43,31 +44,54 @@ pub const STATE_BITS: RangeInclusive<u8> = 12..=16;
 /// Columns that share `k` and a scale. Every block edge is a multiple, so no strip crosses blocks.
 pub const STRIP: usize = 32;
 
-/// `VALUES[128 + j] = round(127 g(j) / g(127))` with `g = q + q^3 / 100` and `q` the Gaussian's quantile at
-/// `(j + 257/2) / 256`, and `VALUES[127 - j] = -VALUES[128 + j]`: equal steps of the index are equal shares of a
-/// Gaussian whose tail is drawn out a little, which helps at 4 bits what it costs at 2 (a tenth of a percent).
-pub static VALUES: [i8; 256] = {
+/// The values of up to three bits, in the order of the index: `COARSE_VALUES[64 + j] = round(127 g(q(j)) / g(q(63)))`
+/// with `q(j)` the Gaussian's quantile at `(j + 129/2) / 128` and `g(q) = q + q^3 / 64`, and
+/// `COARSE_VALUES[63 - j] = -COARSE_VALUES[64 + j]`.
+///
+/// Equal steps of the index are equal shares of a Gaussian whose tail is drawn out a little.
+pub static COARSE_VALUES: [i8; 128] = {
+    let mut values = [0; 128];
+    let mut j = 0;
+    while j < 64 {
+        values[64 + j] = COARSE_MAGNITUDES[j];
+        values[63 - j] = -COARSE_MAGNITUDES[j];
+        j += 1;
+    }
+    values
+};
+
+/// The values of four bits, which need more of them and farther out: the index's top bit is the sign.
+/// `FINE_VALUES[j] = round(127 g(q(j)) / g(q(127)))` with `q(j)` at `(j + 257/2) / 256` and `g(q) = q + q^3 / 32`, and
+/// `FINE_VALUES[128 + j] = -FINE_VALUES[j]`.
+pub static FINE_VALUES: [i8; 256] = {
     let mut values = [0; 256];
     let mut j = 0;
     while j < 128 {
-        values[128 + j] = POSITIVE_VALUES[j];
-        values[127 - j] = -POSITIVE_VALUES[j];
+        values[j] = FINE_MAGNITUDES[j];
+        values[128 + j] = -FINE_MAGNITUDES[j];
         j += 1;
     }
     values
 };
 
 #[rustfmt::skip]
-const POSITIVE_VALUES: [i8; 128] = [
-    0, 1, 1, 1, 2, 2, 3, 3, 3, 4, 4, 5, 5, 5, 6, 6, 7, 7, 7, 8, 8, 9, 9, 9, 10, 10, 11, 11, 11, 12, 12, 13,
-    13, 14, 14, 14, 15, 15, 16, 16, 17, 17, 17, 18, 18, 19, 19, 20, 20, 21, 21, 22, 22, 22, 23, 23, 24, 24, 25, 25,
-    26, 26, 27, 27, 28, 28, 29, 29, 30, 30, 31, 31, 32, 33, 33, 34, 34, 35, 35, 36, 37, 37, 38, 38, 39, 40, 40, 41,
-    42, 42, 43, 44, 45, 45, 46, 47, 48, 49, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 61, 62, 63, 64, 66, 67, 69,
-    71, 73, 75, 77, 80, 82, 86, 89, 94, 100, 109, 127,
+const COARSE_MAGNITUDES: [i8; 64] = [
+    0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 11, 12, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26,
+    27, 28, 29, 30, 31, 32, 33, 34, 35, 37, 38, 39, 41, 42, 43, 45, 46, 48, 50, 51, 53, 55, 57, 59, 62, 64,
+    67, 70, 73, 77, 82, 87, 95, 105, 127,
+];
+
+#[rustfmt::skip]
+const FINE_MAGNITUDES: [i8; 128] = [
+    0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 6, 7, 7, 7, 8, 8, 8, 9, 9, 10, 10, 10, 11, 11, 11,
+    12, 12, 12, 13, 13, 14, 14, 14, 15, 15, 15, 16, 16, 17, 17, 17, 18, 18, 19, 19, 19, 20, 20, 21, 21, 21,
+    22, 22, 23, 23, 24, 24, 25, 25, 25, 26, 26, 27, 27, 28, 28, 29, 29, 30, 30, 31, 31, 32, 33, 33, 34, 34,
+    35, 35, 36, 37, 37, 38, 39, 39, 40, 41, 41, 42, 43, 44, 45, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 56,
+    57, 58, 60, 61, 63, 65, 66, 69, 71, 73, 76, 80, 84, 89, 95, 106, 127,
 ];
 
 /// `M` of each `k` at `L = 16`, found by trying all odd numbers at L = 12 and refining the best.
-const MULTIPLIERS: [u16; MAX_BITS as usize] = [0x79d9, 0x42d1, 0x606b, 0x1057];
+const MULTIPLIERS: [u16; MAX_BITS as usize] = [0x79dd, 0xbd99, 0xa06f, 0xf073];
 
 /// The map from states to values of one `k` and `L`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,9 +125,20 @@ impl Code {
         MULTIPLIERS[usize::from(self.bits - 1)] & !(unit - 1) | unit
     }
 
+    /// The values of all indices.
+    pub fn values(self) -> &'static [i8] {
+        if self.is_fine() { &FINE_VALUES } else { &COARSE_VALUES }
+    }
+
+    /// Whether the values are [`FINE_VALUES`].
+    pub(crate) fn is_fine(self) -> bool {
+        self.bits == MAX_BITS
+    }
+
     /// The value of a state; bits above the state do not matter.
     pub fn value(self, state: u16) -> i8 {
-        VALUES[usize::from(state.wrapping_mul(self.multiplier()) >> 8)]
+        let values = self.values();
+        values[usize::from(state.wrapping_mul(self.multiplier())) * values.len() >> 16]
     }
 
     /// Sixteen bits from those of row `row` on (rows count around and around); the state is the first `L` of them.

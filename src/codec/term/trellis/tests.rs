@@ -53,7 +53,10 @@ fn decodes_the_formula_for_every_number_of_bits_and_border() {
                         let multiplier = u32::from(MULTIPLIERS[usize::from(source.bits) - 1]);
                         let multiplier = multiplier >> (16 - state_bits) | 1;
                         let fraction = state * multiplier % (1 << state_bits);
-                        let value = VALUES[(fraction >> (state_bits - 8)) as usize];
+                        let value = match source.bits {
+                            4 => FINE_VALUES[(fraction >> (state_bits - 8)) as usize],
+                            _ => COARSE_VALUES[(fraction >> (state_bits - 7)) as usize],
+                        };
                         f32::from(value) * source.scale.to_f32() * unit
                     };
                     assert_eq!(
@@ -122,13 +125,20 @@ fn the_values_are_the_quantiles_they_claim_to_be() {
         }
         low
     };
-    let g = |j: usize| {
-        let q = quantile((j as f64 + 128.5) / 256.0);
-        q + q.powi(3) / 100.0
+    // Magnitudes of the upper half of the quantiles.
+    let magnitudes = |levels: u32, tail: f64| -> Vec<i8> {
+        let g = |j: u32| {
+            let q = quantile((f64::from(levels / 2 + j) + 0.5) / f64::from(levels));
+            q + q.powi(3) / tail
+        };
+        let last = g(levels / 2 - 1);
+        (0..levels / 2).map(|j| (127.0 * g(j) / last).round() as i8).collect()
     };
-    for j in 0..128 {
-        let value = (127.0 * g(j) / g(127)).round() as i8;
-        assert_eq!((VALUES[128 + j], VALUES[127 - j]), (value, -value), "{j}");
+    for (j, value) in magnitudes(128, 64.0).into_iter().enumerate() {
+        assert_eq!((COARSE_VALUES[64 + j], COARSE_VALUES[63 - j]), (value, -value), "{j}");
+    }
+    for (j, value) in magnitudes(256, 32.0).into_iter().enumerate() {
+        assert_eq!((FINE_VALUES[j], FINE_VALUES[128 + j]), (value, -value), "{j}");
     }
 }
 

@@ -1,32 +1,32 @@
-//! The trellis code on NEON: 16 values in fourteen instructions.
+//! The trellis code on NEON: 16 values in twelve instructions, in fourteen at 4 bits.
 //!
 //! A quarter of a line at a time: a shift and an insertion bring eight states of columns `a` and `c` to their lanes (see
-//! [`strips`](crate::cpu::strips)), a 16-bit multiplication makes the code's index of them in the high bytes, and one
-//! `trn2` puts those of `b` and `d` between them. `VALUES[255 - n] = -VALUES[n]` folds it to seven bits, and the lower half is
-//! in two tables of 64: `tbl` gives zero, and `tbx` leaves what there was, where an index less the table's first lies outside.
+//! [`strips`](crate::cpu::strips)), a 16-bit multiplication makes the code's index of them in the high bits, and one
+//! `trn2` puts those of `b` and `d` between them. Seven bits of it are looked up in two tables of 64: `tbl` gives zero, and
+//! `tbx` leaves what there was, where an index less the table's first lies outside. At 4 bits the eighth is the sign.
 
-use super::super::trellis::BIASED_VALUES;
+use super::super::trellis::{COARSE_CODES, FINE_CODES};
 use super::super::unroll::each;
-use crate::codec::term::trellis::Code;
+use crate::codec::term::trellis::{Code, MAX_BITS};
 use crate::cpu::strips::{PERIOD, Packing};
 use crate::cpu::tiles::Line;
 use std::arch::aarch64::*;
 
-/// What makes codes of states: the multiplier and the values.
+/// What makes codes of states, if these have `BITS` of their own: the multiplier and the codes of 128 indices.
 #[derive(Clone, Copy)]
-struct Decoder {
+struct Decoder<const BITS: usize> {
     multiplier: uint16x8_t,
-    /// `VALUES + 128` of the lower half of the indices.
-    values: [uint8x16x4_t; 2],
+    codes: [uint8x16x4_t; 2],
 }
 
-impl Decoder {
+impl<const BITS: usize> Decoder<BITS> {
     #[target_feature(enable = "neon")]
     #[inline]
     fn new(code: Code) -> Self {
+        let codes = if code.is_fine() { &FINE_CODES } else { &COARSE_CODES };
         // SAFETY: a table is 64 bytes.
-        let values = each!(N in [0 1] unsafe { vld1q_u8_x4(BIASED_VALUES[N].0.as_ptr()) });
-        Self { multiplier: vdupq_n_u16(code.multiplier()), values }
+        let codes = each!(N in [0 1] unsafe { vld1q_u8_x4(codes[N].0.as_ptr()) });
+        Self { multiplier: vdupq_n_u16(code.multiplier()), codes }
     }
 
     /// The codes of 4 rows by 4 columns from the words of `a, c` and `b, d` that their states begin in, and the next.
@@ -38,17 +38,20 @@ impl Decoder {
         self.look_up(vtrn2q_u8(vreinterpretq_u8_u16(ac), vreinterpretq_u8_u16(bd)))
     }
 
-    /// `VALUES[index] + 128`.
+    /// `value + 128` of indices in the high bits of each byte.
     #[target_feature(enable = "neon")]
     #[inline]
     fn look_up(self, index: uint8x16_t) -> uint8x16_t {
-        // Ones where the value is positive.
-        let positive = vreinterpretq_u8_s8(vshrq_n_s8::<7>(vreinterpretq_s8_u8(index)));
-        let index = veorq_u8(index, positive);
-        let code = vqtbl4q_u8(self.values[0], index);
-        let code = vqtbx4q_u8(code, self.values[1], vsubq_u8(index, vdupq_n_u8(64)));
+        let is_coarse = BITS < usize::from(MAX_BITS);
+        let low = if is_coarse { vshrq_n_u8::<1>(index) } else { vandq_u8(index, vdupq_n_u8(0x7f)) };
+        let code = vqtbl4q_u8(self.codes[0], low);
+        let code = vqtbx4q_u8(code, self.codes[1], vsubq_u8(low, vdupq_n_u8(64)));
+        if is_coarse {
+            return code;
+        }
         // `-(value + 128) = -value + 128` in eight bits.
-        vsubq_u8(veorq_u8(code, positive), positive)
+        let negative = vreinterpretq_u8_s8(vshrq_n_s8::<7>(vreinterpretq_s8_u8(index)));
+        vsubq_u8(veorq_u8(code, negative), negative)
     }
 }
 
@@ -78,7 +81,7 @@ fn decode<const BITS: usize>(
     stride: usize,
 ) {
     assert!(codes.len() > (PERIOD - 1) * stride);
-    let decoder = Decoder::new(code);
+    let decoder = Decoder::<BITS>::new(code);
     for quarter in 0..4 {
         let (ac, bd) = (words::<BITS>(ac, packing, quarter), words::<BITS>(bd, packing, quarter));
         each!(S in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15] {
@@ -143,20 +146,27 @@ fn shift_pair([first, next]: [uint16x8_t; 2], shift: usize) -> uint16x8_t {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::term::trellis::{COARSE_VALUES, FINE_VALUES};
+
+    /// Every byte as [`Decoder::look_up`] gets it.
+    #[target_feature(enable = "neon")]
+    fn all_codes<const BITS: usize>() -> [u8; 256] {
+        let decoder = Decoder::<BITS>::new(Code::new(BITS as u8, 12));
+        let mut codes = std::array::from_fn(|n| n as u8);
+        for codes in codes.as_chunks_mut::<16>().0 {
+            // SAFETY: sixteen bytes are read and written.
+            unsafe { vst1q_u8(codes.as_mut_ptr(), decoder.look_up(vld1q_u8(codes.as_ptr()))) };
+        }
+        codes
+    }
 
     #[test]
     fn every_value_is_found() {
-        for first in (0..=255u8).step_by(16) {
-            let index: [u8; 16] = std::array::from_fn(|n| first + n as u8);
-            let mut codes = [0u8; 16];
-            // SAFETY: sixteen bytes are read and written.
-            unsafe {
-                let found = Decoder::new(Code::new(1, 12)).look_up(vld1q_u8(index.as_ptr()));
-                vst1q_u8(codes.as_mut_ptr(), found);
-            }
-            for (index, code) in index.iter().zip(codes) {
-                assert_eq!(code, BIASED_VALUES[usize::from(*index / 64)].0[usize::from(*index % 64)]);
-            }
+        // SAFETY: every processor of the target has NEON.
+        let (coarse, fine) = unsafe { (all_codes::<3>(), all_codes::<4>()) };
+        for n in 0..256 {
+            assert_eq!(i16::from(coarse[n]) - 128, i16::from(COARSE_VALUES[n / 2]), "{n}");
+            assert_eq!(i16::from(fine[n]) - 128, i16::from(FINE_VALUES[n]), "{n}");
         }
     }
 }

@@ -1,27 +1,34 @@
-//! The trellis code on AVX2: 32 values in about forty instructions.
+//! The trellis code on AVX2: 32 values in about thirty instructions, in about forty at 4 bits.
 //!
-//! States and indices as on AVX-512, half a line at a time. There is no permutation of 256 bytes: the values' symmetry
-//! folds the index to seven bits, and eight shuffles of sixteen values each look these up. Table `t` holds
-//! `T_t ^ T_(t-1)` and is shuffled by `index - 16 t`, which gives zero where it is negative, so the sum (in `^`) of
-//! tables 0 to `index / 16` is what remains.
+//! States and indices as on AVX-512, half a line at a time. There is no permutation of 128 bytes: where the values' symmetry
+//! folds the index to six bits, four shuffles of sixteen magnitudes each look these up, eight where there are 128. Table
+//! `t` holds `T_t ^ T_(t-1)` and is shuffled by `index - 16 t`, which gives zero where it is negative, so the sum
+//! (in `^`) of tables 0 to `index / 16` is what remains.
 
 use super::super::unroll::each;
-use crate::codec::term::trellis::{Code, VALUES};
+use crate::codec::term::trellis::{COARSE_VALUES, Code, FINE_VALUES, MAX_BITS};
 use crate::cpu::strips::Packing;
 use crate::cpu::tiles::{GROUP, Line, TILE_ROWS};
 use std::arch::x86_64::*;
 
-/// `VALUES[128..]` in tables of sixteen, each `^` the one before.
-static TABLES: [[i8; 16]; 8] = {
-    let mut tables = [[0; 16]; 8];
+/// Magnitudes in tables of sixteen, each `^` the one before.
+type Tables<const N: usize> = [[i8; 16]; N];
+
+/// Those of [`COARSE_VALUES`], from the middle up.
+static COARSE: Tables<4> = tables(&COARSE_VALUES, 64);
+/// Those of [`FINE_VALUES`].
+static FINE: Tables<8> = tables(&FINE_VALUES, 0);
+
+const fn tables<const N: usize>(values: &[i8], first: usize) -> Tables<N> {
+    let mut tables = [[0; 16]; N];
     let mut n = 0;
-    while n < 128 {
-        let before = if n < 16 { 0 } else { VALUES[128 + n - 16] };
-        tables[n / 16][n % 16] = VALUES[128 + n] ^ before;
+    while n < 16 * N {
+        let before = if n < 16 { 0 } else { values[first + n - 16] };
+        tables[n / 16][n % 16] = values[first + n] ^ before;
         n += 1;
     }
     tables
-};
+}
 
 /// The codes of one register's groups, as [`generic`](super::super::trellis::decode_bundle) has them.
 #[target_feature(enable = "avx2")]
@@ -62,7 +69,7 @@ fn decode<const BITS: usize>(
             let index = _mm256_or_si256(_mm256_srli_epi16::<8>(ac), _mm256_and_si256(bd, high_bytes));
             let line = &mut codes[S * stride].0[32 * half..];
             // SAFETY: half a line is 32 bytes.
-            unsafe { _mm256_storeu_si256(line.as_mut_ptr().cast(), look_up(index)) };
+            unsafe { _mm256_storeu_si256(line.as_mut_ptr().cast(), codes_of::<BITS>(index)) };
         });
     }
 }
@@ -96,44 +103,67 @@ fn shift_pair(first: __m256i, next: __m256i, shift: u32) -> __m256i {
     _mm256_or_si256(_mm256_srl_epi16(first, count(shift)), _mm256_sll_epi16(next, count(16 - shift)))
 }
 
-/// `VALUES[index] + 128`.
+/// `value + 128` of indices in the high bits of each byte.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn look_up(index: __m256i) -> __m256i {
-    // Ones where the value is negative: `VALUES[127 - j] = -VALUES[128 + j]`.
-    let negative = _mm256_cmpgt_epi8(index, _mm256_set1_epi8(-1));
+fn codes_of<const BITS: usize>(index: __m256i) -> __m256i {
     let top = _mm256_set1_epi8(-128);
-    let mut index = _mm256_xor_si256(_mm256_xor_si256(index, negative), top);
+    let value = if BITS < usize::from(MAX_BITS) {
+        // Seven bits; below 64 they count down to the middle.
+        let index = _mm256_and_si256(_mm256_srli_epi16::<1>(index), _mm256_set1_epi8(0x7f));
+        let below = _mm256_cmpgt_epi8(_mm256_set1_epi8(64), index);
+        let fold = _mm256_blendv_epi8(_mm256_set1_epi8(0x40), _mm256_set1_epi8(0x3f), below);
+        let magnitude = look_up(&COARSE, _mm256_xor_si256(index, fold));
+        _mm256_sub_epi8(_mm256_xor_si256(magnitude, below), below)
+    } else {
+        let magnitude = look_up(&FINE, _mm256_andnot_si256(top, index));
+        // Not zero, which would make a zero of the value; the sign is the index's.
+        _mm256_sign_epi8(magnitude, _mm256_or_si256(index, _mm256_set1_epi8(1)))
+    };
+    _mm256_xor_si256(value, top)
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn look_up<const N: usize>(tables: &Tables<N>, mut index: __m256i) -> __m256i {
     let mut value = _mm256_setzero_si256();
-    for table in &TABLES {
+    for table in tables {
         // SAFETY: sixteen bytes of an array of sixteen.
         let table = unsafe { _mm_loadu_si128(table.as_ptr().cast()) };
         value = _mm256_xor_si256(value, _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), index));
         index = _mm256_sub_epi8(index, _mm256_set1_epi8(16));
     }
-    _mm256_xor_si256(_mm256_sub_epi8(_mm256_xor_si256(value, negative), negative), top)
+    value
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Every byte as [`codes_of`] gets it.
+    #[target_feature(enable = "avx2")]
+    fn all_codes<const BITS: usize>() -> [u8; 256] {
+        let mut codes = std::array::from_fn(|n| n as u8);
+        for codes in codes.as_chunks_mut::<32>().0 {
+            // SAFETY: 32 bytes are read and written.
+            unsafe {
+                let found = codes_of::<BITS>(_mm256_loadu_si256(codes.as_ptr().cast()));
+                _mm256_storeu_si256(codes.as_mut_ptr().cast(), found);
+            }
+        }
+        codes
+    }
+
     #[test]
     fn every_value_is_found() {
         if !std::arch::is_x86_feature_detected!("avx2") {
             return;
         }
-        for first in (0..=255u8).step_by(32) {
-            let index: [u8; 32] = std::array::from_fn(|n| first + n as u8);
-            let mut codes = [0u8; 32];
-            // SAFETY: AVX2 was detected; 32 bytes are read and written.
-            unsafe {
-                let found = look_up(_mm256_loadu_si256(index.as_ptr().cast()));
-                _mm256_storeu_si256(codes.as_mut_ptr().cast(), found);
-            }
-            for (index, code) in index.iter().zip(codes) {
-                assert_eq!(i16::from(code) - 128, i16::from(VALUES[usize::from(*index)]));
-            }
+        // SAFETY: AVX2 was detected.
+        let (coarse, fine) = unsafe { (all_codes::<3>(), all_codes::<4>()) };
+        for n in 0..256 {
+            assert_eq!(i16::from(coarse[n]) - 128, i16::from(COARSE_VALUES[n / 2]), "{n}");
+            assert_eq!(i16::from(fine[n]) - 128, i16::from(FINE_VALUES[n]), "{n}");
         }
     }
 }

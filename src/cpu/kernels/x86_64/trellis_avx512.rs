@@ -1,12 +1,13 @@
-//! The trellis code on AVX-512 with VBMI: 64 values in nine instructions.
+//! The trellis code on AVX-512 with VBMI: 64 values in eight instructions, in ten at 4 bits.
 //!
 //! One shift of two registers brings 16 states of columns `a` and `c` to their lanes (see
-//! [`strips`](crate::cpu::strips)), a 16-bit multiplication makes the code's index of them in the high bytes. Those of
-//! `b` and `d` fill the low bytes' places, and four instructions look 64 indices up in 256 values.
+//! [`strips`](crate::cpu::strips)), a 16-bit multiplication makes the code's index of them in the high bits. Those of
+//! `b` and `d` fill the low bytes' places, and one instruction looks 64 indices of seven bits up. At 4 bits the eighth is
+//! the sign.
 
-use super::super::trellis::{BIASED_VALUES, StripDots};
+use super::super::trellis::{COARSE_CODES, FINE_CODES, StripDots};
 use super::super::unroll::each;
-use crate::codec::term::trellis::{Code, STRIP};
+use crate::codec::term::trellis::{Code, MAX_BITS, STRIP};
 use crate::cpu::strips::{PERIOD, Packing, Strip};
 use crate::cpu::tiles::{GROUP, Line, TILE_ROWS};
 use std::arch::x86_64::*;
@@ -18,23 +19,21 @@ fn load(line: &Line) -> __m512i {
     unsafe { _mm512_load_si512(line.0.as_ptr().cast()) }
 }
 
-/// What makes codes of states: the multiplier and the values.
+/// What makes codes of states, if these have `BITS` of their own: the multiplier and the codes of 128 indices.
 #[derive(Clone, Copy)]
-struct Decoder {
+struct Decoder<const BITS: usize> {
     multiplier: __m512i,
-    values: [__m512i; 4],
-    high_bytes: __m512i,
+    codes: [__m512i; 2],
 }
 
-impl Decoder {
+impl<const BITS: usize> Decoder<BITS> {
     #[target_feature(enable = "avx512f,avx512bw")]
     #[inline]
     fn new(code: Code) -> Self {
-        let [v0, v1, v2, v3] = &BIASED_VALUES;
+        let codes = if code.is_fine() { &FINE_CODES } else { &COARSE_CODES };
         Self {
             multiplier: _mm512_set1_epi16(code.multiplier().cast_signed()),
-            values: [load(v0), load(v1), load(v2), load(v3)],
-            high_bytes: _mm512_set1_epi16(0xff00u16.cast_signed()),
+            codes: [load(&codes[0]), load(&codes[1])],
         }
     }
 
@@ -46,12 +45,18 @@ impl Decoder {
         let shift = _mm512_set1_epi16(shift.cast_signed());
         let ac = _mm512_mullo_epi16(_mm512_shrdv_epi16(ac[0], ac[1], shift), self.multiplier);
         let bd = _mm512_mullo_epi16(_mm512_shrdv_epi16(bd[0], bd[1], shift), self.multiplier);
-        // ac >> 8 | bd & high_bytes
-        let index = _mm512_ternarylogic_epi32::<0xf8>(_mm512_srli_epi16::<8>(ac), bd, self.high_bytes);
-        let [v0, v1, v2, v3] = self.values;
-        let below = _mm512_permutex2var_epi8(v0, index, v1);
-        let above = _mm512_permutex2var_epi8(v2, index, v3);
-        _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), below, above)
+        let high_bytes = _mm512_set1_epi16(0xff00u16.cast_signed());
+        let [low, high] = self.codes;
+        // ac >> 8 | bd & high_bytes; the look-up sees the low seven bits of each byte
+        if BITS < usize::from(MAX_BITS) {
+            let (ac, bd) = (_mm512_srli_epi16::<9>(ac), _mm512_srli_epi16::<1>(bd));
+            _mm512_permutex2var_epi8(low, _mm512_ternarylogic_epi32::<0xf8>(ac, bd, high_bytes), high)
+        } else {
+            let index = _mm512_ternarylogic_epi32::<0xf8>(_mm512_srli_epi16::<8>(ac), bd, high_bytes);
+            let code = _mm512_permutex2var_epi8(low, index, high);
+            // `-(value + 128) = -value + 128` in eight bits.
+            _mm512_mask_sub_epi8(code, _mm512_movepi8_mask(index), _mm512_setzero_si512(), code)
+        }
     }
 }
 
@@ -80,7 +85,7 @@ fn decode<const BITS: usize>(
     codes: &mut [Line],
     stride: usize,
 ) {
-    let decoder = Decoder::new(code);
+    let decoder = Decoder::<BITS>::new(code);
     let next_lane = packing.is_full().then(|| load(&NEXT_LANE[packing.lanes().trailing_zeros() as usize]));
     let (ac, bd) = (words::<BITS>(ac, next_lane), words::<BITS>(bd, next_lane));
     each!(S in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15] {
@@ -145,7 +150,7 @@ fn dot<const BITS: usize, const DIGITS: usize>(
     stride: usize,
     dots: &mut [StripDots],
 ) {
-    let decoder = Decoder::new(strip.code);
+    let decoder = Decoder::<BITS>::new(strip.code);
     let next_lane = load(&NEXT_LANE[TILE_ROWS.trailing_zeros() as usize]);
     // Four rows of each period at a time: their sums stay in registers.
     each!(QUARTER in [0 1 2 3] {
