@@ -15,13 +15,15 @@ use crate::codec::Layout;
 
 /// The largest digit.
 const TOP: f32 = 127.0;
+/// Bytes of a line of the processor's caches.
+const CACHE_LINE: usize = 64;
 
 /// Input vectors in digits.
 #[derive(Debug, Default)]
 pub(super) struct Activations {
     /// Digits of each vector.
     pub digits: usize,
-    /// Bytes of one digit of one vector: every block filled up to whole tiles.
+    /// Bytes of one digit of one vector: every block filled up to whole tiles, and room to the next.
     pub stride: usize,
     /// Where each block begins in it.
     pub starts: Vec<usize>,
@@ -31,6 +33,16 @@ pub(super) struct Activations {
     pub scales: Vec<f32>,
     /// Sum of each block's digits, likewise.
     pub sums: Vec<i32>,
+    /// Sum of the digits of each tile of [`TILE_COLS`] columns: `vectors x digits x tiles`.
+    pub tile_sums: Vec<i32>,
+}
+
+/// One digit of one block of one vector, to be written.
+pub(super) struct Digit<'a> {
+    pub values: &'a mut [i8],
+    pub scale: &'a mut f32,
+    pub sum: &'a mut i32,
+    pub tile_sums: &'a mut [i32],
 }
 
 impl Activations {
@@ -46,26 +58,34 @@ impl Activations {
             self.starts.push(self.stride);
             self.stride += layout.col_range(j).len().next_multiple_of(TILE_COLS);
         }
+        // An odd number of cache lines: a power of two would have all vectors' bytes in one set of the cache.
+        self.stride = (self.stride.div_ceil(CACHE_LINE) | 1) * CACHE_LINE;
         let digits = vectors * self.digits;
         self.values.resize(digits * self.stride, 0);
         self.scales.resize(digits * self.starts.len(), 0.0);
         self.sums.resize(digits * self.starts.len(), 0);
+        self.tile_sums.resize(digits * self.tiles(), 0);
+    }
+
+    /// Tiles of one digit of one vector.
+    pub(super) fn tiles(&self) -> usize {
+        self.stride / TILE_COLS
     }
 }
 
-/// The digits of one block of one vector, each with its scale and sum; bytes beyond the block become zero.
+/// The digits of one block of one vector, each with its scale and sums; bytes beyond the block become zero.
 /// `x` is left with what the last digit lost.
-pub(super) fn quantize<'a>(
-    kernels: &Kernels,
-    x: &mut [f32],
-    digits: impl Iterator<Item = (&'a mut [i8], &'a mut f32, &'a mut i32)>,
-) {
+pub(super) fn quantize<'a>(kernels: &Kernels, x: &mut [f32], digits: impl Iterator<Item = Digit<'a>>) {
     let mut scale = kernels.largest(x) / TOP;
-    for (digits, out_scale, out_sum) in digits {
-        let (used, padding) = digits.split_at_mut(x.len());
-        *out_sum = kernels.take_digit(x, scale, used);
-        *out_scale = scale;
+    for digit in digits {
+        let (used, padding) = digit.values.split_at_mut(x.len());
+        *digit.sum = kernels.take_digit(x, scale, used);
+        *digit.scale = scale;
         padding.fill(0);
+        for (sum, tile) in digit.tile_sums.iter_mut().zip(digit.values.as_chunks::<TILE_COLS>().0) {
+            // 32 digits of at most 127: the sum fits.
+            *sum = i32::from(tile.iter().map(|value| i16::from(*value)).sum::<i16>());
+        }
         scale /= 2.0 * TOP;
     }
 }

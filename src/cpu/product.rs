@@ -1,12 +1,12 @@
 //! The products: into the coefficient domain once, through every term, back once.
 
-use super::activations::{Activations, quantize};
+use super::activations::{Activations, Digit, quantize};
 use super::kernels::{Input, Kernels, RowSums};
 use super::loaded::{Loaded, LoadedMatrix};
 use super::parametric::add_dense;
 use super::pool::{Pool, Serial, Shared};
 use super::strips::{Packing, TrellisStrips};
-use super::tiles::{PlaneTiles, TILE_ROWS};
+use super::tiles::{PlaneTiles, TILE_COLS, TILE_ROWS};
 use super::{Precision, axis};
 use std::cell::RefCell;
 
@@ -166,11 +166,13 @@ fn into_spectrum(
     spectrum.resize(if as_floats { x.len() } else { 0 }, 0.0);
     activations.prepare(layout, if as_digits { vectors } else { 0 }, precision);
     let (digits, stride, blocks) = (activations.digits, activations.stride, layout.block_cols());
+    let tiles = activations.tiles();
     let starts = &activations.starts;
     let floats = Shared::new(spectrum);
     let values = Shared::new(&mut activations.values);
     let scales = Shared::new(&mut activations.scales);
     let sums = Shared::new(&mut activations.sums);
+    let tile_sums = Shared::new(&mut activations.tile_sums);
     axis::analyze(kernels, &matrix.axes().cols, x, pool, &|vector, j, segment| {
         // SAFETY: here and below, each vector's block has a place of its own in every array and is taken once.
         let floats = |range| unsafe { floats.part(range) };
@@ -181,12 +183,18 @@ fn into_spectrum(
         if as_digits {
             let end = starts.get(j + 1).copied().unwrap_or(stride);
             let parts = (vector * digits..(vector + 1) * digits).map(|digit| {
-                let (at, index) = (digit * stride, digit * blocks + j);
+                let index = digit * blocks + j;
+                let (values_at, tiles_at) = (digit * stride, digit * tiles);
                 // SAFETY: as above.
-                let values = unsafe { values.part(at + starts[j]..at + end) };
-                // SAFETY: as above.
-                let (scale, sum) = unsafe { (scales.part(index..index + 1), sums.part(index..index + 1)) };
-                (values, &mut scale[0], &mut sum[0])
+                unsafe {
+                    Digit {
+                        values: values.part(values_at + starts[j]..values_at + end),
+                        scale: &mut scales.part(index..index + 1)[0],
+                        sum: &mut sums.part(index..index + 1)[0],
+                        tile_sums: tile_sums
+                            .part(tiles_at + starts[j] / TILE_COLS..tiles_at + end / TILE_COLS),
+                    }
+                }
             });
             quantize(kernels, segment, parts);
         }

@@ -1,15 +1,19 @@
 //! Plain Rust: what every processor runs, and what the other levels are compared with.
 
 mod level {
-    use crate::cpu::tiles::{GROUP, TILE_COLS, unpack};
+    use crate::cpu::tiles::{GROUP, unpack};
 
     super::super::table!(fma: false);
     super::super::walks!(fma: false);
-    use dot_decoded as dot_strip;
+
     use generic::{lanes_to_rows, rows_to_lanes};
     use generic_trellis::decode_bundle;
 
     const MAX_VECTORS: usize = 1;
+    /// A trellis is decoded first.
+    const FEW: usize = 0;
+    use generic_trellis::no_dot_strip as dot_strip;
+    use multiply_decoded as multiply_tile;
     /// Codes are multiplied as they are.
     const BYTE_BIAS: i32 = 0;
 

@@ -3,14 +3,77 @@
 
 use super::{EDGE, RowDots};
 use crate::codec::term::trellis::{COARSE_VALUES, Code, FINE_VALUES, STRIP};
+use crate::cpu::activations::Activations;
 use crate::cpu::strips::{BIAS, PERIOD, Packing, Strip, StripCodes};
-use crate::cpu::tiles::{GROUP, GROUPS, Line, TILE_ROWS};
+use crate::cpu::tiles::{GROUP, GROUPS, Line, TILE_COLS, TILE_ROWS};
+use std::ops::Range;
 
 /// The coefficients of a strip, row by row.
 pub(in crate::cpu) type StripRows = [[f32; STRIP]; EDGE];
 
 /// Integer products of a strip with one digit, tile by tile.
 pub(super) type StripDots = [RowDots; PERIOD];
+
+/// Digits whose sums over a row tile are held while a block's strips are gone through: 1 KiB.
+pub(super) const DIGITS_AT_ONCE: usize = 16;
+/// Strips of the widest block.
+pub(super) const MOST_STRIPS: usize = EDGE / STRIP;
+
+/// Strips of a block, decoded, and some digits of the vectors that they are to be multiplied with.
+pub(super) struct DecodedStrips<'a> {
+    pub codes: &'a [StripCodes],
+    pub digits: usize,
+    /// Digits of each vector.
+    pub per_vector: usize,
+    /// Distance of two digits' values.
+    pub stride: usize,
+    /// What is taken away from a strip's product with a digit, and what multiplies the rest.
+    pub biases: [[i32; DIGITS_AT_ONCE]; MOST_STRIPS],
+    pub factors: [[f32; DIGITS_AT_ONCE]; MOST_STRIPS],
+    values: [&'a [i8]; MOST_STRIPS],
+}
+
+impl<'a> DecodedStrips<'a> {
+    /// `places` are the strips' first columns in a digit and their scales, `j` their block column; `bias` is in every
+    /// code.
+    pub(super) fn new(
+        codes: &'a [StripCodes],
+        places: &[(usize, f32); MOST_STRIPS],
+        x: &'a Activations,
+        j: usize,
+        digits: Range<usize>,
+        bias: i32,
+    ) -> Self {
+        assert!(digits.len() <= DIGITS_AT_ONCE);
+        let mut strips = Self {
+            codes,
+            digits: digits.len(),
+            per_vector: x.digits,
+            stride: x.stride,
+            biases: [[0; DIGITS_AT_ONCE]; MOST_STRIPS],
+            factors: [[0.0; DIGITS_AT_ONCE]; MOST_STRIPS],
+            values: [&[]; MOST_STRIPS],
+        };
+        for (n, (col, scale)) in places[..codes.len()].iter().enumerate() {
+            strips.values[n] = &x.values[digits.start * x.stride + col..];
+            for (at, digit) in digits.clone().enumerate() {
+                strips.biases[n][at] = x.tile_sums[digit * x.tiles() + col / TILE_COLS] * bias;
+                strips.factors[n][at] = scale * x.scales[digit * x.starts.len() + j];
+            }
+        }
+        strips
+    }
+
+    /// The digits' values from a strip's first column on.
+    pub(super) fn values(&self, strip: usize) -> &'a [i8] {
+        self.values[strip]
+    }
+}
+
+/// `dot_strip` of a level that decodes first.
+pub(super) fn no_dot_strip(_: &Strip, _: &[i8], _: usize, _: usize, _: &mut [StripDots]) {
+    unreachable!("up to FEW = 0 digits");
+}
 
 /// `COARSE_VALUES + BIAS`, the codes of all indices.
 pub(super) static COARSE_CODES: [Line; 2] = biased(&COARSE_VALUES);

@@ -5,17 +5,19 @@
 //! - `BYTE_BIAS`, what `dot_row_tile` takes away from codes of eight bits: 128 where it multiplies signed bytes, else 0;
 //! - `decode_bundle(lines, code, packing, codes, stride)`: one register's columns of a trellis as 8-bit codes (see
 //!   [`trellis`](super::trellis));
-//! - `dot_strip`, which is `dot_decoded` or a faster way to the same for some strips;
-//! - `MAX_VECTORS`, the most digits that `dot_row_tile` takes.
+//! - `MAX_VECTORS`, the most digits that `dot_row_tile` takes;
+//! - `multiply_tile`, which is `multiply_decoded` or a faster way to the same;
+//! - `FEW` and `dot_strip(strip, values, stride, digits, dots)`, the integer products of a strip whose columns fill the
+//!   lanes with up to `FEW` digits; 0 and [`no_dot_strip`] where there is no faster way than to decode it first.
 
 macro_rules! walks {
     (fma: $fma:literal $(, $feature:literal)?) => {
-        use super::super::trellis::{StripDots, StripRows};
+        use super::super::trellis::{DIGITS_AT_ONCE, DecodedStrips, MOST_STRIPS, StripRows};
         use super::super::{EDGE, RowDots, RowSums};
         use crate::codec::term::trellis::STRIP;
         use crate::cpu::activations::Activations;
-        use crate::cpu::strips::{BIAS, PERIOD, STRIP_LINES, Strip, StripCodes, TrellisStrips};
-        use crate::cpu::tiles::{GROUPS, Line, TILE_ROWS};
+        use crate::cpu::strips::{BIAS, PERIOD, Packing, STRIP_LINES, Strip, StripCodes, TrellisStrips};
+        use crate::cpu::tiles::{GROUPS, Line, TILE_COLS, TILE_ROWS};
         use std::ops::Range;
 
         /// Block by block: integer products, then one multiple of them.
@@ -73,30 +75,8 @@ macro_rules! walks {
             }
         }
 
-        /// The integer products of a strip with the next digits, and how many digits it took. The first call decodes
-        /// the strip into `codes`.
-        $(#[target_feature(enable = $feature)])?
-        fn dot_decoded(
-            strip: &Strip,
-            is_first: bool,
-            codes: &mut StripCodes,
-            values: &[i8],
-            stride: usize,
-            left: usize,
-            dots: &mut [StripDots; MAX_VECTORS],
-        ) -> usize {
-            if is_first {
-                decode_strip(strip, codes);
-            }
-            let mut taken = 0;
-            for (tile, lines) in codes.chunks_exact(GROUPS).take(strip.packing.tiles()).enumerate() {
-                let dots = &mut dots.as_flattened_mut()[tile..];
-                taken = dot_row_tile(lines, 8, values, stride, left, dots, PERIOD);
-            }
-            taken
-        }
-
-        /// Strip by strip: decode it once, then as planes of eight bits for all vectors.
+        /// Each strip's share is added to the sums in turn, digit by digit, however many are taken at once: the
+        /// sums have the same bits.
         $(#[target_feature(enable = $feature)])?
         fn trellis(
             term: &TrellisStrips,
@@ -106,33 +86,116 @@ macro_rules! walks {
             vectors: Range<usize>,
             sums: &mut [RowSums],
         ) {
+            let packing = Packing::new(term.layout().row_range(i).len());
+            let digits = vectors.len() * x.digits;
+            if digits <= FEW && packing.is_full() && packing.groups() == 1 {
+                trellis_strip_by_strip(term, i, blocks, x, vectors, sums);
+            } else {
+                trellis_block_by_block(term, i, blocks, x, vectors, sums);
+            }
+        }
+
+        /// Few digits: a strip's products are made as it is decoded.
+        $(#[target_feature(enable = $feature)])?
+        fn trellis_strip_by_strip(
+            term: &TrellisStrips,
+            i: usize,
+            blocks: Range<usize>,
+            x: &Activations,
+            vectors: Range<usize>,
+            sums: &mut [RowSums],
+        ) {
             let all_blocks = term.layout().block_cols();
             let digits = vectors.start * x.digits..vectors.end * x.digits;
-            let tiles = sums.len() / vectors.len();
-            let mut dots = [[RowDots::ZERO; PERIOD]; MAX_VECTORS];
-            let mut codes = [Line([0; 64]); STRIP_LINES];
+            let mut dots = [[RowDots::ZERO; PERIOD]; FEW];
             for j in blocks {
                 for (first, strip) in term.block_strips(i, j) {
-                    let mut digit = digits.start;
-                    while digit < digits.end {
-                        let values = &x.values[digit * x.stride + x.starts[j] + first..];
-                        let (is_first, left) = (digit == digits.start, digits.end - digit);
-                        let taken =
-                            dot_strip(&strip, is_first, &mut codes, values, x.stride, left, &mut dots);
-                        for (n, dots) in dots[..taken].iter().enumerate() {
-                            // 32 digits of at most 127: the sum fits.
-                            let sum: i16 = values[n * x.stride..][..STRIP].iter().map(|x| i16::from(*x)).sum();
-                            let bias = i32::from(sum) * (BIAS - BYTE_BIAS);
-                            let factor = strip.scale * x.scales[(digit + n) * all_blocks + j];
-                            let sums = &mut sums[((digit + n) / x.digits - vectors.start) * tiles..][..tiles];
-                            let sums = RowSums::flatten_mut(sums);
-                            for (sum, dot) in sums.iter_mut().zip(RowDots::flatten(dots)) {
-                                *sum += (dot - bias) as f32 * factor;
-                            }
+                    let col = x.starts[j] + first;
+                    let values = &x.values[digits.start * x.stride + col..];
+                    dot_strip(&strip, values, x.stride, digits.len(), &mut dots);
+                    for (digit, dots) in digits.clone().zip(&dots) {
+                        let bias = x.tile_sums[digit * x.tiles() + col / TILE_COLS] * (BIAS - BYTE_BIAS);
+                        let factor = strip.scale * x.scales[digit * all_blocks + j];
+                        let sums = &mut sums[(digit / x.digits - vectors.start) * PERIOD..][..PERIOD];
+                        let sums = RowSums::flatten_mut(sums).iter_mut();
+                        for (sum, dot) in sums.zip(RowDots::flatten(dots)) {
+                            *sum += (dot - bias) as f32 * factor;
                         }
-                        digit += taken;
                     }
                 }
+            }
+        }
+
+        /// Many digits: a block is decoded once for all, and its codes are multiplied as planes of eight bits, row tile
+        /// by row tile, whose sums stay in the first cache while the strips are gone through.
+        $(#[target_feature(enable = $feature)])?
+        fn trellis_block_by_block(
+            term: &TrellisStrips,
+            i: usize,
+            blocks: Range<usize>,
+            x: &Activations,
+            vectors: Range<usize>,
+            sums: &mut [RowSums],
+        ) {
+            // Whole vectors, so that the digits of one come one after another.
+            let vectors_at_once = DIGITS_AT_ONCE / x.digits;
+            let tiles = sums.len() / vectors.len();
+            let mut codes = [[Line([0; 64]); STRIP_LINES]; MOST_STRIPS];
+            for j in blocks {
+                let mut places = [(0, 0.0); MOST_STRIPS];
+                let mut count = 0;
+                for (first, strip) in term.block_strips(i, j) {
+                    decode_strip(&strip, &mut codes[count]);
+                    places[count] = (x.starts[j] + first, strip.scale);
+                    count += 1;
+                }
+                for (n, sums) in sums.chunks_mut(vectors_at_once * tiles).enumerate() {
+                    let first = (vectors.start + n * vectors_at_once) * x.digits;
+                    let digits = first..first + sums.len() / tiles * x.digits;
+                    let strips = DecodedStrips::new(&codes[..count], &places, x, j, digits, BIAS - BYTE_BIAS);
+                    for tile in 0..tiles {
+                        let mut held = [RowSums::ZERO; DIGITS_AT_ONCE];
+                        for (held, sums) in held.iter_mut().zip(sums.chunks_exact(tiles)) {
+                            *held = sums[tile];
+                        }
+                        multiply_tile(&strips, tile, &mut held);
+                        for (held, sums) in held.iter().zip(sums.chunks_exact_mut(tiles)) {
+                            sums[tile] = *held;
+                        }
+                    }
+                }
+            }
+        }
+
+        /// Adds the products of one tile of decoded strips with all their digits.
+        #[allow(dead_code, reason = "a level may have a faster way")]
+        $(#[target_feature(enable = $feature)])?
+        fn multiply_decoded(strips: &DecodedStrips, tile: usize, sums: &mut [RowSums; DIGITS_AT_ONCE]) {
+            let mut dots = [RowDots::ZERO; DIGITS_AT_ONCE];
+            for (n, codes) in strips.codes.iter().enumerate() {
+                let lines = &codes[tile * GROUPS..][..GROUPS];
+                let mut taken = 0;
+                while taken < strips.digits {
+                    let values = &strips.values(n)[taken * strips.stride..];
+                    let left = strips.digits - taken;
+                    taken += dot_row_tile(lines, 8, values, strips.stride, left, &mut dots[taken..], 1);
+                }
+                for (digit, dots) in dots[..strips.digits].iter().enumerate() {
+                    let sums = &mut sums[digit / strips.per_vector];
+                    add_dots(dots, strips.biases[n][digit], strips.factors[n][digit], sums);
+                }
+            }
+        }
+
+        /// `sums += (dots - bias) * factor`, in this order of operations on every level.
+        ///
+        /// Not inlined: over the digits around it the optimiser would gather.
+        #[allow(dead_code, reason = "as above")]
+        #[inline(never)]
+        $(#[target_feature(enable = $feature)])?
+        fn add_dots(dots: &RowDots, bias: i32, factor: f32, sums: &mut RowSums) {
+            for (sum, dot) in sums.0.iter_mut().zip(&dots.0) {
+                *sum += (dot - bias) as f32 * factor;
             }
         }
 

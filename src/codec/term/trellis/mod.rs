@@ -138,7 +138,8 @@ impl Code {
     /// The value of a state; bits above the state do not matter.
     pub fn value(self, state: u16) -> i8 {
         let values = self.values();
-        values[usize::from(state.wrapping_mul(self.multiplier())) * values.len() >> 16]
+        let product = usize::from(state.wrapping_mul(self.multiplier()));
+        values[(product * values.len()) >> 16]
     }
 
     /// Sixteen bits from those of row `row` on (rows count around and around); the state is the first `L` of them.

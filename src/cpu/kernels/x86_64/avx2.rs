@@ -4,7 +4,7 @@
 //! bits cannot overflow (2 * 127 * 127 < 2^15); codes of eight go through it as two nibbles.
 
 use super::super::unroll::{dispatch, each};
-use crate::cpu::tiles::{GROUP, TILE_COLS};
+use crate::cpu::tiles::GROUP;
 use std::arch::x86_64::*;
 
 super::super::table!(fma: true, "avx2,fma,f16c");
@@ -12,12 +12,15 @@ use generic::{lanes_to_rows, rows_to_lanes};
 
 /// Digits multiplied with one unpacked tile.
 const MAX_VECTORS: usize = 4;
+/// A trellis is decoded first.
+const FEW: usize = 0;
+use generic_trellis::no_dot_strip as dot_strip;
+use multiply_decoded as multiply_tile;
 /// Codes are multiplied as they are.
 const BYTE_BIAS: i32 = 0;
 
 super::super::walks!(fma: true, "avx2,fma,f16c");
 use super::trellis_avx2::decode_bundle;
-use dot_decoded as dot_strip;
 
 /// Integer dot products of a row tile with the next digits, and how many digits it took.
 #[target_feature(enable = "avx2")]

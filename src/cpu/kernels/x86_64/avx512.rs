@@ -6,7 +6,7 @@
 //! instruction's latency.
 
 use super::super::unroll::{dispatch, each};
-use crate::cpu::tiles::{GROUP, TILE_COLS};
+use crate::cpu::tiles::GROUP;
 use crate::cpu::transform::{LANES, Lanes};
 use std::arch::x86_64::*;
 
@@ -21,30 +21,7 @@ const MAX_VECTORS: usize = 16;
 const BYTE_BIAS: i32 = 0;
 
 super::super::walks!(fma: true, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2");
-use super::trellis_avx512::decode_bundle;
-
-/// [`dot_decoded`], in registers where all digits fit.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2")]
-fn dot_strip(
-    strip: &Strip,
-    is_first: bool,
-    codes: &mut StripCodes,
-    values: &[i8],
-    stride: usize,
-    left: usize,
-    dots: &mut [StripDots; MAX_VECTORS],
-) -> usize {
-    if is_first
-        && left <= super::trellis_avx512::FEW
-        && strip.packing.is_full()
-        && strip.packing.groups() == 1
-    {
-        super::trellis_avx512::dot_strip(strip, values, stride, left, dots);
-        left
-    } else {
-        dot_decoded(strip, is_first, codes, values, stride, left, dots)
-    }
-}
+use super::trellis_avx512::{FEW, decode_bundle, dot_strip, multiply_tile};
 
 /// Integer dot products of a row tile with the next digits, and how many digits it took.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]

@@ -5,11 +5,12 @@
 //! `b` and `d` fill the low bytes' places, and one instruction looks 64 indices of seven bits up. At 4 bits the eighth is
 //! the sign.
 
-use super::super::trellis::{COARSE_CODES, FINE_CODES, StripDots};
-use super::super::unroll::each;
+use super::super::RowSums;
+use super::super::trellis::{COARSE_CODES, DIGITS_AT_ONCE, DecodedStrips, FINE_CODES, StripDots};
+use super::super::unroll::{dispatch_vectors, each};
 use crate::codec::term::trellis::{Code, MAX_BITS, STRIP};
 use crate::cpu::strips::{PERIOD, Packing, Strip};
-use crate::cpu::tiles::{GROUP, Line, TILE_ROWS};
+use crate::cpu::tiles::{GROUP, GROUPS, Line, TILE_ROWS};
 use std::arch::x86_64::*;
 
 #[target_feature(enable = "avx512f")]
@@ -184,6 +185,57 @@ fn dot<const BITS: usize, const DIGITS: usize>(
             }
         }
     });
+}
+
+/// Adds the products of one tile of decoded strips with all their digits, which stay in registers.
+#[target_feature(enable = "avx512f,avx512vnni")]
+pub(super) fn multiply_tile(strips: &DecodedStrips, tile: usize, sums: &mut [RowSums; DIGITS_AT_ONCE]) {
+    let mut taken = 0;
+    while taken < strips.digits {
+        let left = strips.digits - taken;
+        let sums = &mut sums[taken / strips.per_vector..];
+        taken += match strips.per_vector {
+            1 => dispatch_vectors!(1, left, multiply(strips, tile, taken, sums), [16, 12, 8, 6, 4, 3, 2, 1]),
+            3 => dispatch_vectors!(3, left, multiply(strips, tile, taken, sums), [15, 12, 9, 6, 3]),
+            digits => unreachable!("{digits} digits of a vector"),
+        };
+    }
+}
+
+/// `COUNT` digits from `first` on, `PER_VECTOR` of them of each vector.
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn multiply<const PER_VECTOR: usize, const COUNT: usize>(
+    strips: &DecodedStrips,
+    tile: usize,
+    first: usize,
+    sums: &mut [RowSums],
+) -> usize {
+    let sums = &mut sums[..COUNT / PER_VECTOR];
+    for (n, codes) in strips.codes.iter().enumerate() {
+        let (biases, factors) = (&strips.biases[n][first..][..COUNT], &strips.factors[n][first..][..COUNT]);
+        let values = &strips.values(n)[first * strips.stride..];
+        assert!(values.len() >= (COUNT - 1) * strips.stride + STRIP);
+        let mut dots = [_mm512_setzero_si512(); COUNT];
+        for (dots, bias) in dots.iter_mut().zip(biases) {
+            *dots = _mm512_set1_epi32(-bias);
+        }
+        for (group, line) in codes[tile * GROUPS..][..GROUPS].iter().enumerate() {
+            let codes = load(line);
+            for (digit, dots) in dots.iter_mut().enumerate() {
+                let at = digit * strips.stride + group * GROUP;
+                // SAFETY: four bytes inside `values`, by the assertion above.
+                let x = unsafe { values.as_ptr().add(at).cast::<i32>().read_unaligned() };
+                *dots = _mm512_dpbusd_epi32(*dots, codes, _mm512_set1_epi32(x));
+            }
+        }
+        for (digit, (dots, factor)) in dots.iter().zip(factors).enumerate() {
+            let sums = sums[digit / PER_VECTOR].0.as_mut_ptr();
+            let share = _mm512_mul_ps(_mm512_cvtepi32_ps(*dots), _mm512_set1_ps(*factor));
+            // SAFETY: sixteen sums are 64 aligned bytes.
+            unsafe { _mm512_store_ps(sums, _mm512_add_ps(_mm512_load_ps(sums), share)) };
+        }
+    }
+    COUNT
 }
 
 /// [`Packing::next_lane`] of every lane, for columns of 1, 2, 4, 8 and 16 lanes.
