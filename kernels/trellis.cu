@@ -1,18 +1,19 @@
 // The trellis term: a row's state is the sixteen bits from its own on, its value that of the top bits of `M state`.
 //
 // A funnel shift cuts the state out of two words; bits above it fall out of the product with `M 2^16`, the strip's own
-// number. With up to three bits the product's top seven are the index of a value, with four the first is the sign and the
+// number. With up to two bits the product's top seven are the index of a value, with more the first is the sign and the
 // next seven the index of a magnitude. The tables of 128 lie in shared memory once for every lane, entry `i` of lane `l`
 // at `32 i + l`, so that 32 lanes that read 32 different entries read 32 different banks: 32 KiB a block.
 #include "strips.cuh"
 
 struct Trellis {
     static constexpr int MAX_BITS = 4;
+    static constexpr int COARSE_BITS = 2;
     static constexpr bool READS_ON = true;
     static constexpr int ENTRIES = 128;
     static constexpr int TABLE = 2 * ENTRIES * WARP;
 
-    const float *table; // of this lane: the values of up to three bits, then the magnitudes of four
+    const float *table; // of this lane: the values of up to two bits, then the magnitudes of more
     uint32_t multiplier = 0;
 
     // To be followed by a barrier.
@@ -27,7 +28,7 @@ struct Trellis {
         uint32_t state = words[word];
         if (shift > 0) state = __funnelshift_r(state, word + 1 < BITS ? words[word + 1] : next, shift);
         const uint32_t product = state * multiplier;
-        if (BITS < MAX_BITS) return table[product >> 20 & (ENTRIES - 1) * WARP];
+        if (BITS <= COARSE_BITS) return table[product >> 20 & (ENTRIES - 1) * WARP];
         const float magnitude = table[ENTRIES * WARP + (product >> 19 & (ENTRIES - 1) * WARP)];
         return __uint_as_float(__float_as_uint(magnitude) ^ (product & 0x80000000u));
     }

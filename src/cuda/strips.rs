@@ -313,7 +313,7 @@ pub(super) struct Panel<'a, M> {
     pub stride: usize,
 }
 
-/// The trellis kernels' tables: the values of up to three bits, then the magnitudes of four.
+/// The trellis kernels' tables: the values of up to two bits, then the magnitudes of more.
 fn trellis_values() -> impl Iterator<Item = f32> {
     COARSE_VALUES.iter().chain(&FINE_VALUES[..128]).map(|value| f32::from(*value))
 }

@@ -21,7 +21,9 @@ use super::rate::Target;
 use super::spectrum::Spectrum;
 use crate::codec::Block;
 use crate::codec::term::Trellis;
-use crate::codec::term::trellis::{Code, MAX_BITS, QuantizedStrip, STATE_BITS, column_bytes, strips};
+use crate::codec::term::trellis::{
+    COARSE_BITS, Code, MAX_BITS, QuantizedStrip, STATE_BITS, column_bytes, strips,
+};
 use crate::cpu::{Codebook, Search};
 use half::f16;
 use rayon::prelude::*;
@@ -34,20 +36,20 @@ type Curve = [f64; MOST_BITS as usize + 1];
 /// Those of a unit Gaussian in columns of 256 rows, for the fewest and the most bits of a state (measured by the test
 /// below); in between they are nearly linear in the state's bits.
 const GAUSSIAN: [Curve; 2] = [
-    [1.0, 0.2809, 0.0713, 0.01855, 0.00487, 0.001301, 0.0003443, 0.0000865, 0.0000229],
-    [1.0, 0.2779, 0.0691, 0.01777, 0.00458, 0.001235, 0.0003254, 0.0000810, 0.0000213],
+    [1.0, 0.2808, 0.0713, 0.01854, 0.00487, 0.001287, 0.0003324, 0.0000865, 0.0000229],
+    [1.0, 0.2779, 0.0691, 0.01758, 0.00458, 0.001203, 0.0003066, 0.0000799, 0.0000213],
 ];
 /// Scales of two terms as multiples of those that suit each alone: a code's values end at three deviations, and what lies
 /// beyond is more than the second term reaches. The first one's is by the bits of both, from 5 on (the best of a grid on
 /// a Gaussian; without, the error at 8 bits is three times as large).
-const WIDER: ([f32; 4], f32) = ([1.18, 1.24, 1.25, 1.25], 1.1);
+const WIDER: ([f32; 4], f32) = ([1.15, 1.18, 1.23, 1.25], 1.1);
 
 /// The bits of a strip in the first term and in the second.
 fn halves(bits: u8) -> [u8; 2] {
     if bits <= MAX_BITS { [bits, 0] } else { [bits.div_ceil(2), bits / 2] }
 }
 
-/// Root mean squares of the codes' integers, those of fewer than [`MAX_BITS`] bits and of as many.
+/// Root mean squares of the codes' integers, those of up to [`COARSE_BITS`] bits and of more.
 const VALUE_DEVIATIONS: [f64; 2] = [44.70, 38.06];
 /// Bits of a strip beside its columns: their number and a scale.
 const STRIP_BITS: usize = 8 + 16;
@@ -102,7 +104,7 @@ impl Quantizer {
     /// The best scale for Gaussian coefficients with this sum of squares.
     pub(super) fn scale(bits: u8, energy: f64, count: usize) -> f32 {
         let kept = 1.0 - GAUSSIAN[0][usize::from(bits)];
-        let deviation = VALUE_DEVIATIONS[usize::from(bits == MAX_BITS)];
+        let deviation = VALUE_DEVIATIONS[usize::from(bits > COARSE_BITS)];
         ((energy / count as f64 * kept).sqrt() / deviation) as f32
     }
 

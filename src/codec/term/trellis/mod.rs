@@ -26,7 +26,7 @@
 //!
 //! A processor with AVX-512 VBMI takes 8 instructions for 64 values: cut 64 states out of the bits (two shifts), two 16-bit
 //! multiplications by `M 2^(16-L)`, which drop the bits beyond the state, three that bring the indices together, one
-//! for a table of 128 bytes; two more for the sign at 4 bits. `L` costs the decoder nothing.
+//! for a table of 128 bytes; two more for the sign from 3 bits on. `L` costs the decoder nothing.
 //!
 //! Columns are grouped in **strips** of 32 (a block's last may be narrower) that share `k` and a scale; `k = 0`
 //! makes a strip zero.
@@ -39,12 +39,14 @@ use std::ops::{Range, RangeInclusive};
 
 /// The most bits a coefficient can have.
 pub const MAX_BITS: u8 = 4;
+/// The most bits for which 128 values do.
+pub const COARSE_BITS: u8 = 2;
 /// The bits a state may have.
 pub const STATE_BITS: RangeInclusive<u8> = 12..=16;
 /// Columns that share `k` and a scale. Every block edge is a multiple, so no strip crosses blocks.
 pub const STRIP: usize = 32;
 
-/// The values of up to three bits, in the order of the index: `COARSE_VALUES[64 + j] = round(127 g(q(j)) / g(q(63)))`
+/// The values of up to [`COARSE_BITS`] bits, in the order of the index: `COARSE_VALUES[64 + j] = round(127 g(q(j)) / g(q(63)))`
 /// with `q(j)` the Gaussian's quantile at `(j + 129/2) / 128` and `g(q) = q + q^3 / 64`, and
 /// `COARSE_VALUES[63 - j] = -COARSE_VALUES[64 + j]`.
 ///
@@ -60,7 +62,7 @@ pub static COARSE_VALUES: [i8; 128] = {
     values
 };
 
-/// The values of four bits, which need more of them and farther out: the index's top bit is the sign.
+/// The values of more bits, which need more of them and farther out: the index's top bit is the sign.
 /// `FINE_VALUES[j] = round(127 g(q(j)) / g(q(127)))` with `q(j)` at `(j + 257/2) / 256` and `g(q) = q + q^3 / 32`, and
 /// `FINE_VALUES[128 + j] = -FINE_VALUES[j]`.
 pub static FINE_VALUES: [i8; 256] = {
@@ -91,7 +93,7 @@ const FINE_MAGNITUDES: [i8; 128] = [
 ];
 
 /// `M` of each `k` at `L = 16`, found by trying all odd numbers at L = 12 and refining the best.
-const MULTIPLIERS: [u16; MAX_BITS as usize] = [0x79dd, 0xbd99, 0xa06f, 0xf073];
+const MULTIPLIERS: [u16; MAX_BITS as usize] = [0x79dd, 0xbd99, 0x606b, 0xf073];
 
 /// The map from states to values of one `k` and `L`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,7 +134,7 @@ impl Code {
 
     /// Whether the values are [`FINE_VALUES`].
     pub(crate) fn is_fine(self) -> bool {
-        self.bits == MAX_BITS
+        self.bits > COARSE_BITS
     }
 
     /// The value of a state; bits above the state do not matter.

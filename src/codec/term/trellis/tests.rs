@@ -54,7 +54,7 @@ fn decodes_the_formula_for_every_number_of_bits_and_border() {
                         let multiplier = multiplier >> (16 - state_bits) | 1;
                         let fraction = state * multiplier % (1 << state_bits);
                         let value = match source.bits {
-                            4 => FINE_VALUES[(fraction >> (state_bits - 8)) as usize],
+                            3.. => FINE_VALUES[(fraction >> (state_bits - 8)) as usize],
                             _ => COARSE_VALUES[(fraction >> (state_bits - 7)) as usize],
                         };
                         f32::from(value) * source.scale.to_f32() * unit

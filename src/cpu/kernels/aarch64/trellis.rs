@@ -1,13 +1,14 @@
-//! The trellis code on NEON: 16 values in twelve instructions, in fourteen at 4 bits.
+//! The trellis code on NEON: 16 values in twelve instructions, in fourteen from 3 bits on.
 //!
 //! A quarter of a line at a time: a shift and an insertion bring eight states of columns `a` and `c` to their lanes (see
 //! [`strips`](crate::cpu::strips)), a 16-bit multiplication makes the code's index of them in the high bits, and one
 //! `trn2` puts those of `b` and `d` between them. Seven bits of it are looked up in two tables of 64: `tbl` gives zero, and
-//! `tbx` leaves what there was, where an index less the table's first lies outside. At 4 bits the eighth is the sign.
+//! `tbx` leaves what there was, where an index less the table's first lies outside. From 3 bits on the eighth is the
+//! sign.
 
 use super::super::trellis::{COARSE_CODES, FINE_CODES};
 use super::super::unroll::each;
-use crate::codec::term::trellis::{Code, MAX_BITS};
+use crate::codec::term::trellis::{COARSE_BITS, Code};
 use crate::cpu::strips::{PERIOD, Packing};
 use crate::cpu::tiles::Line;
 use std::arch::aarch64::*;
@@ -42,7 +43,7 @@ impl<const BITS: usize> Decoder<BITS> {
     #[target_feature(enable = "neon")]
     #[inline]
     fn look_up(self, index: uint8x16_t) -> uint8x16_t {
-        let is_coarse = BITS < usize::from(MAX_BITS);
+        let is_coarse = BITS <= usize::from(COARSE_BITS);
         let low = if is_coarse { vshrq_n_u8::<1>(index) } else { vandq_u8(index, vdupq_n_u8(0x7f)) };
         let code = vqtbl4q_u8(self.codes[0], low);
         let code = vqtbx4q_u8(code, self.codes[1], vsubq_u8(low, vdupq_n_u8(64)));
@@ -163,7 +164,7 @@ mod tests {
     #[test]
     fn every_value_is_found() {
         // SAFETY: every processor of the target has NEON.
-        let (coarse, fine) = unsafe { (all_codes::<3>(), all_codes::<4>()) };
+        let (coarse, fine) = unsafe { (all_codes::<2>(), all_codes::<3>()) };
         for n in 0..256 {
             assert_eq!(i16::from(coarse[n]) - 128, i16::from(COARSE_VALUES[n / 2]), "{n}");
             assert_eq!(i16::from(fine[n]) - 128, i16::from(FINE_VALUES[n]), "{n}");

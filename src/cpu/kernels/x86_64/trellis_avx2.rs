@@ -1,4 +1,4 @@
-//! The trellis code on AVX2: 32 values in about thirty instructions, in about forty at 4 bits.
+//! The trellis code on AVX2: 32 values in about thirty instructions, in about forty from 3 bits on.
 //!
 //! States and indices as on AVX-512, half a line at a time. There is no permutation of 128 bytes: where the values' symmetry
 //! folds the index to six bits, four shuffles of sixteen magnitudes each look these up, eight where there are 128. Table
@@ -6,7 +6,7 @@
 //! (in `^`) of tables 0 to `index / 16` is what remains.
 
 use super::super::unroll::each;
-use crate::codec::term::trellis::{COARSE_VALUES, Code, FINE_VALUES, MAX_BITS};
+use crate::codec::term::trellis::{COARSE_BITS, COARSE_VALUES, Code, FINE_VALUES};
 use crate::cpu::strips::Packing;
 use crate::cpu::tiles::{GROUP, Line, TILE_ROWS};
 use std::arch::x86_64::*;
@@ -108,7 +108,7 @@ fn shift_pair(first: __m256i, next: __m256i, shift: u32) -> __m256i {
 #[inline]
 fn codes_of<const BITS: usize>(index: __m256i) -> __m256i {
     let top = _mm256_set1_epi8(-128);
-    let value = if BITS < usize::from(MAX_BITS) {
+    let value = if BITS <= usize::from(COARSE_BITS) {
         // Seven bits; below 64 they count down to the middle.
         let index = _mm256_and_si256(_mm256_srli_epi16::<1>(index), _mm256_set1_epi8(0x7f));
         let below = _mm256_cmpgt_epi8(_mm256_set1_epi8(64), index);
@@ -160,7 +160,7 @@ mod tests {
             return;
         }
         // SAFETY: AVX2 was detected.
-        let (coarse, fine) = unsafe { (all_codes::<3>(), all_codes::<4>()) };
+        let (coarse, fine) = unsafe { (all_codes::<2>(), all_codes::<3>()) };
         for n in 0..256 {
             assert_eq!(i16::from(coarse[n]) - 128, i16::from(COARSE_VALUES[n / 2]), "{n}");
             assert_eq!(i16::from(fine[n]) - 128, i16::from(FINE_VALUES[n]), "{n}");

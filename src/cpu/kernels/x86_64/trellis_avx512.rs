@@ -1,14 +1,14 @@
-//! The trellis code on AVX-512 with VBMI: 64 values in eight instructions, in ten at 4 bits.
+//! The trellis code on AVX-512 with VBMI: 64 values in eight instructions, in ten from 3 bits on.
 //!
 //! One shift of two registers brings 16 states of columns `a` and `c` to their lanes (see
 //! [`strips`](crate::cpu::strips)), a 16-bit multiplication makes the code's index of them in the high bits. Those of
-//! `b` and `d` fill the low bytes' places, and one instruction looks 64 indices of seven bits up. At 4 bits the eighth is
-//! the sign.
+//! `b` and `d` fill the low bytes' places, and one instruction looks 64 indices of seven bits up. From 3 bits on the
+//! eighth is the sign.
 
 use super::super::RowSums;
 use super::super::trellis::{COARSE_CODES, DIGITS_AT_ONCE, DecodedStrips, FINE_CODES, StripDots};
 use super::super::unroll::{dispatch_vectors, each};
-use crate::codec::term::trellis::{Code, MAX_BITS, STRIP};
+use crate::codec::term::trellis::{COARSE_BITS, Code, STRIP};
 use crate::cpu::strips::{PERIOD, Packing, Strip};
 use crate::cpu::tiles::{GROUP, GROUPS, Line, TILE_ROWS};
 use std::arch::x86_64::*;
@@ -49,7 +49,7 @@ impl<const BITS: usize> Decoder<BITS> {
         let high_bytes = _mm512_set1_epi16(0xff00u16.cast_signed());
         let [low, high] = self.codes;
         // ac >> 8 | bd & high_bytes; the look-up sees the low seven bits of each byte
-        if BITS < usize::from(MAX_BITS) {
+        if BITS <= usize::from(COARSE_BITS) {
             let (ac, bd) = (_mm512_srli_epi16::<9>(ac), _mm512_srli_epi16::<1>(bd));
             _mm512_permutex2var_epi8(low, _mm512_ternarylogic_epi32::<0xf8>(ac, bd, high_bytes), high)
         } else {
