@@ -8,7 +8,7 @@
 //! sixteen windows of 128 tokens of `models/evaluation.txt`, the mean over three seeds of the random signs and its
 //! standard deviation; `error` is the relative one of all weights. Calibration reads `models/calibration.txt`.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_rbe::archive::{CompressOptions, Selection, compress_calibrated};
@@ -30,14 +30,17 @@ fn is_projection(name: &str) -> bool {
     ["_proj.weight", "c_attn.weight", "c_fc.weight"].iter().any(|end| name.ends_with(end))
 }
 
-/// How far calibration goes.
+/// How a model is compressed.
 #[derive(Clone, Copy, PartialEq)]
-enum Calibrated {
-    No,
-    /// Each matrix at the same bits.
-    Alone,
-    /// Matrices share the bits.
-    Shared,
+enum Way {
+    /// Each matrix by itself.
+    Plain,
+    /// Likewise, with the Walsh-Hadamard transform in the DCT's place.
+    Hadamard,
+    /// Calibrated, each matrix at the same bits.
+    CalibratedAlone,
+    /// Calibrated, matrices share the bits.
+    CalibratedShared,
 }
 
 struct Bench {
@@ -98,23 +101,43 @@ impl Bench {
         Ok((tensors, bits / weights, (squared_error / energy).sqrt()))
     }
 
+    /// Every projection turned so that the DCT of its blocks is the Walsh-Hadamard transform of the original's, with random
+    /// signs; compressed, decoded and turned back.
+    fn hadamard(&self, encoder: &Encoder, config: &EncoderConfig) -> Result<(Tensors, f64, f64)> {
+        let edge = config.block.context("blocks of a given size")?;
+        let mut turned_back = Tensors::new();
+        let (mut tensors, bits, error) = self.each(|name, weight| {
+            let (rows, cols) = weight.dims2()?;
+            let (left, right) = (turn(rows, edge, config.seed)?, turn(cols, edge, config.seed + 1)?);
+            let compressed = encoder.encode(&left.matmul(weight)?.matmul(&right.t()?)?)?;
+            let decoded = left.t()?.matmul(&compressed.dequantize()?)?.matmul(&right)?;
+            let decoded = if self.conv1d { decoded.t()?.contiguous()? } else { decoded };
+            turned_back.insert(name.to_owned(), decoded);
+            Ok(compressed)
+        })?;
+        tensors.retain(|name, _| !name.ends_with(".rbe"));
+        tensors.extend(turned_back);
+        Ok((tensors, bits, error))
+    }
+
     fn compress(
         &self,
         config: &EncoderConfig,
-        calibrated: Calibrated,
+        way: Way,
         calibration: &mut Calibration,
     ) -> Result<(Tensors, f64, f64)> {
         let encoder = Encoder::new(config.clone())?;
-        match calibrated {
-            Calibrated::No => self.each(|_, weight| Ok(encoder.encode(weight)?)),
-            Calibrated::Alone => self.each(|name, weight| {
+        match way {
+            Way::Plain => self.each(|_, weight| Ok(encoder.encode(weight)?)),
+            Way::Hadamard => self.hadamard(&encoder, config),
+            Way::CalibratedAlone => self.each(|name, weight| {
                 // The others will be asked for, and are recorded along.
                 let others = self.dense.keys().map(String::as_str).filter(|other| is_projection(other));
                 let names: Vec<&str> = std::iter::once(name).chain(others).collect();
                 let statistics = calibration.statistics(&names)?.context("a layer that is not recorded")?;
                 Ok(encoder.encode_calibrated(weight, statistics)?)
             }),
-            Calibrated::Shared => {
+            Way::CalibratedShared => {
                 let selection = Selection::new(Some(PROJECTIONS), None)?;
                 let options = CompressOptions { selection, ..CompressOptions::default() };
                 let room = tempfile::tempdir()?;
@@ -126,6 +149,34 @@ impl Bench {
             }
         }
     }
+}
+
+/// `T' H D` along the diagonal: the DCT's inverse after the Walsh-Hadamard transform after random signs.
+fn turn(len: usize, edge: usize, seed: u64) -> Result<Tensor> {
+    ensure!(len.is_multiple_of(edge) && edge.is_power_of_two(), "{len} is not in blocks of {edge}");
+    let n = edge as f64;
+    let dct = |k: usize, i: usize| {
+        let norm = if k == 0 { 1.0 } else { std::f64::consts::SQRT_2 } / n.sqrt();
+        norm * (std::f64::consts::PI * (2 * i + 1) as f64 * k as f64 / (2.0 * n)).cos()
+    };
+    let hadamard = |k: usize, j: usize| {
+        let sign = if (k & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
+        sign / n.sqrt()
+    };
+    let mut state = seed | 1;
+    let mut sign = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        if state >> 63 == 0 { 1.0 } else { -1.0 }
+    };
+    let mut matrix = vec![0f32; len * len];
+    for column in 0..len {
+        let (block, j, sign) = (column / edge * edge, column % edge, sign());
+        for i in 0..edge {
+            let sum: f64 = (0..edge).map(|k| dct(k, i) * hadamard(k, j)).sum();
+            matrix[(block + i) * len + column] = (sign * sum) as f32;
+        }
+    }
+    Ok(Tensor::from_vec(matrix, (len, len), &Device::Cpu)?)
 }
 
 fn load(dir: &str, tensors: Tensors) -> Result<Model> {
@@ -144,35 +195,37 @@ fn main() -> Result<()> {
     let block = |block| EncoderConfig { block: Some(block), ..base.clone() };
     let planes = EncoderConfig { term: TermChoice::Planes, ..base.clone() };
     let rows = [
-        ("a trellis, 12 bits of state, signs, DCT", base.clone(), Calibrated::No),
-        ("planes", planes.clone(), Calibrated::No),
-        ("no signs", EncoderConfig { signs: Some(false), ..base.clone() }, Calibrated::No),
-        ("blocks of 32", block(32), Calibrated::No),
-        ("blocks of 64", block(64), Calibrated::No),
-        ("blocks of 128", block(128), Calibrated::No),
-        ("blocks of 256", block(256), Calibrated::No),
-        ("Haar's wavelet", EncoderConfig { transform: Transform::Haar, ..base.clone() }, Calibrated::No),
-        ("14 bits of state", EncoderConfig { trellis_state_bits: 14, ..base.clone() }, Calibrated::No),
-        ("16 bits of state", EncoderConfig { trellis_state_bits: 16, ..base.clone() }, Calibrated::No),
-        ("calibrated, the same bits for all", base.clone(), Calibrated::Alone),
-        ("calibrated, bits shared", base.clone(), Calibrated::Shared),
-        ("planes, calibrated, bits shared", planes, Calibrated::Shared),
+        ("a trellis, 12 bits of state, signs, DCT", base.clone(), Way::Plain),
+        ("planes", planes.clone(), Way::Plain),
+        ("no signs", EncoderConfig { signs: Some(false), ..base.clone() }, Way::Plain),
+        ("blocks of 32", block(32), Way::Plain),
+        ("blocks of 64", block(64), Way::Plain),
+        ("blocks of 128", block(128), Way::Plain),
+        ("blocks of 256", block(256), Way::Plain),
+        ("Walsh-Hadamard, blocks of 128", EncoderConfig { signs: Some(false), ..block(128) }, Way::Hadamard),
+        ("Haar's wavelet", EncoderConfig { transform: Transform::Haar, ..base.clone() }, Way::Plain),
+        ("14 bits of state", EncoderConfig { trellis_state_bits: 14, ..base.clone() }, Way::Plain),
+        ("16 bits of state", EncoderConfig { trellis_state_bits: 16, ..base.clone() }, Way::Plain),
+        ("calibrated, the same bits for all", base.clone(), Way::CalibratedAlone),
+        ("calibrated, bits shared", base.clone(), Way::CalibratedShared),
+        ("planes, calibrated, bits shared", planes, Way::CalibratedShared),
         (
             "14 bits of state, calibrated, bits shared",
             EncoderConfig { trellis_state_bits: 14, ..base },
-            Calibrated::Shared,
+            Way::CalibratedShared,
         ),
     ];
     println!("{:<42} {:>6} {:>8} {:>10} {:>9} {:>8}", "", "bits", "error", "KL", "+-", "seconds");
-    for (what, config, calibrated) in rows {
+    for (what, config, way) in rows {
         // Without signs there is nothing to draw.
-        let seeds = if config.signs == Some(false) { &SEEDS[..1] } else { &SEEDS };
+        let draws = config.signs != Some(false) || way == Way::Hadamard;
+        let seeds = if draws { &SEEDS[..] } else { &SEEDS[..1] };
         let start = Instant::now();
         let (mut bits, mut error, mut divergences) = (0.0, 0.0, Vec::new());
         for &seed in seeds {
             let config = EncoderConfig { seed, ..config.clone() };
             let tensors;
-            (tensors, bits, error) = bench.compress(&config, calibrated, &mut calibration)?;
+            (tensors, bits, error) = bench.compress(&config, way, &mut calibration)?;
             divergences.push(bench.divergence(tensors)?);
         }
         let count = divergences.len() as f64;
