@@ -218,13 +218,14 @@ fn planes(
         + layout.row_range(layout.block_rows() - 1).len().div_ceil(TILE_ROWS);
     let out = Shared::new(out);
     pool.run(items, &|range| {
+        let mut sums = [RowSums::ZERO; VECTORS_AT_ONCE];
         for item in range {
             let first_row = item * TILE_ROWS;
             let count = TILE_ROWS.min(rows - first_row);
             for first in (0..vectors).step_by(VECTORS_AT_ONCE) {
                 let range = first..(first + VECTORS_AT_ONCE).min(vectors);
-                let mut sums: [RowSums; VECTORS_AT_ONCE] = [RowSums::ZERO; VECTORS_AT_ONCE];
                 let sums = &mut sums[..range.len()];
+                sums.fill(RowSums::ZERO);
                 kernels.planes(tiles, item / per_block, item % per_block, x, range.clone(), sums);
                 for (vector, sums) in range.zip(sums) {
                     let start = vector * rows + first_row;
