@@ -2,7 +2,7 @@
 
 use super::kernels::{EDGE, Kernels};
 use super::pool::{Pool, Shared};
-use super::transform::{LANES, Lanes, supports};
+use super::transform::{FOUR, FourLanes, LANES, Lanes, supports};
 use crate::codec::Transform;
 use crate::codec::axis::Axis;
 use std::cell::RefCell;
@@ -10,16 +10,23 @@ use std::cell::RefCell;
 /// One thread's room for sixteen segments, by rows and by lanes.
 struct Room {
     rows: Box<[[f32; EDGE]; LANES]>,
-    lanes: Vec<Lanes>,
-    lane_scratch: Vec<Lanes>,
+    by_lanes: ByLanes,
     scratch: Vec<f32>,
+}
+
+/// Segments side by side, and scratch.
+struct ByLanes {
+    sixteen: [Vec<Lanes>; 2],
+    four: [Vec<FourLanes>; 2],
 }
 
 thread_local! {
     static ROOM: RefCell<Room> = RefCell::new(Room {
         rows: Box::new([[0.0; EDGE]; LANES]),
-        lanes: vec![Lanes::ZERO; EDGE],
-        lane_scratch: vec![Lanes::ZERO; EDGE],
+        by_lanes: ByLanes {
+            sixteen: [vec![Lanes::ZERO; EDGE], vec![Lanes::ZERO; EDGE]],
+            four: [vec![FourLanes::ZERO; EDGE], vec![FourLanes::ZERO; EDGE]],
+        },
         scratch: Vec::new(),
     });
 }
@@ -78,7 +85,7 @@ fn run(
     let norm = 1.0 / (full as f32).sqrt();
 
     pool.run(segments.div_ceil(LANES), &|groups| {
-        ROOM.with_borrow_mut(|Room { rows, lanes, lane_scratch, scratch }| {
+        ROOM.with_borrow_mut(|Room { rows, by_lanes, scratch }| {
             scratch.resize(axis.scratch_len(), 0.0);
             for group in groups {
                 let first = group * LANES;
@@ -93,7 +100,6 @@ fn run(
                     }
                     continue;
                 }
-                let lanes = &mut lanes[..full];
                 for (lane, row) in rows[..count].iter_mut().enumerate() {
                     let at = place(first + lane);
                     let (row, source) = (&mut row[..full], source(at, full));
@@ -106,12 +112,7 @@ fn run(
                         None => row.iter_mut().zip(source).for_each(|(row, x)| *row = x * norm),
                     }
                 }
-                kernels.rows_to_lanes(rows, lanes);
-                match way {
-                    Way::Analyze => kernels.dct2(lanes, lane_scratch),
-                    Way::Synthesize => kernels.dct3(lanes, lane_scratch),
-                }
-                kernels.lanes_to_rows(lanes, rows);
+                transform(kernels, way, rows, count, full, by_lanes);
                 for (lane, row) in rows[..count].iter_mut().enumerate() {
                     let at = place(first + lane);
                     let row = &mut row[..full];
@@ -137,6 +138,40 @@ fn run(
                 }
             });
         });
+    }
+}
+
+/// The first `count` rows' first `len` elements, side by side through the DCT.
+fn transform(
+    kernels: &Kernels,
+    way: Way,
+    rows: &mut [[f32; EDGE]; LANES],
+    count: usize,
+    len: usize,
+    by_lanes: &mut ByLanes,
+) {
+    if count <= FOUR {
+        let [lanes, scratch] = &mut by_lanes.four;
+        let lanes = &mut lanes[..len];
+        for (n, lanes) in lanes.iter_mut().enumerate() {
+            *lanes = FourLanes(std::array::from_fn(|lane| rows[lane][n]));
+        }
+        match way {
+            Way::Analyze => kernels.dct2_of_four(lanes, scratch),
+            Way::Synthesize => kernels.dct3_of_four(lanes, scratch),
+        }
+        for (lane, row) in rows[..count].iter_mut().enumerate() {
+            row.iter_mut().zip(&*lanes).for_each(|(row, lanes)| *row = lanes.0[lane]);
+        }
+    } else {
+        let [lanes, scratch] = &mut by_lanes.sixteen;
+        let lanes = &mut lanes[..len];
+        kernels.rows_to_lanes(rows, lanes);
+        match way {
+            Way::Analyze => kernels.dct2(lanes, scratch),
+            Way::Synthesize => kernels.dct3(lanes, scratch),
+        }
+        kernels.lanes_to_rows(lanes, rows);
     }
 }
 

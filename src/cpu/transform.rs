@@ -1,4 +1,4 @@
-//! The DCT of sixteen vectors at once, one in each lane of a register.
+//! The DCT of sixteen vectors at once, one in each lane of a register; or of four.
 //!
 //! With `T` the unnormalised transform `sqrt(n) C`, `C` orthonormal, one step of the recursion is (Plonka and
 //! Tasche, "Fast and numerically stable algorithms for discrete cosine transforms", 2005, sections 3 and 4)
@@ -22,39 +22,65 @@ use std::sync::LazyLock;
 
 /// Vectors transformed together.
 pub(super) const LANES: usize = 16;
+/// Or so many, where there are no more.
+pub(super) const FOUR: usize = 4;
 
-/// One element of each: a register.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[repr(C, align(64))]
-pub(super) struct Lanes(pub [f32; LANES]);
-
-impl Lanes {
-    pub(super) const ZERO: Self = Self([0.0; LANES]);
+/// What a transform goes through: one element of several vectors.
+pub(super) trait Element:
+    Copy + Add<Output = Self> + Sub<Output = Self> + Mul<f32, Output = Self>
+{
 }
 
-impl Add for Lanes {
-    type Output = Self;
-    #[inline(always)]
-    fn add(self, other: Self) -> Self {
-        Self(std::array::from_fn(|lane| self.0[lane] + other.0[lane]))
-    }
-}
+macro_rules! element {
+    ($(#[$doc:meta])* $name:ident, $lanes:expr, $align:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq)]
+        #[repr(C, align($align))]
+        pub(super) struct $name(pub [f32; $lanes]);
 
-impl Sub for Lanes {
-    type Output = Self;
-    #[inline(always)]
-    fn sub(self, other: Self) -> Self {
-        Self(std::array::from_fn(|lane| self.0[lane] - other.0[lane]))
-    }
-}
+        impl $name {
+            pub(super) const ZERO: Self = Self([0.0; $lanes]);
+        }
 
-impl Mul<f32> for Lanes {
-    type Output = Self;
-    #[inline(always)]
-    fn mul(self, factor: f32) -> Self {
-        Self(self.0.map(|value| value * factor))
-    }
+        impl Element for $name {}
+
+        impl Add for $name {
+            type Output = Self;
+            #[inline(always)]
+            fn add(self, other: Self) -> Self {
+                Self(std::array::from_fn(|lane| self.0[lane] + other.0[lane]))
+            }
+        }
+
+        impl Sub for $name {
+            type Output = Self;
+            #[inline(always)]
+            fn sub(self, other: Self) -> Self {
+                Self(std::array::from_fn(|lane| self.0[lane] - other.0[lane]))
+            }
+        }
+
+        impl Mul<f32> for $name {
+            type Output = Self;
+            #[inline(always)]
+            fn mul(self, factor: f32) -> Self {
+                Self(self.0.map(|value| value * factor))
+            }
+        }
+    };
 }
+element!(
+    /// One element of each of sixteen: a register.
+    Lanes,
+    LANES,
+    64
+);
+element!(
+    /// One element of each of four: where there are no more, a transform of 256 stays in the first cache.
+    FourLanes,
+    FOUR,
+    16
+);
 
 /// The longest transform.
 const MAX_LEN: usize = 256;
@@ -89,35 +115,35 @@ pub(super) fn supports(len: usize) -> bool {
 
 /// The transforms of two, four and eight elements, in registers.
 pub(super) mod short {
-    use super::{Lanes, rotations};
+    use super::{Element, rotations};
     use std::f32::consts::SQRT_2;
 
     /// Both `T_II(2)` and its transpose.
     #[inline(always)]
-    fn dct2_2([a, b]: [Lanes; 2]) -> [Lanes; 2] {
+    fn dct2_2<L: Element>([a, b]: [L; 2]) -> [L; 2] {
         [a + b, a - b]
     }
 
     #[inline(always)]
-    fn dct4_2([a, b]: [Lanes; 2]) -> [Lanes; 2] {
+    fn dct4_2<L: Element>([a, b]: [L; 2]) -> [L; 2] {
         let [c, s, _, _] = rotations(1)[0];
         [(a * c + b * s) * SQRT_2, (b * c - a * s) * -SQRT_2]
     }
 
     #[inline(always)]
-    fn dct2_4([a, b, c, d]: [Lanes; 4]) -> [Lanes; 4] {
+    fn dct2_4<L: Element>([a, b, c, d]: [L; 4]) -> [L; 4] {
         let ([e0, e1], [o0, o1]) = (dct2_2([a + d, b + c]), dct4_2([a - d, b - c]));
         [e0, o0, e1, o1]
     }
 
     #[inline(always)]
-    fn dct3_4([e0, o0, e1, o1]: [Lanes; 4]) -> [Lanes; 4] {
+    fn dct3_4<L: Element>([e0, o0, e1, o1]: [L; 4]) -> [L; 4] {
         let ([u0, u1], [v0, v1]) = (dct2_2([e0, e1]), dct4_2([o0, o1]));
         [u0 + v0, u1 + v1, u1 - v1, u0 - v0]
     }
 
     #[inline(always)]
-    fn dct4_4(x: [Lanes; 4]) -> [Lanes; 4] {
+    fn dct4_4<L: Element>(x: [L; 4]) -> [L; 4] {
         let turn = |k: usize| {
             let [c, s, sc, ss] = rotations(2)[k];
             (x[k] * c + x[3 - k] * s, x[3 - k] * sc - x[k] * ss)
@@ -128,14 +154,14 @@ pub(super) mod short {
     }
 
     #[inline(always)]
-    pub(in crate::cpu) fn dct2_8(x: [Lanes; 8]) -> [Lanes; 8] {
+    pub(in crate::cpu) fn dct2_8<L: Element>(x: [L; 8]) -> [L; 8] {
         let e = dct2_4([x[0] + x[7], x[1] + x[6], x[2] + x[5], x[3] + x[4]]);
         let o = dct4_4([x[0] - x[7], x[1] - x[6], x[2] - x[5], x[3] - x[4]]);
         [e[0], o[0], e[1], o[1], e[2], o[2], e[3], o[3]]
     }
 
     #[inline(always)]
-    pub(in crate::cpu) fn dct3_8(x: [Lanes; 8]) -> [Lanes; 8] {
+    pub(in crate::cpu) fn dct3_8<L: Element>(x: [L; 8]) -> [L; 8] {
         let u = dct3_4([x[0], x[2], x[4], x[6]]);
         let v = dct4_4([x[1], x[3], x[5], x[7]]);
         [
@@ -151,7 +177,7 @@ pub(super) mod short {
     }
 
     #[inline(always)]
-    pub(in crate::cpu) fn dct4_8(x: [Lanes; 8]) -> [Lanes; 8] {
+    pub(in crate::cpu) fn dct4_8<L: Element>(x: [L; 8]) -> [L; 8] {
         let turn = |k: usize| {
             let [c, s, sc, ss] = rotations(4)[k];
             (x[k] * c + x[7 - k] * s, x[7 - k] * sc - x[k] * ss)
@@ -175,13 +201,13 @@ pub(super) mod short {
 /// scratch as long as `x`, and `x` of eight elements or more.
 macro_rules! transforms {
     ($($feature:literal)?) => {
-        use crate::cpu::transform::{Lanes, rotations, short};
+        use crate::cpu::transform::{Element, rotations, short};
         use std::f32::consts::SQRT_2;
 
         /// `x <- T_II x`.
         $(#[target_feature(enable = $feature)])?
-        pub(super) fn dct2(x: &mut [Lanes], scratch: &mut [Lanes]) {
-            if let Ok(x) = <&mut [Lanes; 8]>::try_from(&mut *x) {
+        pub(super) fn dct2<L: Element>(x: &mut [L], scratch: &mut [L]) {
+            if let Ok(x) = <&mut [L; 8]>::try_from(&mut *x) {
                 *x = short::dct2_8(*x);
                 return;
             }
@@ -202,8 +228,8 @@ macro_rules! transforms {
 
         /// `x <- T_II' x`, the inverse up to a factor of `n`.
         $(#[target_feature(enable = $feature)])?
-        pub(super) fn dct3(x: &mut [Lanes], scratch: &mut [Lanes]) {
-            if let Ok(x) = <&mut [Lanes; 8]>::try_from(&mut *x) {
+        pub(super) fn dct3<L: Element>(x: &mut [L], scratch: &mut [L]) {
+            if let Ok(x) = <&mut [L; 8]>::try_from(&mut *x) {
                 *x = short::dct3_8(*x);
                 return;
             }
@@ -224,8 +250,8 @@ macro_rules! transforms {
 
         /// `x <- T_IV x`, its own transpose.
         $(#[target_feature(enable = $feature)])?
-        fn dct4(x: &mut [Lanes], scratch: &mut [Lanes]) {
-            if let Ok(x) = <&mut [Lanes; 8]>::try_from(&mut *x) {
+        fn dct4<L: Element>(x: &mut [L], scratch: &mut [L]) {
+            if let Ok(x) = <&mut [L; 8]>::try_from(&mut *x) {
                 *x = short::dct4_8(*x);
                 return;
             }

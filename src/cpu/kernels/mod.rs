@@ -20,7 +20,7 @@ use super::activations::Activations;
 use super::features::{self, Level};
 use super::strips::{Strip, TrellisStrips};
 use super::tiles::{PlaneTiles, TILE_ROWS};
-use super::transform::{LANES, Lanes};
+use super::transform::{FourLanes, LANES, Lanes};
 use crate::codec::Block;
 use crate::codec::term::Sparse;
 use std::ops::Range;
@@ -137,6 +137,8 @@ pub(super) struct Table {
     /// `x <- sqrt(n) C x` and its transpose in each lane; the second slice is scratch.
     dct2: unsafe fn(&mut [Lanes], &mut [Lanes]),
     dct3: unsafe fn(&mut [Lanes], &mut [Lanes]),
+    dct2_of_four: unsafe fn(&mut [FourLanes], &mut [FourLanes]),
+    dct3_of_four: unsafe fn(&mut [FourLanes], &mut [FourLanes]),
 }
 
 /// The table of a level that this processor has.
@@ -318,6 +320,18 @@ impl Kernels {
         // SAFETY: as in `planes`.
         unsafe { (self.0.dct3)(x, scratch) }
     }
+
+    pub(super) fn dct2_of_four(&self, x: &mut [FourLanes], scratch: &mut [FourLanes]) {
+        assert!(scratch.len() >= x.len());
+        // SAFETY: as in `planes`.
+        unsafe { (self.0.dct2_of_four)(x, scratch) }
+    }
+
+    pub(super) fn dct3_of_four(&self, x: &mut [FourLanes], scratch: &mut [FourLanes]) {
+        assert!(scratch.len() >= x.len());
+        // SAFETY: as in `planes`.
+        unsafe { (self.0.dct3_of_four)(x, scratch) }
+    }
 }
 
 /// Compiles what [`generic`] and [`trellis`] hold for one level, and the level's table.
@@ -344,6 +358,8 @@ macro_rules! table {
             lanes_to_rows,
             dct2: lanes::dct2,
             dct3: lanes::dct3,
+            dct2_of_four: lanes::dct2,
+            dct3_of_four: lanes::dct3,
         };
 
         $(#[target_feature(enable = $feature)])?
