@@ -12,24 +12,26 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 /// Time products on compressed weights beside Candle's dense and quantised ones, in the same run
+///
+/// Without options everything is timed, which takes about ten minutes.
 #[derive(Args)]
 pub(crate) struct Bench {
     /// Shape of the weight, OUTxIN; may be given several times
     #[arg(long = "shape", value_name = "OUTxIN", value_parser = shape,
-          default_values = ["768x768", "768x3072", "4096x4096", "4096x11008"])]
+          default_values = ["384x384", "768x768", "768x3072", "3072x768", "4096x4096", "4096x11008", "32000x768"])]
     shapes: Vec<(usize, usize)>,
     /// Tokens multiplied at once
-    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "1,16,128")]
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "1,4,16,128,512")]
     tokens: Vec<usize>,
     /// Bit-planes of the planes term
-    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "2,3,4,8")]
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "2,3,4,5,8")]
     planes: Vec<u8>,
     /// Bits of the trellis term
-    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "2,3,4")]
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "2,3,4,5,8")]
     trellis: Vec<u8>,
-    /// Coefficients per block of 64 of the sparse term
-    #[arg(long, value_name = "K,..", value_delimiter = ',', default_value = "64,200")]
-    k: Vec<usize>,
+    /// Coefficients per block of the sparse term, and the block's edge where it is not 64
+    #[arg(long, value_name = "K[@EDGE],..", value_delimiter = ',', value_parser = coefficients, default_value = "16,64,200")]
+    k: Vec<(usize, usize)>,
     /// Block edge of the planes and trellis terms
     #[arg(long, value_name = "N", default_value_t = 256)]
     block: usize,
@@ -41,6 +43,12 @@ pub(crate) struct Bench {
 fn shape(text: &str) -> Result<(usize, usize), String> {
     let parts = text.split_once('x').and_then(|(out, input)| Some((out.parse().ok()?, input.parse().ok()?)));
     parts.filter(|(out, input)| *out > 0 && *input > 0).ok_or_else(|| "OUTxIN, such as 4096x4096".to_owned())
+}
+
+fn coefficients(text: &str) -> Result<(usize, usize), String> {
+    let (k, edge) = text.split_once('@').unwrap_or((text, "64"));
+    let both = k.parse().ok().zip(edge.parse().ok());
+    both.ok_or_else(|| "K or K@EDGE, such as 200 or 400@128".to_owned())
 }
 
 /// Bytes of weights that no cache holds: cold runs go round among copies of at least as many.
@@ -137,14 +145,14 @@ impl Bench {
         };
         let planes = self.planes.iter().map(|&n| (format!("planes {n}"), every(TermChoice::Planes, n)));
         let trellis = self.trellis.iter().map(|&n| (format!("trellis {n}"), every(TermChoice::Trellis, n)));
-        let sparse = self.k.iter().map(|&k| {
+        let sparse = self.k.iter().map(|&(k, edge)| {
             let config = EncoderConfig {
-                block: Some(64),
+                block: Some(edge),
                 signs: Some(false),
                 basis: Some(false),
                 ..Rate::Coefficients(k).into()
             };
-            (format!("sparse {k}"), config)
+            (if edge == 64 { format!("sparse {k}") } else { format!("sparse {k}@{edge}") }, config)
         });
         let encode = |(name, config)| Ok((name, Encoder::new(config)?.encode(weight)?));
         planes.chain(trellis).chain(sparse).map(encode).collect()
