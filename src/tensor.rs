@@ -101,8 +101,8 @@ impl RbeTensor {
         Ok(Tensor::from_vec(parameters, count, &self.device)?)
     }
 
-    /// How many [`parameters`](Self::parameters) each term has: `basis` 8 a block, `sparse` one a coefficient, `planes` and
-    /// `trellis` one a scale.
+    /// How many [`parameters`](Self::parameters) each term has: `basis` 8 a block, `sparse` one a coefficient, `planes`,
+    /// `trellis` and the second one's `residual_trellis` one a scale.
     pub fn parameter_groups(&self) -> Vec<(&'static str, usize)> {
         self.matrix.parameter_groups()
     }

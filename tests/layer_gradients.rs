@@ -139,7 +139,7 @@ fn variables_of_a_trainable_layer_have_the_chain_rules_gradients() -> Result<()>
                 let expected: Vec<f32> = own
                     .clone()
                     .map(|n| match name {
-                        "planes" | "trellis" => of_numbers[n] * numbers[n],
+                        "planes" | "trellis" | "residual_trellis" => of_numbers[n] * numbers[n],
                         "sparse" => of_numbers[n] * rms(&numbers[own.clone()]),
                         _ => of_numbers[n] * whole,
                     })

@@ -37,7 +37,7 @@ use candle_nn::{Init, Module, VarBuilder};
 
 /// A linear layer over a compressed weight whose numbers are variables.
 ///
-/// A variable is the **change** of what it is named after, and zero at first: that of scales (`planes`, `trellis`) is
+/// A variable is the **change** of what it is named after, and zero at first: that of scales (`planes`, `trellis`, `residual_trellis`) is
 /// relative, `scale (1 + v)`, that of `sparse` coefficients in units of their root mean square, that of `basis` parameters
 /// (and of coefficients that are all zero) in units of the weight's, that of the `bias` plain. So learning rates of the same
 /// order suit all, and what a `VarMap` saves is resumed by loading it.
@@ -54,8 +54,8 @@ pub struct TrainableLinear {
 }
 
 impl TrainableLinear {
-    /// Takes the variables from `vb` under the terms' names (`basis`, `sparse`, `planes`, `trellis`) and `bias`; a
-    /// `VarMap` makes those that it does not have.
+    /// Takes the variables from `vb` under the terms' names (`basis`, `sparse`, `planes`, `trellis`, and for the
+    /// second trellis of more than four bits `residual_trellis`) and `bias`; a `VarMap` makes those that it does not have.
     ///
     /// # Errors
     /// When the weight is a vector, or `vb` has a variable of another shape.
@@ -67,7 +67,7 @@ impl TrainableLinear {
             let own = start.narrow(0, first, count)?;
             first += count;
             units.push(match name {
-                "planes" | "trellis" => own,
+                "planes" | "trellis" | "residual_trellis" => own,
                 _ => {
                     // A basis fitted to what is not smooth is as good as zero, and no unit.
                     let own_rms = if name == "basis" { 0.0 } else { rms(&own)? };

@@ -55,10 +55,16 @@ impl<'a> Part<'a> {
 }
 
 impl LoadedMatrix {
-    /// How many of `codec`'s `Matrix::parameters` each term has, with its name.
+    /// How many of `codec`'s `Matrix::parameters` each term has, with its name: `residual_trellis` for a trellis that
+    /// follows another.
     pub fn parameter_groups(&self) -> Vec<(&'static str, usize)> {
         let count = |term| self.layout().iter().map(|block| parameters_in(term, block)).sum();
-        self.terms.iter().map(|term| (name(term), count(term))).collect()
+        let mut groups: Vec<(&'static str, usize)> = Vec::with_capacity(self.terms.len());
+        for term in &self.terms {
+            let follows = groups.iter().any(|(before, _)| *before == name(term));
+            groups.push((if follows { "residual_trellis" } else { name(term) }, count(term)));
+        }
+        groups
     }
 
     /// Cuts parameters into those of each term.
