@@ -240,7 +240,7 @@ impl LoadedMatrix {
         let mut weights = vec![0.0; rows.len()];
         weights[row - rows.start] = 1.0;
         self.axes.rows.analyze_block(i, &mut weights, &mut scratch);
-        let weights = Input { values: &weights, stride: rows.len(), vectors: 1 };
+        let weights = Input { values: &weights, stride: rows.len() };
         for j in 0..self.layout.block_cols() {
             let block = self.layout.block_at(i, j);
             let out = &mut out[block.col..block.col + block.width];

@@ -332,7 +332,7 @@ fn accumulate(
             for k in 0..in_blocks {
                 let block = if transposed { layout.block_at(k, index) } else { layout.block_at(index, k) };
                 let values = &spectrum[k * layout.block()..];
-                let input = Input { values, stride: in_len, vectors };
+                let input = Input { values, stride: in_len };
                 match term {
                     Loaded::Sparse(sparse) => kernels.sparse(sparse, block, input, acc, transposed),
                     Loaded::Trellis(trellis) => kernels.trellis_transposed(trellis, block, input, acc),

@@ -38,8 +38,8 @@ pub(super) fn planes_transposed<const FMA: bool>(
     }
 }
 
-/// One vector: each entry once. More: tiles of sixteen vectors in lanes, so that each entry is unpacked once for
-/// all of them and its multiply-add is a register's.
+/// Vector by vector. (Sixteen in the lanes of a register take longer: the loop over them is too large for the compiler to
+/// put into each format's walk, and outside of it there is no fused multiply-add.)
 #[inline(always)]
 pub(super) fn sparse<const FMA: bool>(
     term: &Sparse,
@@ -50,35 +50,12 @@ pub(super) fn sparse<const FMA: bool>(
 ) {
     let (in_len, out_len) =
         if transposed { (block.height, block.width) } else { (block.width, block.height) };
-    let place = |row, col| if transposed { (col, row) } else { (row, col) };
-    if input.vectors == 1 {
-        let x = input.vector(0, in_len);
+    for (vector, acc) in acc.chunks_exact_mut(out_len).enumerate() {
+        let x = input.vector(vector, in_len);
         term.for_each(block, 0..block.height, |row, col, value| {
-            let (to, from) = place(row, col);
+            let (to, from) = if transposed { (col, row) } else { (row, col) };
             acc[to] = multiply_add::<FMA>(value, x[from], acc[to]);
         });
-        return;
-    }
-    let mut x = [[0f32; LANES]; EDGE];
-    let mut sums = [[0f32; LANES]; EDGE];
-    for first in (0..input.vectors).step_by(LANES) {
-        let vectors = LANES.min(input.vectors - first);
-        for lane in 0..vectors {
-            for (x, value) in x.iter_mut().zip(input.vector(first + lane, in_len)) {
-                x[lane] = *value;
-            }
-        }
-        sums[..out_len].fill([0.0; LANES]);
-        term.for_each(block, 0..block.height, |row, col, value| {
-            let (to, from) = place(row, col);
-            for lane in 0..LANES {
-                sums[to][lane] = multiply_add::<FMA>(value, x[from][lane], sums[to][lane]);
-            }
-        });
-        for lane in 0..vectors {
-            let acc = &mut acc[(first + lane) * out_len..][..out_len];
-            acc.iter_mut().zip(&sums).for_each(|(acc, sums)| *acc += sums[lane]);
-        }
     }
 }
 

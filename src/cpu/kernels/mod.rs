@@ -34,8 +34,6 @@ pub(super) struct Input<'a> {
     pub values: &'a [f32],
     /// Elements from one vector to the next.
     pub stride: usize,
-    /// Number of vectors.
-    pub vectors: usize,
 }
 
 impl<'a> Input<'a> {
