@@ -79,13 +79,14 @@ pub(super) fn quantize<'a>(kernels: &Kernels, x: &mut [f32], digits: impl Iterat
     let mut scale = kernels.largest(x) / TOP;
     for digit in digits {
         let (used, padding) = digit.values.split_at_mut(x.len());
-        *digit.sum = kernels.take_digit(x, scale, used);
+        kernels.take_digit(x, scale, used);
         *digit.scale = scale;
         padding.fill(0);
         for (sum, tile) in digit.tile_sums.iter_mut().zip(digit.values.as_chunks::<TILE_COLS>().0) {
             // 32 digits of at most 127: the sum fits.
             *sum = i32::from(tile.iter().map(|value| i16::from(*value)).sum::<i16>());
         }
+        *digit.sum = digit.tile_sums.iter().sum();
         scale /= 2.0 * TOP;
     }
 }

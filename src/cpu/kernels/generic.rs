@@ -128,25 +128,22 @@ pub(super) fn largest(x: &[f32]) -> f32 {
     largest.into_iter().fold(0.0, f32::max) + poison.into_iter().sum::<f32>()
 }
 
-/// Takes the digit `round(x / scale)` of every element away from it, and returns the digits' sum.
+/// Takes the digit `round(x / scale)` of every element away from it.
 ///
 /// Adding 1.5 * 2^23 rounds to the nearest integer, ties to even, and leaves it in the low bits (`|x / scale|`
 /// is below 2^22). A scale of zero, or one that is not finite, gives zeros.
 #[inline(always)]
-pub(super) fn take_digit(x: &mut [f32], scale: f32, digits: &mut [i8]) -> i32 {
+pub(super) fn take_digit(x: &mut [f32], scale: f32, digits: &mut [i8]) {
     const TO_INTEGER: f32 = (3 << 22) as f32;
     let inverse = scale.recip();
     if !inverse.is_finite() || inverse == 0.0 {
         digits.fill(0);
-        return 0;
+        return;
     }
-    let mut sum = 0u32;
     for (digit, x) in digits.iter_mut().zip(x) {
         let shifted = *x * inverse + TO_INTEGER;
         let integer = shifted.to_bits().wrapping_sub(TO_INTEGER.to_bits());
         *digit = (integer as u8).cast_signed();
-        sum = sum.wrapping_add(integer);
         *x -= (shifted - TO_INTEGER) * scale;
     }
-    sum.cast_signed()
 }

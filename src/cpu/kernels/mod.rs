@@ -128,7 +128,7 @@ pub(super) struct Table {
     trellis_rows: unsafe fn(&Strip, &mut StripRows),
     /// The largest magnitude of a block of activations, and one digit of it: [`generic::take_digit`].
     largest: unsafe fn(&[f32]) -> f32,
-    take_digit: unsafe fn(&mut [f32], f32, &mut [i8]) -> i32,
+    take_digit: unsafe fn(&mut [f32], f32, &mut [i8]),
     /// Sixteen elements of each of sixteen rows, `stride` apart, to lanes and back.
     rows_to_lanes: unsafe fn(rows: &[f32], stride: usize, lanes: &mut [Lanes; LANES]),
     lanes_to_rows: unsafe fn(lanes: &[Lanes; LANES], rows: &mut [f32], stride: usize),
@@ -255,7 +255,7 @@ impl Kernels {
         unsafe { (self.0.largest)(x) }
     }
 
-    pub(super) fn take_digit(&self, x: &mut [f32], scale: f32, digits: &mut [i8]) -> i32 {
+    pub(super) fn take_digit(&self, x: &mut [f32], scale: f32, digits: &mut [i8]) {
         // SAFETY: as in `planes`.
         unsafe { (self.0.take_digit)(x, scale, digits) }
     }
@@ -403,8 +403,8 @@ macro_rules! table {
             generic::largest(x)
         }
         $(#[target_feature(enable = $feature)])?
-        fn take_digit(x: &mut [f32], scale: f32, digits: &mut [i8]) -> i32 {
-            generic::take_digit(x, scale, digits)
+        fn take_digit(x: &mut [f32], scale: f32, digits: &mut [i8]) {
+            generic::take_digit(x, scale, digits);
         }
         mod lanes {
             crate::cpu::transform::transforms!($($feature)?);

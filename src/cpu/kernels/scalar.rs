@@ -5,15 +5,12 @@ mod level {
 
     super::super::table!(fma: false);
     super::super::walks!(fma: false);
+    super::super::walk::decodes_first!();
 
     use generic::{lanes_to_rows, rows_to_lanes};
     use generic_trellis::decode_bundle;
 
     const MAX_VECTORS: usize = 1;
-    /// A trellis is decoded first.
-    const FEW: usize = 0;
-    use generic_trellis::no_dot_strip as dot_strip;
-    use multiply_decoded as multiply_tile;
     /// Codes are multiplied as they are.
     const BYTE_BIAS: i32 = 0;
 

@@ -25,6 +25,20 @@ macro_rules! dispatch_vectors {
 }
 pub(super) use dispatch_vectors;
 
+/// Calls `$f::<BITS>` for a run-time number of a trellis's bits.
+macro_rules! dispatch_bits {
+    ($bits:expr, $f:ident $args:tt) => {
+        match $bits {
+            1 => $f::<1> $args,
+            2 => $f::<2> $args,
+            3 => $f::<3> $args,
+            4 => $f::<4> $args,
+            other => unreachable!("a trellis of {other} bits"),
+        }
+    };
+}
+pub(super) use dispatch_bits;
+
 /// Evaluates `$body` for every number of a list, as the constant `$n`: loops over registers must not be left to the
 /// optimiser's budget.
 macro_rules! each {

@@ -6,9 +6,9 @@
 //! - `decode_bundle(lines, code, packing, codes, stride)`: one register's columns of a trellis as 8-bit codes (see
 //!   [`trellis`](super::trellis));
 //! - `MAX_VECTORS`, the most digits that `dot_row_tile` takes;
-//! - `multiply_tile`, which is `multiply_decoded` or a faster way to the same;
-//! - `FEW` and `dot_strip(strip, values, stride, digits, dots)`, the integer products of a strip whose columns fill the
-//!   lanes with up to `FEW` digits; 0 and [`no_dot_strip`] where there is no faster way than to decode it first.
+//! - `multiply_tile(strips, tile, sums)`, which adds the products of one tile of decoded strips with all their digits, and
+//!   `FEW` and `dot_strip(strip, values, stride, digits, dots)`, the integer products of a strip whose columns fill the
+//!   lanes with up to `FEW` digits: a level's own, or those of [`decodes_first`].
 
 macro_rules! walks {
     (fma: $fma:literal $(, $feature:literal)?) => {
@@ -167,38 +167,6 @@ macro_rules! walks {
             }
         }
 
-        /// Adds the products of one tile of decoded strips with all their digits.
-        #[allow(dead_code, reason = "a level may have a faster way")]
-        $(#[target_feature(enable = $feature)])?
-        fn multiply_decoded(strips: &DecodedStrips, tile: usize, sums: &mut [RowSums; DIGITS_AT_ONCE]) {
-            let mut dots = [RowDots::ZERO; DIGITS_AT_ONCE];
-            for (n, codes) in strips.codes.iter().enumerate() {
-                let lines = &codes[tile * GROUPS..][..GROUPS];
-                let mut taken = 0;
-                while taken < strips.digits {
-                    let values = &strips.values(n)[taken * strips.stride..];
-                    let left = strips.digits - taken;
-                    taken += dot_row_tile(lines, 8, values, strips.stride, left, &mut dots[taken..], 1);
-                }
-                for (digit, dots) in dots[..strips.digits].iter().enumerate() {
-                    let sums = &mut sums[digit / strips.per_vector];
-                    add_dots(dots, strips.biases[n][digit], strips.factors[n][digit], sums);
-                }
-            }
-        }
-
-        /// `sums += (dots - bias) * factor`, in this order of operations on every level.
-        ///
-        /// Not inlined: over the digits around it the optimiser would gather.
-        #[allow(dead_code, reason = "as above")]
-        #[inline(never)]
-        $(#[target_feature(enable = $feature)])?
-        fn add_dots(dots: &RowDots, bias: i32, factor: f32, sums: &mut RowSums) {
-            for (sum, dot) in sums.0.iter_mut().zip(&dots.0) {
-                *sum += (dot - bias) as f32 * factor;
-            }
-        }
-
         /// A strip's coefficients.
         $(#[target_feature(enable = $feature)])?
         fn trellis_rows(strip: &Strip, rows: &mut StripRows) {
@@ -227,3 +195,42 @@ macro_rules! walks {
     };
 }
 pub(super) use walks;
+
+/// `multiply_tile` and `dot_strip` of a level that has no faster ways than `dot_row_tile`.
+macro_rules! decodes_first {
+    ($($feature:literal)?) => {
+        const FEW: usize = 0;
+        use super::super::trellis::no_dot_strip as dot_strip;
+
+        /// Adds the products of one tile of decoded strips with all their digits.
+        $(#[target_feature(enable = $feature)])?
+        fn multiply_tile(strips: &DecodedStrips, tile: usize, sums: &mut [RowSums; DIGITS_AT_ONCE]) {
+            let mut dots = [RowDots::ZERO; DIGITS_AT_ONCE];
+            for (n, codes) in strips.codes.iter().enumerate() {
+                let lines = &codes[tile * GROUPS..][..GROUPS];
+                let mut taken = 0;
+                while taken < strips.digits {
+                    let values = &strips.values(n)[taken * strips.stride..];
+                    let left = strips.digits - taken;
+                    taken += dot_row_tile(lines, 8, values, strips.stride, left, &mut dots[taken..], 1);
+                }
+                for (digit, dots) in dots[..strips.digits].iter().enumerate() {
+                    let sums = &mut sums[digit / strips.per_vector];
+                    add_dots(dots, strips.biases[n][digit], strips.factors[n][digit], sums);
+                }
+            }
+        }
+
+        /// `sums += (dots - bias) * factor`, in this order of operations on every level.
+        ///
+        /// Not inlined: over the digits around it the optimiser would gather.
+        #[inline(never)]
+        $(#[target_feature(enable = $feature)])?
+        fn add_dots(dots: &RowDots, bias: i32, factor: f32, sums: &mut RowSums) {
+            for (sum, dot) in sums.0.iter_mut().zip(&dots.0) {
+                *sum += (dot - bias) as f32 * factor;
+            }
+        }
+    };
+}
+pub(super) use decodes_first;

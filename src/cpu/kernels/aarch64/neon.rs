@@ -13,14 +13,11 @@ use super::transpose::{lanes_to_rows, rows_to_lanes};
 
 /// Digits multiplied with one unpacked tile.
 const MAX_VECTORS: usize = 4;
-/// A trellis is decoded first.
-const FEW: usize = 0;
-use generic_trellis::no_dot_strip as dot_strip;
-use multiply_decoded as multiply_tile;
 /// Codes of eight bits are made signed.
 const BYTE_BIAS: i32 = 128;
 
 super::super::walks!(fma: true, "neon");
+super::super::walk::decodes_first!("neon");
 use super::trellis::decode_bundle;
 
 /// Integer dot products of a row tile with the next digits, and how many digits it took.

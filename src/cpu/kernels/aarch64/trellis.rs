@@ -7,7 +7,7 @@
 //! sign.
 
 use super::super::trellis::{COARSE_CODES, FINE_CODES};
-use super::super::unroll::each;
+use super::super::unroll::{dispatch_bits, each};
 use crate::codec::term::trellis::{COARSE_BITS, Code};
 use crate::cpu::strips::{PERIOD, Packing};
 use crate::cpu::tiles::Line;
@@ -65,12 +65,7 @@ pub(super) fn decode_bundle(
     codes: &mut [Line],
     stride: usize,
 ) {
-    match code.bits() {
-        1 => decode::<1>(bundle, code, packing, codes, stride),
-        2 => decode::<2>(bundle, code, packing, codes, stride),
-        3 => decode::<3>(bundle, code, packing, codes, stride),
-        _ => decode::<4>(bundle, code, packing, codes, stride),
-    }
+    dispatch_bits!(code.bits(), decode(bundle, code, packing, codes, stride))
 }
 
 #[target_feature(enable = "neon")]

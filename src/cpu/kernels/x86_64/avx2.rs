@@ -12,14 +12,11 @@ use generic::{lanes_to_rows, rows_to_lanes};
 
 /// Digits multiplied with one unpacked tile.
 const MAX_VECTORS: usize = 4;
-/// A trellis is decoded first.
-const FEW: usize = 0;
-use generic_trellis::no_dot_strip as dot_strip;
-use multiply_decoded as multiply_tile;
 /// Codes are multiplied as they are.
 const BYTE_BIAS: i32 = 0;
 
 super::super::walks!(fma: true, "avx2,fma,f16c");
+super::super::walk::decodes_first!("avx2,fma,f16c");
 use super::trellis_avx2::decode_bundle;
 
 /// Integer dot products of a row tile with the next digits, and how many digits it took.

@@ -5,7 +5,7 @@
 //! `t` holds `T_t ^ T_(t-1)` and is shuffled by `index - 16 t`, which gives zero where it is negative, so the sum
 //! (in `^`) of tables 0 to `index / 16` is what remains.
 
-use super::super::unroll::each;
+use super::super::unroll::{dispatch_bits, each};
 use crate::codec::term::trellis::{COARSE_BITS, COARSE_VALUES, Code, FINE_VALUES};
 use crate::cpu::strips::Packing;
 use crate::cpu::tiles::{GROUP, Line, TILE_ROWS};
@@ -39,12 +39,7 @@ pub(super) fn decode_bundle(
     codes: &mut [Line],
     stride: usize,
 ) {
-    match code.bits() {
-        1 => decode::<1>(bundle, code, packing, codes, stride),
-        2 => decode::<2>(bundle, code, packing, codes, stride),
-        3 => decode::<3>(bundle, code, packing, codes, stride),
-        _ => decode::<4>(bundle, code, packing, codes, stride),
-    }
+    dispatch_bits!(code.bits(), decode(bundle, code, packing, codes, stride))
 }
 
 #[target_feature(enable = "avx2")]

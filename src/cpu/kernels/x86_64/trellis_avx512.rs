@@ -7,7 +7,7 @@
 
 use super::super::RowSums;
 use super::super::trellis::{COARSE_CODES, DIGITS_AT_ONCE, DecodedStrips, FINE_CODES, StripDots};
-use super::super::unroll::{dispatch_vectors, each};
+use super::super::unroll::{dispatch_bits, dispatch_vectors, each};
 use crate::codec::term::trellis::{COARSE_BITS, Code, STRIP};
 use crate::cpu::strips::{PERIOD, Packing, Strip};
 use crate::cpu::tiles::{GROUP, GROUPS, Line, TILE_ROWS};
@@ -70,12 +70,7 @@ pub(super) fn decode_bundle(
     codes: &mut [Line],
     stride: usize,
 ) {
-    match code.bits() {
-        1 => decode::<1>(bundle, code, packing, codes, stride),
-        2 => decode::<2>(bundle, code, packing, codes, stride),
-        3 => decode::<3>(bundle, code, packing, codes, stride),
-        _ => decode::<4>(bundle, code, packing, codes, stride),
-    }
+    dispatch_bits!(code.bits(), decode(bundle, code, packing, codes, stride))
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2")]
@@ -120,12 +115,7 @@ pub(super) const FEW: usize = 4;
 pub(super) fn dot_strip(strip: &Strip, values: &[i8], stride: usize, digits: usize, dots: &mut [StripDots]) {
     assert!(strip.packing.is_full() && strip.packing.groups() == 1);
     assert!(values.len() >= (digits - 1) * stride + STRIP && dots.len() >= digits);
-    match strip.code.bits() {
-        1 => dot_bits::<1>(strip, values, stride, digits, dots),
-        2 => dot_bits::<2>(strip, values, stride, digits, dots),
-        3 => dot_bits::<3>(strip, values, stride, digits, dots),
-        _ => dot_bits::<4>(strip, values, stride, digits, dots),
-    }
+    dispatch_bits!(strip.code.bits(), dot_bits(strip, values, stride, digits, dots))
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni")]
