@@ -1,11 +1,12 @@
-//! Compressing and decoding hold one matrix at a time, however many a model has.
+//! Compressing and decoding hold one matrix at a time, however many a model has; a warm product allocates nothing.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candle_rbe::archive::{self, CompressOptions, DecodeOptions};
-use candle_rbe::{Encoder, EncoderConfig, TermChoice};
+use candle_rbe::{Encoder, EncoderConfig, Precision, Rate, RbeLinear, TermChoice};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The system's allocator, counting what is held and the most that ever was.
@@ -13,6 +14,10 @@ struct Counting;
 
 static HELD: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+/// Both tests count what the whole process does.
+static ALONE: Mutex<()> = Mutex::new(());
 
 #[allow(unsafe_code)]
 // SAFETY: every call is handed to the system's allocator unchanged; the counters are atomics beside it.
@@ -20,6 +25,7 @@ unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let held = HELD.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
         PEAK.fetch_max(held, Ordering::Relaxed);
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the caller keeps `alloc`'s contract, which is the system's own.
         unsafe { System.alloc(layout) }
     }
@@ -45,6 +51,7 @@ fn peak(act: impl FnOnce()) -> usize {
 #[test]
 fn memory_does_not_grow_with_the_number_of_matrices() {
     const SIDE: usize = 256;
+    let _alone = ALONE.lock();
     let room = tempfile::tempdir().unwrap();
     let weight = Tensor::randn(0f32, 0.02, (SIDE, SIDE), &Device::Cpu).unwrap();
     let config = EncoderConfig { term: TermChoice::Planes, block: Some(64), ..EncoderConfig::default() };
@@ -73,5 +80,37 @@ fn memory_does_not_grow_with_the_number_of_matrices() {
     for (what, few, many) in [("compress", few.0, many.0), ("decode", few.1, many.1)] {
         assert!(many < few + few / 4, "{what}: {few} bytes for 2 matrices, {many} for 48");
         assert!(many < all / 2, "{what}: {many} bytes held, the whole model has {all}");
+    }
+}
+
+#[test]
+fn a_warm_product_into_a_tensor_allocates_nothing_of_its_own() {
+    let _alone = ALONE.lock();
+    let weight = Tensor::randn(0f32, 0.02, (700, 600), &Device::Cpu).unwrap();
+    let bias = Tensor::randn(0f32, 0.02, 700, &Device::Cpu).unwrap();
+    for (term, rate) in [
+        (TermChoice::Planes, Rate::BitsPerWeight(4.1)),
+        (TermChoice::Trellis, Rate::BitsPerWeight(3.1)),
+        (TermChoice::Sparse, Rate::Coefficients(400)),
+    ] {
+        let config = EncoderConfig { term, rate, block: Some(64), ..EncoderConfig::default() };
+        let compressed = Encoder::new(config).unwrap().encode(&weight).unwrap();
+        for precision in [Precision::Exact, Precision::Int8] {
+            let layer = RbeLinear::new(compressed.clone(), Some(bias.clone())).with_precision(precision);
+            for tokens in [1, 5, 40] {
+                let x = Tensor::randn(0f32, 1.0, (tokens, 600), &Device::Cpu).unwrap();
+                let y = Tensor::zeros((tokens, 700), DType::F32, &Device::Cpu).unwrap();
+                let call = || {
+                    let before = ALLOCATIONS.load(Ordering::Relaxed);
+                    layer.forward_into(&x, &y).unwrap();
+                    ALLOCATIONS.load(Ordering::Relaxed) - before
+                };
+                // Which thread takes which part differs, so each may still be warming up for some calls.
+                let calls: Vec<usize> = (0..200).map(|_| call()).collect();
+                // One is Candle's, which lists the output's strides before any operation in place.
+                let few = calls[100..].iter().all(|count| *count <= 1);
+                assert!(few, "{term:?} {precision:?} {tokens}: {calls:?}");
+            }
+        }
     }
 }

@@ -36,7 +36,7 @@ pub fn levels() -> Vec<Level> {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::is_x86_feature_detected as has;
-        if has!("avx2") && has!("fma") && has!("f16c") {
+        if has!("avx2") && has!("fma") && has!("f16c") && has!("popcnt") {
             levels.push(Level::Avx2);
             if has!("avx512f")
                 && has!("avx512bw")

@@ -3,12 +3,13 @@
 use super::basis::BasisProduct;
 use super::kernels::{EDGE, Input, Kernels};
 use super::pool::{Pool, Shared};
+use super::slices::SparseSlices;
 use super::strips::TrellisStrips;
 use super::tiles::{PlaneTiles, TILE_ROWS, row_tiles};
 use crate::codec::axis::Axes;
 use crate::codec::basis::FUNCTIONS;
 use crate::codec::term::trellis::STRIP;
-use crate::codec::term::{Basis, Sparse, Term};
+use crate::codec::term::{Basis, Term};
 use crate::codec::{Block, Layout, Matrix, Transform};
 use crate::error::{Error, Result};
 use std::sync::OnceLock;
@@ -17,14 +18,14 @@ use std::sync::OnceLock;
 #[derive(Clone, Debug)]
 pub(super) enum Loaded {
     Basis(Basis),
-    Sparse(Sparse),
+    Sparse(SparseSlices),
     Planes(PlaneTiles),
     Trellis(TrellisStrips),
 }
 
 /// A matrix ready for products; made once, from a [`Matrix`], and turned back without loss.
 ///
-/// It takes the compressed bytes' memory and no more: terms that are laid out anew replace their first form.
+/// It takes about as much memory as the compressed bytes: terms that are laid out anew replace their first form.
 #[derive(Clone, Debug)]
 pub struct LoadedMatrix {
     layout: Layout,
@@ -54,7 +55,7 @@ impl LoadedMatrix {
     pub fn new(matrix: &Matrix) -> Self {
         let terms = matrix.terms().iter().map(|term| match term {
             Term::Basis(basis) => Loaded::Basis(basis.clone()),
-            Term::Sparse(sparse) => Loaded::Sparse(sparse.clone()),
+            Term::Sparse(sparse) => Loaded::Sparse(SparseSlices::new(sparse)),
             Term::Planes(planes) => Loaded::Planes(PlaneTiles::new(planes)),
             Term::Trellis(trellis) => Loaded::Trellis(TrellisStrips::new(trellis)),
         });
@@ -76,7 +77,7 @@ impl LoadedMatrix {
     pub fn to_matrix(&self) -> Matrix {
         let terms = self.terms.iter().map(|term| match term {
             Loaded::Basis(basis) => Term::Basis(basis.clone()),
-            Loaded::Sparse(sparse) => Term::Sparse(sparse.clone()),
+            Loaded::Sparse(slices) => Term::Sparse(slices.to_term()),
             Loaded::Planes(tiles) => Term::Planes(tiles.to_term()),
             Loaded::Trellis(strips) => Term::Trellis(strips.to_term()),
         });
@@ -117,7 +118,7 @@ impl LoadedMatrix {
     pub fn memory_in_bytes(&self) -> usize {
         let bytes = |term: &Loaded| match term {
             Loaded::Basis(basis) => basis.size_in_bytes(),
-            Loaded::Sparse(sparse) => sparse.size_in_bytes(),
+            Loaded::Sparse(slices) => slices.bytes(),
             Loaded::Planes(tiles) => tiles.bytes(),
             Loaded::Trellis(strips) => strips.bytes(),
         };
@@ -126,6 +127,13 @@ impl LoadedMatrix {
 
     pub(super) fn axes(&self) -> &Axes {
         &self.axes
+    }
+
+    /// Whether both matrices see their inputs through the same operator.
+    pub(super) fn shares_input(&self, other: &Self) -> bool {
+        let input =
+            |matrix: &Self| (matrix.layout.cols(), matrix.layout.block(), matrix.transform, matrix.seed);
+        input(self) == input(other)
     }
 
     /// Terms in the coefficient domain.
@@ -181,7 +189,7 @@ impl LoadedMatrix {
         for term in &self.terms {
             match term {
                 Loaded::Basis(_) => {}
-                Loaded::Sparse(sparse) => sparse.add_rows(block, 0..block.height, out),
+                Loaded::Sparse(slices) => slices.add_to(block, out),
                 Loaded::Trellis(strips) => {
                     let mut rows = [[0.0; STRIP]; EDGE];
                     let edge = self.layout.block();
@@ -248,7 +256,7 @@ impl LoadedMatrix {
             for term in self.spectral() {
                 match term {
                     Loaded::Planes(tiles) => kernels.planes_transposed(tiles, block, weights, out),
-                    Loaded::Sparse(sparse) => kernels.sparse(sparse, block, weights, out, true),
+                    Loaded::Sparse(slices) => kernels.sparse_transposed(slices, block, weights, out),
                     Loaded::Trellis(trellis) => kernels.trellis_transposed(trellis, block, weights, out),
                     Loaded::Basis(_) => {}
                 }

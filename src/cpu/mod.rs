@@ -5,7 +5,7 @@
 //! 1. every input vector goes into the coefficient domain once (`axis`, `transform`: sixteen blocks in the
 //!    lanes of a register), for a planes term as signed bytes with scales (`activations`);
 //! 2. each row tile (or block row) accumulates the terms' shares over all blocks of its row, for all vectors, on
-//!    layouts made for that when the matrix was loaded (`tiles`, `strips`);
+//!    layouts made for that when the matrix was loaded (`tiles`, `strips`, `slices`);
 //! 3. each result comes back from the coefficient domain once.
 //!
 //! The inner loops are `kernels::Kernels`, a table chosen for the running processor. They take a range of work
@@ -26,6 +26,8 @@ mod norm;
 mod parametric;
 mod pool;
 mod product;
+mod slices;
+mod sparse;
 mod strips;
 mod tiles;
 mod transform;
@@ -37,7 +39,7 @@ pub use loaded::LoadedMatrix;
 pub use norm::{Norm, norm, norm_gradients};
 pub use parametric::{parametric_gradients, parametric_product};
 pub use pool::{Pool, Rayon, Serial};
-pub use product::{product, transposed_product};
+pub use product::{product, products, transposed_product};
 pub(crate) use viterbi::{Codebook, Search};
 
 /// How activations enter the product with a planes term.

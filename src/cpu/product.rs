@@ -5,6 +5,7 @@ use super::kernels::{Input, Kernels, RowSums};
 use super::loaded::{Loaded, LoadedMatrix};
 use super::parametric::add_dense;
 use super::pool::{Pool, Serial, Shared};
+use super::sparse::{self, InLanes};
 use super::strips::{Packing, TrellisStrips};
 use super::tiles::{PlaneTiles, TILE_COLS, TILE_ROWS};
 use super::{Precision, axis};
@@ -30,6 +31,7 @@ const ENOUGH_ITEMS: usize = 16;
 #[derive(Default)]
 struct Workspace {
     spectrum: Vec<f32>,
+    in_lanes: InLanes,
     activations: Activations,
     partial: Vec<RowSums>,
     out: Vec<f32>,
@@ -37,6 +39,8 @@ struct Workspace {
 
 thread_local! {
     static WORKSPACE: RefCell<Workspace> = RefCell::default();
+    /// Sums of one output block.
+    static BLOCK_SUMS: RefCell<Vec<f32>> = RefCell::default();
 }
 
 /// `y = x W'`: `x` holds `vectors` rows of the matrix's `cols`, `y` as many of its `rows`.
@@ -51,7 +55,23 @@ pub fn product(
     precision: Precision,
     pool: &dyn Pool,
 ) {
-    forward(Kernels::get(), matrix, x, vectors, y, precision, pool);
+    products(&[matrix], x, vectors, &mut [y], precision, pool);
+}
+
+/// `y = x W'` for several matrices: as [`product`] for each. Neighbours that see their input through one operator (as
+/// many columns, block edge, transform and seed alike) have it transformed once.
+///
+/// # Panics
+/// When a slice has another length, or there are not as many outputs as matrices.
+pub fn products(
+    matrices: &[&LoadedMatrix],
+    x: &[f32],
+    vectors: usize,
+    ys: &mut [&mut [f32]],
+    precision: Precision,
+    pool: &dyn Pool,
+) {
+    forward(Kernels::get(), matrices, x, vectors, ys, precision, pool);
 }
 
 /// `x = g W`: `g` holds `vectors` rows of the matrix's `rows`, `x` as many of its `cols`.
@@ -64,44 +84,73 @@ pub fn transposed_product(matrix: &LoadedMatrix, g: &[f32], vectors: usize, x: &
 
 pub(super) fn forward(
     kernels: &Kernels,
-    matrix: &LoadedMatrix,
+    matrices: &[&LoadedMatrix],
     x: &[f32],
     vectors: usize,
-    y: &mut [f32],
+    ys: &mut [&mut [f32]],
     precision: Precision,
     pool: &dyn Pool,
 ) {
-    let layout = matrix.layout();
-    assert_eq!((x.len(), y.len()), (vectors * layout.cols(), vectors * layout.rows()));
+    assert_eq!(matrices.len(), ys.len());
+    for (matrix, y) in matrices.iter().zip(&*ys) {
+        let layout = matrix.layout();
+        assert_eq!((x.len(), y.len()), (vectors * layout.cols(), vectors * layout.rows()));
+    }
     if vectors == 0 {
         return;
     }
-    let shared_pool = |work: usize, worth: usize| if work >= worth { pool } else { &Serial as &dyn Pool };
-    let product_pool = shared_pool(vectors * layout.elements(), WORTH_SHARING);
-    if matrix.spectral().next().is_none() {
-        y.fill(0.0);
-    } else {
-        WORKSPACE.with_borrow_mut(|Workspace { spectrum, activations, partial, out }| {
-            let in_pool = shared_pool(x.len(), TRANSFORM_WORTH_SHARING);
-            into_spectrum(kernels, matrix, x, vectors, precision, in_pool, spectrum, activations);
-            out.clear();
-            out.resize(y.len(), 0.0);
-            for term in matrix.spectral() {
-                match term {
-                    Loaded::Planes(tiles) => planes(kernels, tiles, activations, vectors, out, product_pool),
-                    Loaded::Trellis(strips) => {
-                        trellis(kernels, strips, activations, vectors, partial, out, product_pool);
-                    }
-                    other => accumulate(kernels, matrix, other, false, spectrum, vectors, out, product_pool),
+    WORKSPACE.with_borrow_mut(|workspace| {
+        let mut ys = ys.iter_mut();
+        for group in matrices.chunk_by(|a, b| a.shares_input(b)) {
+            let in_pool = shared_if(pool, x.len(), TRANSFORM_WORTH_SHARING);
+            into_spectrum(kernels, group, x, vectors, precision, in_pool, workspace);
+            for (matrix, y) in group.iter().zip(&mut ys) {
+                one_forward(kernels, matrix, vectors, y, pool, workspace);
+                let pool = shared_if(pool, vectors * matrix.layout().elements(), WORTH_SHARING);
+                for basis in matrix.bases(false, x, vectors) {
+                    basis.add(y, pool);
                 }
             }
-            let out_pool = shared_pool(y.len(), TRANSFORM_WORTH_SHARING);
-            axis::synthesize(kernels, &matrix.axes().rows, out, y, out_pool);
-        });
+        }
+    });
+}
+
+/// A pool, or this thread alone where the work is too little.
+fn shared_if(pool: &dyn Pool, work: usize, worth: usize) -> &dyn Pool {
+    if work >= worth { pool } else { &Serial }
+}
+
+/// The terms in the coefficient domain of one matrix, on inputs that are there already.
+fn one_forward(
+    kernels: &Kernels,
+    matrix: &LoadedMatrix,
+    vectors: usize,
+    y: &mut [f32],
+    pool: &dyn Pool,
+    workspace: &mut Workspace,
+) {
+    if matrix.spectral().next().is_none() {
+        y.fill(0.0);
+        return;
     }
-    for basis in matrix.bases(false, x, vectors) {
-        basis.add(y, product_pool);
+    let Workspace { spectrum, in_lanes, activations, partial, out } = workspace;
+    let out_pool = shared_if(pool, y.len(), TRANSFORM_WORTH_SHARING);
+    let pool = shared_if(pool, vectors * matrix.layout().elements(), WORTH_SHARING);
+    out.clear();
+    out.resize(y.len(), 0.0);
+    for term in matrix.spectral() {
+        match term {
+            Loaded::Planes(tiles) => planes(kernels, tiles, activations, vectors, out, pool),
+            Loaded::Trellis(strips) => trellis(kernels, strips, activations, vectors, partial, out, pool),
+            Loaded::Sparse(slices) if vectors >= kernels.worth_lanes() => {
+                let unpack =
+                    |block, places: &mut _, values: &mut _| slices.unpack(block, false, places, values);
+                sparse::product(kernels, matrix.layout(), &unpack, false, in_lanes, out, pool);
+            }
+            other => accumulate(kernels, matrix, other, false, spectrum, vectors, out, pool),
+        }
     }
+    axis::synthesize(kernels, &matrix.axes().rows, out, y, out_pool);
 }
 
 pub(super) fn transposed(
@@ -121,7 +170,7 @@ pub(super) fn transposed(
     if matrix.spectral().next().is_none() {
         x.fill(0.0);
     } else {
-        WORKSPACE.with_borrow_mut(|Workspace { spectrum, out, .. }| {
+        WORKSPACE.with_borrow_mut(|Workspace { spectrum, in_lanes, out, .. }| {
             spectrum.resize(g.len(), 0.0);
             let (len, edge) = (layout.rows(), layout.block());
             let shared = Shared::new(spectrum);
@@ -137,6 +186,13 @@ pub(super) fn transposed(
                     Loaded::Planes(_) | Loaded::Trellis(_) if vectors >= WORTH_DENSE => {
                         add_dense(kernels, matrix, term, true, spectrum, vectors, out, pool);
                     }
+                    Loaded::Sparse(slices) if vectors >= kernels.worth_lanes() => {
+                        in_lanes.fill(kernels, spectrum, layout.rows(), vectors, pool);
+                        let unpack = |block, places: &mut _, values: &mut _| {
+                            slices.unpack(block, true, places, values)
+                        };
+                        sparse::product(kernels, layout, &unpack, true, in_lanes, out, pool);
+                    }
                     _ => accumulate(kernels, matrix, term, true, spectrum, vectors, out, pool),
                 }
             }
@@ -148,21 +204,24 @@ pub(super) fn transposed(
     }
 }
 
-/// Every vector into the coefficient domain, in the form that the terms need.
-#[allow(clippy::too_many_arguments)]
+/// Every vector into the coefficient domain of matrices that share it, in the forms that their terms need.
 fn into_spectrum(
     kernels: &Kernels,
-    matrix: &LoadedMatrix,
+    matrices: &[&LoadedMatrix],
     x: &[f32],
     vectors: usize,
     precision: Precision,
     pool: &dyn Pool,
-    spectrum: &mut Vec<f32>,
-    activations: &mut Activations,
+    workspace: &mut Workspace,
 ) {
-    let layout = matrix.layout();
-    let as_floats = matrix.spectral().any(|term| matches!(term, Loaded::Sparse(_)));
-    let as_digits = matrix.spectral().any(|term| matches!(term, Loaded::Planes(_) | Loaded::Trellis(_)));
+    let terms = || matrices.iter().flat_map(|matrix| matrix.spectral());
+    let as_floats = terms().any(|term| matches!(term, Loaded::Sparse(_)));
+    let as_digits = terms().any(|term| matches!(term, Loaded::Planes(_) | Loaded::Trellis(_)));
+    if !as_floats && !as_digits {
+        return;
+    }
+    let (layout, axis) = (matrices[0].layout(), &matrices[0].axes().cols);
+    let Workspace { spectrum, in_lanes, activations, .. } = workspace;
     spectrum.resize(if as_floats { x.len() } else { 0 }, 0.0);
     activations.prepare(layout, if as_digits { vectors } else { 0 }, precision);
     let (digits, stride, blocks) = (activations.digits, activations.stride, layout.block_cols());
@@ -173,7 +232,7 @@ fn into_spectrum(
     let scales = Shared::new(&mut activations.scales);
     let sums = Shared::new(&mut activations.sums);
     let tile_sums = Shared::new(&mut activations.tile_sums);
-    axis::analyze(kernels, &matrix.axes().cols, x, pool, &|vector, j, segment| {
+    axis::analyze(kernels, axis, x, pool, &|vector, j, segment| {
         // SAFETY: here and below, each vector's block has a place of its own in every array and is taken once.
         let floats = |range| unsafe { floats.part(range) };
         if as_floats {
@@ -199,6 +258,9 @@ fn into_spectrum(
             quantize(kernels, segment, parts);
         }
     });
+    if as_floats && vectors >= kernels.worth_lanes() {
+        in_lanes.fill(kernels, spectrum, layout.cols(), vectors, pool);
+    }
 }
 
 /// Adds a planes term's share to `out` (`vectors x rows`, coefficients): row tile by row tile.
@@ -324,28 +386,33 @@ fn accumulate(
     let (in_len, out_len) = (spectrum.len() / vectors, out.len() / vectors);
     let out = Shared::new(out);
     pool.run(out_blocks, &|range| {
-        let mut acc = vec![0.0; vectors * layout.block()];
-        for index in range {
-            let columns = if transposed { layout.col_range(index) } else { layout.row_range(index) };
-            let acc = &mut acc[..vectors * columns.len()];
-            acc.fill(0.0);
-            for k in 0..in_blocks {
-                let block = if transposed { layout.block_at(k, index) } else { layout.block_at(index, k) };
-                let values = &spectrum[k * layout.block()..];
-                let input = Input { values, stride: in_len };
-                match term {
-                    Loaded::Sparse(sparse) => kernels.sparse(sparse, block, input, acc, transposed),
-                    Loaded::Trellis(trellis) => kernels.trellis_transposed(trellis, block, input, acc),
-                    Loaded::Planes(tiles) => kernels.planes_transposed(tiles, block, input, acc),
-                    Loaded::Basis(_) => {}
+        BLOCK_SUMS.with_borrow_mut(|acc| {
+            for index in range {
+                let columns = if transposed { layout.col_range(index) } else { layout.row_range(index) };
+                acc.clear();
+                acc.resize(vectors * columns.len(), 0.0);
+                for k in 0..in_blocks {
+                    let block =
+                        if transposed { layout.block_at(k, index) } else { layout.block_at(index, k) };
+                    let values = &spectrum[k * layout.block()..];
+                    let input = Input { values, stride: in_len };
+                    match term {
+                        Loaded::Sparse(slices) if transposed => {
+                            kernels.sparse_transposed(slices, block, input, acc)
+                        }
+                        Loaded::Sparse(slices) => kernels.sparse(slices, block, input, acc),
+                        Loaded::Trellis(trellis) => kernels.trellis_transposed(trellis, block, input, acc),
+                        Loaded::Planes(tiles) => kernels.planes_transposed(tiles, block, input, acc),
+                        Loaded::Basis(_) => {}
+                    }
+                }
+                for (vector, acc) in acc.chunks_exact(columns.len()).enumerate() {
+                    let start = vector * out_len + columns.start;
+                    // SAFETY: an output block belongs to one item.
+                    let out = unsafe { out.part(start..start + columns.len()) };
+                    out.iter_mut().zip(acc).for_each(|(out, acc)| *out += acc);
                 }
             }
-            for (vector, acc) in acc.chunks_exact(columns.len()).enumerate() {
-                let start = vector * out_len + columns.start;
-                // SAFETY: an output block belongs to one item.
-                let out = unsafe { out.part(start..start + columns.len()) };
-                out.iter_mut().zip(acc).for_each(|(out, acc)| *out += acc);
-            }
-        }
+        });
     });
 }

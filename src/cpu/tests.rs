@@ -132,14 +132,14 @@ fn every_level_agrees_with_the_codec() {
                 let kernels = Kernels::new(level).unwrap();
                 let context = format!("{level:?} {rows}x{cols} {} {vectors} vectors", loaded.summary());
                 let mut out = vec![f32::NAN; y.len()];
-                forward(&kernels, &loaded, x, vectors, &mut out, Precision::Exact, &Rayon);
+                forward(&kernels, &[&loaded], x, vectors, &mut [&mut out], Precision::Exact, &Rayon);
                 // Both sides round in F32; 1e-5 is what the layers promise.
                 let error = difference(&out, y) / y_size;
                 assert!(error <= 1e-5, "{context}: {error}");
                 // Rounding loses 1/(127 sqrt 12) of a block's largest element, which is up to sqrt 256 times its
                 // RMS: 3.6 % for the worst of inputs. (A single sum may cancel to less; many do not.)
                 if rows >= 64 {
-                    forward(&kernels, &loaded, x, vectors, &mut out, Precision::Int8, &Rayon);
+                    forward(&kernels, &[&loaded], x, vectors, &mut [&mut out], Precision::Int8, &Rayon);
                     let error =
                         norm(out.iter().zip(y).map(|(a, b)| a - b)) / norm(y.iter().copied()).max(1e-3);
                     assert!(error <= 0.037, "{context} int8: {error}");
@@ -164,13 +164,43 @@ fn products_in_integers_have_the_same_bits_on_every_level_and_pool() {
                 let kernels = Kernels::new(level).unwrap();
                 let run = |pool: &dyn super::Pool| {
                     let mut y = vec![0.0; vectors * matrix.layout().rows()];
-                    forward(&kernels, &loaded, &x, vectors, &mut y, precision, pool);
+                    forward(&kernels, &[&loaded], &x, vectors, &mut [&mut y], precision, pool);
                     y.into_iter().map(f32::to_bits).collect::<Vec<_>>()
                 };
                 [run(&Serial), run(&Rayon)]
             });
             let results: Vec<_> = results.collect();
             assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{}", loaded.summary());
+        }
+    }
+}
+
+#[test]
+fn products_of_one_input_are_each_ones_own() {
+    let matrices = matrices();
+    let vectors = 9;
+    for first in &matrices {
+        // All that take as many inputs, in an order in which some neighbours share their operator and some do not.
+        let group: Vec<_> = matrices
+            .iter()
+            .filter(|m| m.layout().cols() == first.layout().cols())
+            .map(LoadedMatrix::new)
+            .collect();
+        let group: Vec<&LoadedMatrix> = group.iter().collect();
+        assert!(group.windows(2).any(|pair| pair[0].shares_input(pair[1])));
+        assert!(group.windows(2).any(|pair| !pair[0].shares_input(pair[1])));
+        let x: Vec<f32> = (0..vectors * first.layout().cols()).map(|n| (n as f32 * 0.7).cos()).collect();
+        for vectors in [1, vectors] {
+            let x = &x[..vectors * first.layout().cols()];
+            let room =
+                || group.iter().map(|m| vec![f32::NAN; vectors * m.layout().rows()]).collect::<Vec<_>>();
+            let (mut together, mut apart) = (room(), room());
+            let mut ys: Vec<&mut [f32]> = together.iter_mut().map(|y| &mut y[..]).collect();
+            super::products(&group, x, vectors, &mut ys, Precision::Exact, &Rayon);
+            for (matrix, y) in group.iter().zip(&mut apart) {
+                super::product(matrix, x, vectors, y, Precision::Exact, &Rayon);
+            }
+            assert_eq!(together, apart);
         }
     }
 }

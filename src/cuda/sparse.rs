@@ -5,7 +5,8 @@ use super::machine::{Arg, Launch, Machine, Module};
 use super::strips::{Panel, THREADS, TOKENS, WARPS};
 use crate::codec::Layout;
 use crate::codec::term::Sparse;
-use crate::codec::term::sparse::{Format, MU_LAW};
+use crate::codec::term::sparse::Format;
+use crate::codec::term::sparse::format::MU_LAW;
 use crate::error::{Error, Result};
 use std::sync::OnceLock;
 
@@ -76,10 +77,10 @@ impl<M> DeviceSparse<M> {
     fn entries(&self, transposed: bool) -> Vec<Entry> {
         let mut entries = Vec::with_capacity(self.term.coefficients());
         for block in self.layout.iter() {
-            self.term.for_each(block, 0..block.height, |row, col, value| {
+            self.term.for_each_field(block, 0..block.height, |row, col, field| {
                 let (row, col) = (block.row + row, block.col + col);
                 let (out, input) = if transposed { (col, row) } else { (row, col) };
-                entries.push(Entry { out, input, field: self.term.field(block, value) });
+                entries.push(Entry { out, input, field });
             });
         }
         entries.sort_unstable_by_key(|entry| (entry.input / PART, entry.out, entry.input));

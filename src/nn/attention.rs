@@ -2,7 +2,7 @@
 
 use super::norm::has_op;
 use super::rope::Rotation;
-use super::{KvCache, Linear};
+use super::{KvCache, Linear, forward_all};
 use crate::ops::{self, AttentionMask};
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::Module;
@@ -115,7 +115,7 @@ impl RbeAttention {
     /// When a shape does not fit.
     pub fn forward(&self, x: &Tensor, layer: usize, pass: &mut AttentionPass) -> Result<Tensor> {
         let (q, k, v) = match &self.projections {
-            Projections::Separate { q, k, v } => (q.forward(x)?, k.forward(x)?, v.forward(x)?),
+            Projections::Separate { q, k, v } => forward_all([q, k, v], x)?.into(),
             Projections::Joined(joined) => {
                 let joined = joined.forward(x)?;
                 let width = joined.dim(D::Minus1)? / (self.heads + 2 * self.kv_heads);

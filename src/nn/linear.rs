@@ -51,10 +51,10 @@ use super::mode::{BlockCache, DecodeMode, LayerConfig, default_layer_config};
 use super::{Recorded, SpectralAdapter, TrainableLinear, compressed};
 use crate::cpu::Precision;
 use crate::{RbeTensor, ops};
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 use candle_nn::{Init, Module, VarBuilder};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A linear layer over a compressed weight.
 ///
@@ -137,38 +137,88 @@ impl RbeLinear {
         self.counters.counts()
     }
 
+    /// Writes the output into `y`, a contiguous F32 tensor `(.., out)` on the CPU that no variable's gradient goes through,
+    /// from an `x` that is one too. Once as many tokens have passed before, nothing is allocated here.
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device, Result, Tensor};
+    /// # use candle_nn::Module;
+    /// # use candle_rbe::{Encoder, EncoderConfig, RbeLinear, Rate};
+    /// # fn main() -> Result<()> {
+    /// # let weight = Tensor::randn(0f32, 0.1, (96, 64), &Device::Cpu)?;
+    /// # let compressed = Encoder::new(EncoderConfig::from(Rate::BitsPerWeight(4.2)))?.encode(&weight)?;
+    /// let layer = RbeLinear::new(compressed, None);
+    /// let y = Tensor::zeros((3, 96), DType::F32, &Device::Cpu)?;
+    /// for _ in 0..2 {
+    ///     let x = Tensor::randn(0f32, 1., (3, 64), &Device::Cpu)?;
+    ///     layer.forward_into(&x, &y)?;
+    ///     assert_eq!(y.to_vec2::<f32>()?, layer.forward(&x)?.to_vec2::<f32>()?);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// When a shape or type is another, a tensor is on another device, the weight is transposed, or the mode is
+    /// [`DecodeMode::Full`].
+    pub fn forward_into(&self, x: &Tensor, y: &Tensor) -> Result<()> {
+        let start = Instant::now();
+        let weight = match &self.decoded {
+            Decoded::Nothing => &self.weight,
+            Decoded::FirstPlanes(first) => first,
+            Decoded::Blocks(_) => {
+                bail!("forward_into multiplies with compressed weights, not decoded blocks")
+            }
+        };
+        ops::matmul_into(x, weight, self.bias.as_ref(), self.config.precision, y)?;
+        self.count(x, start.elapsed());
+        Ok(())
+    }
+
+    /// Whether the product runs on all of the compressed weight.
+    pub(super) fn is_direct(&self) -> bool {
+        matches!(self.decoded, Decoded::Nothing)
+    }
+
     fn product(&self, x: &Tensor) -> Result<Tensor> {
         let start = Instant::now();
         let precision = self.config.precision;
-        let (used, y) = match &self.decoded {
-            Decoded::Nothing => (&self.weight, ops::matmul(x, &self.weight, precision)?),
-            Decoded::FirstPlanes(first) => {
-                (first, ops::matmul_with_gradient(x, first, &self.weight, precision)?)
-            }
-            Decoded::Blocks(cache) => (&self.weight, cache.product(&self.weight, x, &self.counters)?),
+        let y = match &self.decoded {
+            Decoded::Nothing => ops::matmul(x, &self.weight, precision)?,
+            Decoded::FirstPlanes(first) => ops::matmul_with_gradient(x, first, &self.weight, precision)?,
+            Decoded::Blocks(cache) => cache.product(&self.weight, x, &self.counters)?,
         };
-        let (out_features, in_features) = self.weight.shape().dims2()?;
-        let tokens = x.elem_count() / in_features;
+        self.count(x, start.elapsed());
+        Ok(y)
+    }
+
+    /// Counts a forward pass with this input.
+    pub(super) fn count(&self, x: &Tensor, time: Duration) {
+        let layout = self.weight.loaded().layout();
+        let tokens = x.elem_count() / x.dims().last().map_or(1, |last| (*last).max(1));
         let (multiply_adds, bytes) = match &self.decoded {
-            Decoded::Blocks(_) => (out_features * in_features, size_of::<f32>() * out_features * in_features),
-            _ => (used.stored_coefficients(), used.memory_in_bytes()),
+            Decoded::Blocks(_) => (layout.elements(), size_of::<f32>() * layout.elements()),
+            Decoded::FirstPlanes(first) => (first.stored_coefficients(), first.memory_in_bytes()),
+            Decoded::Nothing => (self.weight.stored_coefficients(), self.weight.memory_in_bytes()),
         };
         if !matches!(self.decoded, Decoded::Blocks(_)) {
             self.counters.unpack(multiply_adds);
         }
-        self.counters.call(tokens, tokens * multiply_adds, bytes, start.elapsed());
-        Ok(y)
+        self.counters.call(tokens, tokens * multiply_adds, bytes, time);
+    }
+
+    /// The output for a product, which it takes.
+    pub(super) fn with_bias(&self, product: Tensor) -> Result<Tensor> {
+        match &self.bias {
+            Some(bias) => product.broadcast_add(bias),
+            None => Ok(product),
+        }
     }
 }
 
 impl Module for RbeLinear {
     /// `(.., in)` to `(.., out)`, of the input's type: F32, F16 or BF16.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = self.product(x)?;
-        match &self.bias {
-            Some(bias) => y.broadcast_add(bias),
-            None => Ok(y),
-        }
+        self.with_bias(self.product(x)?)
     }
 }
 

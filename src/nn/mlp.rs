@@ -1,6 +1,6 @@
 //! The feed-forward layer of a transformer.
 
-use super::{Activation, Linear};
+use super::{Activation, Linear, forward_all};
 use candle_core::{Result, Tensor};
 use candle_nn::Module;
 
@@ -36,7 +36,10 @@ impl Module for RbeMlp {
     /// `(.., hidden)` to `(.., hidden)`.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let inner = match &self.gate {
-            Some(gate) => (self.act.forward(&gate.forward(x)?)? * self.up.forward(x)?)?,
+            Some(gate) => {
+                let [gate, up] = forward_all([gate, &self.up], x)?;
+                (self.act.forward(&gate)? * up)?
+            }
             None => self.act.forward(&self.up.forward(x)?)?,
         };
         self.down.forward(&inner)

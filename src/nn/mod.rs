@@ -7,6 +7,7 @@
 //! |---|---|
 //! | run compressed weights | [`RbeLinear`], [`RbeEmbedding`], and [`Linear`], [`Embedding`], which are either |
 //! | choose how the weight is used, and see what was done | [`DecodeMode`], [`LayerConfig`], [`layer_counts`] |
+//! | share the transform of an input among layers | [`forward_all`] |
 //! | look for what makes a forward fail before it does | [`RbeLinear::forward_checked`] |
 //! | train a compressed weight's numbers | [`TrainableLinear`] |
 //! | fine-tune on top of a frozen layer | [`SpectralAdapter`] |
@@ -27,6 +28,7 @@ mod mode;
 mod norm;
 mod recorder;
 mod rope;
+mod shared_input;
 mod trainable;
 
 pub use activation::Activation;
@@ -44,6 +46,7 @@ pub use norm::{RbeLayerNorm, RbeRmsNorm, layer_norm, rms_norm};
 pub use recorder::{Calibrate, Calibration, Recorded, Recorder};
 pub(crate) use rope::RopeParameters;
 pub use rope::{Rope, RopeScaling};
+pub use shared_input::forward_all;
 pub use trainable::TrainableLinear;
 
 use crate::{Error, RbeTensor};

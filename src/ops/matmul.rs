@@ -47,19 +47,15 @@ struct RbeMatMul {
     precision: Precision,
 }
 
-impl RbeMatMul {
-    /// `(.., out)` for an input `(.., in)`.
-    fn output_shape(&self, input: &Layout) -> Result<Shape> {
-        let (out_features, in_features) = self.weight.shape().dims2()?;
-        match input.dims().split_last() {
-            Some((&last, leading)) if last == in_features => {
-                Ok(Shape::from([leading, &[out_features]].concat()))
-            }
-            _ => bail!(
-                "{NAME}: input of shape {:?} with a weight of shape ({out_features}, {in_features})",
-                input.shape()
-            ),
-        }
+/// `(.., out)` for an input `(.., in)`.
+pub(super) fn output_shape(weight: &RbeTensor, input: &Layout, op: &str) -> Result<Shape> {
+    let (out_features, in_features) = weight.shape().dims2()?;
+    match input.dims().split_last() {
+        Some((&last, leading)) if last == in_features => Ok(Shape::from([leading, &[out_features]].concat())),
+        _ => bail!(
+            "{op}: input of shape {:?} with a weight of shape ({out_features}, {in_features})",
+            input.shape()
+        ),
     }
 }
 
@@ -69,7 +65,7 @@ impl CustomOp1 for RbeMatMul {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let shape = self.output_shape(layout)?;
+        let shape = output_shape(&self.weight, layout, NAME)?;
         let x = to_f32(storage, layout, self.name())?;
         let mut y = vec![0.0; shape.elem_count()];
         let tokens = layout.shape().elem_count() / layout.dims().last().copied().unwrap_or(1);
@@ -83,7 +79,7 @@ impl CustomOp1 for RbeMatMul {
 
     #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
-        let shape = self.output_shape(layout)?;
+        let shape = output_shape(&self.weight, layout, NAME)?;
         let transposed = self.weight.is_transposed();
         let y = cuda::product(self.weight.on_cuda()?, storage, layout, transposed, self.name())?;
         Ok((y, shape))

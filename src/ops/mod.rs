@@ -3,6 +3,8 @@
 mod attention;
 mod gather;
 mod matmul;
+mod matmul_all;
+mod matmul_into;
 mod norm;
 mod parametric;
 
@@ -10,6 +12,8 @@ pub use attention::{AttentionMask, attention};
 pub use gather::gather;
 pub use matmul::matmul;
 pub(crate) use matmul::matmul_with_gradient;
+pub use matmul_all::matmul_all;
+pub use matmul_into::matmul_into;
 pub use norm::{layer_norm, rms_norm};
 pub use parametric::parametric_matmul;
 

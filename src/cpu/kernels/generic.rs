@@ -3,9 +3,13 @@
 
 use super::{EDGE, Input, LaneInput, Place};
 use crate::codec::Block;
-use crate::codec::term::Sparse;
+use crate::cpu::slices::{SLICE_ROWS, SparseSlices};
+use crate::cpu::sparse::SortedEntries;
 use crate::cpu::tiles::{PlaneTiles, TILE_ROWS, row_tiles};
 use crate::cpu::transform::{LANES, Lanes};
+
+/// Slots of a slice that are unpacked together.
+const SLOTS_AT_ONCE: usize = 8;
 
 #[inline(always)]
 pub(super) fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
@@ -38,43 +42,92 @@ pub(super) fn planes_transposed<const FMA: bool>(
     }
 }
 
-/// Vector by vector. (Sixteen in the lanes of a register take longer: the loop over them is too large for the compiler to
-/// put into each format's walk, and outside of it there is no fused multiply-add.)
+/// `acc += S x` for one block, or `acc += S' g` when transposed: a few entries unpacked at a time, then vector by vector.
 #[inline(always)]
-pub(super) fn sparse<const FMA: bool>(
-    term: &Sparse,
+pub(super) fn sparse<const FMA: bool, const TRANSPOSED: bool>(
+    term: &SparseSlices,
     block: Block,
     input: Input,
     acc: &mut [f32],
-    transposed: bool,
 ) {
     let (in_len, out_len) =
-        if transposed { (block.height, block.width) } else { (block.width, block.height) };
-    for (vector, acc) in acc.chunks_exact_mut(out_len).enumerate() {
-        let x = input.vector(vector, in_len);
-        term.for_each(block, 0..block.height, |row, col, value| {
-            let (to, from) = if transposed { (col, row) } else { (row, col) };
-            acc[to] = multiply_add::<FMA>(value, x[from], acc[to]);
-        });
+        if TRANSPOSED { (block.height, block.width) } else { (block.width, block.height) };
+    let (format, scale) = (term.format(), term.scale(block));
+    let mut entries = [(Place { to: 0, from: 0 }, 0f32); SLOTS_AT_ONCE * SLICE_ROWS];
+    for slice in term.slices(block) {
+        let (mut cols, mut fields) = (slice.cols, slice.fields);
+        for masks in slice.masks.chunks(SLOTS_AT_ONCE) {
+            let mut count = 0;
+            for mask in masks {
+                let mut mask = *mask;
+                while mask != 0 {
+                    let row = slice.row as u8 + mask.trailing_zeros() as u8;
+                    let place = Place::new(row, cols[count], TRANSPOSED);
+                    entries[count] = (place, format.value(fields[count], scale));
+                    count += 1;
+                    mask &= mask - 1;
+                }
+            }
+            (cols, fields) = (&cols[count..], &fields[count..]);
+            for (vector, acc) in acc.chunks_exact_mut(out_len).enumerate() {
+                let x = input.vector(vector, in_len);
+                for (Place { to, from }, value) in &entries[..count] {
+                    let acc = &mut acc[usize::from(*to)];
+                    *acc = multiply_add::<FMA>(*value, x[usize::from(*from)], *acc);
+                }
+            }
+        }
     }
 }
 
-/// `acc[to] += value * x[from]` for every place and lane; `acc` holds groups `stride` apart.
+/// `acc[to] += sum of value * x[from]` over the entries that go there, in every lane; `acc` holds groups `stride` apart.
 #[inline(always)]
-pub(super) fn scatter<const FMA: bool>(
-    places: &[Place],
-    values: &[f32],
+pub(super) fn sparse_in_lanes<const FMA: bool>(
+    entries: &SortedEntries,
     x: LaneInput,
     acc: &mut [Lanes],
     stride: usize,
 ) {
-    for (place, value) in places.iter().zip(values) {
-        for group in 0..x.groups {
-            let x = &x.lanes[group * x.stride + usize::from(place.from)];
-            let acc = &mut acc[group * stride + usize::from(place.to)];
-            for lane in 0..LANES {
-                acc.0[lane] = multiply_add::<FMA>(*value, x.0[lane], acc.0[lane]);
+    let mut group = 0;
+    while group < x.groups {
+        let (x_lanes, acc) = (&x.lanes[group * x.stride..], &mut acc[group * stride..]);
+        match x.groups - group {
+            4.. => some_groups::<FMA, 4>(entries, x_lanes, x.stride, acc, stride),
+            2.. => some_groups::<FMA, 2>(entries, x_lanes, x.stride, acc, stride),
+            _ => some_groups::<FMA, 1>(entries, x_lanes, x.stride, acc, stride),
+        }
+        group += match x.groups - group {
+            4.. => 4,
+            2.. => 2,
+            _ => 1,
+        };
+    }
+}
+
+/// The sums of a few groups stay in registers from one entry to the next.
+#[inline(always)]
+fn some_groups<const FMA: bool, const GROUPS: usize>(
+    entries: &SortedEntries,
+    x: &[Lanes],
+    x_stride: usize,
+    acc: &mut [Lanes],
+    stride: usize,
+) {
+    for (to, entries) in entries.by_target() {
+        let mut sums = [Lanes::ZERO; GROUPS];
+        for group in 0..GROUPS {
+            sums[group] = acc[group * stride + to];
+        }
+        for (from, value) in entries {
+            for group in 0..GROUPS {
+                let x = &x[group * x_stride + *from as usize];
+                for lane in 0..LANES {
+                    sums[group].0[lane] = multiply_add::<FMA>(*value, x.0[lane], sums[group].0[lane]);
+                }
             }
+        }
+        for group in 0..GROUPS {
+            acc[group * stride + to] = sums[group];
         }
     }
 }

@@ -18,11 +18,12 @@ mod x86_64;
 use self::trellis::StripRows;
 use super::activations::Activations;
 use super::features::{self, Level};
+use super::slices::SparseSlices;
+use super::sparse::SortedEntries;
 use super::strips::{Strip, TrellisStrips};
 use super::tiles::{PlaneTiles, TILE_ROWS};
 use super::transform::{FourLanes, LANES, Lanes};
 use crate::codec::Block;
-use crate::codec::term::Sparse;
 use std::ops::Range;
 use std::sync::OnceLock;
 use walk::walks;
@@ -45,10 +46,16 @@ impl<'a> Input<'a> {
 }
 
 /// Where an entry of a block goes to and where it comes from: its row and column, or the other way around.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub to: u8,
     pub from: u8,
+}
+
+impl Place {
+    pub(super) fn new(row: u8, col: u8, transposed: bool) -> Self {
+        if transposed { Self { to: col, from: row } } else { Self { to: row, from: col } }
+    }
 }
 
 /// A block's part of vectors that lie in lanes, group after group of sixteen.
@@ -110,14 +117,18 @@ pub(super) struct Table {
     planes: unsafe fn(&PlaneTiles, i: usize, row_tile: usize, &Activations, Range<usize>, &mut [RowSums]),
     /// `acc += S' g` for one block; `acc` is `vectors x width`.
     planes_transposed: unsafe fn(&PlaneTiles, Block, Input, acc: &mut [f32]),
-    /// `acc += S x` for one block, `acc` being `vectors x height`, or with `S'` and `vectors x width`.
-    sparse: unsafe fn(&Sparse, Block, Input, acc: &mut [f32], transposed: bool),
+    /// Vectors from which on `sparse_in_lanes` takes less time than `sparse`, the way into lanes included.
+    worth_lanes: usize,
+    /// `acc += S x` for one block; `acc` is `vectors x height`.
+    sparse: unsafe fn(&SparseSlices, Block, Input, acc: &mut [f32]),
+    /// `acc += S' g` for one block; `acc` is `vectors x width`.
+    sparse_transposed: unsafe fn(&SparseSlices, Block, Input, acc: &mut [f32]),
     /// Rows of norms and their gradients, and exponentials: [`norm`].
     norm: Norm,
     norm_gradient: NormGradient,
     exp: unsafe fn(&mut [f32], f32) -> f32,
-    /// [`generic::scatter`] and [`generic::correlate`].
-    scatter: unsafe fn(&[Place], &[f32], LaneInput, acc: &mut [Lanes], stride: usize),
+    /// [`generic::sparse_in_lanes`] and [`generic::correlate`].
+    sparse_in_lanes: unsafe fn(&SortedEntries, LaneInput, acc: &mut [Lanes], stride: usize),
     correlate: unsafe fn(&[Place], LaneInput, LaneInput, sums: &mut [f32]),
     /// `sums[v * tiles + t] += S_ij x_vj` over blocks `j` of block row `i`, the rows in the order of
     /// [`Packing::row`](super::strips::Packing::row).
@@ -189,22 +200,32 @@ impl Kernels {
         unsafe { (self.0.planes_transposed)(tiles, block, g, acc) }
     }
 
-    pub(super) fn sparse(&self, term: &Sparse, block: Block, x: Input, acc: &mut [f32], transposed: bool) {
-        // SAFETY: as in `planes`.
-        unsafe { (self.0.sparse)(term, block, x, acc, transposed) }
+    /// Vectors from which on a sparse product is faster [in lanes](Self::sparse_in_lanes).
+    pub(super) fn worth_lanes(&self) -> usize {
+        self.0.worth_lanes
     }
 
-    /// `acc[to] += value * x[from]` for every place and lane; `acc` holds groups `stride` apart.
-    pub(super) fn scatter(
+    pub(super) fn sparse(&self, term: &SparseSlices, block: Block, x: Input, acc: &mut [f32]) {
+        assert!(acc.len().is_multiple_of(block.height));
+        // SAFETY: as in `planes`.
+        unsafe { (self.0.sparse)(term, block, x, acc) }
+    }
+
+    pub(super) fn sparse_transposed(&self, term: &SparseSlices, block: Block, g: Input, acc: &mut [f32]) {
+        // SAFETY: as in `planes`.
+        unsafe { (self.0.sparse_transposed)(term, block, g, acc) }
+    }
+
+    /// `acc[to] += sum of value * x[from]` over the entries that go there, in every lane; `acc` holds groups `stride` apart.
+    pub(super) fn sparse_in_lanes(
         &self,
-        places: &[Place],
-        values: &[f32],
+        entries: &SortedEntries,
         x: LaneInput,
         acc: &mut [Lanes],
         stride: usize,
     ) {
         // SAFETY: as in `planes`.
-        unsafe { (self.0.scatter)(places, values, x, acc, stride) }
+        unsafe { (self.0.sparse_in_lanes)(entries, x, acc, stride) }
     }
 
     /// `sums[n] += sum over all lanes of a[to] * b[from]` for every place.
@@ -335,17 +356,19 @@ impl Kernels {
 /// Compiles what [`generic`] and [`trellis`] hold for one level, and the level's table.
 macro_rules! table {
     (fma: $fma:literal $(, $feature:literal)?) => {
-        use super::super::{Block, Input, LaneInput, Place, PlaneTiles, Sparse, Table, generic};
+        use super::super::{Block, Input, LaneInput, Place, PlaneTiles, SortedEntries, SparseSlices, Table, generic};
         use super::super::{norm as rows, trellis as generic_trellis};
 
         pub(in super::super) const TABLE: Table = Table {
             planes,
             planes_transposed,
+            worth_lanes: WORTH_LANES,
             sparse,
+            sparse_transposed,
             norm,
             norm_gradient,
             exp,
-            scatter,
+            sparse_in_lanes,
             correlate,
             trellis,
             trellis_transposed,
@@ -365,8 +388,8 @@ macro_rules! table {
             generic::planes_transposed::<$fma>(tiles, block, g, acc);
         }
         $(#[target_feature(enable = $feature)])?
-        fn sparse(term: &Sparse, block: Block, x: Input, acc: &mut [f32], transposed: bool) {
-            generic::sparse::<$fma>(term, block, x, acc, transposed);
+        fn sparse_transposed(term: &SparseSlices, block: Block, g: Input, acc: &mut [f32]) {
+            generic::sparse::<$fma, true>(term, block, g, acc);
         }
         $(#[target_feature(enable = $feature)])?
         fn norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, centered: bool, out: &mut [f32]) {
@@ -391,8 +414,13 @@ macro_rules! table {
             rows::exp(x, shift)
         }
         $(#[target_feature(enable = $feature)])?
-        fn scatter(places: &[Place], values: &[f32], x: LaneInput, acc: &mut [crate::cpu::transform::Lanes], stride: usize) {
-            generic::scatter::<$fma>(places, values, x, acc, stride);
+        fn sparse_in_lanes(
+            entries: &SortedEntries,
+            x: LaneInput,
+            acc: &mut [crate::cpu::transform::Lanes],
+            stride: usize,
+        ) {
+            generic::sparse_in_lanes::<$fma>(entries, x, acc, stride);
         }
         $(#[target_feature(enable = $feature)])?
         fn correlate(places: &[Place], a: LaneInput, b: LaneInput, sums: &mut [f32]) {

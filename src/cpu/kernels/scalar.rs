@@ -10,9 +10,14 @@ mod level {
     use generic::{lanes_to_rows, rows_to_lanes};
     use generic_trellis::decode_bundle;
 
+    const WORTH_LANES: usize = 8;
     const MAX_VECTORS: usize = 1;
     /// Codes are multiplied as they are.
     const BYTE_BIAS: i32 = 0;
+
+    fn sparse(term: &SparseSlices, block: Block, x: Input, acc: &mut [f32]) {
+        generic::sparse::<false, false>(term, block, x, acc);
+    }
 
     fn dot_row_tile(
         lines: &[Line],

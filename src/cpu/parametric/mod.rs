@@ -6,7 +6,7 @@
 //! - planes and trellis ([`dense`]): tiles of coefficients, a dense product each. The gradient of a scale comes out of
 //!   the product that the input's gradient needs anyway: with `h_s = U_s' g^`, the strip `s` without its scale, the
 //!   input's share is `scale h_s` and the scale's gradient `<h_s, x^_s>`;
-//! - sparse ([`sparse`]): sixteen vectors in the lanes of a register, one multiply-add an entry;
+//! - sparse: sixteen vectors in the lanes of a register, one multiply-add an entry;
 //! - basis: moments, as in the product.
 //!
 //! Sums are in a fixed order, whatever the number of threads.
@@ -20,6 +20,7 @@ use super::basis::{self, BasisProduct};
 use super::kernels::Kernels;
 use super::loaded::{Loaded, LoadedMatrix};
 use super::pool::{Pool, Shared};
+use super::sparse::InLanes;
 use super::{axis, kernels};
 use crate::codec::Block;
 use crate::codec::axis::Axis;
@@ -195,7 +196,7 @@ fn product(
             match part.term {
                 Loaded::Basis(_) => {}
                 Loaded::Sparse(term) => {
-                    let spectrum = sparse::Spectrum::new(kernels, &spectrum, in_len, vectors, pool);
+                    let spectrum = InLanes::new(kernels, &spectrum, in_len, vectors, pool);
                     sparse::product(kernels, term, part, transposed, &spectrum, &mut out, pool);
                 }
                 _ => dense::product(
@@ -262,8 +263,8 @@ fn backward(
                 basis::gradient(basis, matrix.layout(), u, v, vectors, gradient, pool);
             }
             Loaded::Sparse(term) => {
-                let x = sparse::Spectrum::new(kernels, &x_spectrum, in_len, vectors, pool);
-                let g = sparse::Spectrum::new(kernels, &g_spectrum, out_len, vectors, pool);
+                let x = InLanes::new(kernels, &x_spectrum, in_len, vectors, pool);
+                let g = InLanes::new(kernels, &g_spectrum, out_len, vectors, pool);
                 let (u, v) = if transposed { (&g, &x) } else { (&x, &g) };
                 sparse::gradient(kernels, term, part, u, v, gradient, pool);
                 if let Some(dx) = &mut dx_spectrum {

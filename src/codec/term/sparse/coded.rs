@@ -42,41 +42,6 @@ fn gap(symbol: u8) -> (u32, u32) {
     ((2 + symbol % 2) << raw, raw)
 }
 
-impl Format {
-    /// Bits of a value's magnitude.
-    fn magnitude_bits(self) -> u32 {
-        match self {
-            Format::Word32 | Format::RowMask => 15,
-            Format::Word24 => 9,
-            Format::Word24Mu => 7,
-        }
-    }
-
-    /// Writes entry `n` of a block, zero so far: its position and `[sign][magnitude]`.
-    #[inline(always)]
-    fn put(self, data: &mut [u8], block: Block, n: usize, position: usize, value: u32) {
-        let (row, col) = (position / block.width, position % block.width);
-        match self {
-            Format::Word32 => {
-                let word = (row as u32) << 24 | (col as u32) << 16 | value;
-                data[4 * n..4 * n + 4].copy_from_slice(&word.to_le_bytes());
-            }
-            Format::Word24 => {
-                let word = (row as u32) << 18 | (col as u32) << 12 | value << 2;
-                data[3 * n..3 * n + 3].copy_from_slice(&word.to_le_bytes()[..3]);
-            }
-            Format::Word24Mu => {
-                data[3 * n..3 * n + 3].copy_from_slice(&[value as u8, col as u8, row as u8]);
-            }
-            Format::RowMask => {
-                data[row * block.mask_bytes() + col / 8] |= 1 << (col % 8);
-                let values = block.height * block.mask_bytes();
-                data[values + 2 * n..values + 2 * n + 2].copy_from_slice(&(value as u16).to_le_bytes());
-            }
-        }
-    }
-}
-
 /// What a chunk of blocks has to code.
 #[derive(Default)]
 struct Chunk {
@@ -192,38 +157,13 @@ impl Sparse {
     fn chunk(&self, blocks: &[Block]) -> Chunk {
         let mut chunk = Chunk::default();
         for block in blocks {
-            let data = &self.data[self.starts[block.index]..self.starts[block.index + 1]];
             let mut next = 0;
-            let mut push = |row: usize, col: usize, value: u32| {
+            self.for_each_field(*block, 0..block.height, |row, col, field| {
                 let position = row * block.width + col;
                 chunk.gaps.push((position - next) as u32);
-                chunk.values.push(value);
+                chunk.values.push(field.into());
                 next = position + 1;
-            };
-            match self.format {
-                Format::Word32 => data.as_chunks::<4>().0.iter().for_each(|word| {
-                    push(word[3].into(), word[2].into(), u16::from_le_bytes([word[0], word[1]]).into());
-                }),
-                Format::Word24 => data.as_chunks::<3>().0.iter().for_each(|word| {
-                    let word = u32::from_le_bytes([word[0], word[1], word[2], 0]);
-                    push((word >> 18) as usize, (word >> 12 & 63) as usize, word >> 2 & 0x3ff);
-                }),
-                Format::Word24Mu => data
-                    .as_chunks::<3>()
-                    .0
-                    .iter()
-                    .for_each(|word| push(word[2].into(), word[1].into(), word[0].into())),
-                Format::RowMask => {
-                    let (masks, values) = data.split_at(block.height * block.mask_bytes());
-                    let mut values = values.as_chunks::<2>().0.iter();
-                    for (row, masks) in masks.chunks_exact(block.mask_bytes()).enumerate() {
-                        let set = |col: &usize| masks[col / 8] >> (col % 8) & 1 == 1;
-                        for (col, value) in (0..block.width).filter(set).zip(&mut values) {
-                            push(row, col, u16::from_le_bytes(*value).into());
-                        }
-                    }
-                }
-            }
+            });
         }
         chunk
     }
@@ -285,7 +225,8 @@ impl Coded<'_> {
             let high = u32::from(self.values.next(values)) << low_bits;
             let low = self.raw.take(1 + low_bits);
             let sign = low >> low_bits << magnitude_bits;
-            format.put(data, block, n, position, sign | high | low & ((1 << low_bits) - 1));
+            let field = (sign | high | low & ((1 << low_bits) - 1)) as u16;
+            format.put(data, block, n, position / block.width, position % block.width, field);
             next = position + 1;
         }
         Ok(())

@@ -11,75 +11,14 @@
 //! row-major order, so none occurs twice.
 
 mod coded;
+pub(crate) mod format;
 
 use crate::codec::layout::{Block, Layout};
 use crate::codec::payload::{Reader, Writer};
 use crate::error::{Error, Result};
+pub use format::{FORMATS, Format};
 use half::f16;
 use std::ops::Range;
-use std::sync::LazyLock;
-
-/// How an entry lies in memory and on disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// 32 bits an entry, F16 value.
-    Word32,
-    /// 24 bits an entry, 10-bit value, blocks of edge 64 or less.
-    Word24,
-    /// 24 bits an entry, 8-bit logarithmic value.
-    Word24Mu,
-    /// A bit mask per row, F16 values.
-    RowMask,
-}
-
-/// Every format, in the order of their codes.
-pub const FORMATS: [Format; 4] = [Format::Word32, Format::Word24, Format::Word24Mu, Format::RowMask];
-
-/// The companding constant of the mu-law (ITU-T G.711's for eight bits).
-const MU: f32 = 255.0;
-
-impl Format {
-    /// Whether blocks of this edge can be written.
-    pub fn allows(self, block: usize) -> bool {
-        self != Format::Word24 || block <= 64
-    }
-
-    /// Whether the format has one scale per block.
-    fn has_scales(self) -> bool {
-        matches!(self, Format::Word24 | Format::Word24Mu)
-    }
-
-    /// Bits of one entry, positions in masks not counted.
-    pub(crate) fn entry_bits(self) -> usize {
-        match self {
-            Format::Word32 => 32,
-            Format::Word24 | Format::Word24Mu => 24,
-            Format::RowMask => 16,
-        }
-    }
-
-    /// Bits of a block beyond its entries: count, scale, masks.
-    pub(crate) fn block_bits(self, block: Block) -> usize {
-        let mask = if self == Format::RowMask { 8 * block.height * block.mask_bytes() } else { 0 };
-        16 + if self.has_scales() { 16 } else { mask }
-    }
-
-    fn block_bytes(self, block: Block, count: usize) -> usize {
-        match self {
-            Format::RowMask => block.height * block.mask_bytes() + 2 * count,
-            words => count * words.entry_bits() / 8,
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Format::Word32 => "word32",
-            Format::Word24 => "word24",
-            Format::Word24Mu => "word24mu",
-            Format::RowMask => "rowmask",
-        }
-    }
-}
 
 /// One kept coefficient of a block.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -127,42 +66,21 @@ impl Sparse {
             .collect::<Result<Vec<_>, _>>()
             .map_err(|_| Error::config("a block of the sparse term has more than 65535 coefficients"))?;
         let unit = super::unit_for(blocks.iter().flatten().map(|entry| entry.value), 14);
+        let starts = starts(layout, format, &counts);
         let mut scales = Vec::new();
-        let mut data = Vec::new();
+        let mut data = vec![0; starts[blocks.len()]];
         for (block, entries) in layout.iter().zip(blocks) {
-            let scale = largest_as_f16(entries, unit);
+            let largest = largest_as_f16(entries, unit);
             if format.has_scales() {
-                scales.push(scale);
+                scales.push(largest);
             }
-            let full_scale = scale.to_f32() * unit;
-            match format {
-                Format::Word32 => entries.iter().for_each(|e| {
-                    let value = f16::from_f32(e.value / unit).to_bits();
-                    let word = u32::from(e.row) << 24 | u32::from(e.col) << 16 | u32::from(value);
-                    data.extend_from_slice(&word.to_le_bytes());
-                }),
-                Format::Word24 => entries.iter().for_each(|e| {
-                    let word =
-                        u32::from(e.row) << 18 | u32::from(e.col) << 12 | linear_code(e.value, full_scale);
-                    data.extend_from_slice(&word.to_le_bytes()[..3]);
-                }),
-                Format::Word24Mu => entries.iter().for_each(|e| {
-                    data.extend_from_slice(&[mu_law_code(e.value, full_scale), e.col, e.row]);
-                }),
-                Format::RowMask => {
-                    let mut masks = vec![0u8; block.height * block.mask_bytes()];
-                    for e in entries {
-                        masks[usize::from(e.row) * block.mask_bytes() + usize::from(e.col) / 8] |=
-                            1 << (e.col % 8);
-                    }
-                    data.extend_from_slice(&masks);
-                    let values = entries.iter().map(|e| f16::from_f32(e.value / unit));
-                    data.extend(values.flat_map(f16::to_le_bytes));
-                }
+            let scale = if format.has_scales() { largest.to_f32() * unit } else { unit };
+            let data = &mut data[starts[block.index]..starts[block.index + 1]];
+            for (n, entry) in entries.iter().enumerate() {
+                let field = format.field(entry.value, scale);
+                format.put(data, block, n, entry.row.into(), entry.col.into(), field);
             }
         }
-        let starts = starts(layout, format, &counts);
-        debug_assert_eq!(starts.last(), Some(&data.len()));
         Ok(Self { layout, format, unit, counts, scales, starts, data })
     }
 
@@ -205,19 +123,38 @@ impl Sparse {
         self.unit
     }
 
-    /// What a block's values in `-1..=1` are multiplied by, in `Word24` and `Word24Mu`; 0 in the others.
+    /// What the numbers of a block's fields are multiplied by: its largest magnitude in `Word24` and `Word24Mu`, whose
+    /// numbers are within `-1..=1`, and the unit in the others.
     pub fn scale(&self, block: Block) -> f32 {
-        self.scales.get(block.index).map_or(0.0, |scale| scale.to_f32() * self.unit)
+        self.scales.get(block.index).map_or(self.unit, |scale| scale.to_f32() * self.unit)
     }
 
-    /// The stored field of a value of this block, as [`for_each`](Self::for_each) gives it: the bits of an F16,
-    /// `[sign:1][fraction:9]`, or `[sign:1][level:7]`.
-    pub(crate) fn field(&self, block: Block, value: f32) -> u16 {
-        match self.format {
-            Format::Word32 | Format::RowMask => f16::from_f32(value / self.unit).to_bits(),
-            Format::Word24 => (linear_code(value, self.scale(block)) >> 2) as u16,
-            Format::Word24Mu => u16::from(mu_law_code(value, self.scale(block))),
+    /// The same term without its entries.
+    pub(crate) fn head(&self) -> Self {
+        Self {
+            layout: self.layout,
+            format: self.format,
+            unit: self.unit,
+            counts: self.counts.clone(),
+            scales: self.scales.clone(),
+            starts: self.starts.clone(),
+            data: Vec::new(),
         }
+    }
+
+    /// The term of a [`head`](Self::head) and the entries of every block, as [`for_each_field`](Self::for_each_field)
+    /// visits them.
+    pub(crate) fn filled(&self, mut entries: impl FnMut(Block, &mut dyn FnMut(usize, usize, u16))) -> Self {
+        let mut data = vec![0; self.starts[self.counts.len()]];
+        for block in self.layout.iter() {
+            let data = &mut data[self.starts[block.index]..self.starts[block.index + 1]];
+            let mut n = 0;
+            entries(block, &mut |row, col, field| {
+                self.format.put(data, block, n, row, col, field);
+                n += 1;
+            });
+        }
+        Self { data, ..self.head() }
     }
 
     /// Kept coefficients in all blocks.
@@ -225,63 +162,18 @@ impl Sparse {
         self.counts.iter().map(|&count| usize::from(count)).sum()
     }
 
+    /// Calls `f(row, column, field)` for each entry of the block in these rows, in row-major order.
+    #[inline]
+    pub(crate) fn for_each_field(&self, block: Block, rows: Range<usize>, f: impl FnMut(usize, usize, u16)) {
+        let data = &self.data[self.starts[block.index]..self.starts[block.index + 1]];
+        self.format.for_each(data, block, rows, f);
+    }
+
     /// Calls `f(row, column, value)` for each entry of the block in these rows, in row-major order.
     #[inline]
     pub fn for_each(&self, block: Block, rows: Range<usize>, mut f: impl FnMut(usize, usize, f32)) {
-        let data = &self.data[self.starts[block.index]..self.starts[block.index + 1]];
-        let scale = self.scale(block);
-        match self.format {
-            Format::Word32 => {
-                let (words, _) = data.as_chunks::<4>();
-                for word in words[words.partition_point(|word| usize::from(word[3]) < rows.start)..].iter() {
-                    let (row, col) = (usize::from(word[3]), usize::from(word[2]));
-                    if row >= rows.end {
-                        break;
-                    }
-                    f(row, col, f16::from_le_bytes([word[0], word[1]]).to_f32() * self.unit);
-                }
-            }
-            Format::Word24 => {
-                let (words, _) = data.as_chunks::<3>();
-                let row_of = |word: &[u8; 3]| usize::from(word[2] >> 2);
-                for word in words[words.partition_point(|word| row_of(word) < rows.start)..].iter() {
-                    if row_of(word) >= rows.end {
-                        break;
-                    }
-                    let field = u32::from_le_bytes([word[0], word[1], word[2], 0]);
-                    f(row_of(word), (field >> 12 & 63) as usize, linear_value(field) * scale);
-                }
-            }
-            Format::Word24Mu => {
-                let (words, _) = data.as_chunks::<3>();
-                let mu_law = &*MU_LAW;
-                for word in words[words.partition_point(|word| usize::from(word[2]) < rows.start)..].iter() {
-                    let (row, col) = (usize::from(word[2]), usize::from(word[1]));
-                    if row >= rows.end {
-                        break;
-                    }
-                    f(row, col, mu_law[usize::from(word[0])] * scale);
-                }
-            }
-            Format::RowMask => {
-                let (masks, values) = data.split_at(block.height * block.mask_bytes());
-                let ones = |masks: &[u8]| masks.iter().map(|mask| mask.count_ones() as usize).sum::<usize>();
-                let (values, _) = values.as_chunks::<2>();
-                let mut values = values[ones(&masks[..rows.start * block.mask_bytes()])..].iter();
-                let masks = masks.chunks_exact(block.mask_bytes());
-                for (row, masks) in masks.enumerate().take(rows.end).skip(rows.start) {
-                    for (byte, &mask) in masks.iter().enumerate() {
-                        let mut mask = mask;
-                        while mask != 0 {
-                            let Some(value) = values.next() else { return };
-                            let col = 8 * byte + mask.trailing_zeros() as usize;
-                            f(row, col, f16::from_le_bytes(*value).to_f32() * self.unit);
-                            mask &= mask - 1;
-                        }
-                    }
-                }
-            }
-        }
+        let (format, scale) = (self.format, self.scale(block));
+        self.for_each_field(block, rows, |row, col, field| f(row, col, format.value(field, scale)));
     }
 
     /// The entries of a block.
@@ -405,36 +297,6 @@ fn largest_as_f16(entries: &[Entry], unit: f32) -> f16 {
     let rounded = f16::from_f32(largest);
     if rounded.to_f32() < largest { f16::from_bits(rounded.to_bits() + 1) } else { rounded }
 }
-
-/// `[sign:1][fraction:9][pad:2]` with `|value| = fraction / 511 * scale`.
-fn linear_code(value: f32, scale: f32) -> u32 {
-    let fraction = if scale > 0.0 { (value.abs() / scale * 511.0).round().min(511.0) as u32 } else { 0 };
-    u32::from(value.is_sign_negative()) << 11 | fraction << 2
-}
-
-/// The value in `-1..=1` of the low twelve bits.
-fn linear_value(field: u32) -> f32 {
-    let magnitude = (field >> 2 & 511) as f32 / 511.0;
-    if field >> 11 & 1 == 1 { -magnitude } else { magnitude }
-}
-
-/// `[sign:1][level:7]` with `|value| = ((1 + mu)^(level / 127) - 1) / mu * scale`.
-fn mu_law_code(value: f32, scale: f32) -> u8 {
-    let level = if scale > 0.0 {
-        (127.0 * (MU * (value.abs() / scale).min(1.0)).ln_1p() / MU.ln_1p()).round() as u8
-    } else {
-        0
-    };
-    u8::from(value.is_sign_negative()) << 7 | level
-}
-
-/// The value in `-1..=1` of each mu-law code.
-pub(crate) static MU_LAW: LazyLock<[f32; 256]> = LazyLock::new(|| {
-    std::array::from_fn(|code| {
-        let magnitude = ((code & 127) as f32 / 127.0 * MU.ln_1p()).exp_m1() / MU;
-        if code >> 7 == 1 { -magnitude } else { magnitude }
-    })
-});
 
 #[cfg(test)]
 mod tests {

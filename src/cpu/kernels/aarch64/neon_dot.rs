@@ -12,6 +12,8 @@ use std::arch::asm;
 super::super::table!(fma: true, "neon,dotprod");
 use super::transpose::{lanes_to_rows, rows_to_lanes};
 
+/// Vectors from which on a sparse product is faster in lanes.
+const WORTH_LANES: usize = 8;
 /// Digits multiplied with one unpacked tile.
 const MAX_VECTORS: usize = 16;
 /// Codes of eight bits are made signed.
@@ -20,6 +22,12 @@ const BYTE_BIAS: i32 = 128;
 super::super::walks!(fma: true, "neon,dotprod");
 super::super::walk::decodes_first!("neon,dotprod");
 use super::trellis::decode_bundle;
+
+/// From entry to entry: no instruction looks sixteen numbers up in as many registers as a block's inputs take.
+#[target_feature(enable = "neon,dotprod")]
+fn sparse(term: &SparseSlices, block: Block, x: Input, acc: &mut [f32]) {
+    generic::sparse::<true, false>(term, block, x, acc);
+}
 
 /// Integer dot products of a row tile with the next digits, and how many digits it took.
 #[target_feature(enable = "neon,dotprod")]

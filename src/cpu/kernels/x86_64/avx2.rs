@@ -10,6 +10,8 @@ use std::arch::x86_64::*;
 super::super::table!(fma: true, "avx2,fma,f16c");
 use generic::{lanes_to_rows, rows_to_lanes};
 
+/// Vectors from which on a sparse product is faster in lanes.
+const WORTH_LANES: usize = 8;
 /// Digits multiplied with one unpacked tile.
 const MAX_VECTORS: usize = 4;
 /// Codes are multiplied as they are.
@@ -17,6 +19,7 @@ const BYTE_BIAS: i32 = 0;
 
 super::super::walks!(fma: true, "avx2,fma,f16c");
 super::super::walk::decodes_first!("avx2,fma,f16c");
+use super::sparse_avx2::sparse;
 use super::trellis_avx2::decode_bundle;
 
 /// Integer dot products of a row tile with the next digits, and how many digits it took.

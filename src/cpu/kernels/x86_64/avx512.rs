@@ -15,12 +15,15 @@ super::super::table!(fma: true, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512v
 /// How far ahead lines are asked for: 4 KiB, a few hundred cycles of work.
 const PREFETCH_LINES: usize = 64;
 
+/// Vectors from which on a sparse product is faster in lanes.
+const WORTH_LANES: usize = 64;
 /// Digits multiplied with one unpacked tile.
 const MAX_VECTORS: usize = 16;
 /// Codes are multiplied as they are.
 const BYTE_BIAS: i32 = 0;
 
 super::super::walks!(fma: true, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2");
+use super::sparse_avx512::sparse;
 use super::trellis_avx512::{FEW, decode_bundle, dot_strip, multiply_tile};
 
 /// Integer dot products of a row tile with the next digits, and how many digits it took.

@@ -1,0 +1,179 @@
+//! The product of a sparse term with many vectors: these in lanes, so that an entry is one multiply-add for sixteen of them.
+
+use super::kernels::{Kernels, LaneInput, Place};
+use super::pool::{Pool, Shared};
+use super::transform::{LANES, Lanes};
+use crate::codec::{Block, Layout};
+use std::cell::RefCell;
+use std::ops::Range;
+
+/// Groups that one item takes: 128 vectors, whose part of a block is half a second cache.
+pub(super) const GROUPS_AT_ONCE: usize = 8;
+
+/// Vectors in lanes: of every sixteen of them, element after element.
+#[derive(Default)]
+pub(super) struct InLanes {
+    lanes: Vec<Lanes>,
+    len: usize,
+    vectors: usize,
+}
+
+impl InLanes {
+    /// Lays out `vectors` rows of `len` elements.
+    pub(super) fn new(kernels: &Kernels, rows: &[f32], len: usize, vectors: usize, pool: &dyn Pool) -> Self {
+        let mut laid_out = Self::default();
+        laid_out.fill(kernels, rows, len, vectors, pool);
+        laid_out
+    }
+
+    /// Lays out other rows in the same memory.
+    pub(super) fn fill(
+        &mut self,
+        kernels: &Kernels,
+        rows: &[f32],
+        len: usize,
+        vectors: usize,
+        pool: &dyn Pool,
+    ) {
+        let groups = vectors.div_ceil(LANES);
+        self.lanes.resize(groups * len, Lanes::ZERO);
+        (self.len, self.vectors) = (len, vectors);
+        let shared = Shared::new(&mut self.lanes);
+        pool.run(groups, &|range| {
+            let mut tile = [0.0; LANES * LANES];
+            for group in range {
+                // SAFETY: each group is one item.
+                let lanes = unsafe { shared.part(group * len..(group + 1) * len) };
+                let rows = &rows[group * LANES * len..];
+                let count = LANES.min(vectors - group * LANES);
+                for (n, lanes) in lanes.chunks_mut(LANES).enumerate() {
+                    if let (LANES, Ok(lanes)) = (count, <&mut [Lanes; LANES]>::try_from(&mut *lanes)) {
+                        kernels.tile_to_lanes(&rows[n * LANES..], len, lanes);
+                        continue;
+                    }
+                    tile.fill(0.0);
+                    for (row, tile) in rows.chunks_exact(len).zip(tile.chunks_exact_mut(LANES)).take(count) {
+                        tile[..lanes.len()].copy_from_slice(&row[n * LANES..][..lanes.len()]);
+                    }
+                    let mut whole = [Lanes::ZERO; LANES];
+                    kernels.tile_to_lanes(&tile, LANES, &mut whole);
+                    lanes.copy_from_slice(&whole[..lanes.len()]);
+                }
+            }
+        });
+    }
+
+    /// Groups of sixteen vectors.
+    pub(super) fn groups(&self) -> usize {
+        self.vectors.div_ceil(LANES)
+    }
+
+    /// Some groups, from an element on.
+    pub(super) fn part(&self, groups: &Range<usize>, start: usize) -> LaneInput<'_> {
+        let lanes = &self.lanes[groups.start * self.len + start..];
+        LaneInput { lanes, stride: self.len, groups: groups.len() }
+    }
+}
+
+/// A block's entries sorted by where they go to.
+#[derive(Default)]
+pub(super) struct SortedEntries {
+    /// Where the entries of each target begin; one more than there are targets.
+    starts: Vec<u32>,
+    /// Where the next entry of each target goes, while they are sorted.
+    next: Vec<u32>,
+    /// Where an entry comes from, and its value.
+    entries: Vec<(u32, f32)>,
+}
+
+impl SortedEntries {
+    /// Sorts other entries; those of one target keep their order.
+    fn sort(&mut self, places: &[Place], values: &[f32], targets: usize) {
+        let Self { starts, next, entries } = self;
+        next.clear();
+        next.resize(targets, 0);
+        places.iter().for_each(|place| next[usize::from(place.to)] += 1);
+        starts.clear();
+        let mut end = 0;
+        for next in next.iter_mut() {
+            starts.push(end);
+            end += std::mem::replace(next, end);
+        }
+        starts.push(end);
+        entries.resize(places.len(), (0, 0.0));
+        for (place, value) in places.iter().zip(values) {
+            let at = &mut next[usize::from(place.to)];
+            entries[*at as usize] = (place.from.into(), *value);
+            *at += 1;
+        }
+    }
+
+    /// Targets that have entries, and these.
+    #[inline(always)]
+    pub(super) fn by_target(&self) -> impl Iterator<Item = (usize, &[(u32, f32)])> {
+        let ranges = self.starts.windows(2).enumerate().filter(|(_, range)| range[0] < range[1]);
+        ranges.map(|(to, range)| (to, &self.entries[range[0] as usize..range[1] as usize]))
+    }
+}
+
+/// One thread's memory between calls.
+#[derive(Default)]
+struct Room {
+    acc: Vec<Lanes>,
+    places: Vec<Place>,
+    values: Vec<f32>,
+    sorted: SortedEntries,
+}
+
+thread_local! {
+    static ROOM: RefCell<Room> = RefCell::default();
+}
+
+/// Puts a block's entries in place of others.
+pub(super) type Unpack<'a> = dyn Fn(Block, &mut Vec<Place>, &mut Vec<f32>) + Sync + 'a;
+
+/// Adds the share of a term to `out` (`vectors x length`), all in the coefficient domain.
+pub(super) fn product(
+    kernels: &Kernels,
+    layout: Layout,
+    unpack: &Unpack,
+    transposed: bool,
+    x: &InLanes,
+    out: &mut [f32],
+    pool: &dyn Pool,
+) {
+    let (in_blocks, out_blocks, out_len) = if transposed {
+        (layout.block_rows(), layout.block_cols(), layout.cols())
+    } else {
+        (layout.block_cols(), layout.block_rows(), layout.rows())
+    };
+    let chunks = x.groups().div_ceil(GROUPS_AT_ONCE);
+    let out = Shared::new(out);
+    pool.run(out_blocks * chunks, &|items| {
+        ROOM.with_borrow_mut(|Room { acc, places, values, sorted }| {
+            for item in items {
+                let (index, chunk) = (item / chunks, item % chunks);
+                let groups = chunk * GROUPS_AT_ONCE..((chunk + 1) * GROUPS_AT_ONCE).min(x.groups());
+                let to = if transposed { layout.col_range(index) } else { layout.row_range(index) };
+                acc.clear();
+                acc.resize(groups.len() * to.len(), Lanes::ZERO);
+                for k in 0..in_blocks {
+                    let block =
+                        if transposed { layout.block_at(k, index) } else { layout.block_at(index, k) };
+                    let from = if transposed { block.row } else { block.col };
+                    unpack(block, places, values);
+                    sorted.sort(places, values, to.len());
+                    kernels.sparse_in_lanes(sorted, x.part(&groups, from), acc, to.len());
+                }
+                for (group, acc) in groups.zip(acc.chunks_exact(to.len())) {
+                    for vector in group * LANES..((group + 1) * LANES).min(x.vectors) {
+                        let start = vector * out_len;
+                        // SAFETY: an output block of a range of vectors is one item.
+                        let out = unsafe { out.part(start + to.start..start + to.end) };
+                        out.iter_mut().zip(acc).for_each(|(out, acc)| *out += acc.0[vector % LANES]);
+                    }
+                }
+            }
+        });
+    });
+}
