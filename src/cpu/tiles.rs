@@ -48,6 +48,8 @@ pub(super) struct PlaneTiles {
     unit: f32,
     planes: Vec<u8>,
     scales: Vec<f16>,
+    /// Half the step of each block, where each has one: what half integers are multiplied with.
+    half_steps: Vec<f32>,
     /// For each block, where its part begins in every row tile of its block row.
     offsets: Vec<usize>,
     /// For each block row, its first line and the lines of one of its row tiles.
@@ -76,10 +78,14 @@ impl PlaneTiles {
             unit: term.unit(),
             planes: layout.iter().map(|block| term.planes(block)).collect(),
             scales: term.scales().to_vec(),
+            half_steps: Vec::new(),
             offsets: Vec::with_capacity(layout.blocks()),
             bands: Vec::with_capacity(layout.block_rows()),
             lines: Vec::new(),
         };
+        if tiles.group == ScaleGroup::Block {
+            tiles.half_steps = tiles.scales().iter().map(|scale| 0.5 * scale).collect();
+        }
         let mut first = 0;
         for i in 0..layout.block_rows() {
             let mut width = 0;
@@ -187,16 +193,25 @@ impl PlaneTiles {
         &self.lines[first + row_tile * width + self.offsets[block.index]..][..self.lines_across(block)]
     }
 
-    /// The steps of the sixteen rows of a row tile; 0 for rows below the block.
-    pub(super) fn steps(&self, block: Block, row_tile: usize) -> [f32; TILE_ROWS] {
+    /// The lines of a row tile of block row `i` over the whole width, and where each block's begin.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub(super) fn band(&self, i: usize, row_tile: usize) -> (&[Line], &[usize]) {
+        let ((first, width), blocks) = (self.bands[i], self.layout.block_cols());
+        let lines = &self.lines[first + row_tile * width..][..width];
+        (lines, &self.offsets[i * blocks..(i + 1) * blocks])
+    }
+
+    /// Half the steps of the sixteen rows of a row tile; 0 for rows below the block.
+    #[inline(always)]
+    pub(super) fn half_steps(&self, block: Block, row_tile: usize) -> [f32; TILE_ROWS] {
         match self.group {
-            ScaleGroup::Block => [self.scales[block.index].to_f32() * self.unit; TILE_ROWS],
+            ScaleGroup::Block => [self.half_steps[block.index]; TILE_ROWS],
             ScaleGroup::Row => {
                 let first =
                     block.row * self.layout.block_cols() + block.col / self.layout.block() * block.height;
                 std::array::from_fn(|lane| {
                     let row = row_tile * TILE_ROWS + lane;
-                    if row < block.height { self.scales[first + row].to_f32() * self.unit } else { 0.0 }
+                    if row < block.height { 0.5 * self.scales[first + row].to_f32() * self.unit } else { 0.0 }
                 })
             }
         }
@@ -224,10 +239,11 @@ impl PlaneTiles {
             return;
         }
         let offset = 1.0 - f32::from(1u16 << self.planes(block));
-        let steps = self.steps(block, row_tile).map(|step| 0.5 * step);
+        let half_steps = self.half_steps(block, row_tile);
         let first = row_tile * TILE_ROWS;
         self.codes(block, row_tile, |row, col, code| {
-            out[(row - first) * block.width + col] += steps[row - first] * (f32::from(code) * 2.0 + offset);
+            let row = row - first;
+            out[row * block.width + col] += half_steps[row] * (f32::from(code) * 2.0 + offset);
         });
     }
 
@@ -236,6 +252,7 @@ impl PlaneTiles {
         size_of_val(&self.lines[..])
             + size_of_val(&self.offsets[..])
             + size_of_val(&self.scales[..])
+            + size_of_val(&self.half_steps[..])
             + self.planes.len()
     }
 }

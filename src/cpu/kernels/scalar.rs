@@ -9,6 +9,7 @@ mod level {
 
     use generic::{lanes_to_rows, rows_to_lanes};
     use generic_trellis::decode_bundle;
+    use planes_by_blocks as planes;
 
     const WORTH_LANES: usize = 8;
     const MAX_VECTORS: usize = 1;

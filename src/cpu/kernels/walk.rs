@@ -6,6 +6,7 @@
 //! - `decode_bundle(lines, code, packing, codes, stride)`: one register's columns of a trellis as 8-bit codes (see
 //!   [`trellis`](super::trellis));
 //! - `MAX_VECTORS`, the most digits that `dot_row_tile` takes;
+//! - `planes`, which may be `planes_by_blocks`;
 //! - `multiply_tile(strips, tile, sums)`, which adds the products of one tile of decoded strips with all their digits, and
 //!   `FEW` and `dot_strip(strip, values, stride, digits, dots)`, the integer products of a strip whose columns fill the
 //!   lanes with up to `FEW` digits: a level's own, or those of [`decodes_first`].
@@ -22,7 +23,7 @@ macro_rules! walks {
 
         /// Block by block: integer products, then one multiple of them.
         $(#[target_feature(enable = $feature)])?
-        fn planes(
+        fn planes_by_blocks(
             tiles: &PlaneTiles,
             i: usize,
             row_tile: usize,
@@ -40,7 +41,7 @@ macro_rules! walks {
                 if planes == 0 {
                     continue;
                 }
-                let (lines, steps) = (tiles.row_tile(block, row_tile), tiles.steps(block, row_tile));
+                let (lines, half_steps) = (tiles.row_tile(block, row_tile), tiles.half_steps(block, row_tile));
                 let offset = 1 - (1i32 << planes) + if planes == 8 { 2 * BYTE_BIAS } else { 0 };
                 let mut digit = digits.start;
                 while digit < digits.end {
@@ -52,7 +53,7 @@ macro_rules! walks {
                         let sums = &mut sums[digit / x.digits - vectors.start];
                         for lane in 0..TILE_ROWS {
                             let level_sum = (2 * dots.0[lane] + offset * sum) as f32;
-                            sums.0[lane] += level_sum * (0.5 * steps[lane] * scale);
+                            sums.0[lane] += level_sum * (half_steps[lane] * scale);
                         }
                     }
                     digit += taken;

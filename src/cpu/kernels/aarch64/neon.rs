@@ -19,6 +19,7 @@ const MAX_VECTORS: usize = 4;
 const BYTE_BIAS: i32 = 128;
 
 super::super::walks!(fma: true, "neon");
+use planes_by_blocks as planes;
 super::super::walk::decodes_first!("neon");
 use super::trellis::decode_bundle;
 

@@ -20,6 +20,7 @@ const MAX_VECTORS: usize = 16;
 const BYTE_BIAS: i32 = 128;
 
 super::super::walks!(fma: true, "neon,dotprod");
+use planes_by_blocks as planes;
 super::super::walk::decodes_first!("neon,dotprod");
 use super::trellis::decode_bundle;
 

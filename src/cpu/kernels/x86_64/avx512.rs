@@ -26,6 +26,83 @@ super::super::walks!(fma: true, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,a
 use super::sparse_avx512::sparse;
 use super::trellis_avx512::{FEW, decode_bundle, dot_strip, multiply_tile};
 
+/// Digits whose products are multiplied in registers, without a way through memory.
+const FEW_DIGITS: usize = 3;
+
+/// As [`planes_by_blocks`]; with few digits, neighbouring blocks with as many planes in one go.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2")]
+fn planes(
+    tiles: &PlaneTiles,
+    i: usize,
+    row_tile: usize,
+    x: &Activations,
+    vectors: Range<usize>,
+    sums: &mut [RowSums],
+) {
+    let digits = vectors.len() * x.digits;
+    if digits > FEW_DIGITS {
+        planes_by_blocks(tiles, i, row_tile, x, vectors, sums);
+        return;
+    }
+    let layout = tiles.layout();
+    let blocks = layout.block_cols();
+    let planes_of = |j: usize| tiles.planes(layout.block_at(i, j));
+    let mut j = 0;
+    while j < blocks {
+        let planes = planes_of(j);
+        let end = (j + 1..blocks).find(|j| planes_of(*j) != planes).unwrap_or(blocks);
+        if planes > 0 {
+            let run = BlockRun { i, row_tile, blocks: j..end, first_digit: vectors.start * x.digits };
+            dispatch!(planes, digits, planes_run(tiles, run, x, sums), [3, 2, 1]);
+        }
+        j = end;
+    }
+}
+
+/// Neighbouring blocks of a row tile with as many planes.
+struct BlockRun {
+    i: usize,
+    row_tile: usize,
+    blocks: Range<usize>,
+    first_digit: usize,
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn planes_run<const PLANES: usize, const DIGITS: usize>(
+    tiles: &PlaneTiles,
+    run: BlockRun,
+    x: &Activations,
+    sums: &mut [RowSums],
+) {
+    let layout = tiles.layout();
+    let (lines, offsets) = tiles.band(run.i, run.row_tile);
+    let all_blocks = layout.block_cols();
+    let offset = 1 - (1i32 << PLANES);
+    for j in run.blocks {
+        let block = layout.block_at(run.i, j);
+        let lines = &lines[offsets[j]..][..PLANES * block.width.div_ceil(TILE_COLS)];
+        let half_steps = tiles.half_steps(block, run.row_tile);
+        // SAFETY: sixteen numbers.
+        let half_steps = unsafe { _mm512_loadu_ps(half_steps.as_ptr()) };
+        let values = &x.values[run.first_digit * x.stride + x.starts[j]..];
+        let dots = dot_registers::<PLANES, DIGITS>(lines, values, x.stride);
+        for (n, dots) in dots.into_iter().enumerate() {
+            let digit = run.first_digit + n;
+            let (scale, sum) = (x.scales[digit * all_blocks + j], x.sums[digit * all_blocks + j]);
+            let levels = _mm512_add_epi32(_mm512_slli_epi32::<1>(dots), _mm512_set1_epi32(offset * sum));
+            let factor = _mm512_mul_ps(half_steps, _mm512_set1_ps(scale));
+            let share = _mm512_mul_ps(_mm512_cvtepi32_ps(levels), factor);
+            // Either one digit a vector, or all are one vector's.
+            let sums = &mut sums[if x.digits == 1 { n } else { 0 }];
+            // SAFETY: `sums` is 64 aligned bytes.
+            unsafe {
+                let sum = _mm512_load_ps(sums.0.as_ptr());
+                _mm512_store_ps(sums.0.as_mut_ptr(), _mm512_add_ps(sum, share));
+            }
+        }
+    }
+}
+
 /// Integer dot products of a row tile with the next digits, and how many digits it took.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn dot_row_tile(
@@ -48,6 +125,20 @@ fn dot<const PLANES: usize, const VECTORS: usize>(
     dots: &mut [RowDots],
     dots_stride: usize,
 ) -> usize {
+    for (vector, sum) in dot_registers::<PLANES, VECTORS>(lines, values, stride).into_iter().enumerate() {
+        // SAFETY: it stores 64 aligned bytes.
+        unsafe { _mm512_store_si512(dots[vector * dots_stride].0.as_mut_ptr().cast(), sum) };
+    }
+    VECTORS
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+fn dot_registers<const PLANES: usize, const VECTORS: usize>(
+    lines: &[Line],
+    values: &[i8],
+    stride: usize,
+) -> [__m512i; VECTORS] {
     let tiles = lines.as_chunks::<PLANES>().0;
     // The last read is four bytes at the end of the last tile of the last vector.
     assert!(values.len() >= (VECTORS - 1) * stride + tiles.len() * TILE_COLS);
@@ -71,13 +162,11 @@ fn dot<const PLANES: usize, const VECTORS: usize>(
             }
         });
     }
-    for (vector, sums) in sums.iter().enumerate() {
-        let out = &mut dots[vector * dots_stride];
-        let sum = _mm512_add_epi32(_mm512_add_epi32(sums[0], sums[1]), _mm512_add_epi32(sums[2], sums[3]));
-        // SAFETY: `out` is 64 aligned bytes.
-        unsafe { _mm512_store_si512(out.0.as_mut_ptr().cast(), sum) };
+    let mut totals = [_mm512_setzero_si512(); VECTORS];
+    for (total, [a, b, c, d]) in totals.iter_mut().zip(sums) {
+        *total = _mm512_add_epi32(_mm512_add_epi32(a, b), _mm512_add_epi32(c, d));
     }
-    VECTORS
+    totals
 }
 
 /// [`tiles::unpack`](crate::cpu::tiles::unpack) in registers.
