@@ -15,9 +15,8 @@ use candle_rbe::{
     Budget, Encoder, EncoderConfig, Linear, Precision, Rate, RbeAttention, RbeEmbedding, RbeLayerNorm,
     RbeLinear, RbeMlp, RbeTensor, TermChoice,
 };
-use criterion::{
-    BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime,
-};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, Throughput};
 
 const WIDTH: usize = 768;
 const HEADS: usize = 12;
@@ -145,5 +144,10 @@ fn feed_forward(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(layers, generation, linear, embedding, layer_norm, attention, feed_forward);
-criterion_main!(layers);
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    for benches in [generation, linear, embedding, layer_norm, attention, feed_forward] {
+        benches(&mut criterion);
+    }
+    criterion.final_summary();
+}

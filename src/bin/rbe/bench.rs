@@ -2,7 +2,7 @@
 
 use crate::print;
 use anyhow::{Context, Result, ensure};
-use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
+use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{DType, Device, Module, Tensor};
 use candle_rbe::{Budget, Encoder, EncoderConfig, Precision, Rate, RbeLinear, RbeTensor, TermChoice};
 use clap::Args;
@@ -32,6 +32,10 @@ pub(crate) struct Bench {
     /// Coefficients per block of the sparse term, and the block's edge where it is not 64
     #[arg(long, value_name = "K[@EDGE],..", value_delimiter = ',', value_parser = coefficients, default_value = "16,64,200")]
     k: Vec<(usize, usize)>,
+    /// Candle's types to time beside them: f32, f16, bf16, q2k, q3k, q4_0, q4k, q5k, q6k, q8_0
+    #[arg(long, value_name = "TYPE,..", value_delimiter = ',', value_parser = clap::builder::PossibleValuesParser::new(PEERS.map(|(name, _)| name)),
+          default_values = PEERS.map(|(name, _)| name), hide_possible_values = true, hide_default_value = true)]
+    peers: Vec<String>,
     /// Block edge of the planes and trellis terms
     #[arg(long, value_name = "N", default_value_t = 256)]
     block: usize,
@@ -53,6 +57,26 @@ fn coefficients(text: &str) -> Result<(usize, usize), String> {
 
 /// Bytes of weights that no cache holds: cold runs go round among copies of at least as many.
 const BEYOND_CACHES: usize = 96 << 20;
+
+/// A type of Candle's that products are compared with.
+#[derive(Clone, Copy)]
+enum Peer {
+    Dense(DType),
+    Quantised(GgmlDType),
+}
+
+const PEERS: [(&str, Peer); 10] = [
+    ("f32", Peer::Dense(DType::F32)),
+    ("f16", Peer::Dense(DType::F16)),
+    ("bf16", Peer::Dense(DType::BF16)),
+    ("q2k", Peer::Quantised(GgmlDType::Q2K)),
+    ("q3k", Peer::Quantised(GgmlDType::Q3K)),
+    ("q4_0", Peer::Quantised(GgmlDType::Q4_0)),
+    ("q4k", Peer::Quantised(GgmlDType::Q4K)),
+    ("q5k", Peer::Quantised(GgmlDType::Q5K)),
+    ("q6k", Peer::Quantised(GgmlDType::Q6K)),
+    ("q8_0", Peer::Quantised(GgmlDType::Q8_0)),
+];
 
 /// One measured product.
 #[derive(Serialize)]
@@ -85,7 +109,7 @@ impl Bench {
             for &tokens in &self.tokens {
                 let x = Tensor::randn(0f32, 1.0, (tokens, input), &Device::Cpu)?;
                 for cold in [true, false] {
-                    let peers = peers(&weight, &x, cold)?;
+                    let peers = self.peers_us(&weight, &x, cold)?;
                     let mut table = print::Table::new(&[0]);
                     for (term, compressed) in &ours {
                         for precision in [Precision::Int8, Precision::Exact] {
@@ -134,6 +158,17 @@ impl Bench {
         Ok(())
     }
 
+    /// Microseconds of Candle's types asked for, on the same weight and input.
+    fn peers_us(&self, weight: &Tensor, x: &Tensor, cold: bool) -> Result<BTreeMap<&'static str, f64>> {
+        let mut peers = BTreeMap::new();
+        for (name, peer) in PEERS.into_iter().filter(|(name, _)| self.peers.iter().any(|peer| peer == name)) {
+            if let Some(us) = peer.us(weight, x, cold).context(name)? {
+                peers.insert(name, us);
+            }
+        }
+        Ok(peers)
+    }
+
     /// The terms asked for, by name.
     fn compressed(&self, weight: &Tensor) -> Result<Vec<(String, RbeTensor)>> {
         let every = |term, bits: u8| EncoderConfig {
@@ -177,41 +212,29 @@ fn ours_us(weight: &RbeTensor, x: &Tensor, precision: Precision, cold: bool) -> 
     time(&layers, |layer| layer.forward(x))
 }
 
-/// Candle's dense types and quantised types on the same weight and input.
-fn peers(weight: &Tensor, x: &Tensor, cold: bool) -> Result<BTreeMap<&'static str, f64>> {
-    let mut peers = BTreeMap::new();
-    for (name, dtype) in [("f32", DType::F32), ("f16", DType::F16), ("bf16", DType::BF16)] {
-        let bytes = weight.elem_count() * dtype.size_in_bytes();
-        let layers = (0..copies(bytes, cold))
-            .map(|_| Ok(candle_nn::Linear::new(weight.to_dtype(dtype)?.copy()?, None)))
-            .collect::<Result<Vec<_>>>()?;
-        let x = x.to_dtype(dtype)?;
-        peers.insert(name, time(&layers, |layer| layer.forward(&x))?);
-    }
-    for (name, dtype) in [
-        ("q2k", GgmlDType::Q2K),
-        ("q3k", GgmlDType::Q3K),
-        ("q4_0", GgmlDType::Q4_0),
-        ("q4k", GgmlDType::Q4K),
-        ("q5k", GgmlDType::Q5K),
-        ("q6k", GgmlDType::Q6K),
-        ("q8_0", GgmlDType::Q8_0),
-    ] {
-        if !weight.dim(1)?.is_multiple_of(dtype.block_size()) {
-            continue;
+impl Peer {
+    /// Microseconds of a product; `None` where the type cannot hold the weight.
+    fn us(self, weight: &Tensor, x: &Tensor, cold: bool) -> Result<Option<f64>> {
+        match self {
+            Peer::Dense(dtype) => {
+                let layers = (0..copies(weight.elem_count() * dtype.size_in_bytes(), cold))
+                    .map(|_| Ok(candle_nn::Linear::new(weight.to_dtype(dtype)?.copy()?, None)))
+                    .collect::<Result<Vec<_>>>()?;
+                let x = x.to_dtype(dtype)?;
+                time(&layers, |layer| layer.forward(&x)).map(Some)
+            }
+            Peer::Quantised(dtype) if !weight.dim(1)?.is_multiple_of(dtype.block_size()) => Ok(None),
+            Peer::Quantised(dtype) => {
+                let bytes = QTensor::quantize(weight, dtype)?.data()?.into_owned();
+                let layer = |_| {
+                    let storage = QStorage::from_data(bytes.clone().into(), &Device::Cpu, dtype)?;
+                    Ok(QMatMul::from_qtensor(QTensor::new(storage, weight.shape())?)?)
+                };
+                let layers = (0..copies(bytes.len(), cold)).map(layer).collect::<Result<Vec<_>>>()?;
+                time(&layers, |layer| layer.forward(x)).map(Some)
+            }
         }
-        let first = QTensor::quantize(weight, dtype).context(name)?;
-        let bytes = first.data()?.into_owned();
-        let layers = (0..copies(bytes.len(), cold))
-            .map(|_| {
-                let storage =
-                    candle_core::quantized::QStorage::from_data(bytes.clone().into(), &Device::Cpu, dtype)?;
-                Ok(QMatMul::from_qtensor(QTensor::new(storage, weight.shape())?)?)
-            })
-            .collect::<Result<Vec<_>>>()?;
-        peers.insert(name, time(&layers, |layer| layer.forward(x))?);
     }
-    Ok(peers)
 }
 
 /// Microseconds of one call: the median of nine series, each of several milliseconds and all layers in turn.
