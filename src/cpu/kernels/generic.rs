@@ -5,7 +5,7 @@ use super::{EDGE, Input, LaneInput, Place};
 use crate::codec::Block;
 use crate::cpu::slices::{SLICE_ROWS, SparseSlices};
 use crate::cpu::sparse::SortedEntries;
-use crate::cpu::tiles::{PlaneTiles, TILE_ROWS, row_tiles};
+use crate::cpu::tiles::{GROUP, GROUPS, PlaneTiles, TILE_COLS, TILE_ROWS, row_tiles, unpack};
 use crate::cpu::transform::{LANES, Lanes};
 
 /// Slots of a slice that are unpacked together.
@@ -16,7 +16,44 @@ pub(super) fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// Sixteen rows at a time: unpack them once, add multiples of them for each vector.
+/// Vectors up to which a transposed product sums columns in the order of the codes; more share rows of coefficients.
+pub(super) const FEW_VECTORS: usize = 4;
+
+/// Sums over the rows of a column tile, before the sixteen lanes of each column are added up: as a tile's lines have them,
+/// four columns in each lane.
+pub(super) type ColumnSums = [[f32; 64]; GROUPS];
+
+/// Adds sixteen rows' codes, each less `bias` and times its row's weight; `weights` has each four times, for its columns.
+#[inline(always)]
+pub(super) fn add_rows<'a, const FMA: bool>(
+    codes: impl Iterator<Item = &'a [u8; 64]>,
+    scale: i32,
+    bias: i32,
+    weights: &[f32; 64],
+    sums: &mut ColumnSums,
+) {
+    for (codes, sums) in codes.zip(sums) {
+        for n in 0..64 {
+            sums[n] = multiply_add::<FMA>(weights[n], (scale * i32::from(codes[n]) - bias) as f32, sums[n]);
+        }
+    }
+}
+
+/// The sums of columns, added to `out`.
+#[inline(always)]
+pub(super) fn add_column_sums(sums: &ColumnSums, factor: f32, out: &mut [f32]) {
+    for (sums, out) in sums.iter().zip(out.chunks_mut(GROUP)) {
+        let mut columns = [0f32; GROUP];
+        for lane in 0..TILE_ROWS {
+            for column in 0..GROUP {
+                columns[column] += sums[lane * GROUP + column];
+            }
+        }
+        out.iter_mut().zip(columns).for_each(|(out, sum)| *out += sum * factor);
+    }
+}
+
+/// `acc += S' g` for one block.
 #[inline(always)]
 pub(super) fn planes_transposed<const FMA: bool>(
     tiles: &PlaneTiles,
@@ -24,6 +61,39 @@ pub(super) fn planes_transposed<const FMA: bool>(
     g: Input,
     acc: &mut [f32],
 ) {
+    if tiles.planes(block) == 0 {
+        return;
+    }
+    if acc.len() > FEW_VECTORS * block.width {
+        planes_transposed_by_rows::<FMA>(tiles, block, g, acc);
+        return;
+    }
+    let planes = tiles.planes(block);
+    let bias = (1i32 << planes) - 1;
+    for (vector, acc) in acc.chunks_exact_mut(block.width).enumerate() {
+        let g = g.vector(vector, block.height);
+        let mut sums = [[[0f32; 64]; GROUPS]; EDGE / TILE_COLS];
+        for (row_tile, g) in g.chunks(TILE_ROWS).enumerate() {
+            let half_steps = tiles.half_steps(block, row_tile);
+            let mut weights = [0f32; 64];
+            for (lane, g) in g.iter().enumerate() {
+                weights[lane * GROUP..][..GROUP].fill(g * half_steps[lane]);
+            }
+            let lines = tiles.row_tile(block, row_tile).chunks_exact(planes.into());
+            for (lines, sums) in lines.zip(&mut sums) {
+                let codes = unpack(lines, planes);
+                add_rows::<FMA>(codes.iter(), 2, bias, &weights, sums);
+            }
+        }
+        for (sums, acc) in sums.iter().zip(acc.chunks_mut(TILE_COLS)) {
+            add_column_sums(sums, 1.0, acc);
+        }
+    }
+}
+
+/// Sixteen rows at a time: unpack them once, add multiples of them for each vector.
+#[inline(always)]
+fn planes_transposed_by_rows<const FMA: bool>(tiles: &PlaneTiles, block: Block, g: Input, acc: &mut [f32]) {
     let mut coefficients = [0f32; TILE_ROWS * EDGE];
     for row_tile in 0..row_tiles(block) {
         let first = row_tile * TILE_ROWS;

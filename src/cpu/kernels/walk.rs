@@ -18,7 +18,7 @@ macro_rules! walks {
         use crate::codec::term::trellis::STRIP;
         use crate::cpu::activations::Activations;
         use crate::cpu::strips::{BIAS, PERIOD, Packing, STRIP_LINES, Strip, StripCodes, TrellisStrips};
-        use crate::cpu::tiles::{GROUPS, Line, TILE_COLS, TILE_ROWS};
+        use crate::cpu::tiles::{GROUP, GROUPS, Line, TILE_COLS, TILE_ROWS};
         use std::ops::Range;
 
         /// Block by block: integer products, then one multiple of them.
@@ -176,9 +176,44 @@ macro_rules! walks {
             generic_trellis::rows_of_codes(strip, &codes, rows);
         }
 
-        /// Strip by strip: decode it, add multiples of its rows for each vector.
+        /// Strip by strip: decode it, sum its columns in the order of its codes.
         $(#[target_feature(enable = $feature)])?
         fn trellis_transposed(term: &TrellisStrips, block: Block, g: Input, acc: &mut [f32]) {
+            if acc.len() > generic::FEW_VECTORS * block.width {
+                trellis_transposed_by_rows(term, block, g, acc);
+                return;
+            }
+            let edge = term.layout().block();
+            let packing = Packing::new(block.height);
+            // Each row's weight at its place in the codes, which all strips have alike.
+            let mut weights = [[[0f32; 64]; PERIOD]; generic::FEW_VECTORS];
+            for (vector, weights) in weights.iter_mut().enumerate().take(acc.len() / block.width) {
+                let g = g.vector(vector, block.height);
+                for (tile, weights) in weights.iter_mut().enumerate().take(packing.tiles()) {
+                    for (lane, weights) in weights.chunks_exact_mut(GROUP).enumerate() {
+                        if let Some(g) = g.get(packing.row(tile, lane)) {
+                            weights.fill(*g);
+                        }
+                    }
+                }
+            }
+            let mut codes = [Line([0; 64]); STRIP_LINES];
+            for (first, strip) in term.block_strips(block.row / edge, block.col / edge) {
+                decode_strip(&strip, &mut codes);
+                for (acc, weights) in acc.chunks_exact_mut(block.width).zip(&weights) {
+                    let mut sums = [[0f32; 64]; GROUPS];
+                    for (codes, weights) in codes.chunks_exact(GROUPS).zip(&weights[..packing.tiles()]) {
+                        let codes = codes.iter().map(|line| &line.0);
+                        generic::add_rows::<$fma>(codes, 1, BIAS, weights, &mut sums);
+                    }
+                    generic::add_column_sums(&sums, strip.scale, &mut acc[first..][..strip.width]);
+                }
+            }
+        }
+
+        /// Strip by strip: decode it, add multiples of its rows for each vector.
+        $(#[target_feature(enable = $feature)])?
+        fn trellis_transposed_by_rows(term: &TrellisStrips, block: Block, g: Input, acc: &mut [f32]) {
             let edge = term.layout().block();
             let mut rows = [[0.0; STRIP]; EDGE];
             for (first, strip) in term.block_strips(block.row / edge, block.col / edge) {

@@ -4,7 +4,6 @@
 //! bits cannot overflow (2 * 127 * 127 < 2^15); codes of eight go through it as two nibbles.
 
 use super::super::unroll::{dispatch, each};
-use crate::cpu::tiles::GROUP;
 use std::arch::x86_64::*;
 
 super::super::table!(fma: true, "avx2,fma,f16c");

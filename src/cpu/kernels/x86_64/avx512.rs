@@ -6,7 +6,6 @@
 //! instruction's latency.
 
 use super::super::unroll::{dispatch, each};
-use crate::cpu::tiles::GROUP;
 use crate::cpu::transform::{LANES, Lanes};
 use std::arch::x86_64::*;
 
