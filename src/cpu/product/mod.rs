@@ -1,15 +1,17 @@
 //! The products: into the coefficient domain once, through every term, back once.
 
+mod terms;
+
 use super::activations::{Activations, Digit, quantize};
-use super::kernels::{Input, Kernels, RowSums};
+use super::kernels::{Kernels, RowSums};
 use super::loaded::{Loaded, LoadedMatrix};
 use super::parametric::add_dense;
 use super::pool::{Pool, Serial, Shared};
 use super::sparse::{self, InLanes};
-use super::strips::{Packing, TrellisStrips};
-use super::tiles::{PlaneTiles, TILE_COLS, TILE_ROWS};
+use super::tiles::TILE_COLS;
 use super::{Precision, axis};
 use std::cell::RefCell;
+use terms::{accumulate, planes, trellis};
 
 /// Multiply-adds below which one thread is done before the others have begun.
 const WORTH_SHARING: usize = 1 << 18;
@@ -17,15 +19,6 @@ const WORTH_SHARING: usize = 1 << 18;
 const TRANSFORM_WORTH_SHARING: usize = 1 << 13;
 /// Vectors from which on a transposed product unpacks whole tiles for a dense product.
 const WORTH_DENSE: usize = 16;
-/// Vectors whose sums one thread holds at a time: 4 KiB, beside a row tile's codes in the first cache.
-const VECTORS_AT_ONCE: usize = 64;
-
-/// Vectors for which a strip is decoded once: their sums over a block row stay in the second cache.
-const STRIP_VECTORS_AT_ONCE: usize = 256;
-/// Vectors for which it is worth to decode a strip again.
-const DECODE_WORTH_VECTORS: usize = 32;
-/// Items that keep all threads busy to the end.
-const ENOUGH_ITEMS: usize = 16;
 
 /// One thread's memory between calls, so that a warm product allocates nothing.
 #[derive(Default)]
@@ -39,8 +32,6 @@ struct Workspace {
 
 thread_local! {
     static WORKSPACE: RefCell<Workspace> = RefCell::default();
-    /// Sums of one output block.
-    static BLOCK_SUMS: RefCell<Vec<f32>> = RefCell::default();
 }
 
 /// `y = x W'`: `x` holds `vectors` rows of the matrix's `cols`, `y` as many of its `rows`.
@@ -261,158 +252,4 @@ fn into_spectrum(
     if as_floats && vectors >= kernels.worth_lanes() {
         in_lanes.fill(kernels, spectrum, layout.cols(), vectors, pool);
     }
-}
-
-/// Adds a planes term's share to `out` (`vectors x rows`, coefficients): row tile by row tile.
-fn planes(
-    kernels: &Kernels,
-    tiles: &PlaneTiles,
-    x: &Activations,
-    vectors: usize,
-    out: &mut [f32],
-    pool: &dyn Pool,
-) {
-    let layout = tiles.layout();
-    let rows = layout.rows();
-    // Every block row but the last has as many row tiles as an edge.
-    let per_block = layout.block() / TILE_ROWS;
-    let items = (layout.block_rows() - 1) * per_block
-        + layout.row_range(layout.block_rows() - 1).len().div_ceil(TILE_ROWS);
-    let out = Shared::new(out);
-    pool.run(items, &|range| {
-        let mut sums = [RowSums::ZERO; VECTORS_AT_ONCE];
-        for item in range {
-            let first_row = item * TILE_ROWS;
-            let count = TILE_ROWS.min(rows - first_row);
-            for first in (0..vectors).step_by(VECTORS_AT_ONCE) {
-                let range = first..(first + VECTORS_AT_ONCE).min(vectors);
-                let sums = &mut sums[..range.len()];
-                sums.fill(RowSums::ZERO);
-                kernels.planes(tiles, item / per_block, item % per_block, x, range.clone(), sums);
-                for (vector, sums) in range.zip(sums) {
-                    let start = vector * rows + first_row;
-                    // SAFETY: the rows of a row tile belong to one item.
-                    let out = unsafe { out.part(start..start + count) };
-                    out.iter_mut().zip(&sums.0).for_each(|(out, sum)| *out += *sum);
-                }
-            }
-        }
-    });
-}
-
-/// Adds a trellis term's share to `out` (`vectors x rows`, coefficients): block row by block row, each strip of
-/// columns decoded once for all vectors.
-///
-/// Where there are few block rows, their vectors or else their blocks are shared out too. How depends on the shape
-/// alone, so the sums are the same on any pool.
-fn trellis(
-    kernels: &Kernels,
-    term: &TrellisStrips,
-    x: &Activations,
-    vectors: usize,
-    partial: &mut Vec<RowSums>,
-    out: &mut [f32],
-    pool: &dyn Pool,
-) {
-    let layout = term.layout();
-    let (rows, blocks) = (layout.rows(), layout.block_cols());
-    let wanted = ENOUGH_ITEMS.div_ceil(layout.block_rows());
-    let vector_parts =
-        wanted.min(vectors / DECODE_WORTH_VECTORS).max(vectors.div_ceil(STRIP_VECTORS_AT_ONCE)).max(1);
-    let part_vectors = vectors.div_ceil(vector_parts);
-    let column_parts = (wanted / vector_parts).clamp(1, blocks);
-    let items = layout.block_rows() * vector_parts * column_parts;
-    let tiles = Packing::new(layout.row_range(0).len()).tiles();
-    let stride = part_vectors * tiles;
-    partial.resize(items * stride, RowSums::ZERO);
-    let sums_of = |item: usize| {
-        let (i, part) = (item / (vector_parts * column_parts), item / column_parts % vector_parts);
-        let vectors = (part * part_vectors).min(vectors)..((part + 1) * part_vectors).min(vectors);
-        (i, vectors, Packing::new(layout.row_range(i).len()))
-    };
-    let sums = Shared::new(partial);
-    pool.run(items, &|range| {
-        for item in range {
-            let (i, vectors, packing) = sums_of(item);
-            let part = item % column_parts;
-            let blocks = part * blocks / column_parts..(part + 1) * blocks / column_parts;
-            // SAFETY: each item has sums of its own.
-            let sums = unsafe { sums.part(item * stride..item * stride + vectors.len() * packing.tiles()) };
-            sums.fill(RowSums::ZERO);
-            if !vectors.is_empty() {
-                kernels.trellis(term, i, blocks, x, vectors, sums);
-            }
-        }
-    });
-    let (sums, out) = (&*partial, Shared::new(out));
-    pool.run(layout.block_rows(), &|range| {
-        for item in range.start * vector_parts * column_parts..range.end * vector_parts * column_parts {
-            let (i, vectors, packing) = sums_of(item);
-            let sums = sums[item * stride..].chunks_exact(packing.tiles());
-            for (vector, sums) in vectors.zip(sums) {
-                let place = layout.row_range(i);
-                // SAFETY: a block row's rows belong to one item.
-                let out = unsafe { out.part(vector * rows + place.start..vector * rows + place.end) };
-                for (tile, sums) in sums.iter().enumerate() {
-                    for (lane, sum) in sums.0.iter().enumerate() {
-                        if let Some(out) = out.get_mut(packing.row(tile, lane)) {
-                            *out += sum;
-                        }
-                    }
-                }
-            }
-        }
-    });
-}
-
-/// Adds a term's share to `out` (`vectors x rows`, or `x cols` when transposed), output block by output block.
-#[allow(clippy::too_many_arguments)]
-fn accumulate(
-    kernels: &Kernels,
-    matrix: &LoadedMatrix,
-    term: &Loaded,
-    transposed: bool,
-    spectrum: &[f32],
-    vectors: usize,
-    out: &mut [f32],
-    pool: &dyn Pool,
-) {
-    let layout = matrix.layout();
-    let (in_blocks, out_blocks) = if transposed {
-        (layout.block_rows(), layout.block_cols())
-    } else {
-        (layout.block_cols(), layout.block_rows())
-    };
-    let (in_len, out_len) = (spectrum.len() / vectors, out.len() / vectors);
-    let out = Shared::new(out);
-    pool.run(out_blocks, &|range| {
-        BLOCK_SUMS.with_borrow_mut(|acc| {
-            for index in range {
-                let columns = if transposed { layout.col_range(index) } else { layout.row_range(index) };
-                acc.clear();
-                acc.resize(vectors * columns.len(), 0.0);
-                for k in 0..in_blocks {
-                    let block =
-                        if transposed { layout.block_at(k, index) } else { layout.block_at(index, k) };
-                    let values = &spectrum[k * layout.block()..];
-                    let input = Input { values, stride: in_len };
-                    match term {
-                        Loaded::Sparse(slices) if transposed => {
-                            kernels.sparse_transposed(slices, block, input, acc)
-                        }
-                        Loaded::Sparse(slices) => kernels.sparse(slices, block, input, acc),
-                        Loaded::Trellis(trellis) => kernels.trellis_transposed(trellis, block, input, acc),
-                        Loaded::Planes(tiles) => kernels.planes_transposed(tiles, block, input, acc),
-                        Loaded::Basis(_) => {}
-                    }
-                }
-                for (vector, acc) in acc.chunks_exact(columns.len()).enumerate() {
-                    let start = vector * out_len + columns.start;
-                    // SAFETY: an output block belongs to one item.
-                    let out = unsafe { out.part(start..start + columns.len()) };
-                    out.iter_mut().zip(acc).for_each(|(out, acc)| *out += acc);
-                }
-            }
-        });
-    });
 }
