@@ -71,6 +71,9 @@ fn slices(block: Block) -> usize {
 
 impl SparseSlices {
     /// Lays out a term.
+    ///
+    /// # Panics
+    /// When a position is outside its block, which no term from a file has.
     pub(super) fn new(term: &Sparse) -> Self {
         let entries = term.coefficients();
         let mut laid_out = Self {
@@ -88,6 +91,8 @@ impl SparseSlices {
                 rows.iter_mut().for_each(Vec::clear);
                 let end = (first + SLICE_ROWS).min(block.height);
                 term.for_each_field(block, first..end, |row, col, field| {
+                    // Gathers do not look where a block ends.
+                    assert!(col < block.width, "column {col} of a block {} wide", block.width);
                     rows[row - first].push((col as u8, field));
                 });
                 laid_out.push_slice(&rows);

@@ -61,14 +61,14 @@ pub(super) fn planes_transposed<const FMA: bool>(
     g: Input,
     acc: &mut [f32],
 ) {
-    if tiles.planes(block) == 0 {
+    let planes = tiles.planes(block);
+    if planes == 0 {
         return;
     }
     if acc.len() > FEW_VECTORS * block.width {
         planes_transposed_by_rows::<FMA>(tiles, block, g, acc);
         return;
     }
-    let planes = tiles.planes(block);
     let bias = (1i32 << planes) - 1;
     for (vector, acc) in acc.chunks_exact_mut(block.width).enumerate() {
         let g = g.vector(vector, block.height);
@@ -161,45 +161,41 @@ pub(super) fn sparse_in_lanes<const FMA: bool>(
     let mut group = 0;
     while group < x.groups {
         let (x_lanes, acc) = (&x.lanes[group * x.stride..], &mut acc[group * stride..]);
-        match x.groups - group {
+        group += match x.groups - group {
             4.. => some_groups::<FMA, 4>(entries, x_lanes, x.stride, acc, stride),
             2.. => some_groups::<FMA, 2>(entries, x_lanes, x.stride, acc, stride),
             _ => some_groups::<FMA, 1>(entries, x_lanes, x.stride, acc, stride),
-        }
-        group += match x.groups - group {
-            4.. => 4,
-            2.. => 2,
-            _ => 1,
         };
     }
 }
 
-/// The sums of a few groups stay in registers from one entry to the next.
+/// `COUNT` groups, whose sums stay in registers from one entry to the next; how many they were.
 #[inline(always)]
-fn some_groups<const FMA: bool, const GROUPS: usize>(
+fn some_groups<const FMA: bool, const COUNT: usize>(
     entries: &SortedEntries,
     x: &[Lanes],
     x_stride: usize,
     acc: &mut [Lanes],
     stride: usize,
-) {
+) -> usize {
     for (to, entries) in entries.by_target() {
-        let mut sums = [Lanes::ZERO; GROUPS];
-        for group in 0..GROUPS {
+        let mut sums = [Lanes::ZERO; COUNT];
+        for group in 0..COUNT {
             sums[group] = acc[group * stride + to];
         }
         for (from, value) in entries {
-            for group in 0..GROUPS {
+            for group in 0..COUNT {
                 let x = &x[group * x_stride + *from as usize];
                 for lane in 0..LANES {
                     sums[group].0[lane] = multiply_add::<FMA>(*value, x.0[lane], sums[group].0[lane]);
                 }
             }
         }
-        for group in 0..GROUPS {
+        for group in 0..COUNT {
             acc[group * stride + to] = sums[group];
         }
     }
+    COUNT
 }
 
 /// `sums[n] += sum over all lanes of a[to] * b[from]` for every place.

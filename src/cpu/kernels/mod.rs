@@ -353,7 +353,8 @@ impl Kernels {
     }
 }
 
-/// Compiles what [`generic`] and [`trellis`] hold for one level, and the level's table.
+/// Compiles what [`generic`] and [`trellis`] hold for one level, and the level's table. The level brings what [`walk`] names,
+/// `sparse`, `WORTH_LANES` and the ways between rows and lanes.
 macro_rules! table {
     (fma: $fma:literal $(, $feature:literal)?) => {
         use super::super::{Block, Input, LaneInput, Place, PlaneTiles, SortedEntries, SparseSlices, Table, generic};

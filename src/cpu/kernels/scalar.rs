@@ -11,6 +11,7 @@ mod level {
     use generic_trellis::decode_bundle;
     use planes_by_blocks as planes;
 
+    /// Vectors from which on a sparse product is faster in lanes.
     const WORTH_LANES: usize = 8;
     const MAX_VECTORS: usize = 1;
     /// Codes are multiplied as they are.

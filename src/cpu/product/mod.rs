@@ -19,6 +19,8 @@ const WORTH_SHARING: usize = 1 << 18;
 const TRANSFORM_WORTH_SHARING: usize = 1 << 13;
 /// Vectors from which on a transposed product unpacks whole tiles for a dense product.
 const WORTH_DENSE: usize = 16;
+/// Vectors from which on a transposed sparse product, which goes from entry to entry on every level, is faster in lanes.
+const WORTH_LANES_TRANSPOSED: usize = 8;
 
 /// One thread's memory between calls, so that a warm product allocates nothing.
 #[derive(Default)]
@@ -157,7 +159,7 @@ pub(super) fn transposed(
     if vectors == 0 {
         return;
     }
-    let pool = if vectors * layout.elements() >= WORTH_SHARING { pool } else { &Serial };
+    let pool = shared_if(pool, vectors * layout.elements(), WORTH_SHARING);
     if matrix.spectral().next().is_none() {
         x.fill(0.0);
     } else {
@@ -177,7 +179,7 @@ pub(super) fn transposed(
                     Loaded::Planes(_) | Loaded::Trellis(_) if vectors >= WORTH_DENSE => {
                         add_dense(kernels, matrix, term, true, spectrum, vectors, out, pool);
                     }
-                    Loaded::Sparse(slices) if vectors >= kernels.worth_lanes() => {
+                    Loaded::Sparse(slices) if vectors >= WORTH_LANES_TRANSPOSED => {
                         in_lanes.fill(kernels, spectrum, layout.rows(), vectors, pool);
                         let unpack = |block, places: &mut _, values: &mut _| {
                             slices.unpack(block, true, places, values)

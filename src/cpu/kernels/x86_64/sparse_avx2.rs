@@ -67,8 +67,8 @@ pub(super) fn sparse(term: &SparseSlices, block: Block, x: Input, acc: &mut [f32
                 let mut sums = [_mm256_setzero_ps(); 2];
                 for (cols, values) in cols.iter().zip(&values).take(masks.len()) {
                     for half in 0..2 {
-                        // SAFETY: as many as there are masks were written above. Columns are within the block, as the
-                        // codec checked, and 0 where there is none.
+                        // SAFETY: as many as there are masks were written above. Columns are within the block, as they
+                        // were checked to be when they were laid out, and 0 where there is none.
                         let (values, x) = unsafe {
                             let cols = cols[half].assume_init();
                             (values[half].assume_init(), _mm256_i32gather_ps::<4>(x.as_ptr(), cols))
