@@ -276,4 +276,12 @@ mod tests {
             assert_eq!(values, [1.0, 4.0, 5.0, 2.0, 6.0, 3.0]);
         }
     }
+
+    #[test]
+    #[should_panic(expected = "column 6 of a block 6 wide")]
+    fn a_column_outside_its_block_is_refused() {
+        let layout = Layout::new(20, 6, 32).unwrap();
+        let outside = vec![Entry { row: 0, col: 6, value: 1.0 }];
+        SparseSlices::new(&Sparse::pack(layout, FORMATS[0], &[outside]).unwrap());
+    }
 }
