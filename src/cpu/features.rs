@@ -45,6 +45,7 @@ pub fn levels() -> Vec<Level> {
                 && has!("avx512vbmi")
                 && has!("avx512vbmi2")
                 && has!("avx512vnni")
+                && has!("gfni")
             {
                 levels.push(Level::Avx512);
             }

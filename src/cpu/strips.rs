@@ -1,21 +1,19 @@
 //! The trellis term laid out for decoding: four columns side by side in the bytes of a lane.
 //!
-//! A column's cycle of bits is cut into **periods** of 16 rows, which are `k` words of 16 bits, and a lane of a
-//! register takes a period. Four neighbouring columns `a b c d`, a group, fill `2 k` lines of 64 bytes:
+//! A column's cycle of bits is cut into **periods** of 16 rows, which are `2 k` bytes, and a lane of a register takes a
+//! period. Four neighbouring columns `a b c d`, a group, fill `2 k` lines of 64 bytes:
 //!
 //! ```text
-//!     line j,     lane p:   word j of period p of column a in the low half, of column c in the high half
-//!     line k + j, lane p:   the same of columns b and d
+//!     line j, lane p:   byte j of period p of columns a, b, c, d
 //! ```
 //!
-//! Row `16 p + s` has its state at bit `k s` of its period: a shift by `k s mod 16` of words `floor(k s / 16)` and the
-//! next brings the states of 16 rows by 2 columns to their places, and what the code makes of `a, c` and of `b, d`
-//! interleaves to the order `a b c d` of [`tiles`](super::tiles), without a permutation.
+//! Row `16 p + s` has its state at bit `k s` of its period: from bit `k s mod 8` of byte `floor(k s / 8)` on. The bytes that
+//! it lies in are so many lines, and what the code makes of them has the order of [`tiles`](super::tiles).
 //!
-//! A column of 256 rows fills the sixteen lanes, and its last word is followed by its first: one rotation of the
-//! first line. Shorter columns share the lanes: a register takes 2, 4 or 8 groups side by side. Where a column does not
-//! fill its lanes, the words that follow each period are stored as one more line, for the cycle begins again inside
-//! a period. At 256 rows nothing but the cycles themselves is stored.
+//! A column of 256 rows fills the sixteen lanes, and its last byte is followed by its first: one rotation of the
+//! first lines. Shorter columns share the lanes: a register takes 2, 4 or 8 groups side by side. Where a column does not
+//! fill its lanes, the bytes that follow each period are stored as [two more lines](FOLLOWING), for the cycle begins again
+//! inside a period. At 256 rows nothing but the cycles themselves is stored.
 
 use super::tiles::{GROUP, GROUPS, Line, TILE_ROWS};
 use crate::codec::Layout;
@@ -23,8 +21,10 @@ use crate::codec::term::Trellis;
 use crate::codec::term::trellis::{Code, QuantizedStrip, STRIP, strips};
 use half::f16;
 
-/// Rows of a period: those whose bits are whole 16-bit words for every `k`.
+/// Rows of a period: those of a tile.
 pub(super) const PERIOD: usize = 16;
+/// Bytes after a period's own that states of its rows lie in.
+pub(super) const FOLLOWING: usize = 2;
 /// Codes of the largest strip: sixteen tiles of eight groups.
 pub(super) const STRIP_LINES: usize = PERIOD * GROUPS;
 
@@ -69,14 +69,14 @@ impl Packing {
         self.lanes
     }
 
-    /// Whether the word after a column's last is its first.
+    /// Whether the byte after a column's last is its first.
     pub(super) fn is_full(self) -> bool {
         self.height == PERIOD * self.lanes
     }
 
     /// Lines of one register's groups.
     fn bundle_lines(self, bits: u8) -> usize {
-        2 * (usize::from(bits) + usize::from(!self.is_full()))
+        2 * usize::from(bits) + if self.is_full() { 0 } else { FOLLOWING }
     }
 
     /// Registers of a strip.
@@ -115,29 +115,29 @@ pub(super) struct Strip<'a> {
 }
 
 impl<'a> Strip<'a> {
-    /// The lines of each register's groups, those of columns `a` and `c` and those of `b` and `d`.
-    pub(super) fn bundles(self) -> impl ExactSizeIterator<Item = (&'a [Line], &'a [Line])> {
-        let lines = self.packing.bundle_lines(self.code.bits());
-        self.lines.chunks_exact(lines).map(move |bundle| bundle.split_at(lines / 2))
+    /// The lines of each register's groups.
+    pub(super) fn bundles(self) -> impl ExactSizeIterator<Item = &'a [Line]> {
+        self.lines.chunks_exact(self.packing.bundle_lines(self.code.bits()))
     }
 
-    /// Word `word` of a period of a column; the one after a period's last is word 0 of the next.
-    fn word(&self, col: usize, period: usize, word: usize) -> u16 {
-        let (packing, bits) = (self.packing, usize::from(self.code.bits()));
+    /// Byte `byte` of a period of a column; those after a period's last are the first of the next.
+    fn byte(&self, col: usize, period: usize, byte: usize) -> u8 {
+        let (packing, own) = (self.packing, 2 * usize::from(self.code.bits()));
         let (group, member) = (col / GROUP, col % GROUP);
-        let (line, period) =
-            if word == bits && packing.is_full() { (0, packing.next_lane(period)) } else { (word, period) };
-        let bundle = packing.bundle_lines(self.code.bits());
-        let line = group / packing.groups() * bundle + member % 2 * (bundle / 2) + line;
-        let byte = 4 * (group % packing.groups() * packing.lanes + period) + 2 * (member / 2);
-        u16::from_le_bytes([self.lines[line].0[byte], self.lines[line].0[byte + 1]])
+        let (line, period) = if byte >= own && packing.is_full() {
+            (byte - own, packing.next_lane(period))
+        } else {
+            (byte, period)
+        };
+        let bundle = group / packing.groups() * packing.bundle_lines(self.code.bits());
+        self.lines[bundle + line].0[GROUP * (group % packing.groups() * packing.lanes + period) + member]
     }
 
     /// Sixteen bits from a row's own on; the state is the first of them.
     fn state(&self, row: usize, col: usize) -> u16 {
         let at = row % PERIOD * usize::from(self.code.bits());
-        let word = |n| u32::from(self.word(col, row / PERIOD, at / 16 + n));
-        ((word(0) | word(1) << 16) >> (at % 16)) as u16
+        let byte = |n| u32::from(self.byte(col, row / PERIOD, at / 8 + n)) << (8 * n);
+        ((byte(0) | byte(1) | byte(2)) >> (at % 8)) as u16
     }
 }
 
@@ -167,14 +167,13 @@ impl TrellisStrips {
                 let Some((column, _)) = term.column(block, strip.col - block.col + col) else { continue };
                 let k = column.code().bits();
                 let (group, member) = (col / GROUP, col % GROUP);
-                let half = packing.bundle_lines(k) / 2;
-                let lines = &mut lines[(2 * (group / packing.groups()) + member % 2) * half..][..half];
-                let periods = strip.height.div_ceil(PERIOD);
-                for period in 0..periods {
-                    for (word, line) in lines.iter_mut().enumerate() {
-                        let byte = 4 * (group % packing.groups() * packing.lanes + period) + 2 * (member / 2);
-                        let at = 16 * (period * usize::from(k) + word);
-                        line.0[byte..byte + 2].copy_from_slice(&column.bits_from(at).to_le_bytes());
+                let bundle = packing.bundle_lines(k);
+                let lines = &mut lines[group / packing.groups() * bundle..][..bundle];
+                for period in 0..strip.height.div_ceil(PERIOD) {
+                    let lane = group % packing.groups() * packing.lanes + period;
+                    for (byte, line) in lines.iter_mut().enumerate() {
+                        let bits = column.bits_from(PERIOD * usize::from(k) * period + 8 * byte);
+                        line.0[GROUP * lane + member] = bits as u8;
                     }
                 }
             }

@@ -5,7 +5,7 @@ use super::machine::{Arg, Element, Launch, Machine, Module};
 use crate::codec::Block;
 use crate::codec::Layout;
 use crate::codec::term::planes::ScaleGroup;
-use crate::codec::term::trellis::{COARSE_VALUES, FINE_VALUES, STRIP, strips};
+use crate::codec::term::trellis::{COARSE_MAGNITUDES, FINE_MAGNITUDES, STRIP, strips};
 use crate::codec::term::{Planes, Trellis};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
@@ -43,7 +43,7 @@ pub(super) struct DeviceStrips<M> {
     layout: Layout,
     table: M,
     words: M,
-    /// The trellis' values.
+    /// The trellis' magnitudes.
     values: Option<M>,
     row_scales: Option<M>,
     /// What multiplies the row scales.
@@ -114,7 +114,9 @@ impl<M> DeviceStrips<M> {
             for (col, fields) in fields.chunks_exact_mut(fields.len() / STRIP).enumerate().take(strip.width) {
                 let Some((column, scale)) = term.column(block, strip.col - block.col + col) else { break };
                 let code = column.code();
-                source = Source { bits: code.bits(), scale, number: u32::from(code.multiplier()) << 16 };
+                let [a, b, c] = code.shifts();
+                let number = u32::from_le_bytes([32 - code.state_bits(), a, b, c]);
+                source = Source { bits: code.bits(), scale, number };
                 // Below the block the cycle goes on from its beginning.
                 for (row, field) in fields.iter_mut().enumerate() {
                     *field = (column.state(row % strip.height) & ((1 << code.bits()) - 1)) as u8;
@@ -122,7 +124,7 @@ impl<M> DeviceStrips<M> {
             }
             source
         })?;
-        let values = machine.upload(&floats(trellis_values()))?;
+        let values = machine.upload(&floats(trellis_magnitudes()))?;
         Self::new(machine, Module::Trellis, layout, &table, &data, Some(values), None, 0.0)
     }
 
@@ -143,7 +145,7 @@ impl<M> DeviceStrips<M> {
             layout,
             table: machine.upload(&words(table.iter().copied()))?,
             words: machine.upload(&words(data.iter().copied()))?,
-            table_len: if values.is_some() { trellis_values().count() * WARP } else { 0 },
+            table_len: if values.is_some() { trellis_magnitudes().count() * WARP } else { 0 },
             values,
             row_scales,
             unit,
@@ -313,9 +315,9 @@ pub(super) struct Panel<'a, M> {
     pub stride: usize,
 }
 
-/// The trellis kernels' tables: the values of up to two bits, then the magnitudes of more.
-fn trellis_values() -> impl Iterator<Item = f32> {
-    COARSE_VALUES.iter().chain(&FINE_VALUES[..128]).map(|value| f32::from(*value))
+/// The trellis kernels' tables: the magnitudes of up to two bits, then those of more.
+fn trellis_magnitudes() -> impl Iterator<Item = f32> {
+    COARSE_MAGNITUDES.iter().chain(&FINE_MAGNITUDES).map(|magnitude| f32::from(*magnitude))
 }
 
 /// `(block columns, rows)` F16 scales.

@@ -90,21 +90,6 @@ impl RowDots {
     const ZERO: Self = Self([0; TILE_ROWS]);
 }
 
-impl<T> Sixteen<T> {
-    /// All numbers one after another. (Over pairs of loops the optimiser gathers across the outer one.)
-    fn flatten(slice: &[Self]) -> &[T] {
-        const { assert!(size_of::<Self>() == TILE_ROWS * size_of::<T>()) }
-        // SAFETY: each element is its numbers and nothing else, by the assertion.
-        unsafe { std::slice::from_raw_parts(slice.as_ptr().cast(), slice.len() * TILE_ROWS) }
-    }
-
-    fn flatten_mut(slice: &mut [Self]) -> &mut [T] {
-        const { assert!(size_of::<Self>() == TILE_ROWS * size_of::<T>()) }
-        // SAFETY: as in `flatten`.
-        unsafe { std::slice::from_raw_parts_mut(slice.as_mut_ptr().cast(), slice.len() * TILE_ROWS) }
-    }
-}
-
 type TrellisProduct =
     unsafe fn(&TrellisStrips, i: usize, blocks: Range<usize>, &Activations, Range<usize>, &mut [RowSums]);
 

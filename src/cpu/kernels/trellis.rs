@@ -1,21 +1,20 @@
 //! A trellis term's strips, decoded once for all vectors: as 8-bit codes for the integer products (see
 //! [`walk`](super::walk)), as floats for the transposed product.
 
-use super::{EDGE, RowDots};
-use crate::codec::term::trellis::{COARSE_VALUES, Code, FINE_VALUES, STRIP};
+use super::{EDGE, RowSums};
+use crate::codec::term::trellis::{COARSE_MAGNITUDES, Code, FINE_MAGNITUDES, MAX_BITS, STRIP};
 use crate::cpu::activations::Activations;
-use crate::cpu::strips::{BIAS, PERIOD, Packing, Strip, StripCodes};
+use crate::cpu::strips::{BIAS, FOLLOWING, PERIOD, Packing, Strip, StripCodes};
 use crate::cpu::tiles::{GROUP, GROUPS, Line, TILE_COLS, TILE_ROWS};
 use std::ops::Range;
 
 /// The coefficients of a strip, row by row.
 pub(in crate::cpu) type StripRows = [[f32; STRIP]; EDGE];
 
-/// Integer products of a strip with one digit, tile by tile.
-pub(super) type StripDots = [RowDots; PERIOD];
-
 /// Digits whose sums over a row tile are held while a block's strips are gone through: 1 KiB.
 pub(super) const DIGITS_AT_ONCE: usize = 16;
+/// The most digits that a strip is multiplied with as it is decoded.
+pub(super) const MOST_FEW: usize = 4;
 /// Strips of the widest block.
 pub(super) const MOST_STRIPS: usize = EDGE / STRIP;
 
@@ -70,48 +69,186 @@ impl<'a> DecodedStrips<'a> {
     }
 }
 
-/// `dot_strip` of a level that decodes first.
-pub(super) fn no_dot_strip(_: &Strip, _: &[i8], _: usize, _: usize, _: &mut [StripDots]) {
+/// Up to [`MOST_FEW`] digits of the vectors that a strip is to be multiplied with.
+pub(super) struct FewDigits<'a> {
+    /// The digits' values from the strip's first column on, `stride` apart.
+    pub values: &'a [i8],
+    pub stride: usize,
+    pub count: usize,
+    /// Digits of each vector.
+    pub per_vector: usize,
+    /// What is taken away from the strip's product with a digit, and what multiplies the rest.
+    pub biases: [i32; MOST_FEW],
+    pub factors: [f32; MOST_FEW],
+}
+
+impl<'a> FewDigits<'a> {
+    /// Some digits of `x` for a strip at column `col` of these, in block column `j`; `bias` is in every code.
+    #[inline(always)]
+    pub(super) fn new(
+        x: &'a Activations,
+        j: usize,
+        col: usize,
+        digits: Range<usize>,
+        scale: f32,
+        bias: i32,
+    ) -> Self {
+        let mut few = Self {
+            values: &x.values[digits.start * x.stride + col..],
+            stride: x.stride,
+            count: digits.len(),
+            per_vector: x.digits,
+            biases: [0; MOST_FEW],
+            factors: [0.0; MOST_FEW],
+        };
+        for (n, digit) in digits.enumerate() {
+            few.biases[n] = x.tile_sums[digit * x.tiles() + col / TILE_COLS] * bias;
+            few.factors[n] = scale * x.scales[digit * x.starts.len() + j];
+        }
+        few
+    }
+}
+
+/// `add_strip` of a level that decodes first.
+pub(super) fn no_add_strip(_: &Strip, _: &FewDigits, _: &mut [RowSums]) {
     unreachable!("up to FEW = 0 digits");
 }
 
-/// `COARSE_VALUES + BIAS`, the codes of all indices.
-pub(super) static COARSE_CODES: [Line; 2] = biased(&COARSE_VALUES);
-/// `FINE_VALUES + BIAS` of the indices without a sign.
-pub(super) static FINE_CODES: [Line; 2] = biased(&FINE_VALUES);
+/// One `T` for each code.
+pub(super) struct PerCode<T: 'static>([T; Code::COUNT]);
 
-const fn biased(values: &[i8]) -> [Line; 2] {
+impl<T> PerCode<T> {
+    pub(super) fn of(&self, code: Code) -> &T {
+        &self.0[code.number()]
+    }
+}
+
+/// A [`PerCode`], `$of` being what makes a code's of it and `$first` anything.
+macro_rules! per_code {
+    ($of:ident, $first:expr) => {{
+        let mut all = [$first; Code::COUNT];
+        let mut number = 0;
+        while number < Code::COUNT {
+            all[number] = $of(Code::numbered(number));
+            number += 1;
+        }
+        PerCode(all)
+    }};
+}
+
+/// For a state that begins with bit `o` of a byte, what that byte and the next two contribute to its index: `[o][byte]` is a
+/// matrix of 8 by 8 bits as `gf2p8affineqb` multiplies by it, the row of the result's lowest bit in the highest byte.
+pub(super) type ByteMatrices = [[u64; 3]; 8];
+pub(super) static BYTE_MATRICES: PerCode<ByteMatrices> = per_code!(byte_matrices, [[0; 3]; 8]);
+
+const fn byte_matrices(code: Code) -> ByteMatrices {
+    let mut matrices = [[0; 3]; 8];
+    let mut o = 0;
+    while o < 8 {
+        let mut bit = o;
+        while bit < o + code.state_bits() as usize {
+            let index = code.index(1 << (bit - o));
+            let mut row = 0;
+            while row < 8 {
+                if index >> row & 1 == 1 {
+                    matrices[o][bit / 8] |= 1 << (8 * (7 - row) + bit % 8);
+                }
+                row += 1;
+            }
+            bit += 1;
+        }
+        o += 1;
+    }
+    matrices
+}
+
+/// For a state that begins with bit `o` of half a byte, what that half and the next four contribute to its index:
+/// `[o][half][its value]`.
+pub(super) type NibbleTables = [[[u8; 16]; 5]; 4];
+pub(super) static NIBBLE_TABLES: PerCode<NibbleTables> = per_code!(nibble_tables, [[[0; 16]; 5]; 4]);
+
+const fn nibble_tables(code: Code) -> NibbleTables {
+    let mut tables = [[[0; 16]; 5]; 4];
+    let mut o = 0;
+    while o < 4 {
+        let mut value = 0;
+        while value < 16 {
+            let mut bit = o;
+            while bit < o + code.state_bits() as usize {
+                if value >> (bit % 4) & 1 == 1 {
+                    tables[o][bit / 4][value] ^= code.index(1 << (bit - o));
+                }
+                bit += 1;
+            }
+            value += 1;
+        }
+        o += 1;
+    }
+    tables
+}
+
+/// Bytes, or halves of them where `size` is 4, that a state of `STATE` bits lies in which begins with bit `o` of the first.
+pub(super) const fn pieces(o: usize, state: usize, size: usize) -> usize {
+    (o + state).div_ceil(size)
+}
+
+/// `value + BIAS` of the 128 indices of up to [`COARSE_BITS`](crate::codec::term::trellis::COARSE_BITS) bits.
+pub(super) static COARSE_CODES: [Line; 2] = {
+    let mut lines = biased(&COARSE_MAGNITUDES);
+    let mut n = 0;
+    while n < 64 {
+        // `-(value + 128) = -value + 128` in eight bits.
+        lines[1].0[n] = lines[0].0[n].wrapping_neg();
+        n += 1;
+    }
+    lines
+};
+/// `magnitude + BIAS` of more bits.
+pub(super) static FINE_CODES: [Line; 2] = biased(&FINE_MAGNITUDES);
+
+const fn biased(magnitudes: &[i8]) -> [Line; 2] {
     let mut lines = [Line([0; 64]); 2];
     let mut n = 0;
-    while n < 128 {
-        lines[n / 64].0[n % 64] = (values[n] as i32 + BIAS) as u8;
+    while n < magnitudes.len() {
+        lines[n / 64].0[n % 64] = (magnitudes[n] as i32 + BIAS) as u8;
         n += 1;
     }
     lines
 }
 
+/// Bytes of a period and those that follow, at most.
+pub(super) const BYTES: usize = 2 * MAX_BITS as usize + FOLLOWING;
+
+/// The lines of each byte of a register's periods and of those that follow.
+#[inline(always)]
+pub(super) fn with_following(lines: &[Line], bits: usize, packing: Packing) -> [Line; BYTES] {
+    let (own, following) = lines.split_at(2 * bits);
+    let mut bytes = [Line([0; 64]); BYTES];
+    bytes[..2 * bits].copy_from_slice(own);
+    let after = &mut bytes[2 * bits..][..FOLLOWING];
+    if packing.is_full() {
+        for (after, own) in after.iter_mut().zip(own) {
+            for (lane, after) in after.0.chunks_exact_mut(GROUP).enumerate() {
+                after.copy_from_slice(&own.0[GROUP * packing.next_lane(lane)..][..GROUP]);
+            }
+        }
+    } else {
+        after.copy_from_slice(following);
+    }
+    bytes
+}
+
 /// The codes of one register's groups: `codes[s * stride]` has row `s` of each lane's period.
 #[inline(always)]
-pub(super) fn decode_bundle(
-    (ac, bd): (&[Line], &[Line]),
-    code: Code,
-    packing: Packing,
-    codes: &mut [Line],
-    stride: usize,
-) {
+pub(super) fn decode_bundle(lines: &[Line], code: Code, packing: Packing, codes: &mut [Line], stride: usize) {
     let bits = usize::from(code.bits());
-    let word = |lines: &[Line], lane: usize, half: usize, word: usize| {
-        let (line, lane) =
-            if word == bits && packing.is_full() { (0, packing.next_lane(lane)) } else { (word, lane) };
-        let byte = 4 * lane + 2 * half;
-        u32::from(u16::from_le_bytes([lines[line].0[byte], lines[line].0[byte + 1]]))
-    };
+    let bytes = with_following(lines, bits, packing);
     for s in 0..PERIOD {
-        let (first, shift) = (bits * s / 16, bits * s % 16);
-        for (n, byte) in codes[s * stride].0.iter_mut().enumerate() {
-            let (lane, half, lines) = (n / GROUP, n % GROUP / 2, if n % 2 == 0 { ac } else { bd });
-            let two = word(lines, lane, half, first) | word(lines, lane, half, first + 1) << 16;
-            *byte = (i32::from(code.value((two >> shift) as u16)) + BIAS) as u8;
+        let (first, o) = (bits * s / 8, bits * s % 8);
+        for (n, value) in codes[s * stride].0.iter_mut().enumerate() {
+            let [low, middle, high] = [0, 1, 2].map(|ahead| u32::from(bytes[first + ahead].0[n]));
+            let state = (low | middle << 8 | high << 16) >> o;
+            *value = (i32::from(code.value(state as u16)) + BIAS) as u8;
         }
     }
 }

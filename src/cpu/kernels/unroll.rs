@@ -25,19 +25,23 @@ macro_rules! dispatch_vectors {
 }
 pub(super) use dispatch_vectors;
 
-/// Calls `$f::<BITS>` for a run-time number of a trellis's bits.
-macro_rules! dispatch_bits {
-    ($bits:expr, $f:ident $args:tt) => {
-        match $bits {
-            1 => $f::<1> $args,
-            2 => $f::<2> $args,
-            3 => $f::<3> $args,
-            4 => $f::<4> $args,
-            other => unreachable!("a trellis of {other} bits"),
+/// Calls `$f::<BITS, STATE>` for a trellis's code, `STATE` being 12 or, for all larger states, 16.
+macro_rules! dispatch_code {
+    ($code:expr, $f:ident $args:tt) => {
+        match ($code.bits(), $code.state_bits()) {
+            (1, 12) => $f::<1, 12> $args,
+            (2, 12) => $f::<2, 12> $args,
+            (3, 12) => $f::<3, 12> $args,
+            (4, 12) => $f::<4, 12> $args,
+            (1, _) => $f::<1, 16> $args,
+            (2, _) => $f::<2, 16> $args,
+            (3, _) => $f::<3, 16> $args,
+            (4, _) => $f::<4, 16> $args,
+            (other, _) => unreachable!("a trellis of {other} bits"),
         }
     };
 }
-pub(super) use dispatch_bits;
+pub(super) use dispatch_code;
 
 /// Evaluates `$body` for every number of a list, as the constant `$n`: loops over registers must not be left to the
 /// optimiser's budget.

@@ -8,12 +8,12 @@
 //! - `MAX_VECTORS`, the most digits that `dot_row_tile` takes;
 //! - `planes`, which may be `planes_by_blocks`;
 //! - `multiply_tile(strips, tile, sums)`, which adds the products of one tile of decoded strips with all their digits, and
-//!   `FEW` and `dot_strip(strip, values, stride, digits, dots)`, the integer products of a strip whose columns fill the
-//!   lanes with up to `FEW` digits: a level's own, or those of [`decodes_first`].
+//!   `FEW` and `add_strip(strip, digits, sums)`, which adds the products of a strip whose columns fill the lanes with up to
+//!   `FEW` digits: a level's own, or those of [`decodes_first`].
 
 macro_rules! walks {
     (fma: $fma:literal $(, $feature:literal)?) => {
-        use super::super::trellis::{DIGITS_AT_ONCE, DecodedStrips, MOST_STRIPS, StripRows};
+        use super::super::trellis::{DIGITS_AT_ONCE, DecodedStrips, FewDigits, MOST_STRIPS, StripRows};
         use super::super::{EDGE, RowDots, RowSums};
         use crate::codec::term::trellis::STRIP;
         use crate::cpu::activations::Activations;
@@ -106,23 +106,14 @@ macro_rules! walks {
             vectors: Range<usize>,
             sums: &mut [RowSums],
         ) {
-            let all_blocks = term.layout().block_cols();
-            let digits = vectors.start * x.digits..vectors.end * x.digits;
-            let mut dots = [[RowDots::ZERO; PERIOD]; FEW];
+            let first_digit = vectors.start * x.digits;
             for j in blocks {
                 for (first, strip) in term.block_strips(i, j) {
                     let col = x.starts[j] + first;
-                    let values = &x.values[digits.start * x.stride + col..];
-                    dot_strip(&strip, values, x.stride, digits.len(), &mut dots);
-                    for (digit, dots) in digits.clone().zip(&dots) {
-                        let bias = x.tile_sums[digit * x.tiles() + col / TILE_COLS] * (BIAS - BYTE_BIAS);
-                        let factor = strip.scale * x.scales[digit * all_blocks + j];
-                        let sums = &mut sums[(digit / x.digits - vectors.start) * PERIOD..][..PERIOD];
-                        let sums = RowSums::flatten_mut(sums).iter_mut();
-                        for (sum, dot) in sums.zip(RowDots::flatten(dots)) {
-                            *sum += (dot - bias) as f32 * factor;
-                        }
-                    }
+                    let count = vectors.len() * x.digits;
+                    let digits =
+                        FewDigits::new(x, j, col, first_digit..first_digit + count, strip.scale, BIAS - BYTE_BIAS);
+                    add_strip(&strip, &digits, sums);
                 }
             }
         }
@@ -232,11 +223,11 @@ macro_rules! walks {
 }
 pub(super) use walks;
 
-/// `multiply_tile` and `dot_strip` of a level that has no faster ways than `dot_row_tile`.
+/// `multiply_tile` and `add_strip` of a level that has no faster ways than `dot_row_tile`.
 macro_rules! decodes_first {
     ($($feature:literal)?) => {
         const FEW: usize = 0;
-        use super::super::trellis::no_dot_strip as dot_strip;
+        use super::super::trellis::no_add_strip as add_strip;
 
         /// Adds the products of one tile of decoded strips with all their digits.
         $(#[target_feature(enable = $feature)])?

@@ -6,27 +6,28 @@
 //!
 //! ```text
 //!     state(r)    = b(r) + 2^k b(r+1) + 4^k b(r+2) + ..   mod 2^L        rows modulo h
-//!     coefficient = scale * values[floor(N frac(M state / 2^L))]           N values
+//!     x           = 2^(32-L) state;   x ^= 2^a x;   x ^= floor(x / 2^b);   x ^= 2^c x        mod 2^32
+//!     coefficient = +- scale * magnitude[x's bits after the first, which is the sign]
 //! ```
 //!
 //! So each `b` moves `L / k` coefficients, and a search over all bits (Viterbi's) finds sequences that lie closer
 //! to the wanted values than any quantiser of single coefficients: it is trellis-coded quantisation with the
-//! bit-shift trellis of QTIP (arXiv 2406.11235). The code is another: `frac(M state / 2^L)` is linear in the state
-//! modulo 1, a lattice, in which the `2^k` values that a row's own bits choose from are spread evenly whatever the
-//! other bits are, if `M / 2^L` lies near an odd multiple of `2^-k`; [`COARSE_VALUES`] and [`FINE_VALUES`] bend it to a
-//! Gaussian.
+//! bit-shift trellis of QTIP (arXiv 2406.11235). The code is another: an **xorshift** (Marsaglia, "Xorshift RNGs", 2003),
+//! whose three shifts are those of each `k` and `L` that code a Gaussian best, followed by a table of magnitudes that are a
+//! Gaussian's quantiles ([`COARSE_MAGNITUDES`], [`FINE_MAGNITUDES`]).
 //!
 //! Measured relative error of a unit Gaussian, columns of 256 rows, scales counted (bits are `k + 0.003`):
 //!
 //! | | k = 1 | 2 | 3 | 4 |
 //! |---|---|---|---|---|
 //! | no code can do better | 0.500 | 0.250 | 0.125 | 0.0625 |
-//! | L = 16 | 0.527 | 0.263 | 0.133 | 0.0677 |
-//! | L = 12 | 0.530 | 0.267 | 0.136 | 0.0698 |
+//! | L = 16 | 0.519 | 0.260 | 0.132 | 0.0677 |
+//! | L = 12 | 0.524 | 0.265 | 0.135 | 0.0696 |
 //!
-//! A processor with AVX-512 VBMI takes 8 instructions for 64 values: cut 64 states out of the bits (two shifts), two 16-bit
-//! multiplications by `M 2^(16-L)`, which drop the bits beyond the state, three that bring the indices together, one
-//! for a table of 128 bytes; two more for the sign from 3 bits on. `L` costs the decoder nothing.
+//! An xorshift is linear over the integers modulo 2: the index is the sum (`^`) of what each bit of the state contributes,
+//! so what each byte or nibble of it contributes can be had from a small matrix or table. A processor with AVX-512 and GFNI
+//! takes five instructions for 64 values whose states lie in two bytes: two products with a matrix of 8 by 8 bits, their sum,
+//! one look-up among 128 values; two more for the sign from 3 bits on, two where a state lies in three bytes.
 //!
 //! Columns are grouped in **strips** of 32 (a block's last may be narrower) that share `k` and a scale; `k = 0`
 //! makes a strip zero.
@@ -39,61 +40,49 @@ use std::ops::{Range, RangeInclusive};
 
 /// The most bits a coefficient can have.
 pub const MAX_BITS: u8 = 4;
-/// The most bits for which 128 values do.
+/// The most bits of a coefficient for which [`COARSE_MAGNITUDES`] do.
 pub const COARSE_BITS: u8 = 2;
 /// The bits a state may have.
 pub const STATE_BITS: RangeInclusive<u8> = 12..=16;
 /// Columns that share `k` and a scale. Every block edge is a multiple, so no strip crosses blocks.
 pub const STRIP: usize = 32;
 
-/// The values of up to [`COARSE_BITS`] bits, in the order of the index: `COARSE_VALUES[64 + j] = round(127 g(q(j)) / g(q(63)))`
-/// with `q(j)` the Gaussian's quantile at `(j + 129/2) / 128` and `g(q) = q + q^3 / 64`, and
-/// `COARSE_VALUES[63 - j] = -COARSE_VALUES[64 + j]`.
+/// The magnitudes of up to [`COARSE_BITS`] bits: `round(127 g(q(j)) / g(q(63)))` with `q(j)` the Gaussian's quantile at
+/// `(j + 129/2) / 128` and `g(q) = q + q^3 / 64`.
 ///
 /// Equal steps of the index are equal shares of a Gaussian whose tail is drawn out a little.
-pub static COARSE_VALUES: [i8; 128] = {
-    let mut values = [0; 128];
-    let mut j = 0;
-    while j < 64 {
-        values[64 + j] = COARSE_MAGNITUDES[j];
-        values[63 - j] = -COARSE_MAGNITUDES[j];
-        j += 1;
-    }
-    values
-};
-
-/// The values of more bits, which need more of them and farther out: the index's top bit is the sign.
-/// `FINE_VALUES[j] = round(127 g(q(j)) / g(q(127)))` with `q(j)` at `(j + 257/2) / 256` and `g(q) = q + q^3 / 32`, and
-/// `FINE_VALUES[128 + j] = -FINE_VALUES[j]`.
-pub static FINE_VALUES: [i8; 256] = {
-    let mut values = [0; 256];
-    let mut j = 0;
-    while j < 128 {
-        values[j] = FINE_MAGNITUDES[j];
-        values[128 + j] = -FINE_MAGNITUDES[j];
-        j += 1;
-    }
-    values
-};
-
 #[rustfmt::skip]
-const COARSE_MAGNITUDES: [i8; 64] = [
-    0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 11, 12, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26,
-    27, 28, 29, 30, 31, 32, 33, 34, 35, 37, 38, 39, 41, 42, 43, 45, 46, 48, 50, 51, 53, 55, 57, 59, 62, 64,
-    67, 70, 73, 77, 82, 87, 95, 105, 127,
+pub static COARSE_MAGNITUDES: [i8; 64] = [
+    0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 11, 12, 12, 13,
+    14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29,
+    30, 31, 32, 33, 34, 35, 37, 38, 39, 41, 42, 43, 45, 46, 48, 50,
+    51, 53, 55, 57, 59, 62, 64, 67, 70, 73, 77, 82, 87, 95, 105, 127,
 ];
 
+/// The magnitudes of more bits, which need more of them and farther out: `round(127 g(q(j)) / g(q(127)))` with `q(j)` at
+/// `(j + 257/2) / 256` and `g(q) = q + q^3 / 40`.
 #[rustfmt::skip]
-const FINE_MAGNITUDES: [i8; 128] = [
-    0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 6, 7, 7, 7, 8, 8, 8, 9, 9, 10, 10, 10, 11, 11, 11,
-    12, 12, 12, 13, 13, 14, 14, 14, 15, 15, 15, 16, 16, 17, 17, 17, 18, 18, 19, 19, 19, 20, 20, 21, 21, 21,
-    22, 22, 23, 23, 24, 24, 25, 25, 25, 26, 26, 27, 27, 28, 28, 29, 29, 30, 30, 31, 31, 32, 33, 33, 34, 34,
-    35, 35, 36, 37, 37, 38, 39, 39, 40, 41, 41, 42, 43, 44, 45, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 56,
-    57, 58, 60, 61, 63, 65, 66, 69, 71, 73, 76, 80, 84, 89, 95, 106, 127,
+pub static FINE_MAGNITUDES: [i8; 128] = [
+    0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 6,
+    6, 6, 7, 7, 7, 8, 8, 8, 9, 9, 10, 10, 10, 11, 11, 11,
+    12, 12, 13, 13, 13, 14, 14, 15, 15, 15, 16, 16, 16, 17, 17, 18,
+    18, 19, 19, 19, 20, 20, 21, 21, 21, 22, 22, 23, 23, 24, 24, 25,
+    25, 26, 26, 26, 27, 27, 28, 28, 29, 29, 30, 31, 31, 32, 32, 33,
+    33, 34, 34, 35, 36, 36, 37, 37, 38, 39, 39, 40, 41, 41, 42, 43,
+    44, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 59,
+    60, 61, 63, 64, 66, 68, 70, 73, 75, 78, 81, 85, 90, 97, 106, 127,
 ];
 
-/// `M` of each `k` at `L = 16`, found by trying all odd numbers at L = 12 and refining the best.
-const MULTIPLIERS: [u16; MAX_BITS as usize] = [0x79dd, 0xbd99, 0x606b, 0xf073];
+/// How many [`STATE_BITS`] there are.
+const STATE_SIZES: usize = (*STATE_BITS.end() - *STATE_BITS.start() + 1) as usize;
+
+/// The shifts `a, b, c` of each `k` and `L`: of all of 1 to 15 those that code a Gaussian best.
+const SHIFTS: [[[u8; 3]; STATE_SIZES]; MAX_BITS as usize] = [
+    [[6, 2, 5], [7, 2, 5], [9, 1, 4], [9, 2, 5], [11, 1, 4]],
+    [[6, 2, 5], [6, 2, 5], [8, 2, 5], [9, 2, 5], [9, 2, 5]],
+    [[9, 8, 5], [6, 3, 7], [13, 3, 11], [4, 3, 8], [5, 3, 8]],
+    [[9, 4, 10], [11, 4, 10], [11, 4, 10], [11, 5, 6], [3, 4, 9]],
+];
 
 /// The map from states to values of one `k` and `L`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,45 +92,67 @@ pub struct Code {
 }
 
 impl Code {
+    /// How many codes there are.
+    pub(crate) const COUNT: usize = MAX_BITS as usize * STATE_SIZES;
+
     /// The code of `bits` (`k`, 1 to [`MAX_BITS`]) a row and `state_bits` (`L`, one of [`STATE_BITS`]).
     pub fn new(bits: u8, state_bits: u8) -> Self {
         assert!((1..=MAX_BITS).contains(&bits) && STATE_BITS.contains(&state_bits));
         Self { bits, state_bits }
     }
 
+    /// One of all codes, for tables of what they need.
+    pub(crate) const fn numbered(number: usize) -> Self {
+        assert!(number < Self::COUNT);
+        let (bits, state_bits) =
+            (number / STATE_SIZES + 1, number % STATE_SIZES + *STATE_BITS.start() as usize);
+        Self { bits: bits as u8, state_bits: state_bits as u8 }
+    }
+
+    /// The number of [`numbered`](Self::numbered).
+    pub(crate) fn number(self) -> usize {
+        usize::from(self.bits - 1) * STATE_SIZES + usize::from(self.state_bits - STATE_BITS.start())
+    }
+
     /// Bits of a row.
-    pub fn bits(self) -> u8 {
+    pub const fn bits(self) -> u8 {
         self.bits
     }
 
     /// Bits of a state.
-    pub fn state_bits(self) -> u8 {
+    pub const fn state_bits(self) -> u8 {
         self.state_bits
     }
 
-    /// `M 2^(16-L)`: the product's low 16 bits are `2^16 frac(M state / 2^L)`, whatever lies above the state.
+    /// The xorshift's shifts, to the left, to the right and to the left.
+    pub const fn shifts(self) -> [u8; 3] {
+        SHIFTS[self.bits as usize - 1][(self.state_bits - *STATE_BITS.start()) as usize]
+    }
+
+    /// The magnitudes of all indices.
+    pub const fn magnitudes(self) -> &'static [i8] {
+        if self.bits > COARSE_BITS { &FINE_MAGNITUDES } else { &COARSE_MAGNITUDES }
+    }
+
+    /// What a state stands for: in the low bits the index of a magnitude, above it the sign, set for less than zero. Bits above
+    /// the state do not matter.
     ///
-    /// `M` is the first `L` bits of the number for `L = 16`, the last of them set.
-    pub fn multiplier(self) -> u16 {
-        let unit = 1 << (16 - self.state_bits);
-        MULTIPLIERS[usize::from(self.bits - 1)] & !(unit - 1) | unit
-    }
-
-    /// The values of all indices.
-    pub fn values(self) -> &'static [i8] {
-        if self.is_fine() { &FINE_VALUES } else { &COARSE_VALUES }
-    }
-
-    /// Whether the values are [`FINE_VALUES`].
-    pub(crate) fn is_fine(self) -> bool {
-        self.bits > COARSE_BITS
+    /// It is linear: `index(s ^ t) = index(s) ^ index(t)`.
+    pub const fn index(self, state: u16) -> u8 {
+        let [a, b, c] = self.shifts();
+        let mut x = (state as u32) << (32 - self.state_bits);
+        x ^= x << a;
+        x ^= x >> b;
+        x ^= x << c;
+        (x >> (31 - self.magnitudes().len().ilog2())) as u8
     }
 
     /// The value of a state; bits above the state do not matter.
     pub fn value(self, state: u16) -> i8 {
-        let values = self.values();
-        let product = usize::from(state.wrapping_mul(self.multiplier()));
-        values[(product * values.len()) >> 16]
+        let magnitudes = self.magnitudes();
+        let index = usize::from(self.index(state));
+        let magnitude = magnitudes[index % magnitudes.len()];
+        if index < magnitudes.len() { magnitude } else { -magnitude }
     }
 
     /// Sixteen bits from those of row `row` on (rows count around and around); the state is the first `L` of them.

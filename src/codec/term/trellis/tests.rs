@@ -26,6 +26,18 @@ fn state(codes: &[u8], bits: u8, state_bits: u8, row: usize) -> u32 {
     })
 }
 
+/// The definition in numbers alone.
+fn value(bits: u8, state_bits: u8, state: u32) -> i8 {
+    let [a, b, c] = SHIFTS[usize::from(bits) - 1][usize::from(state_bits) - 12].map(|shift| 1u64 << shift);
+    let mut x = u64::from(state) << (32 - state_bits);
+    x ^= x * a % (1 << 32);
+    x ^= x / b;
+    x ^= x * c % (1 << 32);
+    let magnitudes = if bits > 2 { &FINE_MAGNITUDES[..] } else { &COARSE_MAGNITUDES[..] };
+    let magnitude = magnitudes[(x % (1 << 31)) as usize / ((1 << 31) / magnitudes.len())];
+    if x < 1 << 31 { magnitude } else { -magnitude }
+}
+
 #[test]
 fn decodes_the_formula_for_every_number_of_bits_and_border() {
     for state_bits in STATE_BITS {
@@ -50,13 +62,7 @@ fn decodes_the_formula_for_every_number_of_bits_and_border() {
                     } else {
                         let codes = &source.codes[col * strip.height..][..strip.height];
                         let state = state(codes, source.bits, state_bits, row);
-                        let multiplier = u32::from(MULTIPLIERS[usize::from(source.bits) - 1]);
-                        let multiplier = multiplier >> (16 - state_bits) | 1;
-                        let fraction = state * multiplier % (1 << state_bits);
-                        let value = match source.bits {
-                            3.. => FINE_VALUES[(fraction >> (state_bits - 8)) as usize],
-                            _ => COARSE_VALUES[(fraction >> (state_bits - 7)) as usize],
-                        };
+                        let value = value(source.bits, state_bits, state);
                         f32::from(value) * source.scale.to_f32() * unit
                     };
                     assert_eq!(
@@ -134,27 +140,41 @@ fn the_values_are_the_quantiles_they_claim_to_be() {
         let last = g(levels / 2 - 1);
         (0..levels / 2).map(|j| (127.0 * g(j) / last).round() as i8).collect()
     };
-    for (j, value) in magnitudes(128, 64.0).into_iter().enumerate() {
-        assert_eq!((COARSE_VALUES[64 + j], COARSE_VALUES[63 - j]), (value, -value), "{j}");
-    }
-    for (j, value) in magnitudes(256, 32.0).into_iter().enumerate() {
-        assert_eq!((FINE_VALUES[j], FINE_VALUES[128 + j]), (value, -value), "{j}");
+    assert_eq!(magnitudes(128, 64.0), COARSE_MAGNITUDES);
+    assert_eq!(magnitudes(256, 40.0), FINE_MAGNITUDES);
+}
+
+#[test]
+fn an_index_is_the_sum_of_its_bits() {
+    for code in (0..Code::COUNT).map(Code::numbered) {
+        assert_eq!((Code::numbered(code.number()), Code::new(code.bits(), code.state_bits())), (code, code));
+        let mut reached = [false; 256];
+        for state in 0..=u16::MAX >> (16 - code.state_bits()) {
+            let bits = (0..16).map(|bit| code.index(state & 1 << bit));
+            assert_eq!(code.index(state), bits.fold(0, |sum, index| sum ^ index), "{code:?} {state:x}");
+            reached[usize::from(code.index(state))] = true;
+        }
+        let values = 2 * code.magnitudes().len();
+        assert!(reached.iter().enumerate().all(|(index, reached)| *reached == (index < values)), "{code:?}");
     }
 }
 
 #[test]
-fn a_rows_own_bits_spread_the_values_evenly() {
-    // Largest gap between neighbouring indices, over all states: near 256 / 2^k.
-    for bits in 1..=MAX_BITS {
-        for state_bits in STATE_BITS {
-            let code = Code::new(bits, state_bits);
-            let multiplier = f64::from(code.multiplier()) / f64::from(1 << (16 - state_bits));
-            let step = multiplier / f64::from(1u32 << state_bits);
-            let mut places: Vec<f64> = (0..1 << bits).map(|b| (f64::from(b) * step).fract()).collect();
-            places.sort_by(f64::total_cmp);
-            places.push(places[0] + 1.0);
-            let gap = places.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max);
-            assert!(gap * f64::from(1 << bits) < 1.6, "k {bits} L {state_bits}: {gap}");
-        }
-    }
+fn the_formats_numbers_are_these() {
+    let format = include_str!("../../../archive/FORMAT.md");
+    let (_, section) = format.split_once("#### Trellis (code 4)").unwrap();
+    let (section, _) = section.split_once("\n### ").unwrap();
+    let numbers = |text: &str| -> Vec<u8> {
+        text.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
+    };
+    let (_, shifts) = section.split_once("| `a, b, c` |").unwrap();
+    let rows = shifts.lines().filter_map(|line| line.strip_prefix("| `n` = "));
+    let expected = (1..).zip(SHIFTS).map(|(bits, shifts)| [&[bits][..], shifts.as_flattened()].concat());
+    assert!(rows.map(numbers).eq(expected));
+
+    let is_table =
+        |line: &&str| line.starts_with("    ") && !line.contains(|c: char| !c.is_ascii_digit() && c != ' ');
+    let magnitudes: Vec<u8> = section.lines().filter(is_table).flat_map(numbers).collect();
+    let expected = COARSE_MAGNITUDES.iter().chain(&FINE_MAGNITUDES).map(|magnitude| magnitude.unsigned_abs());
+    assert!(magnitudes.into_iter().eq(expected));
 }

@@ -1,157 +1,95 @@
-//! The trellis code on NEON: 16 values in twelve instructions, in fourteen from 3 bits on.
+//! The trellis code on NEON: 16 values in about twelve instructions, in about fourteen from 3 bits on.
 //!
-//! A quarter of a line at a time: a shift and an insertion bring eight states of columns `a` and `c` to their lanes (see
-//! [`strips`](crate::cpu::strips)), a 16-bit multiplication makes the code's index of them in the high bits, and one
-//! `trn2` puts those of `b` and `d` between them. Seven bits of it are looked up in two tables of 64: `tbl` gives zero, and
-//! `tbx` leaves what there was, where an index less the table's first lies outside. From 3 bits on the eighth is the
-//! sign.
+//! What each half of a byte contributes to the indices is looked up (see [`NIBBLE_TABLES`]), a quarter of a line at a time; a
+//! state of twelve bits lies in three or four halves. Seven bits of an index are looked up in two tables of 64: `tbl` gives
+//! zero, and `tbx` leaves what there was, where an index less the table's first lies outside. From 3 bits on the eighth is
+//! the sign.
 
-use super::super::trellis::{COARSE_CODES, FINE_CODES};
-use super::super::unroll::{dispatch_bits, each};
+use super::super::trellis::{BYTES, COARSE_CODES, FINE_CODES, NIBBLE_TABLES, pieces, with_following};
+use super::super::unroll::{dispatch_code, each};
 use crate::codec::term::trellis::{COARSE_BITS, Code};
 use crate::cpu::strips::{PERIOD, Packing};
 use crate::cpu::tiles::Line;
 use std::arch::aarch64::*;
 
-/// What makes codes of states, if these have `BITS` of their own: the multiplier and the codes of 128 indices.
-#[derive(Clone, Copy)]
-struct Decoder<const BITS: usize> {
-    multiplier: uint16x8_t,
-    codes: [uint8x16x4_t; 2],
-}
-
-impl<const BITS: usize> Decoder<BITS> {
-    #[target_feature(enable = "neon")]
-    #[inline]
-    fn new(code: Code) -> Self {
-        let codes = if code.is_fine() { &FINE_CODES } else { &COARSE_CODES };
-        // SAFETY: a table is 64 bytes.
-        let codes = each!(N in [0 1] unsafe { vld1q_u8_x4(codes[N].0.as_ptr()) });
-        Self { multiplier: vdupq_n_u16(code.multiplier()), codes }
-    }
-
-    /// The codes of 4 rows by 4 columns from the words of `a, c` and `b, d` that their states begin in, and the next.
-    #[target_feature(enable = "neon")]
-    #[inline]
-    fn codes(self, ac: [uint16x8_t; 2], bd: [uint16x8_t; 2], shift: usize) -> uint8x16_t {
-        let ac = vmulq_u16(shift_pair(ac, shift), self.multiplier);
-        let bd = vmulq_u16(shift_pair(bd, shift), self.multiplier);
-        self.look_up(vtrn2q_u8(vreinterpretq_u8_u16(ac), vreinterpretq_u8_u16(bd)))
-    }
-
-    /// `value + 128` of indices in the high bits of each byte.
-    #[target_feature(enable = "neon")]
-    #[inline]
-    fn look_up(self, index: uint8x16_t) -> uint8x16_t {
-        let is_coarse = BITS <= usize::from(COARSE_BITS);
-        let low = if is_coarse { vshrq_n_u8::<1>(index) } else { vandq_u8(index, vdupq_n_u8(0x7f)) };
-        let code = vqtbl4q_u8(self.codes[0], low);
-        let code = vqtbx4q_u8(code, self.codes[1], vsubq_u8(low, vdupq_n_u8(64)));
-        if is_coarse {
-            return code;
-        }
-        // `-(value + 128) = -value + 128` in eight bits.
-        let negative = vreinterpretq_u8_s8(vshrq_n_s8::<7>(vreinterpretq_s8_u8(index)));
-        vsubq_u8(veorq_u8(code, negative), negative)
-    }
-}
-
 /// The codes of one register's groups, as [`generic`](super::super::trellis::decode_bundle) has them.
 #[target_feature(enable = "neon")]
-pub(super) fn decode_bundle(
-    bundle: (&[Line], &[Line]),
-    code: Code,
-    packing: Packing,
-    codes: &mut [Line],
-    stride: usize,
-) {
-    dispatch_bits!(code.bits(), decode(bundle, code, packing, codes, stride))
+pub(super) fn decode_bundle(lines: &[Line], code: Code, packing: Packing, codes: &mut [Line], stride: usize) {
+    dispatch_code!(code, decode(lines, code, packing, codes, stride))
 }
 
 #[target_feature(enable = "neon")]
-fn decode<const BITS: usize>(
-    (ac, bd): (&[Line], &[Line]),
+fn decode<const BITS: usize, const STATE: usize>(
+    lines: &[Line],
     code: Code,
     packing: Packing,
     codes: &mut [Line],
     stride: usize,
 ) {
     assert!(codes.len() > (PERIOD - 1) * stride);
-    let decoder = Decoder::<BITS>::new(code);
+    let tables = NIBBLE_TABLES.of(code);
+    let lines = with_following(lines, BITS, packing);
+    let codes_of_indices = code_tables::<BITS>();
     for quarter in 0..4 {
-        let (ac, bd) = (words::<BITS>(ac, packing, quarter), words::<BITS>(bd, packing, quarter));
+        let mut nibbles = [vdupq_n_u8(0); 2 * BYTES];
+        for (nibbles, line) in nibbles.as_chunks_mut::<2>().0.iter_mut().zip(&lines) {
+            // SAFETY: a quarter of a line is sixteen bytes.
+            let bytes = unsafe { vld1q_u8(line.0[16 * quarter..][..16].as_ptr()) };
+            *nibbles = [vandq_u8(bytes, vdupq_n_u8(0x0f)), vshrq_n_u8::<4>(bytes)];
+        }
         each!(S in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15] {
-            let (word, shift) = (BITS * S / 16, BITS * S % 16);
-            let values = decoder.codes([ac[word], ac[word + 1]], [bd[word], bd[word + 1]], shift);
+            let (first, o) = (BITS * S / 4, BITS * S % 4);
+            let mut index = vdupq_n_u8(0);
+            for (table, nibble) in tables[o][..pieces(o, STATE, 4)].iter().zip(&nibbles[first..]) {
+                // SAFETY: a table is sixteen bytes.
+                index = veorq_u8(index, vqtbl1q_u8(unsafe { vld1q_u8(table.as_ptr()) }, *nibble));
+            }
+            let values = look_up::<BITS>(codes_of_indices, index);
             // SAFETY: a quarter of one of `codes`, by the assertion above.
             unsafe { vst1q_u8(codes.as_mut_ptr().add(S * stride).cast::<u8>().add(16 * quarter), values) };
         });
     }
 }
 
-/// The words of a quarter's periods and the one that follows each.
+/// The codes of 128 indices.
 #[target_feature(enable = "neon")]
 #[inline]
-fn words<const BITS: usize>(lines: &[Line], packing: Packing, quarter: usize) -> [uint16x8_t; 5] {
-    let mut words = [vdupq_n_u16(0); 5];
-    for (word, line) in words.iter_mut().zip(&lines[..BITS]) {
-        *word = load(line, quarter);
+fn code_tables<const BITS: usize>() -> [uint8x16x4_t; 2] {
+    let codes = if BITS <= usize::from(COARSE_BITS) { &COARSE_CODES } else { &FINE_CODES };
+    // SAFETY: a table is 64 bytes.
+    each!(N in [0 1] unsafe { vld1q_u8_x4(codes[N].0.as_ptr()) })
+}
+
+/// `value + 128` of indices.
+#[target_feature(enable = "neon")]
+#[inline]
+fn look_up<const BITS: usize>(codes: [uint8x16x4_t; 2], index: uint8x16_t) -> uint8x16_t {
+    let low = vandq_u8(index, vdupq_n_u8(0x7f));
+    let code = vqtbl4q_u8(codes[0], low);
+    let code = vqtbx4q_u8(code, codes[1], vsubq_u8(low, vdupq_n_u8(64)));
+    if BITS <= usize::from(COARSE_BITS) {
+        return code;
     }
-    words[BITS] =
-        if packing.is_full() { next_words(&lines[0], packing, quarter) } else { load(&lines[BITS], quarter) };
-    words
-}
-
-/// The quarter's part of a line whose lanes are those of [`Packing::next_lane`].
-#[target_feature(enable = "neon")]
-#[inline]
-fn next_words(line: &Line, packing: Packing, quarter: usize) -> uint16x8_t {
-    let own = vreinterpretq_u32_u16(load(line, quarter));
-    vreinterpretq_u16_u32(match packing.lanes() {
-        2 => vrev64q_u32(own),
-        lanes => {
-            let registers = lanes / 4;
-            let next = quarter / registers * registers + (quarter + 1) % registers;
-            vextq_u32::<1>(own, vreinterpretq_u32_u16(load(line, next)))
-        }
-    })
-}
-
-#[target_feature(enable = "neon")]
-#[inline]
-fn load(line: &Line, quarter: usize) -> uint16x8_t {
-    // SAFETY: a quarter of a line is sixteen bytes.
-    vreinterpretq_u16_u8(unsafe { vld1q_u8(line.0[16 * quarter..][..16].as_ptr()) })
-}
-
-/// The low 16 bits of `first + 2^16 next`, shifted down, in each lane; the optimiser knows the shift.
-#[target_feature(enable = "neon")]
-#[inline]
-fn shift_pair([first, next]: [uint16x8_t; 2], shift: usize) -> uint16x8_t {
-    macro_rules! by {
-        ($($n:literal)*) => {
-            match shift {
-                $($n => vsliq_n_u16::<{ 16 - $n }>(vshrq_n_u16::<$n>(first), next),)*
-                _ => first,
-            }
-        };
-    }
-    by!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    // `-(value + 128) = -value + 128` in eight bits.
+    let negative = vreinterpretq_u8_s8(vshrq_n_s8::<7>(vreinterpretq_s8_u8(index)));
+    vsubq_u8(veorq_u8(code, negative), negative)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::term::trellis::{COARSE_VALUES, FINE_VALUES};
+    use crate::codec::term::trellis::{COARSE_MAGNITUDES, FINE_MAGNITUDES};
 
-    /// Every byte as [`Decoder::look_up`] gets it.
+    /// Every byte as [`look_up`] gets it.
     #[target_feature(enable = "neon")]
     fn all_codes<const BITS: usize>() -> [u8; 256] {
-        let decoder = Decoder::<BITS>::new(Code::new(BITS as u8, 12));
         let mut codes = std::array::from_fn(|n| n as u8);
         for codes in codes.as_chunks_mut::<16>().0 {
             // SAFETY: sixteen bytes are read and written.
-            unsafe { vst1q_u8(codes.as_mut_ptr(), decoder.look_up(vld1q_u8(codes.as_ptr()))) };
+            unsafe {
+                let found = look_up::<BITS>(code_tables::<BITS>(), vld1q_u8(codes.as_ptr()));
+                vst1q_u8(codes.as_mut_ptr(), found);
+            }
         }
         codes
     }
@@ -160,9 +98,12 @@ mod tests {
     fn every_value_is_found() {
         // SAFETY: every processor of the target has NEON.
         let (coarse, fine) = unsafe { (all_codes::<2>(), all_codes::<3>()) };
-        for n in 0..256 {
-            assert_eq!(i16::from(coarse[n]) - 128, i16::from(COARSE_VALUES[n / 2]), "{n}");
-            assert_eq!(i16::from(fine[n]) - 128, i16::from(FINE_VALUES[n]), "{n}");
+        for n in 0..128 {
+            let [low, high] = [i16::from(COARSE_MAGNITUDES[n % 64]), i16::from(FINE_MAGNITUDES[n])];
+            let sign = if n < 64 { 1 } else { -1 };
+            assert_eq!(i16::from(coarse[n]) - 128, sign * low, "{n}");
+            assert_eq!(i16::from(fine[n]) - 128, high, "{n}");
+            assert_eq!(i16::from(fine[n + 128]) - 128, -high, "{n}");
         }
     }
 }

@@ -11,9 +11,6 @@ use std::arch::x86_64::*;
 
 super::super::table!(fma: true, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl");
 
-/// How far ahead lines are asked for: 4 KiB, a few hundred cycles of work.
-const PREFETCH_LINES: usize = 64;
-
 /// Vectors from which on a sparse product is faster in lanes.
 const WORTH_LANES: usize = 64;
 /// Digits multiplied with one unpacked tile.
@@ -21,15 +18,15 @@ const MAX_VECTORS: usize = 16;
 /// Codes are multiplied as they are.
 const BYTE_BIAS: i32 = 0;
 
-super::super::walks!(fma: true, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2");
+super::super::walks!(fma: true, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni");
 use super::sparse_avx512::sparse;
-use super::trellis_avx512::{FEW, decode_bundle, dot_strip, multiply_tile};
+use super::trellis_avx512::{FEW, add_strip, decode_bundle, multiply_tile};
 
 /// Digits whose products are multiplied in registers, without a way through memory.
 const FEW_DIGITS: usize = 3;
 
 /// As [`planes_by_blocks`]; with few digits, neighbouring blocks with as many planes in one go.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni")]
 fn planes(
     tiles: &PlaneTiles,
     i: usize,
@@ -145,11 +142,6 @@ fn dot_registers<const PLANES: usize, const VECTORS: usize>(
     let chains = const { if VECTORS < 4 { 4 / VECTORS } else { 1 } };
     let mut sums = [[_mm512_setzero_si512(); 4]; VECTORS];
     for (t, tile) in tiles.iter().enumerate() {
-        for line in tile {
-            // The hardware prefetcher stops at pages; lines lie one after another over the whole band.
-            // A prefetch beyond the end does nothing.
-            _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).wrapping_add(PREFETCH_LINES).cast());
-        }
         let codes = unpack(tile);
         each!(GROUP_INDEX in [0 1 2 3 4 5 6 7] {
             for (vector, sums) in sums.iter_mut().enumerate() {

@@ -1,15 +1,17 @@
-//! The trellis code on AVX-512 with VBMI: 64 values in eight instructions, in ten from 3 bits on.
+//! The trellis code on AVX-512 with VBMI and GFNI: 64 values in five instructions, in seven from 3 bits on.
 //!
-//! One shift of two registers brings 16 states of columns `a` and `c` to their lanes (see
-//! [`strips`](crate::cpu::strips)), a 16-bit multiplication makes the code's index of them in the high bits. Those of
-//! `b` and `d` fill the low bytes' places, and one instruction looks 64 indices of seven bits up. From 3 bits on the
-//! eighth is the sign.
+//! The bytes that 64 states lie in are two or three lines (see [`strips`](crate::cpu::strips)), and what each of them
+//! contributes to the indices is its product with a matrix over the integers modulo 2. One instruction looks 64 indices of
+//! seven bits up. From 3 bits on the eighth is the sign.
 
 use super::super::RowSums;
-use super::super::trellis::{COARSE_CODES, DIGITS_AT_ONCE, DecodedStrips, FINE_CODES, StripDots};
-use super::super::unroll::{dispatch_bits, dispatch_vectors, each};
+use super::super::trellis::{
+    BYTE_MATRICES, ByteMatrices, COARSE_CODES, DIGITS_AT_ONCE, DecodedStrips, FINE_CODES, FewDigits,
+    MOST_FEW, pieces,
+};
+use super::super::unroll::{dispatch_code, dispatch_vectors, each};
 use crate::codec::term::trellis::{COARSE_BITS, Code, STRIP};
-use crate::cpu::strips::{PERIOD, Packing, Strip};
+use crate::cpu::strips::{FOLLOWING, PERIOD, Packing, Strip};
 use crate::cpu::tiles::{GROUP, GROUPS, Line, TILE_ROWS};
 use std::arch::x86_64::*;
 
@@ -20,158 +22,156 @@ fn load(line: &Line) -> __m512i {
     unsafe { _mm512_load_si512(line.0.as_ptr().cast()) }
 }
 
-/// What makes codes of states, if these have `BITS` of their own: the multiplier and the codes of 128 indices.
+/// What makes codes of bytes: matrices, and the codes of 128 indices.
 #[derive(Clone, Copy)]
-struct Decoder<const BITS: usize> {
-    multiplier: __m512i,
+struct Decoder<const BITS: usize, const STATE: usize> {
+    matrices: &'static ByteMatrices,
     codes: [__m512i; 2],
 }
 
-impl<const BITS: usize> Decoder<BITS> {
-    #[target_feature(enable = "avx512f,avx512bw")]
+impl<const BITS: usize, const STATE: usize> Decoder<BITS, STATE> {
+    #[target_feature(enable = "avx512f")]
     #[inline]
     fn new(code: Code) -> Self {
-        let codes = if code.is_fine() { &FINE_CODES } else { &COARSE_CODES };
-        Self {
-            multiplier: _mm512_set1_epi16(code.multiplier().cast_signed()),
-            codes: [load(&codes[0]), load(&codes[1])],
-        }
+        let codes = if BITS <= usize::from(COARSE_BITS) { &COARSE_CODES } else { &FINE_CODES };
+        Self { matrices: BYTE_MATRICES.of(code), codes: [load(&codes[0]), load(&codes[1])] }
     }
 
-    /// The codes of 16 rows by 4 columns from the words of `a, c` and `b, d` that their states begin in, and the next.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2")]
+    /// The codes of 16 rows by 4 columns whose states begin with bit `o` of the first of these bytes.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,gfni")]
     #[inline]
-    fn codes(self, ac: [__m512i; 2], bd: [__m512i; 2], shift: u16) -> __m512i {
-        // The optimiser sees a constant shift and makes an immediate of it.
-        let shift = _mm512_set1_epi16(shift.cast_signed());
-        let ac = _mm512_mullo_epi16(_mm512_shrdv_epi16(ac[0], ac[1], shift), self.multiplier);
-        let bd = _mm512_mullo_epi16(_mm512_shrdv_epi16(bd[0], bd[1], shift), self.multiplier);
-        let high_bytes = _mm512_set1_epi16(0xff00u16.cast_signed());
-        let [low, high] = self.codes;
-        // ac >> 8 | bd & high_bytes; the look-up sees the low seven bits of each byte
-        if BITS <= usize::from(COARSE_BITS) {
-            let (ac, bd) = (_mm512_srli_epi16::<9>(ac), _mm512_srli_epi16::<1>(bd));
-            _mm512_permutex2var_epi8(low, _mm512_ternarylogic_epi32::<0xf8>(ac, bd, high_bytes), high)
-        } else {
-            let index = _mm512_ternarylogic_epi32::<0xf8>(_mm512_srli_epi16::<8>(ac), bd, high_bytes);
-            let code = _mm512_permutex2var_epi8(low, index, high);
-            // `-(value + 128) = -value + 128` in eight bits.
-            _mm512_mask_sub_epi8(code, _mm512_movepi8_mask(index), _mm512_setzero_si512(), code)
+    fn codes(self, bytes: [__m512i; 3], o: usize) -> __m512i {
+        let matrices = &self.matrices[o];
+        let product = |n: usize| {
+            _mm512_gf2p8affine_epi64_epi8::<0>(bytes[n], _mm512_set1_epi64(matrices[n].cast_signed()))
+        };
+        let mut index = _mm512_xor_si512(product(0), product(1));
+        if pieces(o, STATE, 8) > 2 {
+            index = _mm512_xor_si512(index, product(2));
         }
+        // The look-up sees the low seven bits of each byte.
+        let code = _mm512_permutex2var_epi8(self.codes[0], index, self.codes[1]);
+        if BITS <= usize::from(COARSE_BITS) {
+            return code;
+        }
+        // `-(value + 128) = -value + 128` in eight bits.
+        _mm512_mask_sub_epi8(code, _mm512_movepi8_mask(index), _mm512_setzero_si512(), code)
     }
+}
+
+/// Bytes `n`, `n + 1` and `n + 2` of the periods of a register's groups, of which the lines hold all or, where the columns
+/// fill their lanes, all but those after a period's own.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn bytes<const BITS: usize>(lines: &[Line], next_lane: Option<__m512i>, n: usize) -> [__m512i; 3] {
+    let mut bytes = [_mm512_setzero_si512(); 3];
+    for (byte, n) in bytes.iter_mut().zip(n..) {
+        *byte = match next_lane {
+            Some(next_lane) if n >= 2 * BITS => {
+                _mm512_permutexvar_epi32(next_lane, load(&lines[n - 2 * BITS]))
+            }
+            _ => load(&lines[n]),
+        };
+    }
+    bytes
 }
 
 /// The codes of one register's groups, as [`generic`](super::super::trellis::decode_bundle) has them.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2")]
-pub(super) fn decode_bundle(
-    bundle: (&[Line], &[Line]),
-    code: Code,
-    packing: Packing,
-    codes: &mut [Line],
-    stride: usize,
-) {
-    dispatch_bits!(code.bits(), decode(bundle, code, packing, codes, stride))
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,gfni")]
+pub(super) fn decode_bundle(lines: &[Line], code: Code, packing: Packing, codes: &mut [Line], stride: usize) {
+    dispatch_code!(code, decode(lines, code, packing, codes, stride))
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2")]
-fn decode<const BITS: usize>(
-    (ac, bd): (&[Line], &[Line]),
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,gfni")]
+fn decode<const BITS: usize, const STATE: usize>(
+    lines: &[Line],
     code: Code,
     packing: Packing,
     codes: &mut [Line],
     stride: usize,
 ) {
-    let decoder = Decoder::<BITS>::new(code);
+    let decoder = Decoder::<BITS, STATE>::new(code);
     let next_lane = packing.is_full().then(|| load(&NEXT_LANE[packing.lanes().trailing_zeros() as usize]));
-    let (ac, bd) = (words::<BITS>(ac, next_lane), words::<BITS>(bd, next_lane));
+    assert!(lines.len() >= 2 * BITS + if packing.is_full() { 0 } else { FOLLOWING });
     each!(S in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15] {
-        let (word, shift) = (BITS * S / 16, (BITS * S % 16) as u16);
-        let codes = &mut codes[S * stride];
-        let values = decoder.codes([ac[word], ac[word + 1]], [bd[word], bd[word + 1]], shift);
+        let at = BITS * S;
+        let values = decoder.codes(bytes::<BITS>(lines, next_lane, at / 8), at % 8);
         // SAFETY: a line is 64 aligned bytes.
-        unsafe { _mm512_store_si512(codes.0.as_mut_ptr().cast(), values) };
+        unsafe { _mm512_store_si512(codes[S * stride].0.as_mut_ptr().cast(), values) };
     });
 }
 
-/// A period's words and the one that follows.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn words<const BITS: usize>(lines: &[Line], next_lane: Option<__m512i>) -> [__m512i; 5] {
-    let mut words = [_mm512_setzero_si512(); 5];
-    for (word, line) in words.iter_mut().zip(lines) {
-        *word = load(line);
-    }
-    if let Some(next_lane) = next_lane {
-        words[BITS] = _mm512_permutexvar_epi32(next_lane, words[0]);
-    }
-    words
-}
+/// The most digits that [`add_strip`] takes.
+pub(super) const FEW: usize = MOST_FEW;
 
-/// The most digits that [`dot_strip`] takes.
-pub(super) const FEW: usize = 4;
-
-/// The integer products of a strip with full lanes and one to [`FEW`] digits, `stride` apart, decoded in registers.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni")]
-pub(super) fn dot_strip(strip: &Strip, values: &[i8], stride: usize, digits: usize, dots: &mut [StripDots]) {
+/// Adds the products of a strip with full lanes and one to [`FEW`] digits to the sums of each vector's tiles, decoded in
+/// registers.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,gfni")]
+pub(super) fn add_strip(strip: &Strip, digits: &FewDigits, sums: &mut [RowSums]) {
     assert!(strip.packing.is_full() && strip.packing.groups() == 1);
-    assert!(values.len() >= (digits - 1) * stride + STRIP && dots.len() >= digits);
-    dispatch_bits!(strip.code.bits(), dot_bits(strip, values, stride, digits, dots))
+    assert!((1..=FEW).contains(&digits.count));
+    assert!(digits.values.len() >= (digits.count - 1) * digits.stride + STRIP);
+    assert!(sums.len() >= digits.count.div_ceil(digits.per_vector) * PERIOD);
+    dispatch_code!(strip.code, add_code(strip, digits, sums))
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni")]
-fn dot_bits<const BITS: usize>(
-    strip: &Strip,
-    values: &[i8],
-    stride: usize,
-    digits: usize,
-    dots: &mut [StripDots],
-) {
-    match digits {
-        1 => dot::<BITS, 1>(strip, values, stride, dots),
-        2 => dot::<BITS, 2>(strip, values, stride, dots),
-        3 => dot::<BITS, 3>(strip, values, stride, dots),
-        _ => dot::<BITS, 4>(strip, values, stride, dots),
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,gfni")]
+fn add_code<const BITS: usize, const STATE: usize>(strip: &Strip, digits: &FewDigits, sums: &mut [RowSums]) {
+    match digits.count {
+        1 => add::<BITS, STATE, 1>(strip, digits, sums),
+        2 => add::<BITS, STATE, 2>(strip, digits, sums),
+        3 => add::<BITS, STATE, 3>(strip, digits, sums),
+        _ => add::<BITS, STATE, 4>(strip, digits, sums),
     }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni")]
-fn dot<const BITS: usize, const DIGITS: usize>(
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,gfni")]
+fn add<const BITS: usize, const STATE: usize, const DIGITS: usize>(
     strip: &Strip,
-    values: &[i8],
-    stride: usize,
-    dots: &mut [StripDots],
+    digits: &FewDigits,
+    sums: &mut [RowSums],
 ) {
-    let decoder = Decoder::<BITS>::new(strip.code);
-    let next_lane = load(&NEXT_LANE[TILE_ROWS.trailing_zeros() as usize]);
-    // Four rows of each period at a time: their sums stay in registers.
+    let decoder = Decoder::<BITS, STATE>::new(strip.code);
+    let next_lane = Some(load(&NEXT_LANE[TILE_ROWS.trailing_zeros() as usize]));
+    // Four rows of each period at a time: their dot products stay in registers.
     each!(QUARTER in [0 1 2 3] {
-        let mut sums = [[_mm512_setzero_si512(); DIGITS]; PERIOD / 4];
-        for (group, (ac, bd)) in strip.bundles().enumerate() {
-            let (ac, bd): (&[Line; BITS], &[Line; BITS]) = (ac.as_chunks().0.first().unwrap(), bd.as_chunks().0.first().unwrap());
+        let mut dots = [[_mm512_setzero_si512(); DIGITS]; PERIOD / 4];
+        for dots in &mut dots {
+            for (dot, bias) in dots.iter_mut().zip(digits.biases) {
+                *dot = _mm512_set1_epi32(-bias);
+            }
+        }
+        for (group, lines) in strip.bundles().enumerate() {
+            assert!(lines.len() >= 2 * BITS);
+            if QUARTER == 0 {
+                // All lines once in their order, which the hardware knows how to go on from.
+                for line in lines {
+                    _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).cast());
+                }
+            }
             let mut x = [_mm512_setzero_si512(); DIGITS];
             for (digit, x) in x.iter_mut().enumerate() {
+                let at = digit * digits.stride + group * GROUP;
                 // SAFETY: four bytes inside `values`, by the caller's assertion: a strip has eight groups at most.
-                let four = unsafe {
-                    values.as_ptr().add(digit * stride + group * GROUP).cast::<i32>().read_unaligned()
-                };
-                *x = _mm512_set1_epi32(four);
+                *x = _mm512_set1_epi32(unsafe { digits.values.as_ptr().add(at).cast::<i32>().read_unaligned() });
             }
             each!(S in [0 1 2 3] {
-                let bit = BITS * (4 * QUARTER + S);
-                let (word, shift) = (bit / 16, (bit % 16) as u16);
-                let next = |lines: &[Line; BITS]| {
-                    if word + 1 < BITS { load(&lines[word + 1]) } else { _mm512_permutexvar_epi32(next_lane, load(&lines[0])) }
-                };
-                let codes = decoder.codes([load(&ac[word]), next(ac)], [load(&bd[word]), next(bd)], shift);
-                for (sum, x) in sums[S].iter_mut().zip(x) {
-                    *sum = _mm512_dpbusd_epi32(*sum, codes, x);
+                let at = BITS * (4 * QUARTER + S);
+                let codes = decoder.codes(bytes::<BITS>(lines, next_lane, at / 8), at % 8);
+                for (dot, x) in dots[S].iter_mut().zip(x) {
+                    *dot = _mm512_dpbusd_epi32(*dot, codes, x);
                 }
             });
         }
-        for (s, sums) in sums.iter().enumerate() {
-            for (dots, sum) in dots.iter_mut().zip(sums) {
-                // SAFETY: sixteen sums are 64 aligned bytes.
-                unsafe { _mm512_store_si512(dots[4 * QUARTER + s].0.as_mut_ptr().cast(), *sum) };
+        for (s, dots) in dots.iter().enumerate() {
+            for (digit, dot) in dots.iter().enumerate() {
+                let tile = digit / digits.per_vector * PERIOD + 4 * QUARTER + s;
+                let share = _mm512_mul_ps(_mm512_cvtepi32_ps(*dot), _mm512_set1_ps(digits.factors[digit]));
+                // SAFETY: one of `sums`, by the caller's assertion, which are 64 aligned bytes each.
+                unsafe {
+                    let sum = sums.as_mut_ptr().add(tile).cast();
+                    _mm512_store_ps(sum, _mm512_add_ps(_mm512_load_ps(sum), share));
+                }
             }
         }
     });
