@@ -11,7 +11,7 @@ use std::ops::Range;
 /// The coefficients of a strip, row by row.
 pub(in crate::cpu) type StripRows = [[f32; STRIP]; EDGE];
 
-/// Digits whose sums over a row tile are held while a block's strips are gone through: 1 KiB.
+/// Digits that decoded strips are multiplied with in one go: their values and the codes stay in the nearer caches.
 pub(super) const DIGITS_AT_ONCE: usize = 16;
 /// The most digits that a strip is multiplied with as it is decoded.
 pub(super) const MOST_FEW: usize = 4;

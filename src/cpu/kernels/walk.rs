@@ -7,7 +7,7 @@
 //!   [`trellis`](super::trellis));
 //! - `MAX_VECTORS`, the most digits that `dot_row_tile` takes;
 //! - `planes`, which may be `planes_by_blocks`;
-//! - `multiply_tile(strips, tile, sums)`, which adds the products of one tile of decoded strips with all their digits, and
+//! - `multiply_tile(strips, tile, sums, stride)`, which adds the products of one tile of decoded strips with all their digits, and
 //!   `FEW` and `add_strip(strip, digits, sums)`, which adds the products of a strip whose columns fill the lanes with up to
 //!   `FEW` digits: a level's own, or those of [`decodes_first`].
 
@@ -119,7 +119,7 @@ macro_rules! walks {
         }
 
         /// Many digits: a block is decoded once for all, and its codes are multiplied as planes of eight bits, row tile
-        /// by row tile, whose sums stay in the first cache while the strips are gone through.
+        /// by row tile.
         $(#[target_feature(enable = $feature)])?
         fn trellis_block_by_block(
             term: &TrellisStrips,
@@ -146,14 +146,7 @@ macro_rules! walks {
                     let digits = first..first + sums.len() / tiles * x.digits;
                     let strips = DecodedStrips::new(&codes[..count], &places, x, j, digits, BIAS - BYTE_BIAS);
                     for tile in 0..tiles {
-                        let mut held = [RowSums::ZERO; DIGITS_AT_ONCE];
-                        for (held, sums) in held.iter_mut().zip(sums.chunks_exact(tiles)) {
-                            *held = sums[tile];
-                        }
-                        multiply_tile(&strips, tile, &mut held);
-                        for (held, sums) in held.iter().zip(sums.chunks_exact_mut(tiles)) {
-                            sums[tile] = *held;
-                        }
+                        multiply_tile(&strips, tile, sums, tiles);
                     }
                 }
             }
@@ -229,9 +222,9 @@ macro_rules! decodes_first {
         const FEW: usize = 0;
         use super::super::trellis::no_add_strip as add_strip;
 
-        /// Adds the products of one tile of decoded strips with all their digits.
+        /// Adds the products of one tile of decoded strips with all their digits to the vectors' sums, `stride` apart.
         $(#[target_feature(enable = $feature)])?
-        fn multiply_tile(strips: &DecodedStrips, tile: usize, sums: &mut [RowSums; DIGITS_AT_ONCE]) {
+        fn multiply_tile(strips: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
             let mut dots = [RowDots::ZERO; DIGITS_AT_ONCE];
             for (n, codes) in strips.codes.iter().enumerate() {
                 let lines = &codes[tile * GROUPS..][..GROUPS];
@@ -242,7 +235,7 @@ macro_rules! decodes_first {
                     taken += dot_row_tile(lines, 8, values, strips.stride, left, &mut dots[taken..], 1);
                 }
                 for (digit, dots) in dots[..strips.digits].iter().enumerate() {
-                    let sums = &mut sums[digit / strips.per_vector];
+                    let sums = &mut sums[digit / strips.per_vector * stride + tile];
                     add_dots(dots, strips.biases[n][digit], strips.factors[n][digit], sums);
                 }
             }

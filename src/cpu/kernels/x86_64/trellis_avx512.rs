@@ -6,8 +6,7 @@
 
 use super::super::RowSums;
 use super::super::trellis::{
-    BYTE_MATRICES, ByteMatrices, COARSE_CODES, DIGITS_AT_ONCE, DecodedStrips, FINE_CODES, FewDigits,
-    MOST_FEW, pieces,
+    BYTE_MATRICES, ByteMatrices, COARSE_CODES, DecodedStrips, FINE_CODES, FewDigits, MOST_FEW, pieces,
 };
 use super::super::unroll::{dispatch_code, dispatch_vectors, each};
 use crate::codec::term::trellis::{COARSE_BITS, Code, STRIP};
@@ -177,30 +176,35 @@ fn add<const BITS: usize, const STATE: usize, const DIGITS: usize>(
     });
 }
 
-/// Adds the products of one tile of decoded strips with all their digits, which stay in registers.
+/// Adds the products of one tile of decoded strips with all their digits to the vectors' sums, `stride` apart.
 #[target_feature(enable = "avx512f,avx512vnni")]
-pub(super) fn multiply_tile(strips: &DecodedStrips, tile: usize, sums: &mut [RowSums; DIGITS_AT_ONCE]) {
+pub(super) fn multiply_tile(strips: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
     let mut taken = 0;
     while taken < strips.digits {
         let left = strips.digits - taken;
-        let sums = &mut sums[taken / strips.per_vector..];
+        let sums = &mut sums[taken / strips.per_vector * stride..];
         taken += match strips.per_vector {
-            1 => dispatch_vectors!(1, left, multiply(strips, tile, taken, sums), [16, 12, 8, 6, 4, 3, 2, 1]),
-            3 => dispatch_vectors!(3, left, multiply(strips, tile, taken, sums), [15, 12, 9, 6, 3]),
+            1 => dispatch_vectors!(1, left, multiply(strips, tile, taken, sums, stride), [8, 6, 4, 3, 2, 1]),
+            3 => dispatch_vectors!(3, left, multiply(strips, tile, taken, sums, stride), [9, 6, 3]),
             digits => unreachable!("{digits} digits of a vector"),
         };
     }
 }
 
-/// `COUNT` digits from `first` on, `PER_VECTOR` of them of each vector.
+/// `COUNT` digits from `first` on, `PER_VECTOR` of them of each vector; dot products and sums stay in registers.
 #[target_feature(enable = "avx512f,avx512vnni")]
 fn multiply<const PER_VECTOR: usize, const COUNT: usize>(
     strips: &DecodedStrips,
     tile: usize,
     first: usize,
     sums: &mut [RowSums],
+    stride: usize,
 ) -> usize {
-    let sums = &mut sums[..COUNT / PER_VECTOR];
+    let mut held = [_mm512_setzero_ps(); COUNT];
+    for (vector, held) in held.iter_mut().enumerate().take(COUNT / PER_VECTOR) {
+        // SAFETY: sixteen sums are 64 aligned bytes.
+        *held = unsafe { _mm512_load_ps(sums[vector * stride + tile].0.as_ptr()) };
+    }
     for (n, codes) in strips.codes.iter().enumerate() {
         let (biases, factors) = (&strips.biases[n][first..][..COUNT], &strips.factors[n][first..][..COUNT]);
         let values = &strips.values(n)[first * strips.stride..];
@@ -219,11 +223,13 @@ fn multiply<const PER_VECTOR: usize, const COUNT: usize>(
             }
         }
         for (digit, (dots, factor)) in dots.iter().zip(factors).enumerate() {
-            let sums = sums[digit / PER_VECTOR].0.as_mut_ptr();
             let share = _mm512_mul_ps(_mm512_cvtepi32_ps(*dots), _mm512_set1_ps(*factor));
-            // SAFETY: sixteen sums are 64 aligned bytes.
-            unsafe { _mm512_store_ps(sums, _mm512_add_ps(_mm512_load_ps(sums), share)) };
+            held[digit / PER_VECTOR] = _mm512_add_ps(held[digit / PER_VECTOR], share);
         }
+    }
+    for (vector, held) in held.iter().enumerate().take(COUNT / PER_VECTOR) {
+        // SAFETY: as above.
+        unsafe { _mm512_store_ps(sums[vector * stride + tile].0.as_mut_ptr(), *held) };
     }
     COUNT
 }
