@@ -1,4 +1,4 @@
-//! The formula, row by row and around the cycle; the values and what the multipliers are for.
+//! The formula, row by row and around the cycle; what the values are, and the numbers of FORMAT.md.
 
 use super::*;
 
