@@ -106,13 +106,11 @@ macro_rules! walks {
             vectors: Range<usize>,
             sums: &mut [RowSums],
         ) {
-            let first_digit = vectors.start * x.digits;
+            let digits = vectors.start * x.digits..vectors.end * x.digits;
             for j in blocks {
                 for (first, strip) in term.block_strips(i, j) {
-                    let col = x.starts[j] + first;
-                    let count = vectors.len() * x.digits;
-                    let digits =
-                        FewDigits::new(x, j, col, first_digit..first_digit + count, strip.scale, BIAS - BYTE_BIAS);
+                    let (col, bias) = (x.starts[j] + first, BIAS - BYTE_BIAS);
+                    let digits = FewDigits::new(x, j, col, digits.clone(), strip.scale, bias);
                     add_strip(&strip, &digits, sums);
                 }
             }
