@@ -49,11 +49,6 @@ impl Packing {
         Self { height, lanes: lanes.max(TILE_ROWS / GROUPS) }
     }
 
-    /// Lanes of a column.
-    pub(super) fn lanes(self) -> usize {
-        self.lanes
-    }
-
     /// The lane of the period after a lane's; after a column's last comes its first.
     pub(super) fn next_lane(self, lane: usize) -> usize {
         lane / self.lanes * self.lanes + (lane + 1) % self.lanes

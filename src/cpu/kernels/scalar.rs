@@ -5,11 +5,12 @@ mod level {
 
     super::super::table!(fma: false);
     super::super::walks!(fma: false);
-    super::super::walk::decodes_first!();
+    super::super::walk::multiplies_decoded!();
 
     use generic::{lanes_to_rows, rows_to_lanes};
     use generic_trellis::decode_bundle;
     use planes_by_blocks as planes;
+    use trellis_by_blocks as trellis;
 
     /// Vectors from which on a sparse product is faster in lanes.
     const WORTH_LANES: usize = 8;

@@ -1,7 +1,8 @@
 //! A trellis term's strips, decoded once for all vectors: as 8-bit codes for the integer products (see
 //! [`walk`](super::walk)), as floats for the transposed product.
 
-use super::{EDGE, RowSums};
+use super::EDGE;
+use super::unroll::per_code;
 use crate::codec::term::trellis::{COARSE_MAGNITUDES, Code, FINE_MAGNITUDES, MAX_BITS, STRIP};
 use crate::cpu::activations::Activations;
 use crate::cpu::strips::{BIAS, FOLLOWING, PERIOD, Packing, Strip, StripCodes};
@@ -13,8 +14,6 @@ pub(in crate::cpu) type StripRows = [[f32; STRIP]; EDGE];
 
 /// Digits that decoded strips are multiplied with in one go: their values and the codes stay in the nearer caches.
 pub(super) const DIGITS_AT_ONCE: usize = 16;
-/// The most digits that a strip is multiplied with as it is decoded.
-pub(super) const MOST_FEW: usize = 4;
 /// Strips of the widest block.
 pub(super) const MOST_STRIPS: usize = EDGE / STRIP;
 
@@ -69,97 +68,13 @@ impl<'a> DecodedStrips<'a> {
     }
 }
 
-/// Up to [`MOST_FEW`] digits of the vectors that a strip is to be multiplied with.
-pub(super) struct FewDigits<'a> {
-    /// The digits' values from the strip's first column on, `stride` apart.
-    pub values: &'a [i8],
-    pub stride: usize,
-    pub count: usize,
-    /// Digits of each vector.
-    pub per_vector: usize,
-    /// What is taken away from the strip's product with a digit, and what multiplies the rest.
-    pub biases: [i32; MOST_FEW],
-    pub factors: [f32; MOST_FEW],
-}
-
-impl<'a> FewDigits<'a> {
-    /// Some digits of `x` for a strip at column `col` of these, in block column `j`; `bias` is in every code.
-    #[inline(always)]
-    pub(super) fn new(
-        x: &'a Activations,
-        j: usize,
-        col: usize,
-        digits: Range<usize>,
-        scale: f32,
-        bias: i32,
-    ) -> Self {
-        let mut few = Self {
-            values: &x.values[digits.start * x.stride + col..],
-            stride: x.stride,
-            count: digits.len(),
-            per_vector: x.digits,
-            biases: [0; MOST_FEW],
-            factors: [0.0; MOST_FEW],
-        };
-        for (n, digit) in digits.enumerate() {
-            few.biases[n] = x.tile_sums[digit * x.tiles() + col / TILE_COLS] * bias;
-            few.factors[n] = scale * x.scales[digit * x.starts.len() + j];
-        }
-        few
-    }
-}
-
-/// `add_strip` of a level that decodes first.
-pub(super) fn no_add_strip(_: &Strip, _: &FewDigits, _: &mut [RowSums]) {
-    unreachable!("up to FEW = 0 digits");
-}
-
 /// One `T` for each code.
-pub(super) struct PerCode<T: 'static>([T; Code::COUNT]);
+pub(super) struct PerCode<T>(pub [T; Code::COUNT]);
 
 impl<T> PerCode<T> {
     pub(super) fn of(&self, code: Code) -> &T {
         &self.0[code.number()]
     }
-}
-
-/// A [`PerCode`], `$of` being what makes a code's of it and `$first` anything.
-macro_rules! per_code {
-    ($of:ident, $first:expr) => {{
-        let mut all = [$first; Code::COUNT];
-        let mut number = 0;
-        while number < Code::COUNT {
-            all[number] = $of(Code::numbered(number));
-            number += 1;
-        }
-        PerCode(all)
-    }};
-}
-
-/// For a state that begins with bit `o` of a byte, what that byte and the next two contribute to its index: `[o][byte]` is a
-/// matrix of 8 by 8 bits as `gf2p8affineqb` multiplies by it, the row of the result's lowest bit in the highest byte.
-pub(super) type ByteMatrices = [[u64; 3]; 8];
-pub(super) static BYTE_MATRICES: PerCode<ByteMatrices> = per_code!(byte_matrices, [[0; 3]; 8]);
-
-const fn byte_matrices(code: Code) -> ByteMatrices {
-    let mut matrices = [[0; 3]; 8];
-    let mut o = 0;
-    while o < 8 {
-        let mut bit = o;
-        while bit < o + code.state_bits() as usize {
-            let index = code.index(1 << (bit - o));
-            let mut row = 0;
-            while row < 8 {
-                if index >> row & 1 == 1 {
-                    matrices[o][bit / 8] |= 1 << (8 * (7 - row) + bit % 8);
-                }
-                row += 1;
-            }
-            bit += 1;
-        }
-        o += 1;
-    }
-    matrices
 }
 
 /// For a state that begins with bit `o` of half a byte, what that half and the next four contribute to its index:

@@ -1,4 +1,4 @@
-//! Loops over constants, for kernels whose state must stay in registers.
+//! Loops over constants, for kernels whose state must stay in registers, and tables of them.
 
 /// Calls `$f::<PLANES, VECTORS>` for run-time numbers of planes and the most vectors that fit.
 macro_rules! dispatch {
@@ -42,6 +42,20 @@ macro_rules! dispatch_code {
     };
 }
 pub(super) use dispatch_code;
+
+/// A [`PerCode`](super::trellis::PerCode), `$of` being what makes a code's of it and `$first` anything.
+macro_rules! per_code {
+    ($of:ident, $first:expr) => {{
+        let mut all = [$first; Code::COUNT];
+        let mut number = 0;
+        while number < Code::COUNT {
+            all[number] = $of(Code::numbered(number));
+            number += 1;
+        }
+        PerCode(all)
+    }};
+}
+pub(super) use per_code;
 
 /// Evaluates `$body` for every number of a list, as the constant `$n`: loops over registers must not be left to the
 /// optimiser's budget.

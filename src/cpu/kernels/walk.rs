@@ -6,14 +6,13 @@
 //! - `decode_bundle(lines, code, packing, codes, stride)`: one register's columns of a trellis as 8-bit codes (see
 //!   [`trellis`](super::trellis));
 //! - `MAX_VECTORS`, the most digits that `dot_row_tile` takes;
-//! - `planes`, which may be `planes_by_blocks`;
-//! - `multiply_tile(strips, tile, sums, stride)`, which adds the products of one tile of decoded strips with all their digits, and
-//!   `FEW` and `add_strip(strip, digits, sums)`, which adds the products of a strip whose columns fill the lanes with up to
-//!   `FEW` digits: a level's own, or those of [`decodes_first`].
+//! - `planes`, which may be `planes_by_blocks`, and `trellis`, which may be `trellis_by_blocks`;
+//! - `multiply_tile(strips, tile, sums, stride)`, which adds the products of one tile of decoded strips with all their digits:
+//!   a level's own, or that of [`multiplies_decoded`].
 
 macro_rules! walks {
     (fma: $fma:literal $(, $feature:literal)?) => {
-        use super::super::trellis::{DIGITS_AT_ONCE, DecodedStrips, FewDigits, MOST_STRIPS, StripRows};
+        use super::super::trellis::{DIGITS_AT_ONCE, DecodedStrips, MOST_STRIPS, StripRows};
         use super::super::{EDGE, RowDots, RowSums};
         use crate::codec::term::trellis::STRIP;
         use crate::cpu::activations::Activations;
@@ -76,50 +75,12 @@ macro_rules! walks {
             }
         }
 
+        /// A block is decoded once for all digits, and its codes are multiplied as planes of eight bits, row tile by row tile.
+        ///
         /// Each strip's share is added to the sums in turn, digit by digit, however many are taken at once: the
         /// sums have the same bits.
         $(#[target_feature(enable = $feature)])?
-        fn trellis(
-            term: &TrellisStrips,
-            i: usize,
-            blocks: Range<usize>,
-            x: &Activations,
-            vectors: Range<usize>,
-            sums: &mut [RowSums],
-        ) {
-            let packing = Packing::new(term.layout().row_range(i).len());
-            let digits = vectors.len() * x.digits;
-            if digits <= FEW && packing.is_full() && packing.groups() == 1 {
-                trellis_strip_by_strip(term, i, blocks, x, vectors, sums);
-            } else {
-                trellis_block_by_block(term, i, blocks, x, vectors, sums);
-            }
-        }
-
-        /// Few digits: a strip's products are made as it is decoded.
-        $(#[target_feature(enable = $feature)])?
-        fn trellis_strip_by_strip(
-            term: &TrellisStrips,
-            i: usize,
-            blocks: Range<usize>,
-            x: &Activations,
-            vectors: Range<usize>,
-            sums: &mut [RowSums],
-        ) {
-            let digits = vectors.start * x.digits..vectors.end * x.digits;
-            for j in blocks {
-                for (first, strip) in term.block_strips(i, j) {
-                    let (col, bias) = (x.starts[j] + first, BIAS - BYTE_BIAS);
-                    let digits = FewDigits::new(x, j, col, digits.clone(), strip.scale, bias);
-                    add_strip(&strip, &digits, sums);
-                }
-            }
-        }
-
-        /// Many digits: a block is decoded once for all, and its codes are multiplied as planes of eight bits, row tile
-        /// by row tile.
-        $(#[target_feature(enable = $feature)])?
-        fn trellis_block_by_block(
+        fn trellis_by_blocks(
             term: &TrellisStrips,
             i: usize,
             blocks: Range<usize>,
@@ -214,12 +175,9 @@ macro_rules! walks {
 }
 pub(super) use walks;
 
-/// `multiply_tile` and `add_strip` of a level that has no faster ways than `dot_row_tile`.
-macro_rules! decodes_first {
+/// `multiply_tile` of a level that has no faster way than `dot_row_tile`.
+macro_rules! multiplies_decoded {
     ($($feature:literal)?) => {
-        const FEW: usize = 0;
-        use super::super::trellis::no_add_strip as add_strip;
-
         /// Adds the products of one tile of decoded strips with all their digits to the vectors' sums, `stride` apart.
         $(#[target_feature(enable = $feature)])?
         fn multiply_tile(strips: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
@@ -251,4 +209,4 @@ macro_rules! decodes_first {
         }
     };
 }
-pub(super) use decodes_first;
+pub(super) use multiplies_decoded;

@@ -20,7 +20,8 @@ const BYTE_BIAS: i32 = 128;
 
 super::super::walks!(fma: true, "neon");
 use planes_by_blocks as planes;
-super::super::walk::decodes_first!("neon");
+use trellis_by_blocks as trellis;
+super::super::walk::multiplies_decoded!("neon");
 use super::trellis::decode_bundle;
 
 /// From entry to entry: no instruction looks sixteen numbers up in as many registers as a block's inputs take.

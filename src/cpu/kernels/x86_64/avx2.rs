@@ -18,7 +18,8 @@ const BYTE_BIAS: i32 = 0;
 
 super::super::walks!(fma: true, "avx2,fma,f16c");
 use planes_by_blocks as planes;
-super::super::walk::decodes_first!("avx2,fma,f16c");
+use trellis_by_blocks as trellis;
+super::super::walk::multiplies_decoded!("avx2,fma,f16c");
 use super::sparse_avx2::sparse;
 use super::trellis_avx2::decode_bundle;
 

@@ -20,7 +20,7 @@ const BYTE_BIAS: i32 = 0;
 
 super::super::walks!(fma: true, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni");
 use super::sparse_avx512::sparse;
-use super::trellis_avx512::{FEW, add_strip, decode_bundle, multiply_tile};
+use super::trellis_avx512::{add_strips, adds_strips, decode_bundle, multiply_tile};
 
 /// Digits whose products are multiplied in registers, without a way through memory.
 const FEW_DIGITS: usize = 3;
@@ -96,6 +96,23 @@ fn planes_run<const PLANES: usize, const DIGITS: usize>(
                 _mm512_store_ps(sums.0.as_mut_ptr(), _mm512_add_ps(sum, share));
             }
         }
+    }
+}
+
+/// As [`trellis_by_blocks`]; with few digits, without a way through memory.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni")]
+fn trellis(
+    term: &TrellisStrips,
+    i: usize,
+    blocks: Range<usize>,
+    x: &Activations,
+    vectors: Range<usize>,
+    sums: &mut [RowSums],
+) {
+    if adds_strips(Packing::new(term.layout().row_range(i).len()), vectors.len() * x.digits) {
+        add_strips(term, i, blocks, x, vectors, sums);
+    } else {
+        trellis_by_blocks(term, i, blocks, x, vectors, sums);
     }
 }
 

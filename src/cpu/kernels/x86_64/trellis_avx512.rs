@@ -5,20 +5,46 @@
 //! seven bits up. From 3 bits on the eighth is the sign.
 
 use super::super::RowSums;
-use super::super::trellis::{
-    BYTE_MATRICES, ByteMatrices, COARSE_CODES, DecodedStrips, FINE_CODES, FewDigits, MOST_FEW, pieces,
-};
-use super::super::unroll::{dispatch_code, dispatch_vectors, each};
+use super::super::trellis::{COARSE_CODES, DecodedStrips, FINE_CODES, PerCode, pieces};
+use super::super::unroll::{dispatch_code, dispatch_vectors, each, per_code};
 use crate::codec::term::trellis::{COARSE_BITS, Code, STRIP};
-use crate::cpu::strips::{FOLLOWING, PERIOD, Packing, Strip};
-use crate::cpu::tiles::{GROUP, GROUPS, Line, TILE_ROWS};
+use crate::cpu::activations::Activations;
+use crate::cpu::strips::{BIAS, FOLLOWING, PERIOD, Packing, Strip, TrellisStrips};
+use crate::cpu::tiles::{GROUP, GROUPS, Line, TILE_COLS, TILE_ROWS};
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn load(line: &Line) -> __m512i {
     // SAFETY: a line is 64 aligned bytes.
     unsafe { _mm512_load_si512(line.0.as_ptr().cast()) }
+}
+
+/// For a state that begins with bit `o` of a byte, what that byte and the next two contribute to its index: `[o][byte]` is a
+/// matrix of 8 by 8 bits as `gf2p8affineqb` multiplies by it, the row of the result's lowest bit in the highest byte.
+type ByteMatrices = [[u64; 3]; 8];
+static BYTE_MATRICES: PerCode<ByteMatrices> = per_code!(byte_matrices, [[0; 3]; 8]);
+
+const fn byte_matrices(code: Code) -> ByteMatrices {
+    let mut matrices = [[0; 3]; 8];
+    let mut o = 0;
+    while o < 8 {
+        let mut bit = o;
+        while bit < o + code.state_bits() as usize {
+            let index = code.index(1 << (bit - o));
+            let mut row = 0;
+            while row < 8 {
+                if index >> row & 1 == 1 {
+                    matrices[o][bit / 8] |= 1 << (8 * (7 - row) + bit % 8);
+                }
+                row += 1;
+            }
+            bit += 1;
+        }
+        o += 1;
+    }
+    matrices
 }
 
 /// What makes codes of bytes: matrices, and the codes of 128 indices.
@@ -90,7 +116,8 @@ fn decode<const BITS: usize, const STATE: usize>(
     stride: usize,
 ) {
     let decoder = Decoder::<BITS, STATE>::new(code);
-    let next_lane = packing.is_full().then(|| load(&NEXT_LANE[packing.lanes().trailing_zeros() as usize]));
+    let next_lane =
+        packing.is_full().then(|| load(&NEXT_LANE[(TILE_ROWS / packing.groups()).trailing_zeros() as usize]));
     assert!(lines.len() >= 2 * BITS + if packing.is_full() { 0 } else { FOLLOWING });
     each!(S in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15] {
         let at = BITS * S;
@@ -100,15 +127,71 @@ fn decode<const BITS: usize, const STATE: usize>(
     });
 }
 
-/// The most digits that [`add_strip`] takes.
-pub(super) const FEW: usize = MOST_FEW;
+/// The most digits that a strip is multiplied with as it is decoded.
+const FEW: usize = 4;
+
+/// Up to [`FEW`] digits of the vectors that a strip is to be multiplied with.
+struct FewDigits<'a> {
+    /// The digits' values from the strip's first column on, `stride` apart.
+    values: &'a [i8],
+    stride: usize,
+    count: usize,
+    /// Digits of each vector.
+    per_vector: usize,
+    /// What is taken away from the strip's product with a digit, and what multiplies the rest.
+    biases: [i32; FEW],
+    factors: [f32; FEW],
+}
+
+impl<'a> FewDigits<'a> {
+    /// Some digits of `x` for a strip at column `col` of these, in block column `j`.
+    #[inline(always)]
+    fn new(x: &'a Activations, j: usize, col: usize, digits: Range<usize>, scale: f32) -> Self {
+        let mut few = Self {
+            values: &x.values[digits.start * x.stride + col..],
+            stride: x.stride,
+            count: digits.len(),
+            per_vector: x.digits,
+            biases: [0; FEW],
+            factors: [0.0; FEW],
+        };
+        for (n, digit) in digits.enumerate() {
+            few.biases[n] = x.tile_sums[digit * x.tiles() + col / TILE_COLS] * BIAS;
+            few.factors[n] = scale * x.scales[digit * x.starts.len() + j];
+        }
+        few
+    }
+}
+
+/// Whether [`add_strips`] can be had for so many digits.
+pub(super) fn adds_strips(packing: Packing, digits: usize) -> bool {
+    digits <= FEW && packing.is_full() && packing.groups() == 1
+}
+
+/// Few digits: a strip's products are made as it is decoded.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,gfni")]
+pub(super) fn add_strips(
+    term: &TrellisStrips,
+    i: usize,
+    blocks: Range<usize>,
+    x: &Activations,
+    vectors: Range<usize>,
+    sums: &mut [RowSums],
+) {
+    let digits = vectors.start * x.digits..vectors.end * x.digits;
+    for j in blocks {
+        for (first, strip) in term.block_strips(i, j) {
+            let digits = FewDigits::new(x, j, x.starts[j] + first, digits.clone(), strip.scale);
+            add_strip(&strip, &digits, sums);
+        }
+    }
+}
 
 /// Adds the products of a strip with full lanes and one to [`FEW`] digits to the sums of each vector's tiles, decoded in
 /// registers.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,gfni")]
-pub(super) fn add_strip(strip: &Strip, digits: &FewDigits, sums: &mut [RowSums]) {
-    assert!(strip.packing.is_full() && strip.packing.groups() == 1);
-    assert!((1..=FEW).contains(&digits.count));
+fn add_strip(strip: &Strip, digits: &FewDigits, sums: &mut [RowSums]) {
+    assert!(digits.count > 0 && adds_strips(strip.packing, digits.count));
     assert!(digits.values.len() >= (digits.count - 1) * digits.stride + STRIP);
     assert!(sums.len() >= digits.count.div_ceil(digits.per_vector) * PERIOD);
     dispatch_code!(strip.code, add_code(strip, digits, sums))
