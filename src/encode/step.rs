@@ -187,7 +187,8 @@ impl<'a> Plan<'a> {
         let (planes, steps) = self.choose_all(step);
         let unit = planes::unit(&steps);
         let blocks = planes::round_blocks(self.spectrum, ScaleGroup::Block, &planes, &steps, unit);
-        let tables = Tables::new(blocks.par_iter().map(|(block, _)| (block.planes, &block.codes[..])));
+        let codes = blocks.par_iter().map(|(block, _)| (block.planes, &block.codes[..]));
+        let tables = Tables::new(self.layout, codes);
         Trial {
             squared_error: blocks.iter().map(|(_, error)| error).sum(),
             bits: tables.bits() + self.side_bits() - 8 * (TABLES_GUESS + self.layout.blocks()),

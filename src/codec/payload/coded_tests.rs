@@ -95,6 +95,19 @@ fn borders_and_chunks_come_back() {
 }
 
 #[test]
+fn packed_codes_come_back() {
+    // Large enough to be packed; no edge of it, and no block's at the border, is a multiple of eight.
+    let layout = Layout::new(515, 517, 128).unwrap();
+    for most in 1..=8 {
+        let term = planes(layout, ScaleGroup::Block, most, 6);
+        // Code, group, unit, plane counts and scales come before.
+        let packing = TERMS + 6 + 3 * layout.blocks();
+        assert!(most < 2 || coded(layout, term.clone())[packing] == 1);
+        round_trip(layout, term);
+    }
+}
+
+#[test]
 fn what_has_a_shape_becomes_smaller() {
     let layout = Layout::new(320, 320, 64).unwrap();
     // Positions of one in 20 have 5.8 bits of 12 to 16, values of 6 bits and more some that nothing can take away.
@@ -211,8 +224,9 @@ fn coded_planes_fields_are_checked() {
     refused(&altered(bytes(), counts, &[9]), "a block with 9 planes");
     refused(&altered(bytes(), counts, &[3]), "is not for 3 planes");
     refused(&altered(bytes(), counts, &[0]), "for no planes");
-    refused(&altered(bytes(), tables, &[0]), "is not for 8 planes");
-    refused(&altered(bytes(), tables + 1, &[200, 100]), "sum to 0");
+    refused(&altered(bytes(), tables, &[2]), "unknown packing 2");
+    refused(&altered(bytes(), tables + 1, &[0]), "is not for 8 planes");
+    refused(&altered(bytes(), tables + 2, &[200, 100]), "sum to 0");
     let flip = |at: usize| {
         let bytes = bytes();
         let value = bytes[at] ^ 0x40;
@@ -226,7 +240,7 @@ fn coded_planes_fields_are_checked() {
     bomb.extend([0x83, 0, 0, 0, 0x80, 0x3f]);
     bomb.extend([8; 256]);
     bomb.extend([0; 512]);
-    bomb.extend([1, 7, 7, 0x80, 0x20]);
+    bomb.extend([0, 1, 7, 7, 0x80, 0x20]);
     bomb.extend([0; 256 + 4 * 256 + CHECKSUM_BYTES]);
     refused(&sealed(bomb), "coded terms are at most 64 times smaller");
 }
