@@ -146,25 +146,16 @@ impl PlaneTiles {
     }
 
     fn push_tile(&mut self, block: Block, codes: &[u8], row_tile: usize, col_tile: usize) {
-        let code = |row: usize, col: usize| {
-            let (row, col) = (row_tile * TILE_ROWS + row, col_tile * TILE_COLS + col);
-            if row < block.height && col < block.width { codes[row * block.width + col] } else { 0 }
-        };
-        let mut below = self.planes(block);
-        for bits in parts(self.planes(block)).into_iter().filter(|bits| *bits > 0) {
-            below -= bits;
-            let mask = ((1u16 << bits) - 1) as u8;
-            for line in 0..usize::from(bits) {
-                let mut bytes = [0u8; 64];
-                for (n, byte) in bytes.iter_mut().enumerate() {
-                    for (slot, group) in (line..GROUPS).step_by(usize::from(bits)).enumerate() {
-                        let field = code(n / GROUP, group * GROUP + n % GROUP) >> below & mask;
-                        *byte |= field << (slot * usize::from(bits));
-                    }
-                }
-                self.lines.push(Line(bytes));
+        let (first_row, first_col) = (row_tile * TILE_ROWS, col_tile * TILE_COLS);
+        let mut tile = [[0; 64]; GROUPS];
+        let rows = codes[first_row * block.width..].chunks_exact(block.width).take(TILE_ROWS);
+        for (lane, row) in rows.enumerate() {
+            let row = &row[first_col..];
+            for (line, codes) in tile.iter_mut().zip(row.chunks(GROUP)) {
+                line[lane * GROUP..][..codes.len()].copy_from_slice(codes);
             }
         }
+        pack(&tile, self.planes(block), &mut self.lines);
     }
 
     /// The layout of the matrix.
@@ -257,7 +248,25 @@ impl PlaneTiles {
     }
 }
 
-/// The codes of a tile: for each column group a line of bytes, lane by lane. The reference of every level's own.
+/// A tile of these codes: for each column group a line of bytes, lane by lane.
+fn pack(codes: &[[u8; 64]; GROUPS], planes: u8, lines: &mut Vec<Line>) {
+    let mut below = planes;
+    for bits in parts(planes).into_iter().filter(|bits| *bits > 0) {
+        below -= bits;
+        let mask = ((1u16 << bits) - 1) as u8;
+        for first in 0..usize::from(bits) {
+            let mut bytes = [0; 64];
+            let groups = codes[first..].iter().step_by(bits.into());
+            for (codes, shift) in groups.zip((0..8).step_by(bits.into())) {
+                let fields = codes.iter().map(|code| (code >> below & mask) << shift);
+                bytes.iter_mut().zip(fields).for_each(|(byte, field)| *byte |= field);
+            }
+            lines.push(Line(bytes));
+        }
+    }
+}
+
+/// The codes of a tile, as [`pack`] takes them. The reference of every level's own.
 #[inline(always)]
 pub(super) fn unpack(tile: &[Line], planes: u8) -> [[u8; 64]; GROUPS] {
     debug_assert!(planes <= MAX_PLANES);

@@ -121,16 +121,20 @@ impl Planes {
 
     /// `u` of each coefficient of a block, row-major.
     pub fn codes(&self, block: Block, codes: &mut [u8]) {
-        let mask_bytes = block.mask_bytes();
-        let planes = usize::from(self.planes(block));
+        if self.planes(block) == 0 {
+            return codes.fill(0);
+        }
+        let (mask_bytes, plane_bytes) = (block.mask_bytes(), block.height * block.mask_bytes());
+        let masks = &self.data[self.starts[block.index]..self.starts[block.index + 1]];
         for (row, codes) in codes.chunks_exact_mut(block.width).enumerate() {
-            for (byte, codes) in codes.chunks_mut(8).enumerate() {
-                let mut spread = 0;
-                for plane in 0..planes {
-                    let at = self.starts[block.index] + (plane * block.height + row) * mask_bytes + byte;
-                    spread = spread << 1 | bits::spread(self.data[at]);
-                }
-                codes.copy_from_slice(&spread.to_le_bytes()[..codes.len()]);
+            let eight = |byte: usize| {
+                let masks = masks[row * mask_bytes + byte..].iter().step_by(plane_bytes);
+                masks.fold(0, |codes, mask| codes << 1 | bits::spread(*mask)).to_le_bytes()
+            };
+            let (eights, rest) = codes.as_chunks_mut();
+            eights.iter_mut().enumerate().for_each(|(byte, codes)| *codes = eight(byte));
+            if !rest.is_empty() {
+                rest.copy_from_slice(&eight(mask_bytes - 1)[..rest.len()]);
             }
         }
     }
