@@ -12,6 +12,7 @@ use super::Precision;
 use super::kernels::Kernels;
 use super::tiles::TILE_COLS;
 use crate::codec::Layout;
+use std::ops::Range;
 
 /// The largest digit.
 const TOP: f32 = 127.0;
@@ -70,6 +71,75 @@ impl Activations {
     /// Tiles of one digit of one vector.
     pub(super) fn tiles(&self) -> usize {
         self.stride / TILE_COLS
+    }
+
+    /// The digits of some vectors.
+    pub(super) fn batch(&self, vectors: Range<usize>) -> Batch<'_> {
+        assert!(self.values.len() >= vectors.end * self.digits * self.stride);
+        Batch { all: self, first: vectors.start * self.digits, vectors: vectors.len() }
+    }
+}
+
+/// The digits of neighbouring vectors, as products read them: counted from 0, those of a vector one after another.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Batch<'a> {
+    all: &'a Activations,
+    /// The first of all digits that is the batch's.
+    first: usize,
+    vectors: usize,
+}
+
+impl<'a> Batch<'a> {
+    pub(super) fn vectors(self) -> usize {
+        self.vectors
+    }
+
+    /// Digits of each vector.
+    #[inline(always)]
+    pub(super) fn per_vector(self) -> usize {
+        self.all.digits
+    }
+
+    /// Digits of all vectors.
+    #[inline(always)]
+    pub(super) fn digits(self) -> usize {
+        self.vectors * self.all.digits
+    }
+
+    /// Distance of two digits' values.
+    #[inline(always)]
+    pub(super) fn stride(self) -> usize {
+        self.all.stride
+    }
+
+    /// The batch of some of these vectors.
+    pub(super) fn part(self, vectors: Range<usize>) -> Self {
+        let before = self.first / self.all.digits;
+        self.all.batch(before + vectors.start..before + vectors.end)
+    }
+
+    /// A digit's values from column `col` of block `j` on, the other digits' after them.
+    #[inline(always)]
+    pub(super) fn values(self, digit: usize, j: usize, col: usize) -> &'a [i8] {
+        &self.all.values[(self.first + digit) * self.all.stride + self.all.starts[j] + col..]
+    }
+
+    /// `s` of block `j`.
+    #[inline(always)]
+    pub(super) fn scale(self, digit: usize, j: usize) -> f32 {
+        self.all.scales[(self.first + digit) * self.all.starts.len() + j]
+    }
+
+    /// The sum of a digit's values in block `j`.
+    #[inline(always)]
+    pub(super) fn sum(self, digit: usize, j: usize) -> i32 {
+        self.all.sums[(self.first + digit) * self.all.starts.len() + j]
+    }
+
+    /// The sum of those of the tile that begins with column `col` of block `j`.
+    #[inline(always)]
+    pub(super) fn tile_sum(self, digit: usize, j: usize, col: usize) -> i32 {
+        self.all.tile_sums[(self.first + digit) * self.all.tiles() + (self.all.starts[j] + col) / TILE_COLS]
     }
 }
 

@@ -109,10 +109,18 @@ pub(super) struct Strip<'a> {
     lines: &'a [Line],
 }
 
+/// The groups of a strip that lie side by side in a register.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bundle<'a> {
+    pub lines: &'a [Line],
+    pub code: Code,
+    pub packing: Packing,
+}
+
 impl<'a> Strip<'a> {
-    /// The lines of each register's groups.
-    pub(super) fn bundles(self) -> impl ExactSizeIterator<Item = &'a [Line]> {
-        self.lines.chunks_exact(self.packing.bundle_lines(self.code.bits()))
+    pub(super) fn bundles(self) -> impl ExactSizeIterator<Item = Bundle<'a>> {
+        let lines = self.lines.chunks_exact(self.packing.bundle_lines(self.code.bits()));
+        lines.map(move |lines| Bundle { lines, code: self.code, packing: self.packing })
     }
 
     /// Byte `byte` of a period of a column; those after a period's last are the first of the next.

@@ -16,7 +16,7 @@ mod walk;
 mod x86_64;
 
 use self::trellis::StripRows;
-use super::activations::Activations;
+use super::activations::Batch;
 use super::features::{self, Level};
 use super::slices::SparseSlices;
 use super::sparse::SortedEntries;
@@ -90,16 +90,13 @@ impl RowDots {
     const ZERO: Self = Self([0; TILE_ROWS]);
 }
 
-type TrellisProduct =
-    unsafe fn(&TrellisStrips, i: usize, blocks: Range<usize>, &Activations, Range<usize>, &mut [RowSums]);
-
 type Norm = unsafe fn(&[f32], &[f32], &[f32], f32, bool, &mut [f32]);
 type NormGradient = unsafe fn(&[f32], &[f32], &[f32], f32, bool, &mut [f32], &mut [f32], &mut [f32]);
 
 /// The inner loops of one level. Unsafe to call where the level's instructions are missing.
 pub(super) struct Table {
-    /// `sums[v] += S_i x_v` for the rows of a row tile of block row `i` and vectors `v` of a range.
-    planes: unsafe fn(&PlaneTiles, i: usize, row_tile: usize, &Activations, Range<usize>, &mut [RowSums]),
+    /// `sums[v] += S_i x_v` for the rows of a row tile of block row `i` and the vectors `v` of a batch.
+    planes: unsafe fn(&PlaneTiles, i: usize, row_tile: usize, Batch, &mut [RowSums]),
     /// `acc += S' g` for one block; `acc` is `vectors x width`.
     planes_transposed: unsafe fn(&PlaneTiles, Block, Input, acc: &mut [f32]),
     /// Vectors from which on `sparse_in_lanes` takes less time than `sparse`, the way into lanes included.
@@ -117,7 +114,7 @@ pub(super) struct Table {
     correlate: unsafe fn(&[Place], LaneInput, LaneInput, sums: &mut [f32]),
     /// `sums[v * tiles + t] += S_ij x_vj` over blocks `j` of block row `i`, the rows in the order of
     /// [`Packing::row`](super::strips::Packing::row).
-    trellis: TrellisProduct,
+    trellis: unsafe fn(&TrellisStrips, i: usize, blocks: Range<usize>, Batch, &mut [RowSums]),
     /// As `planes_transposed`.
     trellis_transposed: unsafe fn(&TrellisStrips, Block, Input, acc: &mut [f32]),
     /// The coefficients of a strip; columns beyond its width have no meaning.
@@ -170,14 +167,12 @@ impl Kernels {
         tiles: &PlaneTiles,
         i: usize,
         row_tile: usize,
-        x: &Activations,
-        vectors: Range<usize>,
+        x: Batch,
         sums: &mut [RowSums],
     ) {
-        assert_eq!(sums.len(), vectors.len());
-        assert!(x.values.len() >= vectors.end * x.digits * x.stride);
+        assert_eq!(sums.len(), x.vectors());
         // SAFETY: `new` made this table after finding the level's instructions on this processor.
-        unsafe { (self.0.planes)(tiles, i, row_tile, x, vectors, sums) }
+        unsafe { (self.0.planes)(tiles, i, row_tile, x, sums) }
     }
 
     pub(super) fn planes_transposed(&self, tiles: &PlaneTiles, block: Block, g: Input, acc: &mut [f32]) {
@@ -271,14 +266,12 @@ impl Kernels {
         term: &TrellisStrips,
         i: usize,
         blocks: Range<usize>,
-        x: &Activations,
-        vectors: Range<usize>,
+        x: Batch,
         sums: &mut [RowSums],
     ) {
-        assert!(sums.len().is_multiple_of(vectors.len()));
-        assert!(x.values.len() >= vectors.end * x.digits * x.stride);
+        assert!(sums.len().is_multiple_of(x.vectors()));
         // SAFETY: as in `planes`.
-        unsafe { (self.0.trellis)(term, i, blocks, x, vectors, sums) }
+        unsafe { (self.0.trellis)(term, i, blocks, x, sums) }
     }
 
     pub(super) fn trellis_transposed(&self, term: &TrellisStrips, block: Block, g: Input, acc: &mut [f32]) {

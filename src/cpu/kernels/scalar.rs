@@ -29,7 +29,6 @@ mod level {
         _stride: usize,
         _left: usize,
         dots: &mut [RowDots],
-        _dots_stride: usize,
     ) -> usize {
         let mut sums = [0; TILE_ROWS];
         for (tile, values) in lines.chunks_exact(usize::from(planes)).zip(values.chunks(TILE_COLS)) {

@@ -4,10 +4,9 @@
 use super::EDGE;
 use super::unroll::per_code;
 use crate::codec::term::trellis::{COARSE_MAGNITUDES, Code, FINE_MAGNITUDES, MAX_BITS, STRIP};
-use crate::cpu::activations::Activations;
-use crate::cpu::strips::{BIAS, FOLLOWING, PERIOD, Packing, Strip, StripCodes};
-use crate::cpu::tiles::{GROUP, GROUPS, Line, TILE_COLS, TILE_ROWS};
-use std::ops::Range;
+use crate::cpu::activations::Batch;
+use crate::cpu::strips::{BIAS, Bundle, FOLLOWING, PERIOD, Strip, StripCodes};
+use crate::cpu::tiles::{GROUP, GROUPS, Line, TILE_ROWS};
 
 /// The coefficients of a strip, row by row.
 pub(in crate::cpu) type StripRows = [[f32; STRIP]; EDGE];
@@ -17,54 +16,53 @@ pub(super) const DIGITS_AT_ONCE: usize = 16;
 /// Strips of the widest block.
 pub(super) const MOST_STRIPS: usize = EDGE / STRIP;
 
-/// Strips of a block, decoded, and some digits of the vectors that they are to be multiplied with.
+/// Digits that a strip is to be multiplied with, at most `N`.
+#[derive(Clone, Copy)]
+pub(super) struct StripDigits<'a, const N: usize> {
+    /// Those of the first digit from the strip's first column on, the other digits' after them.
+    pub values: &'a [i8],
+    /// What is taken away from the strip's product with each digit, and what multiplies the rest.
+    pub biases: [i32; N],
+    pub factors: [f32; N],
+}
+
+impl<'a, const N: usize> StripDigits<'a, N> {
+    const NONE: Self = Self { values: &[], biases: [0; N], factors: [0.0; N] };
+
+    /// All digits of `x` for the strip that begins with column `col` of block column `j`; `bias` is in each of its codes.
+    #[inline(always)]
+    pub(super) fn new(x: Batch<'a>, j: usize, col: usize, scale: f32, bias: i32) -> Self {
+        let mut digits = Self { values: x.values(0, j, col), ..Self::NONE };
+        for digit in 0..x.digits() {
+            digits.biases[digit] = x.tile_sum(digit, j, col) * bias;
+            digits.factors[digit] = scale * x.scale(digit, j);
+        }
+        digits
+    }
+}
+
+/// Strips of a block, decoded, and the digits that they are to be multiplied with.
 pub(super) struct DecodedStrips<'a> {
     pub codes: &'a [StripCodes],
-    pub digits: usize,
-    /// Digits of each vector.
-    pub per_vector: usize,
-    /// Distance of two digits' values.
-    pub stride: usize,
-    /// What is taken away from a strip's product with a digit, and what multiplies the rest.
-    pub biases: [[i32; DIGITS_AT_ONCE]; MOST_STRIPS],
-    pub factors: [[f32; DIGITS_AT_ONCE]; MOST_STRIPS],
-    values: [&'a [i8]; MOST_STRIPS],
+    pub x: Batch<'a>,
+    /// For each strip.
+    pub digits: [StripDigits<'a, DIGITS_AT_ONCE>; MOST_STRIPS],
 }
 
 impl<'a> DecodedStrips<'a> {
-    /// `places` are the strips' first columns in a digit and their scales, `j` their block column; `bias` is in every
-    /// code.
+    /// `places` are the strips' first columns in block column `j` and their scales; `bias` is in every code.
     pub(super) fn new(
         codes: &'a [StripCodes],
         places: &[(usize, f32); MOST_STRIPS],
-        x: &'a Activations,
+        x: Batch<'a>,
         j: usize,
-        digits: Range<usize>,
         bias: i32,
     ) -> Self {
-        assert!(digits.len() <= DIGITS_AT_ONCE);
-        let mut strips = Self {
-            codes,
-            digits: digits.len(),
-            per_vector: x.digits,
-            stride: x.stride,
-            biases: [[0; DIGITS_AT_ONCE]; MOST_STRIPS],
-            factors: [[0.0; DIGITS_AT_ONCE]; MOST_STRIPS],
-            values: [&[]; MOST_STRIPS],
-        };
-        for (n, (col, scale)) in places[..codes.len()].iter().enumerate() {
-            strips.values[n] = &x.values[digits.start * x.stride + col..];
-            for (at, digit) in digits.clone().enumerate() {
-                strips.biases[n][at] = x.tile_sums[digit * x.tiles() + col / TILE_COLS] * bias;
-                strips.factors[n][at] = scale * x.scales[digit * x.starts.len() + j];
-            }
+        let mut digits = [StripDigits::NONE; MOST_STRIPS];
+        for (digits, (col, scale)) in digits.iter_mut().zip(&places[..codes.len()]) {
+            *digits = StripDigits::new(x, j, *col, *scale, bias);
         }
-        strips
-    }
-
-    /// The digits' values from a strip's first column on.
-    pub(super) fn values(&self, strip: usize) -> &'a [i8] {
-        self.values[strip]
+        Self { codes, x, digits }
     }
 }
 
@@ -136,15 +134,15 @@ pub(super) const BYTES: usize = 2 * MAX_BITS as usize + FOLLOWING;
 
 /// The lines of each byte of a register's periods and of those that follow.
 #[inline(always)]
-pub(super) fn with_following(lines: &[Line], bits: usize, packing: Packing) -> [Line; BYTES] {
-    let (own, following) = lines.split_at(2 * bits);
+pub(super) fn with_following(bundle: Bundle, bits: usize) -> [Line; BYTES] {
+    let (own, following) = bundle.lines.split_at(2 * bits);
     let mut bytes = [Line([0; 64]); BYTES];
     bytes[..2 * bits].copy_from_slice(own);
     let after = &mut bytes[2 * bits..][..FOLLOWING];
-    if packing.is_full() {
+    if bundle.packing.is_full() {
         for (after, own) in after.iter_mut().zip(own) {
             for (lane, after) in after.0.chunks_exact_mut(GROUP).enumerate() {
-                after.copy_from_slice(&own.0[GROUP * packing.next_lane(lane)..][..GROUP]);
+                after.copy_from_slice(&own.0[GROUP * bundle.packing.next_lane(lane)..][..GROUP]);
             }
         }
     } else {
@@ -155,15 +153,15 @@ pub(super) fn with_following(lines: &[Line], bits: usize, packing: Packing) -> [
 
 /// The codes of one register's groups: `codes[s * stride]` has row `s` of each lane's period.
 #[inline(always)]
-pub(super) fn decode_bundle(lines: &[Line], code: Code, packing: Packing, codes: &mut [Line], stride: usize) {
-    let bits = usize::from(code.bits());
-    let bytes = with_following(lines, bits, packing);
+pub(super) fn decode_bundle(bundle: Bundle, codes: &mut [Line], stride: usize) {
+    let bits = usize::from(bundle.code.bits());
+    let bytes = with_following(bundle, bits);
     for s in 0..PERIOD {
         let (first, o) = (bits * s / 8, bits * s % 8);
         for (n, value) in codes[s * stride].0.iter_mut().enumerate() {
             let [low, middle, high] = [0, 1, 2].map(|ahead| u32::from(bytes[first + ahead].0[n]));
             let state = (low | middle << 8 | high << 16) >> o;
-            *value = (i32::from(code.value(state as u16)) + BIAS) as u8;
+            *value = (i32::from(bundle.code.value(state as u16)) + BIAS) as u8;
         }
     }
 }
@@ -193,5 +191,17 @@ pub(super) fn rows_of_codes(strip: &Strip, codes: &StripCodes, rows: &mut StripR
                 }
             }
         }
+    }
+}
+
+/// What a level makes of every index of a byte, by way of its tables, are the values, [`BIAS`] added.
+#[cfg(test)]
+pub(super) fn assert_codes_of_indices(coarse: [u8; 256], fine: [u8; 256]) {
+    let value = |code: u8| i32::from(code) - BIAS;
+    for n in 0..128 {
+        let sign = if n < 64 { 1 } else { -1 };
+        assert_eq!(value(coarse[n]), sign * i32::from(COARSE_MAGNITUDES[n % 64]), "{n}");
+        assert_eq!(value(fine[n]), i32::from(FINE_MAGNITUDES[n]), "{n}");
+        assert_eq!(value(fine[n + 128]), -i32::from(FINE_MAGNITUDES[n]), "{n}");
     }
 }

@@ -1,9 +1,9 @@
 //! The walks over a block row that all levels share. A level brings
 //!
-//! - `dot_row_tile(lines, planes, values, stride, left, dots, dots_stride)`: the integer products of one row tile's lines
-//!   (see [`tiles`](crate::cpu::tiles)) with up to `left` digits, `stride` apart; it says how many it took;
+//! - `dot_row_tile(lines, planes, values, stride, left, dots)`: the integer products of one row tile's lines (see
+//!   [`tiles`](crate::cpu::tiles)) with up to `left` digits, `stride` apart; it says how many it took;
 //! - `BYTE_BIAS`, what `dot_row_tile` takes away from codes of eight bits: 128 where it multiplies signed bytes, else 0;
-//! - `decode_bundle(lines, code, packing, codes, stride)`: one register's columns of a trellis as 8-bit codes (see
+//! - `decode_bundle(bundle, codes, stride)`: one register's columns of a trellis as 8-bit codes (see
 //!   [`trellis`](super::trellis));
 //! - `MAX_VECTORS`, the most digits that `dot_row_tile` takes;
 //! - `planes`, which may be `planes_by_blocks`, and `trellis`, which may be `trellis_by_blocks`;
@@ -15,7 +15,7 @@ macro_rules! walks {
         use super::super::trellis::{DIGITS_AT_ONCE, DecodedStrips, MOST_STRIPS, StripRows};
         use super::super::{EDGE, RowDots, RowSums};
         use crate::codec::term::trellis::STRIP;
-        use crate::cpu::activations::Activations;
+        use crate::cpu::activations::Batch;
         use crate::cpu::strips::{BIAS, PERIOD, Packing, STRIP_LINES, Strip, StripCodes, TrellisStrips};
         use crate::cpu::tiles::{GROUP, GROUPS, Line, TILE_COLS, TILE_ROWS};
         use std::ops::Range;
@@ -26,15 +26,12 @@ macro_rules! walks {
             tiles: &PlaneTiles,
             i: usize,
             row_tile: usize,
-            x: &Activations,
-            vectors: Range<usize>,
+            x: Batch,
             sums: &mut [RowSums],
         ) {
             let layout = tiles.layout();
-            let blocks = layout.block_cols();
-            let digits = vectors.start * x.digits..vectors.end * x.digits;
             let mut dots = [RowDots::ZERO; MAX_VECTORS];
-            for j in 0..blocks {
+            for j in 0..layout.block_cols() {
                 let block = layout.block_at(i, j);
                 let planes = tiles.planes(block);
                 if planes == 0 {
@@ -42,14 +39,13 @@ macro_rules! walks {
                 }
                 let (lines, half_steps) = (tiles.row_tile(block, row_tile), tiles.half_steps(block, row_tile));
                 let offset = 1 - (1i32 << planes) + if planes == 8 { 2 * BYTE_BIAS } else { 0 };
-                let mut digit = digits.start;
-                while digit < digits.end {
-                    let values = &x.values[digit * x.stride + x.starts[j]..];
-                    let left = digits.end - digit;
-                    let taken = dot_row_tile(lines, planes, values, x.stride, left, &mut dots, 1);
+                let mut digit = 0;
+                while digit < x.digits() {
+                    let left = x.digits() - digit;
+                    let taken = dot_row_tile(lines, planes, x.values(digit, j, 0), x.stride(), left, &mut dots);
                     for (dots, digit) in dots[..taken].iter().zip(digit..) {
-                        let (scale, sum) = (x.scales[digit * blocks + j], x.sums[digit * blocks + j]);
-                        let sums = &mut sums[digit / x.digits - vectors.start];
+                        let (scale, sum) = (x.scale(digit, j), x.sum(digit, j));
+                        let sums = &mut sums[digit / x.per_vector()];
                         for lane in 0..TILE_ROWS {
                             let level_sum = (2 * dots.0[lane] + offset * sum) as f32;
                             sums.0[lane] += level_sum * (half_steps[lane] * scale);
@@ -66,10 +62,10 @@ macro_rules! walks {
             let groups = strip.packing.groups();
             for (n, bundle) in strip.bundles().enumerate() {
                 if groups == 1 {
-                    decode_bundle(bundle, strip.code, strip.packing, &mut codes[n..], GROUPS);
+                    decode_bundle(bundle, &mut codes[n..], GROUPS);
                 } else {
                     let mut lines = [Line([0; 64]); PERIOD];
-                    decode_bundle(bundle, strip.code, strip.packing, &mut lines, 1);
+                    decode_bundle(bundle, &mut lines, 1);
                     generic_trellis::spread(&lines, groups, n * groups, codes);
                 }
             }
@@ -84,26 +80,25 @@ macro_rules! walks {
             term: &TrellisStrips,
             i: usize,
             blocks: Range<usize>,
-            x: &Activations,
-            vectors: Range<usize>,
+            x: Batch,
             sums: &mut [RowSums],
         ) {
             // Whole vectors, so that the digits of one come one after another.
-            let vectors_at_once = DIGITS_AT_ONCE / x.digits;
-            let tiles = sums.len() / vectors.len();
+            let vectors_at_once = DIGITS_AT_ONCE / x.per_vector();
+            let tiles = sums.len() / x.vectors();
             let mut codes = [[Line([0; 64]); STRIP_LINES]; MOST_STRIPS];
             for j in blocks {
                 let mut places = [(0, 0.0); MOST_STRIPS];
                 let mut count = 0;
                 for (first, strip) in term.block_strips(i, j) {
                     decode_strip(&strip, &mut codes[count]);
-                    places[count] = (x.starts[j] + first, strip.scale);
+                    places[count] = (first, strip.scale);
                     count += 1;
                 }
                 for (n, sums) in sums.chunks_mut(vectors_at_once * tiles).enumerate() {
-                    let first = (vectors.start + n * vectors_at_once) * x.digits;
-                    let digits = first..first + sums.len() / tiles * x.digits;
-                    let strips = DecodedStrips::new(&codes[..count], &places, x, j, digits, BIAS - BYTE_BIAS);
+                    let first = n * vectors_at_once;
+                    let x = x.part(first..first + sums.len() / tiles);
+                    let strips = DecodedStrips::new(&codes[..count], &places, x, j, BIAS - BYTE_BIAS);
                     for tile in 0..tiles {
                         multiply_tile(&strips, tile, sums, tiles);
                     }
@@ -181,18 +176,18 @@ macro_rules! multiplies_decoded {
         /// Adds the products of one tile of decoded strips with all their digits to the vectors' sums, `stride` apart.
         $(#[target_feature(enable = $feature)])?
         fn multiply_tile(strips: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
+            let x = strips.x;
             let mut dots = [RowDots::ZERO; DIGITS_AT_ONCE];
-            for (n, codes) in strips.codes.iter().enumerate() {
+            for (codes, digits) in strips.codes.iter().zip(&strips.digits) {
                 let lines = &codes[tile * GROUPS..][..GROUPS];
                 let mut taken = 0;
-                while taken < strips.digits {
-                    let values = &strips.values(n)[taken * strips.stride..];
-                    let left = strips.digits - taken;
-                    taken += dot_row_tile(lines, 8, values, strips.stride, left, &mut dots[taken..], 1);
+                while taken < x.digits() {
+                    let values = &digits.values[taken * x.stride()..];
+                    taken += dot_row_tile(lines, 8, values, x.stride(), x.digits() - taken, &mut dots[taken..]);
                 }
-                for (digit, dots) in dots[..strips.digits].iter().enumerate() {
-                    let sums = &mut sums[digit / strips.per_vector * stride + tile];
-                    add_dots(dots, strips.biases[n][digit], strips.factors[n][digit], sums);
+                for (digit, dots) in dots[..x.digits()].iter().enumerate() {
+                    let sums = &mut sums[digit / x.per_vector() * stride + tile];
+                    add_dots(dots, digits.biases[digit], digits.factors[digit], sums);
                 }
             }
         }

@@ -48,7 +48,7 @@ pub(super) fn planes(
                 let range = first..(first + VECTORS_AT_ONCE).min(vectors);
                 let sums = &mut sums[..range.len()];
                 sums.fill(RowSums::ZERO);
-                kernels.planes(tiles, item / per_block, item % per_block, x, range.clone(), sums);
+                kernels.planes(tiles, item / per_block, item % per_block, x.batch(range.clone()), sums);
                 for (vector, sums) in range.zip(sums) {
                     let start = vector * rows + first_row;
                     // SAFETY: the rows of a row tile belong to one item.
@@ -100,7 +100,7 @@ pub(super) fn trellis(
             let sums = unsafe { sums.part(item * stride..item * stride + vectors.len() * packing.tiles()) };
             sums.fill(RowSums::ZERO);
             if !vectors.is_empty() {
-                kernels.trellis(term, i, blocks, x, vectors, sums);
+                kernels.trellis(term, i, blocks, x.batch(vectors), sums);
             }
         }
     });

@@ -39,9 +39,8 @@ fn dot_row_tile(
     stride: usize,
     left: usize,
     dots: &mut [RowDots],
-    dots_stride: usize,
 ) -> usize {
-    dispatch!(planes, left, dot(lines, values, stride, dots, dots_stride), [4, 3, 2, 1])
+    dispatch!(planes, left, dot(lines, values, stride, dots), [4, 3, 2, 1])
 }
 
 #[target_feature(enable = "neon")]
@@ -50,7 +49,6 @@ fn dot<const PLANES: usize, const VECTORS: usize>(
     values: &[i8],
     stride: usize,
     dots: &mut [RowDots],
-    dots_stride: usize,
 ) -> usize {
     let tiles = lines.as_chunks::<PLANES>().0;
     // The last read ends with the last tile of the last vector.
@@ -81,7 +79,7 @@ fn dot<const PLANES: usize, const VECTORS: usize>(
             });
         }
         for (vector, [low, high]) in sums.into_iter().enumerate() {
-            let out = &mut dots[vector * dots_stride].0[4 * quarter..][..4];
+            let out = &mut dots[vector].0[4 * quarter..][..4];
             // SAFETY: `out` is four numbers.
             unsafe { vst1q_s32(out.as_mut_ptr(), vpaddq_s32(low, high)) };
         }

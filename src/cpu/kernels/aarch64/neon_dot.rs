@@ -40,9 +40,8 @@ fn dot_row_tile(
     stride: usize,
     left: usize,
     dots: &mut [RowDots],
-    dots_stride: usize,
 ) -> usize {
-    dispatch!(planes, left, dot(lines, values, stride, dots, dots_stride), [16, 12, 8, 6, 4, 3, 2, 1])
+    dispatch!(planes, left, dot(lines, values, stride, dots), [16, 12, 8, 6, 4, 3, 2, 1])
 }
 
 #[target_feature(enable = "neon,dotprod")]
@@ -51,14 +50,13 @@ fn dot<const PLANES: usize, const VECTORS: usize>(
     values: &[i8],
     stride: usize,
     dots: &mut [RowDots],
-    dots_stride: usize,
 ) -> usize {
     let tiles = lines.as_chunks::<PLANES>().0;
     if VECTORS < 4 {
-        dot_quarters::<PLANES, VECTORS, 4>(tiles, 0, values, stride, dots, dots_stride);
+        dot_quarters::<PLANES, VECTORS, 4>(tiles, 0, values, stride, dots);
     } else {
         for quarter in 0..4 {
-            dot_quarters::<PLANES, VECTORS, 1>(tiles, quarter, values, stride, dots, dots_stride);
+            dot_quarters::<PLANES, VECTORS, 1>(tiles, quarter, values, stride, dots);
         }
     }
     VECTORS
@@ -73,7 +71,6 @@ fn dot_quarters<const PLANES: usize, const VECTORS: usize, const QUARTERS: usize
     values: &[i8],
     stride: usize,
     dots: &mut [RowDots],
-    dots_stride: usize,
 ) {
     // The last read ends with the last tile of the last vector.
     assert!(values.len() >= (VECTORS - 1) * stride + tiles.len() * TILE_COLS);
@@ -93,7 +90,7 @@ fn dot_quarters<const PLANES: usize, const VECTORS: usize, const QUARTERS: usize
         });
     }
     for (vector, sums) in sums.iter().enumerate() {
-        let out = dots[vector * dots_stride].0[4 * first..].as_chunks_mut().0;
+        let out = dots[vector].0[4 * first..].as_chunks_mut().0;
         for (out, sum) in out.iter_mut().zip(sums) {
             let out: &mut [i32; 4] = out;
             // SAFETY: `out` is four numbers.

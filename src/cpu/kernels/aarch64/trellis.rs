@@ -7,28 +7,22 @@
 
 use super::super::trellis::{BYTES, COARSE_CODES, FINE_CODES, NIBBLE_TABLES, pieces, with_following};
 use super::super::unroll::{dispatch_code, each};
-use crate::codec::term::trellis::{COARSE_BITS, Code};
-use crate::cpu::strips::{PERIOD, Packing};
+use crate::codec::term::trellis::COARSE_BITS;
+use crate::cpu::strips::{Bundle, PERIOD};
 use crate::cpu::tiles::Line;
 use std::arch::aarch64::*;
 
 /// The codes of one register's groups, as [`generic`](super::super::trellis::decode_bundle) has them.
 #[target_feature(enable = "neon")]
-pub(super) fn decode_bundle(lines: &[Line], code: Code, packing: Packing, codes: &mut [Line], stride: usize) {
-    dispatch_code!(code, decode(lines, code, packing, codes, stride))
+pub(super) fn decode_bundle(bundle: Bundle, codes: &mut [Line], stride: usize) {
+    dispatch_code!(bundle.code, decode(bundle, codes, stride))
 }
 
 #[target_feature(enable = "neon")]
-fn decode<const BITS: usize, const STATE: usize>(
-    lines: &[Line],
-    code: Code,
-    packing: Packing,
-    codes: &mut [Line],
-    stride: usize,
-) {
+fn decode<const BITS: usize, const STATE: usize>(bundle: Bundle, codes: &mut [Line], stride: usize) {
     assert!(codes.len() > (PERIOD - 1) * stride);
-    let tables = NIBBLE_TABLES.of(code);
-    let lines = with_following(lines, BITS, packing);
+    let tables = NIBBLE_TABLES.of(bundle.code);
+    let lines = with_following(bundle, BITS);
     let codes_of_indices = code_tables::<BITS>();
     for quarter in 0..4 {
         let mut nibbles = [vdupq_n_u8(0); 2 * BYTES];
@@ -77,8 +71,8 @@ fn look_up<const BITS: usize>(codes: [uint8x16x4_t; 2], index: uint8x16_t) -> ui
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::trellis::assert_codes_of_indices;
     use super::*;
-    use crate::codec::term::trellis::{COARSE_MAGNITUDES, FINE_MAGNITUDES};
 
     /// Every byte as [`look_up`] gets it.
     #[target_feature(enable = "neon")]
@@ -97,13 +91,6 @@ mod tests {
     #[test]
     fn every_value_is_found() {
         // SAFETY: every processor of the target has NEON.
-        let (coarse, fine) = unsafe { (all_codes::<2>(), all_codes::<3>()) };
-        for n in 0..128 {
-            let [low, high] = [i16::from(COARSE_MAGNITUDES[n % 64]), i16::from(FINE_MAGNITUDES[n])];
-            let sign = if n < 64 { 1 } else { -1 };
-            assert_eq!(i16::from(coarse[n]) - 128, sign * low, "{n}");
-            assert_eq!(i16::from(fine[n]) - 128, high, "{n}");
-            assert_eq!(i16::from(fine[n + 128]) - 128, -high, "{n}");
-        }
+        unsafe { assert_codes_of_indices(all_codes::<2>(), all_codes::<3>()) }
     }
 }

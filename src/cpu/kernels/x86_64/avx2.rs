@@ -32,9 +32,8 @@ fn dot_row_tile(
     stride: usize,
     left: usize,
     dots: &mut [RowDots],
-    dots_stride: usize,
 ) -> usize {
-    dispatch!(planes, left, dot(lines, values, stride, dots, dots_stride), [4, 3, 2, 1])
+    dispatch!(planes, left, dot(lines, values, stride, dots), [4, 3, 2, 1])
 }
 
 #[target_feature(enable = "avx2")]
@@ -43,7 +42,6 @@ fn dot<const PLANES: usize, const VECTORS: usize>(
     values: &[i8],
     stride: usize,
     dots: &mut [RowDots],
-    dots_stride: usize,
 ) -> usize {
     let tiles = lines.as_chunks::<PLANES>().0;
     // The last read is four bytes at the end of the last tile of the last vector.
@@ -63,7 +61,7 @@ fn dot<const PLANES: usize, const VECTORS: usize>(
             });
         }
         for (vector, sum) in sums.iter().enumerate() {
-            let out = &mut dots[vector * dots_stride];
+            let out = &mut dots[vector];
             // SAFETY: eight of the sixteen numbers of `out`.
             unsafe { _mm256_storeu_si256(out.0[half * TILE_ROWS / 2..].as_mut_ptr().cast(), *sum) };
         }

@@ -27,17 +27,9 @@ const FEW_DIGITS: usize = 3;
 
 /// As [`planes_by_blocks`]; with few digits, neighbouring blocks with as many planes in one go.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni")]
-fn planes(
-    tiles: &PlaneTiles,
-    i: usize,
-    row_tile: usize,
-    x: &Activations,
-    vectors: Range<usize>,
-    sums: &mut [RowSums],
-) {
-    let digits = vectors.len() * x.digits;
-    if digits > FEW_DIGITS {
-        planes_by_blocks(tiles, i, row_tile, x, vectors, sums);
+fn planes(tiles: &PlaneTiles, i: usize, row_tile: usize, x: Batch, sums: &mut [RowSums]) {
+    if x.digits() > FEW_DIGITS {
+        planes_by_blocks(tiles, i, row_tile, x, sums);
         return;
     }
     let layout = tiles.layout();
@@ -48,8 +40,8 @@ fn planes(
         let planes = planes_of(j);
         let end = (j + 1..blocks).find(|j| planes_of(*j) != planes).unwrap_or(blocks);
         if planes > 0 {
-            let run = BlockRun { i, row_tile, blocks: j..end, first_digit: vectors.start * x.digits };
-            dispatch!(planes, digits, planes_run(tiles, run, x, sums), [3, 2, 1]);
+            let run = BlockRun { i, row_tile, blocks: j..end };
+            dispatch!(planes, x.digits(), planes_run(tiles, run, x, sums), [3, 2, 1]);
         }
         j = end;
     }
@@ -60,19 +52,17 @@ struct BlockRun {
     i: usize,
     row_tile: usize,
     blocks: Range<usize>,
-    first_digit: usize,
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn planes_run<const PLANES: usize, const DIGITS: usize>(
     tiles: &PlaneTiles,
     run: BlockRun,
-    x: &Activations,
+    x: Batch,
     sums: &mut [RowSums],
 ) {
     let layout = tiles.layout();
     let (lines, offsets) = tiles.band(run.i, run.row_tile);
-    let all_blocks = layout.block_cols();
     let offset = 1 - (1i32 << PLANES);
     for j in run.blocks {
         let block = layout.block_at(run.i, j);
@@ -80,16 +70,14 @@ fn planes_run<const PLANES: usize, const DIGITS: usize>(
         let half_steps = tiles.half_steps(block, run.row_tile);
         // SAFETY: sixteen numbers.
         let half_steps = unsafe { _mm512_loadu_ps(half_steps.as_ptr()) };
-        let values = &x.values[run.first_digit * x.stride + x.starts[j]..];
-        let dots = dot_registers::<PLANES, DIGITS>(lines, values, x.stride);
-        for (n, dots) in dots.into_iter().enumerate() {
-            let digit = run.first_digit + n;
-            let (scale, sum) = (x.scales[digit * all_blocks + j], x.sums[digit * all_blocks + j]);
-            let levels = _mm512_add_epi32(_mm512_slli_epi32::<1>(dots), _mm512_set1_epi32(offset * sum));
-            let factor = _mm512_mul_ps(half_steps, _mm512_set1_ps(scale));
+        let dots = dot_registers::<PLANES, DIGITS>(lines, x.values(0, j, 0), x.stride());
+        for (digit, dots) in dots.into_iter().enumerate() {
+            let bias = _mm512_set1_epi32(offset * x.sum(digit, j));
+            let levels = _mm512_add_epi32(_mm512_slli_epi32::<1>(dots), bias);
+            let factor = _mm512_mul_ps(half_steps, _mm512_set1_ps(x.scale(digit, j)));
             let share = _mm512_mul_ps(_mm512_cvtepi32_ps(levels), factor);
             // Either one digit a vector, or all are one vector's.
-            let sums = &mut sums[if x.digits == 1 { n } else { 0 }];
+            let sums = &mut sums[if x.per_vector() == 1 { digit } else { 0 }];
             // SAFETY: `sums` is 64 aligned bytes.
             unsafe {
                 let sum = _mm512_load_ps(sums.0.as_ptr());
@@ -101,18 +89,11 @@ fn planes_run<const PLANES: usize, const DIGITS: usize>(
 
 /// As [`trellis_by_blocks`]; with few digits, without a way through memory.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni")]
-fn trellis(
-    term: &TrellisStrips,
-    i: usize,
-    blocks: Range<usize>,
-    x: &Activations,
-    vectors: Range<usize>,
-    sums: &mut [RowSums],
-) {
-    if adds_strips(Packing::new(term.layout().row_range(i).len()), vectors.len() * x.digits) {
-        add_strips(term, i, blocks, x, vectors, sums);
+fn trellis(term: &TrellisStrips, i: usize, blocks: Range<usize>, x: Batch, sums: &mut [RowSums]) {
+    if adds_strips(Packing::new(term.layout().row_range(i).len()), x) {
+        add_strips(term, i, blocks, x, sums);
     } else {
-        trellis_by_blocks(term, i, blocks, x, vectors, sums);
+        trellis_by_blocks(term, i, blocks, x, sums);
     }
 }
 
@@ -125,9 +106,8 @@ fn dot_row_tile(
     stride: usize,
     left: usize,
     dots: &mut [RowDots],
-    dots_stride: usize,
 ) -> usize {
-    dispatch!(planes, left, dot(lines, values, stride, dots, dots_stride), [16, 12, 8, 6, 4, 3, 2, 1])
+    dispatch!(planes, left, dot(lines, values, stride, dots), [16, 12, 8, 6, 4, 3, 2, 1])
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -136,11 +116,10 @@ fn dot<const PLANES: usize, const VECTORS: usize>(
     values: &[i8],
     stride: usize,
     dots: &mut [RowDots],
-    dots_stride: usize,
 ) -> usize {
     for (vector, sum) in dot_registers::<PLANES, VECTORS>(lines, values, stride).into_iter().enumerate() {
         // SAFETY: it stores 64 aligned bytes.
-        unsafe { _mm512_store_si512(dots[vector * dots_stride].0.as_mut_ptr().cast(), sum) };
+        unsafe { _mm512_store_si512(dots[vector].0.as_mut_ptr().cast(), sum) };
     }
     VECTORS
 }

@@ -7,8 +7,8 @@
 
 use super::super::trellis::{BYTES, NIBBLE_TABLES, pieces, with_following};
 use super::super::unroll::{dispatch_code, each};
-use crate::codec::term::trellis::{COARSE_BITS, COARSE_MAGNITUDES, Code, FINE_MAGNITUDES};
-use crate::cpu::strips::{PERIOD, Packing};
+use crate::codec::term::trellis::{COARSE_BITS, COARSE_MAGNITUDES, FINE_MAGNITUDES};
+use crate::cpu::strips::{Bundle, PERIOD};
 use crate::cpu::tiles::Line;
 use std::arch::x86_64::*;
 
@@ -31,21 +31,15 @@ const fn tables<const N: usize>(magnitudes: &[i8]) -> Tables<N> {
 
 /// The codes of one register's groups, as [`generic`](super::super::trellis::decode_bundle) has them.
 #[target_feature(enable = "avx2")]
-pub(super) fn decode_bundle(lines: &[Line], code: Code, packing: Packing, codes: &mut [Line], stride: usize) {
-    dispatch_code!(code, decode(lines, code, packing, codes, stride))
+pub(super) fn decode_bundle(bundle: Bundle, codes: &mut [Line], stride: usize) {
+    dispatch_code!(bundle.code, decode(bundle, codes, stride))
 }
 
 #[target_feature(enable = "avx2")]
-fn decode<const BITS: usize, const STATE: usize>(
-    lines: &[Line],
-    code: Code,
-    packing: Packing,
-    codes: &mut [Line],
-    stride: usize,
-) {
+fn decode<const BITS: usize, const STATE: usize>(bundle: Bundle, codes: &mut [Line], stride: usize) {
     assert!(codes.len() > (PERIOD - 1) * stride);
-    let tables = NIBBLE_TABLES.of(code);
-    let lines = with_following(lines, BITS, packing);
+    let tables = NIBBLE_TABLES.of(bundle.code);
+    let lines = with_following(bundle, BITS);
     let low = _mm256_set1_epi8(0x0f);
     for half in 0..2 {
         let mut nibbles = [_mm256_setzero_si256(); 2 * BYTES];
@@ -110,6 +104,7 @@ fn look_up<const N: usize>(tables: &Tables<N>, mut index: __m256i) -> __m256i {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::trellis::assert_codes_of_indices;
     use super::*;
 
     /// Every byte as [`codes_of`] gets it.
@@ -132,13 +127,6 @@ mod tests {
             return;
         }
         // SAFETY: AVX2 was detected.
-        let (coarse, fine) = unsafe { (all_codes::<2>(), all_codes::<3>()) };
-        for n in 0..128 {
-            let [low, high] = [i16::from(COARSE_MAGNITUDES[n % 64]), i16::from(FINE_MAGNITUDES[n])];
-            let sign = if n < 64 { 1 } else { -1 };
-            assert_eq!(i16::from(coarse[n]) - 128, sign * low, "{n}");
-            assert_eq!(i16::from(fine[n]) - 128, high, "{n}");
-            assert_eq!(i16::from(fine[n + 128]) - 128, -high, "{n}");
-        }
+        unsafe { assert_codes_of_indices(all_codes::<2>(), all_codes::<3>()) }
     }
 }

@@ -5,12 +5,12 @@
 //! seven bits up. From 3 bits on the eighth is the sign.
 
 use super::super::RowSums;
-use super::super::trellis::{COARSE_CODES, DecodedStrips, FINE_CODES, PerCode, pieces};
+use super::super::trellis::{COARSE_CODES, DecodedStrips, FINE_CODES, PerCode, StripDigits, pieces};
 use super::super::unroll::{dispatch_code, dispatch_vectors, each, per_code};
 use crate::codec::term::trellis::{COARSE_BITS, Code, STRIP};
-use crate::cpu::activations::Activations;
-use crate::cpu::strips::{BIAS, FOLLOWING, PERIOD, Packing, Strip, TrellisStrips};
-use crate::cpu::tiles::{GROUP, GROUPS, Line, TILE_COLS, TILE_ROWS};
+use crate::cpu::activations::Batch;
+use crate::cpu::strips::{BIAS, Bundle, FOLLOWING, PERIOD, Packing, Strip, TrellisStrips};
+use crate::cpu::tiles::{GROUP, GROUPS, Line, TILE_ROWS};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -103,18 +103,13 @@ fn bytes<const BITS: usize>(lines: &[Line], next_lane: Option<__m512i>, n: usize
 
 /// The codes of one register's groups, as [`generic`](super::super::trellis::decode_bundle) has them.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,gfni")]
-pub(super) fn decode_bundle(lines: &[Line], code: Code, packing: Packing, codes: &mut [Line], stride: usize) {
-    dispatch_code!(code, decode(lines, code, packing, codes, stride))
+pub(super) fn decode_bundle(bundle: Bundle, codes: &mut [Line], stride: usize) {
+    dispatch_code!(bundle.code, decode(bundle, codes, stride))
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,gfni")]
-fn decode<const BITS: usize, const STATE: usize>(
-    lines: &[Line],
-    code: Code,
-    packing: Packing,
-    codes: &mut [Line],
-    stride: usize,
-) {
+fn decode<const BITS: usize, const STATE: usize>(bundle: Bundle, codes: &mut [Line], stride: usize) {
+    let Bundle { lines, code, packing } = bundle;
     let decoder = Decoder::<BITS, STATE>::new(code);
     let next_lane =
         packing.is_full().then(|| load(&NEXT_LANE[(TILE_ROWS / packing.groups()).trailing_zeros() as usize]));
@@ -130,42 +125,9 @@ fn decode<const BITS: usize, const STATE: usize>(
 /// The most digits that a strip is multiplied with as it is decoded.
 const FEW: usize = 4;
 
-/// Up to [`FEW`] digits of the vectors that a strip is to be multiplied with.
-struct FewDigits<'a> {
-    /// The digits' values from the strip's first column on, `stride` apart.
-    values: &'a [i8],
-    stride: usize,
-    count: usize,
-    /// Digits of each vector.
-    per_vector: usize,
-    /// What is taken away from the strip's product with a digit, and what multiplies the rest.
-    biases: [i32; FEW],
-    factors: [f32; FEW],
-}
-
-impl<'a> FewDigits<'a> {
-    /// Some digits of `x` for a strip at column `col` of these, in block column `j`.
-    #[inline(always)]
-    fn new(x: &'a Activations, j: usize, col: usize, digits: Range<usize>, scale: f32) -> Self {
-        let mut few = Self {
-            values: &x.values[digits.start * x.stride + col..],
-            stride: x.stride,
-            count: digits.len(),
-            per_vector: x.digits,
-            biases: [0; FEW],
-            factors: [0.0; FEW],
-        };
-        for (n, digit) in digits.enumerate() {
-            few.biases[n] = x.tile_sums[digit * x.tiles() + col / TILE_COLS] * BIAS;
-            few.factors[n] = scale * x.scales[digit * x.starts.len() + j];
-        }
-        few
-    }
-}
-
-/// Whether [`add_strips`] can be had for so many digits.
-pub(super) fn adds_strips(packing: Packing, digits: usize) -> bool {
-    digits <= FEW && packing.is_full() && packing.groups() == 1
+/// Whether [`add_strips`] can be had for these vectors.
+pub(super) fn adds_strips(packing: Packing, x: Batch) -> bool {
+    x.digits() <= FEW && packing.is_full() && packing.groups() == 1
 }
 
 /// Few digits: a strip's products are made as it is decoded.
@@ -174,15 +136,13 @@ pub(super) fn add_strips(
     term: &TrellisStrips,
     i: usize,
     blocks: Range<usize>,
-    x: &Activations,
-    vectors: Range<usize>,
+    x: Batch,
     sums: &mut [RowSums],
 ) {
-    let digits = vectors.start * x.digits..vectors.end * x.digits;
     for j in blocks {
         for (first, strip) in term.block_strips(i, j) {
-            let digits = FewDigits::new(x, j, x.starts[j] + first, digits.clone(), strip.scale);
-            add_strip(&strip, &digits, sums);
+            let digits = StripDigits::new(x, j, first, strip.scale, BIAS);
+            add_strip(&strip, x, &digits, sums);
         }
     }
 }
@@ -190,27 +150,33 @@ pub(super) fn add_strips(
 /// Adds the products of a strip with full lanes and one to [`FEW`] digits to the sums of each vector's tiles, decoded in
 /// registers.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,gfni")]
-fn add_strip(strip: &Strip, digits: &FewDigits, sums: &mut [RowSums]) {
-    assert!(digits.count > 0 && adds_strips(strip.packing, digits.count));
-    assert!(digits.values.len() >= (digits.count - 1) * digits.stride + STRIP);
-    assert!(sums.len() >= digits.count.div_ceil(digits.per_vector) * PERIOD);
-    dispatch_code!(strip.code, add_code(strip, digits, sums))
+fn add_strip(strip: &Strip, x: Batch, digits: &StripDigits<FEW>, sums: &mut [RowSums]) {
+    assert!(x.digits() > 0 && adds_strips(strip.packing, x));
+    assert!(digits.values.len() >= (x.digits() - 1) * x.stride() + STRIP);
+    assert!(sums.len() >= x.vectors() * PERIOD);
+    dispatch_code!(strip.code, add_code(strip, x, digits, sums))
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,gfni")]
-fn add_code<const BITS: usize, const STATE: usize>(strip: &Strip, digits: &FewDigits, sums: &mut [RowSums]) {
-    match digits.count {
-        1 => add::<BITS, STATE, 1>(strip, digits, sums),
-        2 => add::<BITS, STATE, 2>(strip, digits, sums),
-        3 => add::<BITS, STATE, 3>(strip, digits, sums),
-        _ => add::<BITS, STATE, 4>(strip, digits, sums),
+fn add_code<const BITS: usize, const STATE: usize>(
+    strip: &Strip,
+    x: Batch,
+    digits: &StripDigits<FEW>,
+    sums: &mut [RowSums],
+) {
+    match x.digits() {
+        1 => add::<BITS, STATE, 1>(strip, x, digits, sums),
+        2 => add::<BITS, STATE, 2>(strip, x, digits, sums),
+        3 => add::<BITS, STATE, 3>(strip, x, digits, sums),
+        _ => add::<BITS, STATE, 4>(strip, x, digits, sums),
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,gfni")]
 fn add<const BITS: usize, const STATE: usize, const DIGITS: usize>(
     strip: &Strip,
-    digits: &FewDigits,
+    x: Batch,
+    digits: &StripDigits<FEW>,
     sums: &mut [RowSums],
 ) {
     let decoder = Decoder::<BITS, STATE>::new(strip.code);
@@ -223,7 +189,7 @@ fn add<const BITS: usize, const STATE: usize, const DIGITS: usize>(
                 *dot = _mm512_set1_epi32(-bias);
             }
         }
-        for (group, lines) in strip.bundles().enumerate() {
+        for (group, Bundle { lines, .. }) in strip.bundles().enumerate() {
             assert!(lines.len() >= 2 * BITS);
             if QUARTER == 0 {
                 // All lines once in their order, which the hardware knows how to go on from.
@@ -231,23 +197,23 @@ fn add<const BITS: usize, const STATE: usize, const DIGITS: usize>(
                     _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).cast());
                 }
             }
-            let mut x = [_mm512_setzero_si512(); DIGITS];
-            for (digit, x) in x.iter_mut().enumerate() {
-                let at = digit * digits.stride + group * GROUP;
+            let mut four = [_mm512_setzero_si512(); DIGITS];
+            for (digit, four) in four.iter_mut().enumerate() {
+                let at = digit * x.stride() + group * GROUP;
                 // SAFETY: four bytes inside `values`, by the caller's assertion: a strip has eight groups at most.
-                *x = _mm512_set1_epi32(unsafe { digits.values.as_ptr().add(at).cast::<i32>().read_unaligned() });
+                *four = _mm512_set1_epi32(unsafe { digits.values.as_ptr().add(at).cast::<i32>().read_unaligned() });
             }
             each!(S in [0 1 2 3] {
                 let at = BITS * (4 * QUARTER + S);
                 let codes = decoder.codes(bytes::<BITS>(lines, next_lane, at / 8), at % 8);
-                for (dot, x) in dots[S].iter_mut().zip(x) {
-                    *dot = _mm512_dpbusd_epi32(*dot, codes, x);
+                for (dot, four) in dots[S].iter_mut().zip(four) {
+                    *dot = _mm512_dpbusd_epi32(*dot, codes, four);
                 }
             });
         }
         for (s, dots) in dots.iter().enumerate() {
             for (digit, dot) in dots.iter().enumerate() {
-                let tile = digit / digits.per_vector * PERIOD + 4 * QUARTER + s;
+                let tile = digit / x.per_vector() * PERIOD + 4 * QUARTER + s;
                 let share = _mm512_mul_ps(_mm512_cvtepi32_ps(*dot), _mm512_set1_ps(digits.factors[digit]));
                 // SAFETY: one of `sums`, by the caller's assertion, which are 64 aligned bytes each.
                 unsafe {
@@ -262,11 +228,12 @@ fn add<const BITS: usize, const STATE: usize, const DIGITS: usize>(
 /// Adds the products of one tile of decoded strips with all their digits to the vectors' sums, `stride` apart.
 #[target_feature(enable = "avx512f,avx512vnni")]
 pub(super) fn multiply_tile(strips: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
+    let (all, per_vector) = (strips.x.digits(), strips.x.per_vector());
     let mut taken = 0;
-    while taken < strips.digits {
-        let left = strips.digits - taken;
-        let sums = &mut sums[taken / strips.per_vector * stride..];
-        taken += match strips.per_vector {
+    while taken < all {
+        let left = all - taken;
+        let sums = &mut sums[taken / per_vector * stride..];
+        taken += match per_vector {
             1 => dispatch_vectors!(1, left, multiply(strips, tile, taken, sums, stride), [8, 6, 4, 3, 2, 1]),
             3 => dispatch_vectors!(3, left, multiply(strips, tile, taken, sums, stride), [9, 6, 3]),
             digits => unreachable!("{digits} digits of a vector"),
@@ -288,10 +255,11 @@ fn multiply<const PER_VECTOR: usize, const COUNT: usize>(
         // SAFETY: sixteen sums are 64 aligned bytes.
         *held = unsafe { _mm512_load_ps(sums[vector * stride + tile].0.as_ptr()) };
     }
-    for (n, codes) in strips.codes.iter().enumerate() {
-        let (biases, factors) = (&strips.biases[n][first..][..COUNT], &strips.factors[n][first..][..COUNT]);
-        let values = &strips.values(n)[first * strips.stride..];
-        assert!(values.len() >= (COUNT - 1) * strips.stride + STRIP);
+    let x_stride = strips.x.stride();
+    for (codes, digits) in strips.codes.iter().zip(&strips.digits) {
+        let (biases, factors) = (&digits.biases[first..][..COUNT], &digits.factors[first..][..COUNT]);
+        let values = &digits.values[first * x_stride..];
+        assert!(values.len() >= (COUNT - 1) * x_stride + STRIP);
         let mut dots = [_mm512_setzero_si512(); COUNT];
         for (dots, bias) in dots.iter_mut().zip(biases) {
             *dots = _mm512_set1_epi32(-bias);
@@ -299,7 +267,7 @@ fn multiply<const PER_VECTOR: usize, const COUNT: usize>(
         for (group, line) in codes[tile * GROUPS..][..GROUPS].iter().enumerate() {
             let codes = load(line);
             for (digit, dots) in dots.iter_mut().enumerate() {
-                let at = digit * strips.stride + group * GROUP;
+                let at = digit * x_stride + group * GROUP;
                 // SAFETY: four bytes inside `values`, by the assertion above.
                 let x = unsafe { values.as_ptr().add(at).cast::<i32>().read_unaligned() };
                 *dots = _mm512_dpbusd_epi32(*dots, codes, _mm512_set1_epi32(x));
