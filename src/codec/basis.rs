@@ -15,12 +15,27 @@ pub fn coordinate(index: usize, len: usize) -> f64 {
     (2 * index + 1) as f64 / len as f64 - 1.0
 }
 
+/// `t`, `cos(pi t)`, `cos(2 pi t)` of an axis.
+type AxisFunctions = [f64; 3];
+
+fn of_axis(t: f64) -> AxisFunctions {
+    [t, (PI * t).cos(), (2.0 * PI * t).cos()]
+}
+
+/// Those of all places of an axis.
+fn axis(len: usize) -> Vec<AxisFunctions> {
+    (0..len).map(|index| of_axis(coordinate(index, len))).collect()
+}
+
+fn combined([y, cos_y, cos_2y]: AxisFunctions, [x, cos_x, cos_2x]: AxisFunctions) -> [f64; FUNCTIONS] {
+    let squared = x * x + y * y;
+    [1.0, squared.sqrt(), squared, cos_x, cos_y, cos_2x, cos_2y, cos_x * cos_y]
+}
+
 /// The basis functions at a point of the block:
 /// `1, d, d^2, cos(pi x), cos(pi y), cos(2 pi x), cos(2 pi y), cos(pi x) cos(pi y)` with `d = sqrt(x^2 + y^2)`.
 pub fn functions(y: f64, x: f64) -> [f64; FUNCTIONS] {
-    let squared = x * x + y * y;
-    let (cx, cy) = ((PI * x).cos(), (PI * y).cos());
-    [1.0, squared.sqrt(), squared, cx, cy, (2.0 * PI * x).cos(), (2.0 * PI * y).cos(), cx * cy]
+    combined(of_axis(y), of_axis(x))
 }
 
 /// The weights that eight parameters generate at the given `(row, column)` positions of a block.
@@ -88,10 +103,12 @@ impl Basis {
     /// `d <g, weights> / d theta` of one block: the inner products of each function with `g` (`height x width`).
     pub fn gradient(&self, block: Block, g: &[f32]) -> [f32; FUNCTIONS] {
         let mut gradient = [0.0; FUNCTIONS];
-        for (n, g) in g.iter().enumerate() {
-            let (row, col) = (n / block.width, n % block.width);
-            let phi = functions(coordinate(row, block.height), coordinate(col, block.width));
-            gradient.iter_mut().zip(phi).for_each(|(sum, phi)| *sum += phi * f64::from(*g));
+        let xs = axis(block.width);
+        for (y, g) in axis(block.height).iter().zip(g.chunks_exact(block.width)) {
+            for (x, g) in xs.iter().zip(g) {
+                let phi = combined(*y, *x);
+                gradient.iter_mut().zip(phi).for_each(|(sum, phi)| *sum += phi * f64::from(*g));
+            }
         }
         gradient.map(|sum| sum as f32)
     }
@@ -108,10 +125,11 @@ impl Basis {
     /// Adds rows of a block to `out` (`rows.len() x width`).
     pub fn add_rows(&self, block: Block, rows: Range<usize>, out: &mut [f32]) {
         let theta = self.theta(block).map(f64::from);
+        let xs = axis(block.width);
         for (row, out) in rows.zip(out.chunks_exact_mut(block.width)) {
-            let y = coordinate(row, block.height);
-            for (col, out) in out.iter_mut().enumerate() {
-                let phi = functions(y, coordinate(col, block.width));
+            let y = of_axis(coordinate(row, block.height));
+            for (x, out) in xs.iter().zip(out) {
+                let phi = combined(y, *x);
                 *out += phi.iter().zip(&theta).map(|(phi, theta)| phi * theta).sum::<f64>() as f32;
             }
         }
@@ -176,9 +194,8 @@ pub struct Fit {
 impl Fit {
     /// The fit for blocks of `height x width`.
     pub fn new(height: usize, width: usize) -> Self {
-        let phi: Vec<_> = (0..height * width)
-            .map(|n| functions(coordinate(n / width, height), coordinate(n % width, width)))
-            .collect();
+        let (ys, xs) = (axis(height), axis(width));
+        let phi: Vec<_> = ys.iter().flat_map(|y| xs.iter().map(|x| combined(*y, *x))).collect();
         let mut gram = [[0.0; FUNCTIONS]; FUNCTIONS];
         for phi in &phi {
             for a in 0..FUNCTIONS {

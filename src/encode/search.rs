@@ -9,6 +9,7 @@ use crate::codec::term::planes::ScaleGroup;
 use crate::codec::term::sparse::{FORMATS, Format};
 use crate::codec::{BLOCK_EDGES, Layout, Matrix};
 use crate::error::{Error, Result};
+use rayon::prelude::*;
 
 /// Matrices up to this size are tried whole, larger ones on tiles cut out of them.
 const SAMPLE_ELEMENTS: usize = 4 * TILE * TILE;
@@ -139,30 +140,43 @@ pub(super) fn choose(
     };
     let energy = energy(values);
     let target = config.rate.target(values.len(), energy);
-    let mut least = f64::INFINITY;
-    let mut costs: Vec<(f64, Candidate)> = Vec::new();
-    for (preparation, carriers) in candidates {
-        let spectrum = prepare(config, &preparation, values, rows, cols)?;
-        for carrier in carriers {
-            if let (Carrier::Sparse(_, budget), Target::Bits(bits)) = (carrier, target)
-                && sparse::error_of_keeping(&spectrum, most_entries(bits, budget, config.term)) > least
-            {
-                continue;
-            }
-            let Some(trial) = try_out(&spectrum, carrier, target, config.budget)? else { continue };
-            let memory = match config.term {
-                TermChoice::Auto => trial.memory_bits as f64 / MOST_IN_MEMORY,
-                _ => 0.0,
-            };
-            let cost = match target {
-                Target::Bits(bits) if memory > bits as f64 => continue,
-                Target::Bits(_) | Target::PerBlock(_) => trial.squared_error,
-                Target::SquaredError(_) => memory.max(trial.bits as f64),
-            };
-            least = least.min(cost);
-            costs.push((cost, (preparation, carrier)));
+    let cost = |trial: Trial| {
+        let memory = match config.term {
+            TermChoice::Auto => trial.memory_bits as f64 / MOST_IN_MEMORY,
+            _ => 0.0,
+        };
+        match target {
+            Target::Bits(bits) if memory > bits as f64 => None,
+            Target::Bits(_) | Target::PerBlock(_) => Some(trial.squared_error),
+            Target::SquaredError(_) => Some(memory.max(trial.bits as f64)),
         }
+    };
+    let mut costs: Vec<Vec<(f64, Candidate)>> = vec![Vec::new(); candidates.len()];
+    // Sparse terms last: most need not be tried then.
+    for sparse in [false, true] {
+        let least = costs.iter().flatten().fold(f64::INFINITY, |least, (cost, _)| least.min(*cost));
+        let worth = |spectrum: &Spectrum, carrier: &Carrier| match (*carrier, target) {
+            (Carrier::Sparse(_, budget), Target::Bits(bits)) => {
+                sparse::error_of_keeping(spectrum, most_entries(bits, budget, config.term)) <= least
+            }
+            _ => true,
+        };
+        let try_all = |((preparation, carriers), costs): (&(Preparation, Vec<Carrier>), &mut Vec<_>)| {
+            let mut carriers =
+                carriers.iter().filter(|carrier| matches!(carrier, Carrier::Sparse(..)) == sparse).peekable();
+            if carriers.peek().is_none() {
+                return Ok(());
+            }
+            let spectrum = prepare(config, preparation, values, rows, cols)?;
+            for carrier in carriers.filter(|carrier| worth(&spectrum, carrier)) {
+                let trial = try_out(&spectrum, *carrier, target, config.budget)?;
+                costs.extend(trial.and_then(cost).map(|cost| (cost, (*preparation, *carrier))));
+            }
+            Ok::<_, Error>(())
+        };
+        candidates.par_iter().zip(&mut costs).try_for_each(try_all)?;
     }
+    let mut costs = costs.concat();
     let margin = match target {
         Target::SquaredError(_) => LARGE_BLOCK_MARGIN_IN_BYTES,
         Target::Bits(_) | Target::PerBlock(_) => LARGE_BLOCK_MARGIN,

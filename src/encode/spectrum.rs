@@ -5,6 +5,7 @@ use crate::codec::basis::{Basis, FUNCTIONS, Fit};
 use crate::codec::transform::Transform;
 use crate::codec::{Block, Layout};
 use rayon::prelude::*;
+use std::collections::BTreeMap;
 
 /// The coefficients of every block, after the basis term where there is one.
 pub(super) struct Spectrum {
@@ -85,18 +86,15 @@ impl Spectrum {
 
     fn subtract_basis(&mut self) {
         let layout = self.layout;
-        let fits: Vec<Fit> = [(0, 0), (0, 1), (1, 0), (1, 1)]
-            .map(|(last_row, last_col)| {
-                let i = last_row * (layout.block_rows() - 1);
-                let j = last_col * (layout.block_cols() - 1);
-                let block = layout.block_at(i, j);
-                Fit::new(block.height, block.width)
-            })
-            .into();
-        let fit = |block: Block| {
-            let first = layout.block_at(0, 0);
-            &fits[2 * usize::from(block.height != first.height) + usize::from(block.width != first.width)]
-        };
+        // Blocks have four sizes at most: whole, or cut at either border or at both.
+        let mut fits = BTreeMap::new();
+        for i in [0, layout.block_rows() - 1] {
+            for j in [0, layout.block_cols() - 1] {
+                let Block { height, width, .. } = layout.block_at(i, j);
+                fits.entry((height, width)).or_insert_with(|| Fit::new(height, width));
+            }
+        }
+        let fit = |block: Block| &fits[&(block.height, block.width)];
         let theta: Vec<[f32; FUNCTIONS]> = layout
             .iter()
             .collect::<Vec<_>>()
