@@ -23,6 +23,10 @@ const LARGE_BLOCK_MARGIN_IN_BYTES: f64 = 1.0035;
 /// How many times the file's bits a matrix may take in memory, where the encoder chooses the term: products read those.
 /// (At 8 bits of a file all coefficients of a matrix fit into a coded sparse term, which takes 24 in memory.)
 const MOST_IN_MEMORY: f64 = 1.75;
+/// What a part of the coefficients saves of the squared error with another bit, as a multiple of what it keeps.
+const SAVED_BY_A_BIT: f64 = 3.0;
+/// The largest part of a sample that has one number of bits: one of its four largest blocks.
+const LAST_BIT: f64 = 0.25;
 /// Edge of those tiles: the largest block.
 const TILE: usize = 256;
 
@@ -131,8 +135,9 @@ pub(super) fn choose(
     {
         return Ok((*preparation, carrier));
     }
+    let elements = values.len();
     let sample;
-    let (values, rows, cols) = if values.len() > SAMPLE_ELEMENTS {
+    let (values, rows, cols) = if elements > SAMPLE_ELEMENTS {
         sample = tiles(values, rows, cols);
         (&sample.0[..], sample.1, sample.2)
     } else {
@@ -147,7 +152,13 @@ pub(super) fn choose(
         };
         match target {
             Target::Bits(bits) if memory > bits as f64 => None,
-            Target::Bits(_) | Target::PerBlock(_) => Some(trial.squared_error),
+            Target::Bits(bits) => {
+                // What a sample's few blocks or strips leave of the last bit, those of the whole can spend but for as much.
+                let unspent = (bits as f64 - trial.memory_bits as f64) / values.len() as f64;
+                let spendable = unspent.clamp(0.0, LAST_BIT) * (1.0 - values.len() as f64 / elements as f64);
+                Some(trial.squared_error / (1.0 + SAVED_BY_A_BIT * spendable))
+            }
+            Target::PerBlock(_) => Some(trial.squared_error),
             Target::SquaredError(_) => Some(memory.max(trial.bits as f64)),
         }
     };
@@ -192,11 +203,9 @@ pub(super) fn choose(
     costs.retain(|(_, (_, carrier))| !matches!(carrier, Carrier::Trellis(_)));
     if let ((_, (preparation, carrier @ Carrier::Trellis(_))), Some(other)) = (chosen, best_of(&costs)) {
         let spectrum = prepare(config, &preparation, values, rows, cols)?;
-        let real = carry(&spectrum, None, carrier, target)?.map_or(f64::INFINITY, |encoded| match target {
-            Target::Bits(_) | Target::PerBlock(_) => encoded.squared_error,
-            Target::SquaredError(_) => 8.0 * encoded.matrix.plain_size_in_bytes() as f64,
-        });
-        return Ok(if real <= other.0 { (preparation, carrier) } else { other.1 });
+        let encoded = carry(&spectrum, None, carrier, target)?;
+        let real = encoded.and_then(|encoded| cost(Trial::of(&encoded, config.budget)));
+        return Ok(if real.is_some_and(|real| real <= other.0) { (preparation, carrier) } else { other.1 });
     }
     Ok(chosen.1)
 }
@@ -234,6 +243,17 @@ struct Trial {
     memory_bits: usize,
 }
 
+impl Trial {
+    fn of(encoded: &Encoded, budget: Budget) -> Self {
+        let memory_bits = 8 * encoded.matrix.plain_size_in_bytes();
+        let bits = match budget {
+            Budget::File => 8 * encoded.matrix.size_in_bytes(),
+            Budget::Memory => memory_bits,
+        };
+        Self { squared_error: encoded.squared_error, bits, memory_bits }
+    }
+}
+
 /// Tries a carrier: a trellis by its model, since a search for the bits takes long, all others by encoding. `None` when it
 /// cannot reach the target.
 ///
@@ -249,15 +269,7 @@ fn try_out(spectrum: &Spectrum, carrier: Carrier, target: Target, budget: Budget
             memory_bits: bits,
         }));
     }
-    let trial = |Encoded { matrix, squared_error }| {
-        let memory_bits = 8 * matrix.plain_size_in_bytes();
-        let bits = match budget {
-            Budget::File => 8 * matrix.size_in_bytes(),
-            Budget::Memory => memory_bits,
-        };
-        Trial { squared_error, bits, memory_bits }
-    };
-    Ok(carry(spectrum, None, carrier, target)?.map(trial))
+    Ok(carry(spectrum, None, carrier, target)?.map(|encoded| Trial::of(&encoded, budget)))
 }
 
 /// The matrix of a spectrum's basis term and the terms that carry the rest.

@@ -21,8 +21,8 @@ pub(crate) struct Demo {
     /// Model directory
     #[arg(default_value = "models/llama-books")]
     model: PathBuf,
-    /// Bits per weight of the projections
-    #[arg(long, value_name = "B", default_value_t = 4.0)]
+    /// Bits per weight of the projections, all side information counted
+    #[arg(long, value_name = "B", default_value_t = 4.02)]
     bits: f64,
     /// The text to evaluate on
     #[arg(long, value_name = "FILE", default_value = "models/evaluation.txt")]
