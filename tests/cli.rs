@@ -3,8 +3,9 @@
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
+use std::time::Duration;
 use tempfile::TempDir;
 
 const MODEL: &str = "models/llama-books";
@@ -290,6 +291,29 @@ fn generate_continues_a_prompt() {
     assert_ne!(sampled("1"), sampled("2"));
     assert!(fail(&["generate", MODEL, "-p", "x", "--temperature", "0"]).contains("number above 0"));
     assert!(fail(&["generate", "models", "-p", "x"]).contains("tokenizer.json"));
+}
+
+/// A conversion that is interrupted takes back what it had begun to write.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_conversion_leaves_nothing_behind() {
+    let room = tempfile::tempdir().unwrap();
+    let out = room.path().join("out");
+    let names = || std::fs::read_dir(room.path()).unwrap().count();
+    let mut rbe = command(&["compress", MODEL, string(&out), "--bits", "4.02"]);
+    let mut rbe = rbe.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    // It has begun when the hidden name is there, long before it is done.
+    while names() == 0 {
+        assert!(rbe.try_wait().unwrap().is_none(), "done before it was interrupted");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let killed = Command::new("kill").args(["-INT", &rbe.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let output = rbe.wait_with_output().unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(errors.contains("stopped on request; nothing is written"), "{errors}");
+    assert_eq!(names(), 0);
 }
 
 #[test]

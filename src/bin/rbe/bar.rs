@@ -1,9 +1,22 @@
-//! A progress bar on standard error; where that is no terminal, nothing.
+//! A progress bar on standard error; where that is no terminal, nothing. And what an interrupt (Ctrl-C) does meanwhile.
 
 use candle_rbe::archive::Step;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::ops::ControlFlow;
+use std::process;
+use std::sync::Once;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
+
+/// What the process is in the midst of.
+static STATE: AtomicU8 = AtomicU8::new(OTHER);
+const OTHER: u8 = 0;
+/// A conversion, which leaves nothing behind if it is told to stop.
+const CONVERTING: u8 = 1;
+/// A conversion that was told.
+const STOPPING: u8 = 2;
+/// What shells expect of a process that was interrupted.
+const INTERRUPTED: i32 = 130;
 
 pub(crate) struct Bar(ProgressBar);
 
@@ -17,9 +30,22 @@ impl Bar {
         Ok(Self(bar))
     }
 
+    /// Over a conversion, which an interrupt stops at its next [step](Self::step), and a second one at once.
+    pub(crate) fn converting(verb: &'static str) -> anyhow::Result<Self> {
+        static HANDLER: Once = Once::new();
+        let mut set = Ok(());
+        HANDLER.call_once(|| set = ctrlc::set_handler(interrupt));
+        set?;
+        STATE.store(CONVERTING, Ordering::SeqCst);
+        Self::new(verb)
+    }
+
     pub(crate) fn step(&self, step: Step<'_>) -> ControlFlow<()> {
         self.set(step.weights_done, step.weights, step.name.to_owned());
-        ControlFlow::Continue(())
+        match STATE.load(Ordering::SeqCst) {
+            STOPPING => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        }
     }
 
     pub(crate) fn set(&self, done: u64, of: u64, message: String) {
@@ -29,8 +55,16 @@ impl Bar {
     }
 }
 
+fn interrupt() {
+    let told = STATE.compare_exchange(CONVERTING, STOPPING, Ordering::SeqCst, Ordering::SeqCst);
+    if told.is_err() {
+        process::exit(INTERRUPTED);
+    }
+}
+
 impl Drop for Bar {
     fn drop(&mut self) {
+        STATE.store(OTHER, Ordering::SeqCst);
         self.0.finish_and_clear();
     }
 }

@@ -92,7 +92,7 @@ impl Compress {
     ) -> anyhow::Result<CompressReport> {
         let selection = Selection::new(self.include.as_deref(), self.exclude.as_deref())?;
         let options = CompressOptions { selection, overwrite, plain: self.encoder.plain };
-        let bar = Bar::new("compressing")?;
+        let bar = Bar::converting("compressing")?;
         let watch = &mut |step: archive::Step<'_>| bar.step(step);
         let report = match calibration {
             None => archive::compress(&self.input, output, encoder, &options, watch),

@@ -40,7 +40,7 @@ impl Decode {
             DtypeArg::Bf16 => Dtype::BF16,
         });
         let options = DecodeOptions { dtype, overwrite: self.force };
-        let bar = Bar::new("decoding")?;
+        let bar = Bar::converting("decoding")?;
         let report = archive::decode(&self.input, &self.output, &options, &mut |step| bar.step(step))
             .with_context(|| format!("cannot decode {}", self.input.display()))?;
         drop(bar);

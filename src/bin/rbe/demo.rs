@@ -55,7 +55,7 @@ impl Demo {
             selection: Selection::new(Some(PROJECTIONS), None)?,
             ..CompressOptions::default()
         };
-        let bar = Bar::new("compressing")?;
+        let bar = Bar::converting("compressing")?;
         let report =
             archive::compress(&self.model, &compressed, &encoder, &options, &mut |step| bar.step(step))
                 .with_context(|| format!("cannot compress {}", self.model.display()))?;

@@ -30,7 +30,7 @@ pub(crate) struct Prune {
 
 impl Prune {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
-        let bar = Bar::new("pruning")?;
+        let bar = Bar::converting("pruning")?;
         let mut watch = |step: archive::Step<'_>| bar.step(step);
         let against = self.against.as_deref();
         let reports =
