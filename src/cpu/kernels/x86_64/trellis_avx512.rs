@@ -10,7 +10,7 @@ use super::super::unroll::{dispatch_code, dispatch_vectors, each, per_code};
 use crate::codec::term::trellis::{COARSE_BITS, Code, STRIP};
 use crate::cpu::activations::Batch;
 use crate::cpu::strips::{BIAS, Bundle, FOLLOWING, PERIOD, Packing, Strip, TrellisStrips};
-use crate::cpu::tiles::{GROUP, GROUPS, Line, TILE_ROWS};
+use crate::cpu::tiles::{GROUP, GROUPS, Line};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -111,8 +111,7 @@ pub(super) fn decode_bundle(bundle: Bundle, codes: &mut [Line], stride: usize) {
 fn decode<const BITS: usize, const STATE: usize>(bundle: Bundle, codes: &mut [Line], stride: usize) {
     let Bundle { lines, code, packing } = bundle;
     let decoder = Decoder::<BITS, STATE>::new(code);
-    let next_lane =
-        packing.is_full().then(|| load(&NEXT_LANE[(TILE_ROWS / packing.groups()).trailing_zeros() as usize]));
+    let next_lane = packing.is_full().then(|| next_lane(packing.tiles()));
     assert!(lines.len() >= 2 * BITS + if packing.is_full() { 0 } else { FOLLOWING });
     each!(S in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15] {
         let at = BITS * S;
@@ -125,9 +124,9 @@ fn decode<const BITS: usize, const STATE: usize>(bundle: Bundle, codes: &mut [Li
 /// The most digits that a strip is multiplied with as it is decoded.
 const FEW: usize = 4;
 
-/// Whether [`add_strips`] can be had for these vectors.
+/// Whether [`add_strips`] can be had for these vectors: columns of 256, 128 or 64 rows.
 pub(super) fn adds_strips(packing: Packing, x: Batch) -> bool {
-    x.digits() <= FEW && packing.is_full() && packing.groups() == 1
+    x.digits() <= FEW && packing.is_full() && packing.groups() <= 4
 }
 
 /// Few digits: a strip's products are made as it is decoded.
@@ -147,13 +146,12 @@ pub(super) fn add_strips(
     }
 }
 
-/// Adds the products of a strip with full lanes and one to [`FEW`] digits to the sums of each vector's tiles, decoded in
-/// registers.
+/// Adds the products of a strip with one to [`FEW`] digits to the sums of each vector's tiles, decoded in registers.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,gfni")]
 fn add_strip(strip: &Strip, x: Batch, digits: &StripDigits<FEW>, sums: &mut [RowSums]) {
     assert!(x.digits() > 0 && adds_strips(strip.packing, x));
     assert!(digits.values.len() >= (x.digits() - 1) * x.stride() + STRIP);
-    assert!(sums.len() >= x.vectors() * PERIOD);
+    assert!(sums.len() >= x.vectors() * strip.packing.tiles());
     dispatch_code!(strip.code, add_code(strip, x, digits, sums))
 }
 
@@ -164,32 +162,55 @@ fn add_code<const BITS: usize, const STATE: usize>(
     digits: &StripDigits<FEW>,
     sums: &mut [RowSums],
 ) {
-    match x.digits() {
-        1 => add::<BITS, STATE, 1>(strip, x, digits, sums),
-        2 => add::<BITS, STATE, 2>(strip, x, digits, sums),
-        3 => add::<BITS, STATE, 3>(strip, x, digits, sums),
-        _ => add::<BITS, STATE, 4>(strip, x, digits, sums),
+    match (strip.packing.groups(), x.digits()) {
+        (1, 1) => add::<BITS, STATE, true, 1>(strip, x, digits, sums),
+        (1, 2) => add::<BITS, STATE, true, 2>(strip, x, digits, sums),
+        (1, 3) => add::<BITS, STATE, true, 3>(strip, x, digits, sums),
+        (1, _) => add::<BITS, STATE, true, 4>(strip, x, digits, sums),
+        _ => add_side_by_side::<BITS, STATE>(strip, x, digits, sums),
     }
 }
 
+/// As [`add_code`] for columns of less than 256 rows, apart from it: together they are too much for the optimiser.
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,gfni")]
-fn add<const BITS: usize, const STATE: usize, const DIGITS: usize>(
+fn add_side_by_side<const BITS: usize, const STATE: usize>(
     strip: &Strip,
     x: Batch,
     digits: &StripDigits<FEW>,
     sums: &mut [RowSums],
 ) {
+    match x.digits() {
+        1 => add::<BITS, STATE, false, 1>(strip, x, digits, sums),
+        2 => add::<BITS, STATE, false, 2>(strip, x, digits, sums),
+        3 => add::<BITS, STATE, false, 3>(strip, x, digits, sums),
+        _ => add::<BITS, STATE, false, 4>(strip, x, digits, sums),
+    }
+}
+
+/// `ALONE`: a register has one group.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,gfni")]
+fn add<const BITS: usize, const STATE: usize, const ALONE: bool, const DIGITS: usize>(
+    strip: &Strip,
+    x: Batch,
+    digits: &StripDigits<FEW>,
+    sums: &mut [RowSums],
+) {
+    let (groups, tiles) = if ALONE { (1, PERIOD) } else { (strip.packing.groups(), strip.packing.tiles()) };
     let decoder = Decoder::<BITS, STATE>::new(strip.code);
-    let next_lane = Some(load(&NEXT_LANE[TILE_ROWS.trailing_zeros() as usize]));
+    let (next_lane, group_of_lane) = (Some(next_lane(tiles)), group_of_lane(tiles));
+    // Sums over groups that lie side by side are made last; what is taken away is so once.
+    let (of_groups, of_first_group) = (mask16(groups), mask16(tiles));
     // Four rows of each period at a time: their dot products stay in registers.
     each!(QUARTER in [0 1 2 3] {
         let mut dots = [[_mm512_setzero_si512(); DIGITS]; PERIOD / 4];
         for dots in &mut dots {
             for (dot, bias) in dots.iter_mut().zip(digits.biases) {
-                *dot = _mm512_set1_epi32(-bias);
+                let bias = _mm512_set1_epi32(-bias);
+                *dot = if ALONE { bias } else { _mm512_maskz_mov_epi32(of_first_group, bias) };
             }
         }
-        for (group, Bundle { lines, .. }) in strip.bundles().enumerate() {
+        for (n, Bundle { lines, .. }) in strip.bundles().enumerate() {
             assert!(lines.len() >= 2 * BITS);
             if QUARTER == 0 {
                 // All lines once in their order, which the hardware knows how to go on from.
@@ -197,32 +218,82 @@ fn add<const BITS: usize, const STATE: usize, const DIGITS: usize>(
                     _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).cast());
                 }
             }
-            let mut four = [_mm512_setzero_si512(); DIGITS];
-            for (digit, four) in four.iter_mut().enumerate() {
-                let at = digit * x.stride() + group * GROUP;
-                // SAFETY: four bytes inside `values`, by the caller's assertion: a strip has eight groups at most.
-                *four = _mm512_set1_epi32(unsafe { digits.values.as_ptr().add(at).cast::<i32>().read_unaligned() });
+            let mut fours = [_mm512_setzero_si512(); DIGITS];
+            for (digit, fours) in fours.iter_mut().enumerate() {
+                let at = digit * x.stride() + n * groups * GROUP;
+                // SAFETY: four bytes for each group inside `values`, by the caller's assertion: a strip has eight at most.
+                *fours = unsafe {
+                    let four = digits.values.as_ptr().add(at).cast::<i32>();
+                    if ALONE {
+                        _mm512_set1_epi32(four.read_unaligned())
+                    } else {
+                        _mm512_permutexvar_epi32(group_of_lane, _mm512_maskz_loadu_epi32(of_groups, four))
+                    }
+                };
             }
             each!(S in [0 1 2 3] {
                 let at = BITS * (4 * QUARTER + S);
                 let codes = decoder.codes(bytes::<BITS>(lines, next_lane, at / 8), at % 8);
-                for (dot, four) in dots[S].iter_mut().zip(four) {
-                    *dot = _mm512_dpbusd_epi32(*dot, codes, four);
+                for (dot, fours) in dots[S].iter_mut().zip(fours) {
+                    *dot = _mm512_dpbusd_epi32(*dot, codes, fours);
                 }
             });
         }
-        for (s, dots) in dots.iter().enumerate() {
-            for (digit, dot) in dots.iter().enumerate() {
-                let tile = digit / x.per_vector() * PERIOD + 4 * QUARTER + s;
-                let share = _mm512_mul_ps(_mm512_cvtepi32_ps(*dot), _mm512_set1_ps(digits.factors[digit]));
-                // SAFETY: one of `sums`, by the caller's assertion, which are 64 aligned bytes each.
-                unsafe {
-                    let sum = sums.as_mut_ptr().add(tile).cast();
-                    _mm512_store_ps(sum, _mm512_add_ps(_mm512_load_ps(sum), share));
+        if ALONE {
+            for (s, dots) in dots.into_iter().enumerate() {
+                for (digit, dot) in dots.into_iter().enumerate() {
+                    let tile = digit / x.per_vector() * tiles + 4 * QUARTER + s;
+                    add_share(&mut sums[tile], dot, digits.factors[digit]);
+                }
+            }
+        } else {
+            for (digit, factor) in digits.factors[..DIGITS].iter().enumerate() {
+                let first = digit / x.per_vector() * tiles + 4 / groups * QUARTER;
+                let dots = sum_groups(groups, [dots[0][digit], dots[1][digit], dots[2][digit], dots[3][digit]]);
+                for (sums, dot) in sums[first..][..4 / groups].iter_mut().zip(dots) {
+                    add_share(sums, dot, *factor);
                 }
             }
         }
     });
+}
+
+/// `sums += dots * factor`.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn add_share(sums: &mut RowSums, dots: __m512i, factor: f32) {
+    let share = _mm512_mul_ps(_mm512_cvtepi32_ps(dots), _mm512_set1_ps(factor));
+    // SAFETY: sixteen sums are 64 aligned bytes.
+    unsafe {
+        let sums = sums.0.as_mut_ptr();
+        _mm512_store_ps(sums, _mm512_add_ps(_mm512_load_ps(sums), share));
+    }
+}
+
+/// The lowest bits.
+fn mask16(count: usize) -> u16 {
+    ((1u32 << count) - 1) as u16
+}
+
+/// Sums over the groups that lie side by side, of four rows of each period: the first one, two or four are
+/// [tiles](Packing::row), the rest nothing.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn sum_groups(groups: usize, [a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
+    // Of two rows the sums of their halves, side by side.
+    let halves = |a, b| {
+        let (low, high) = (_mm512_shuffle_i64x2::<0x44>(a, b), _mm512_shuffle_i64x2::<0xee>(a, b));
+        _mm512_add_epi32(low, high)
+    };
+    match groups {
+        1 => [a, b, c, d],
+        2 => [halves(a, b), halves(c, d), a, a],
+        _ => {
+            let (ab, cd) = (halves(a, b), halves(c, d));
+            let (even, odd) = (_mm512_shuffle_i64x2::<0x88>(ab, cd), _mm512_shuffle_i64x2::<0xdd>(ab, cd));
+            [_mm512_add_epi32(even, odd), a, a, a]
+        }
+    }
 }
 
 /// Adds the products of one tile of decoded strips with all their digits to the vectors' sums, `stride` apart.
@@ -285,18 +356,25 @@ fn multiply<const PER_VECTOR: usize, const COUNT: usize>(
     COUNT
 }
 
-/// [`Packing::next_lane`] of every lane, for columns of 1, 2, 4, 8 and 16 lanes.
-static NEXT_LANE: [Line; 5] = {
-    let mut lines = [Line([0; 64]); 5];
-    let mut n = 0;
-    while n < 5 {
-        let mut lane = 0;
-        while lane < TILE_ROWS {
-            let lanes = 1 << n;
-            lines[n].0[4 * lane] = (lane / lanes * lanes + (lane + 1) % lanes) as u8;
-            lane += 1;
-        }
-        n += 1;
-    }
-    lines
-};
+/// [`Packing::next_lane`] of every lane.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn next_lane(tiles: usize) -> __m512i {
+    let (lane, last) = (lanes(), _mm512_set1_epi32((tiles as u32 - 1).cast_signed()));
+    let next = _mm512_and_si512(_mm512_add_epi32(lane, _mm512_set1_epi32(1)), last);
+    // The low bits of a lane's number say which period of its group it is, the others which group.
+    _mm512_or_si512(_mm512_andnot_si512(last, lane), next)
+}
+
+/// For every lane which of its register's groups it is of.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn group_of_lane(tiles: usize) -> __m512i {
+    _mm512_srl_epi32(lanes(), _mm_cvtsi32_si128(tiles.trailing_zeros().cast_signed()))
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn lanes() -> __m512i {
+    _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
+}
