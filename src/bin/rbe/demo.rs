@@ -21,9 +21,9 @@ pub(crate) struct Demo {
     /// Model directory
     #[arg(default_value = "models/llama-books")]
     model: PathBuf,
-    /// Bits per weight of the projections, all side information counted
-    #[arg(long, value_name = "B", default_value_t = 4.02)]
-    bits: f64,
+    /// Bits per weight of the projections, all side information counted [default: 4 and room for the scales]
+    #[arg(long, value_name = "B")]
+    bits: Option<f64>,
     /// The text to evaluate on
     #[arg(long, value_name = "FILE", default_value = "models/evaluation.txt")]
     text: PathBuf,
@@ -49,8 +49,8 @@ impl Demo {
         self.layers.apply();
         let room = tempfile::tempdir().context("cannot make a temporary directory")?;
         let compressed = room.path().join("model");
-        let rate = Rate::BitsPerWeight(self.bits);
-        let encoder = Encoder::new(EncoderConfig { rate, ..EncoderConfig::default() })?;
+        let config = self.bits.map_or_else(EncoderConfig::default, |bits| Rate::BitsPerWeight(bits).into());
+        let encoder = Encoder::new(config)?;
         let options = CompressOptions {
             selection: Selection::new(Some(PROJECTIONS), None)?,
             ..CompressOptions::default()

@@ -4,8 +4,7 @@
 //! `n` planes, those of llama-books' projections take `n - 0.1` (2 planes) to `n - 0.9` bits (8). At a finer step with more
 //! planes the same file has a smaller error (`encode` says which).
 
-use super::Planes;
-use crate::codec::bits;
+use super::{Planes, write_masks};
 use crate::codec::entropy::{Counts, LARGEST_RATIO, Lanes, SYMBOLS, Table, chunks, encode, parts};
 use crate::codec::layout::{Block, Layout};
 use crate::codec::payload::{Reader, Writer};
@@ -270,30 +269,6 @@ impl Planes {
     fn chunks(&self) -> Vec<Range<usize>> {
         let size = |block: Block| if self.planes(block) > 0 { block.len() } else { 0 };
         chunks(self.layout.iter().map(size), CHUNK_COEFFICIENTS)
-    }
-}
-
-/// The bit-planes of a block's codes.
-pub(super) fn write_masks(codes: &[u8], block: Block, planes: u8, masks: &mut [u8]) {
-    if planes == 0 {
-        return;
-    }
-    let of_plane = masks.chunks_exact_mut(block.height * block.mask_bytes());
-    for (masks, bit) in of_plane.zip((0..planes).rev()) {
-        let rows = masks.chunks_exact_mut(block.mask_bytes()).zip(codes.chunks_exact(block.width));
-        for (masks, codes) in rows {
-            let (eights, rest) = codes.as_chunks();
-            for (mask, eight) in masks.iter_mut().zip(eights) {
-                *mask = bits::collect(u64::from_le_bytes(*eight) >> bit);
-            }
-            if let [.., last] = masks
-                && !rest.is_empty()
-            {
-                let mut eight = [0; 8];
-                eight[..rest.len()].copy_from_slice(rest);
-                *last = bits::collect(u64::from_le_bytes(eight) >> bit);
-            }
-        }
     }
 }
 

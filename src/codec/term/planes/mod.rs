@@ -83,7 +83,7 @@ impl Planes {
             assert_eq!(quantized.scales.len(), group.scales_in(block));
             scales.extend_from_slice(&quantized.scales);
             let masks = &mut data[starts[block.index]..starts[block.index + 1]];
-            coded::write_masks(&quantized.codes, block, quantized.planes, masks);
+            write_masks(&quantized.codes, block, quantized.planes, masks);
         }
         Self { layout, group, unit, planes, scales, starts, data }
     }
@@ -296,6 +296,30 @@ fn starts(layout: Layout, planes: &[u8]) -> Vec<usize> {
         starts.push(end);
     }
     starts
+}
+
+/// The bit-planes of a block's codes.
+fn write_masks(codes: &[u8], block: Block, planes: u8, masks: &mut [u8]) {
+    if planes == 0 {
+        return;
+    }
+    let of_plane = masks.chunks_exact_mut(block.height * block.mask_bytes());
+    for (masks, bit) in of_plane.zip((0..planes).rev()) {
+        let rows = masks.chunks_exact_mut(block.mask_bytes()).zip(codes.chunks_exact(block.width));
+        for (masks, codes) in rows {
+            let (eights, rest) = codes.as_chunks();
+            for (mask, eight) in masks.iter_mut().zip(eights) {
+                *mask = bits::collect(u64::from_le_bytes(*eight) >> bit);
+            }
+            if let [.., last] = masks
+                && !rest.is_empty()
+            {
+                let mut eight = [0; 8];
+                eight[..rest.len()].copy_from_slice(rest);
+                *last = bits::collect(u64::from_le_bytes(eight) >> bit);
+            }
+        }
+    }
 }
 
 #[cfg(test)]
