@@ -38,10 +38,12 @@ __device__ void product(const float *theta, const float4 *out_grid, const float4
     const int lane = threadIdx.x % WARP, out = blockIdx.x * WARPS + threadIdx.x / WARP, token = blockIdx.z * TOKENS;
     if (out >= outs) return;
     const float4 place = out_grid[out];
+    const int out_block = Cut { outs, edge }.holding(out).index;
+    const Cut in_cut = { ins, edge };
     float own[TOKENS] = {};
-    for (int first = 0; first < ins; first += edge) {
-        const Line line(theta + FUNCTIONS * (out / edge * out_stride + first / edge * in_stride), place, transposed);
-        for (int in = first + lane; in < min(first + edge, ins); in += WARP) {
+    for (Block block = in_cut.from(0, 0); block.length > 0; block = in_cut.from(block.index + 1, block.end())) {
+        const Line line(theta + FUNCTIONS * (out_block * out_stride + block.index * in_stride), place, transposed);
+        for (int in = block.start + lane; in < block.end(); in += WARP) {
             const float weight = line.weight(__ldg(in_grid + in));
 #pragma unroll
             for (int t = 0; t < TOKENS; ++t) {
@@ -77,8 +79,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (col >= cols) return;
     float weight = __int_as_float(NOT_A_NUMBER);
     if (row < (uint32_t)rows) {
-        const int block_cols = (cols + edge - 1) / edge;
-        const Line line(theta + FUNCTIONS * ((size_t)(row / edge) * block_cols + col / edge), row_grid[row], false);
+        const Cut row_cut = { rows, edge }, col_cut = { cols, edge };
+        const size_t block = (size_t)row_cut.holding((int)row).index * col_cut.blocks() + col_cut.holding(col).index;
+        const Line line(theta + FUNCTIONS * block, row_grid[row], false);
         weight = line.weight(col_grid[col]);
     }
     out[(size_t)blockIdx.x * cols + col] = weight;

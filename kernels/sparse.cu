@@ -24,7 +24,8 @@ struct Lists {
 
     __device__ float value(uint32_t word, int out, int in) const {
         if (format == WORD32) return __half2float(__ushort_as_half((unsigned short)(word & 0xffff))) * unit;
-        const float scale = __ldg(scales + out / edge * out_stride + in / edge * in_stride);
+        const int out_block = Cut { outs, edge }.holding(out).index, in_block = Cut { ins, edge }.holding(in).index;
+        const float scale = __ldg(scales + out_block * out_stride + in_block * in_stride);
         if (format == WORD24_MU) return __ldg(levels + (word & 0xff)) * scale;
         const float fraction = (float)(word & 511) / 511.0f;
         return (word >> 9 & 1 ? -fraction : fraction) * scale;
@@ -101,7 +102,7 @@ template <int TOKENS> __device__ void masks_product(const Masks &at, const float
 }
 
 // Row `ids[token]` of the matrix from the lists of its columns: each thread has a column and takes what lies in the row's
-// block row. `g` is (tokens, edge), the row's unit vector in the coefficient domain; an id that is no row gives NaN.
+// block row. `g` is (tokens, longest block), the row's unit vector in the coefficient domain; an id that is no row gives NaN.
 // Grid: (tokens, columns / THREADS).
 __device__ void words_gather(const Lists &at, const uint32_t *ids, const float *g, float *partial) {
     const int col = blockIdx.y * THREADS + threadIdx.x, token = blockIdx.x;
@@ -109,7 +110,8 @@ __device__ void words_gather(const Lists &at, const uint32_t *ids, const float *
     float sum = __int_as_float(NOT_A_NUMBER);
     if (ids[token] < (uint32_t)at.ins) {
         sum = 0.0f;
-        const int first = (int)(ids[token] / at.edge * at.edge), part = first / PART;
+        const Block block = Cut { at.ins, at.edge }.holding((int)ids[token]);
+        const int first = block.start, part = first / PART;
         const uint32_t *words = reinterpret_cast<const uint32_t *>(at.words);
         const uint32_t *starts = at.starts + (size_t)part * at.outs + col;
         uint32_t low = starts[0], high = starts[1];
@@ -121,8 +123,8 @@ __device__ void words_gather(const Lists &at, const uint32_t *ids, const float *
         }
         for (; low < end; ++low) {
             const uint32_t row = (words[low] >> 16) - begin;
-            if (row >= (uint32_t)at.edge) break;
-            sum += at.value(words[low], col, first + (int)row) * g[(size_t)token * at.edge + row];
+            if (row >= (uint32_t)block.length) break;
+            sum += at.value(words[low], col, first + (int)row) * g[(size_t)token * longest(at.edge) + row];
         }
     }
     partial[(size_t)token * at.outs + col] = sum;
@@ -135,13 +137,14 @@ __device__ void masks_gather(const Masks &at, const uint32_t *ids, const float *
     if (ids[token] < (uint32_t)at.ins) {
         sum = 0.0f;
         const uint32_t *masks = at.masks + (size_t)col * at.width();
-        const int first = (int)(ids[token] / edge) * (edge / WARP), end = min(first + edge / WARP, at.width());
+        const Block block = Cut { at.ins, edge }.holding((int)ids[token]);
+        const int first = block.start / WARP, end = (block.end() + WARP - 1) / WARP;
         uint32_t next = at.starts[col];
         for (int n = 0; n < first; ++n) next += __popc(masks[n]);
         for (int n = first; n < end; ++n) {
             for (uint32_t mask = masks[n]; mask != 0; mask &= mask - 1) {
                 const int row = (n - first) * WARP + __ffs((int)mask) - 1;
-                sum += __half2float(at.values[next++]) * g[(size_t)token * edge + row];
+                sum += __half2float(at.values[next++]) * g[(size_t)token * longest(edge) + row];
             }
         }
     }

@@ -32,8 +32,11 @@ struct Strips {
     int rows, cols, edge;
 
     __device__ int per_row() const { return (cols + WARP - 1) / WARP; }
-    __device__ int block_rows() const { return (rows + edge - 1) / edge; }
-    __device__ int height(int block_row) const { return min(edge, rows - block_row * edge); }
+    __device__ Cut row_cut() const { return Cut { rows, edge }; }
+    // The scales of the block's rows in the block column of a strip.
+    __device__ const __half *scales_of(const Block &block, int strip) const {
+        return row_scales + (size_t)(Cut { cols, edge }.holding(strip * WARP).index) * rows + block.start;
+    }
 };
 
 // Threads that share a column of `height` rows. Where they do not fill it exactly, its bits go on after its end with
@@ -105,12 +108,13 @@ template <class Code, int V, int TOKENS, bool ROW_SCALES>
 __device__ void sum_rows(Code code, const Strips &at, int lanes, const float *x, float *row_scales, int x_stride, int first,
                          int last, float (&sums)[TOKENS][PIECE]) {
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, block_row = blockIdx.x;
-    const int height = at.height(block_row), piece = lane & (lanes - 1);
+    const Block block = at.row_cut().block(block_row);
+    const int height = block.length, piece = lane & (lanes - 1);
     for (int strip = first + warp; strip < last; strip += WARPS) {
         const uint4 entry = __ldg(at.table + (size_t)block_row * at.per_row() + strip);
         const float scale = __uint_as_float(entry.z);
         if constexpr (ROW_SCALES) {
-            const __half *from = at.row_scales + (size_t)(strip * WARP / at.edge) * at.rows + block_row * at.edge;
+            const __half *from = at.scales_of(block, strip);
             for (int row = lane; row < lanes * PIECE; row += WARP) {
                 const float own = row < height ? __half2float(from[row]) * at.unit : 0.0f;
                 row_scales[row / PIECE * SINGLE_STRIDE + row % PIECE] = own;
@@ -140,7 +144,8 @@ __device__ void product(const Strips &at, const float *x, float *partial, int to
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int block_row = blockIdx.x, split = blockIdx.y, token = blockIdx.z * TOKENS;
     const int first = split * strips_per_block, last = min(first + strips_per_block, at.per_row());
-    const int height = at.height(block_row), lanes = lanes_of(height);
+    const Block block = at.row_cut().block(block_row);
+    const int height = block.length, lanes = lanes_of(height);
     float *shared = reinterpret_cast<float *>(dynamic_shared);
 
     Code code(shared, at.values);
@@ -177,7 +182,7 @@ __device__ void product(const Strips &at, const float *x, float *partial, int to
         }
         __syncthreads();
         if (token + t >= tokens) continue;
-        float *out = partial + ((size_t)split * tokens + token + t) * at.rows + block_row * at.edge;
+        float *out = partial + ((size_t)split * tokens + token + t) * at.rows + block.start;
         for (int row = threadIdx.x; row < height; row += THREADS) {
             float sum = 0.0f;
             for (int w = 0; w < WARPS; ++w) {
@@ -190,14 +195,13 @@ __device__ void product(const Strips &at, const float *x, float *partial, int to
 
 // The factors of a strip's rows for all tokens, scales multiplied in: `staged` is (TOKENS, 36 lanes), zero below the block.
 template <int TOKENS>
-__device__ void stage_rows(const Strips &at, float *staged, const float *g, size_t g_stride, int tokens, int block_row,
+__device__ void stage_rows(const Strips &at, float *staged, const float *g, size_t g_stride, int tokens, const Block &block,
                            int strip, float scale, int lanes, int lane) {
-    const int height = at.height(block_row);
+    const int height = block.length;
     for (int row = lane; row < lanes * PIECE; row += WARP) {
         float own = scale;
         if (at.row_scales != nullptr && row < height) {
-            const size_t block_col = strip * WARP / at.edge;
-            own = __half2float(at.row_scales[block_col * at.rows + block_row * at.edge + row]) * at.unit;
+            own = __half2float(at.scales_of(block, strip)[row]) * at.unit;
         }
 #pragma unroll
         for (int t = 0; t < TOKENS; ++t) {
@@ -234,11 +238,11 @@ __device__ void sum_columns(Code code, const uint4 &entry, const uint32_t *words
 }
 
 // x(token, column) += S(row, column) g(token, row) for the block rows of one split. With `ids`, token `t` is row `ids[t]`
-// of the matrix asked for: only its block row counts, and `g` is (tokens, edge); an id that is no row gives NaN.
+// of the matrix asked for: only its block row counts, and `g` is (tokens, longest); an id that is no row gives NaN.
 //
 // Grid: (groups of WARPS strips, splits, groups of TOKENS tokens). Each warp has one strip and no need of the others.
 //
-//     g         (tokens, rows), or (tokens, edge)
+//     g         (tokens, rows), or (tokens, longest block)
 //     partial   (splits, tokens, cols)
 //     shared    the code's table; for each warp g (TOKENS, 36 max_lanes), columns (TOKENS, 32)
 template <class Code, int TOKENS>
@@ -254,22 +258,23 @@ __device__ void transposed(const Strips &at, const float *g, const uint32_t *ids
     const int staged_len = TOKENS * max_lanes * QUAD_STRIDE;
     float *staged = shared + Code::TABLE + warp * (staged_len + TOKENS * WARP);
     float *columns = staged + staged_len;
-    int first = split * rows_per_split, last = min(first + rows_per_split, at.block_rows());
+    int first = split * rows_per_split, last = min(first + rows_per_split, at.row_cut().blocks());
     float zero = 0.0f;
     if (ids != nullptr) {
         const bool is_row = ids[token] < (uint32_t)at.rows;
-        first = is_row ? (int)ids[token] / at.edge : 0;
+        first = is_row ? at.row_cut().holding((int)ids[token]).index : 0;
         last = is_row ? first + 1 : 0;
         zero = is_row ? 0.0f : __int_as_float(NOT_A_NUMBER);
     }
     for (int t = 0; t < TOKENS; ++t) columns[t * WARP + lane] = zero;
     for (int block_row = first; block_row < last; ++block_row) {
         const uint4 entry = __ldg(at.table + (size_t)block_row * at.per_row() + strip);
-        const int lanes = lanes_of(at.height(block_row));
-        const size_t g_stride = ids != nullptr ? at.edge : at.rows;
-        const float *own_g = g + token * g_stride + (ids != nullptr ? 0 : block_row * at.edge);
+        const Block block = at.row_cut().block(block_row);
+        const int lanes = lanes_of(block.length);
+        const size_t g_stride = ids != nullptr ? longest(at.edge) : at.rows;
+        const float *own_g = g + token * g_stride + (ids != nullptr ? 0 : block.start);
         __syncwarp();
-        stage_rows<TOKENS>(at, staged, own_g, g_stride, tokens - token, block_row, strip, __uint_as_float(entry.z), lanes, lane);
+        stage_rows<TOKENS>(at, staged, own_g, g_stride, tokens - token, block, strip, __uint_as_float(entry.z), lanes, lane);
         __syncwarp();
         if (lanes >= 4) {
             sum_columns<Code, 4, TOKENS>(code, entry, at.words, lanes, lane, staged, columns);
@@ -291,17 +296,14 @@ __device__ void transposed(const Strips &at, const float *g, const uint32_t *ids
 //     panel    (columns, stride); stride and block rows are multiples of 32, rows below the matrix become zero
 //     add      whether another term has been there
 template <class Code, int V, class T>
-__device__ void write_strip(Code code, const Strips &at, T *panel, const uint4 &entry, int strip, int first_strip, int block_row,
-                            int lanes, int lane, int stride, int add) {
-    const int height = at.height(block_row), piece = lane & (lanes - 1);
+__device__ void write_strip(Code code, const Strips &at, T *panel, const uint4 &entry, int strip, int first_strip,
+                            const Block &block, int first_row, int lanes, int lane, int stride, int add) {
+    const int height = block.length, piece = lane & (lanes - 1);
     const float scale = __uint_as_float(entry.z);
-    const __half *row_scales = nullptr;
-    if (at.row_scales != nullptr) {
-        row_scales = at.row_scales + (size_t)(strip * WARP / at.edge) * at.rows + block_row * at.edge;
-    }
+    const __half *row_scales = at.row_scales != nullptr ? at.scales_of(block, strip) : nullptr;
     with_bits<Code, V>(code, entry, at.words, lanes, lane, [&](int column, auto value) {
         if (strip * WARP + column >= at.cols || piece * PIECE >= height) return;
-        T *to = panel + (size_t)((strip - first_strip) * WARP + column) * stride + blockIdx.y * at.edge + piece * PIECE;
+        T *to = panel + (size_t)((strip - first_strip) * WARP + column) * stride + block.start - first_row + piece * PIECE;
 #pragma unroll
         for (int j = 0; j < PIECE; j += Quad<T>::COUNT) {
             Quad<T> quad;
@@ -328,18 +330,19 @@ __device__ void panel(const Strips &at, T *panel, int first_strip, int end_strip
     __syncthreads();
     if (strip >= end_strip) return;
     const uint4 entry = __ldg(at.table + (size_t)block_row * at.per_row() + strip);
-    const int height = at.height(block_row), lanes = lanes_of(height);
+    const Block block = at.row_cut().block(block_row);
+    const int height = block.length, first_row = at.row_cut().block(first_block_row).start, lanes = lanes_of(height);
     if (entry.y == 0) {
         // No bits: zeros, a column at a time.
         const int filled = (height + PIECE - 1) / PIECE * PIECE;
         for (int column = 0; !add && column < WARP && strip * WARP + column < at.cols; ++column) {
-            T *to = panel + (size_t)((strip - first_strip) * WARP + column) * stride + blockIdx.y * at.edge;
+            T *to = panel + (size_t)((strip - first_strip) * WARP + column) * stride + block.start - first_row;
             for (int row = lane; row < filled; row += WARP) to[row] = from_float<T>(0.0f);
         }
     } else if (lanes >= 4) {
-        write_strip<Code, 4>(code, at, panel, entry, strip, first_strip, block_row, lanes, lane, stride, add);
+        write_strip<Code, 4>(code, at, panel, entry, strip, first_strip, block, first_row, lanes, lane, stride, add);
     } else {
-        write_strip<Code, 1>(code, at, panel, entry, strip, first_strip, block_row, lanes, lane, stride, add);
+        write_strip<Code, 1>(code, at, panel, entry, strip, first_strip, block, first_row, lanes, lane, stride, add);
     }
 }
 

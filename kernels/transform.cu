@@ -1,7 +1,8 @@
-// The operator `A = blockdiag(T, .., T_border) D` of one axis, random signs and then an orthonormal transform of each
+// The operator `A = blockdiag(T, .., T_short) D` of one axis, random signs and then an orthonormal transform of each
 // block, and its inverse, for many vectors.
 //
-// A warp takes 256 elements: one block of 256, two of 128, and so on. The DCT of a full block is the recursion of Plonka
+// A warp takes 256 elements: one whole block of 256, two of 128, and so on; or one of the shorter blocks. The DCT of a power of
+// two is the recursion of Plonka
 // and Tasche ("Fast and numerically stable algorithms for discrete cosine transforms", 2005, sections 3 and 4), with
 // `T = sqrt(n) C`, `h = n / 2`, `c_k + i s_k = exp(i pi (2k + 1) / 4n)`:
 //
@@ -11,7 +12,7 @@
 //                  P = T_II(h) p,  Q = T_II(h) q
 //                  y_0 = sqrt2 P_0,  y_{2m-1} = P_m - Q_{h-m},  y_{2m} = P_m + Q_{h-m},  y_{n-1} = -sqrt2 Q_0
 //
-// run level by level, in shared memory, all nodes of a level at once. Everything else (wavelets, border blocks) is the
+// run level by level, in shared memory, all nodes of a level at once. Everything else (wavelets, other lengths) is the
 // product with the matrix, which the host made from the same definition.
 #include "common.cuh"
 
@@ -78,15 +79,32 @@ template <bool INVERSE> __device__ void fast_dct(Buffers &at, int n, const float
 // One axis, in one direction.
 struct Axis {
     const uint32_t *signs;     // a bit an element; null without
-    const float2 *rotations;   // `(c_k, s_k)` of `T_IV(2h)` at `h + k`; null where full blocks have a matrix
-    const float *full, *border; // matrices `m`, `out_o = sum_i m(i, o) in_i`
+    const float2 *rotations;   // `(c_k, s_k)` of `T_IV(2h)` at `h + k`; null where powers of two have matrices too
+    const float *whole, *shorter; // matrices `m`, `out_o = sum_i m(i, o) in_i`; those of the shorter blocks one after another
     int len, edge;
 
-    __device__ int full_blocks() const { return len / edge; }
+    __device__ Cut cut() const { return Cut { len, edge }; }
+    // Whether blocks of this length need no matrix.
+    __device__ bool is_fast(int length) const { return rotations != nullptr && (length & (length - 1)) == 0; }
     // Blocks that a warp takes at once.
     __device__ int together() const { return rotations != nullptr ? ELEMENTS / edge : 1; }
-    // What warps share out among them: groups of full blocks, then the border block.
-    __device__ int items() const { return (full_blocks() + together() - 1) / together() + (len % edge != 0); }
+    // Groups of whole blocks.
+    __device__ int groups() const { return (cut().whole() + together() - 1) / together(); }
+    // What warps share out among them: groups of whole blocks, then the shorter blocks.
+    __device__ int items() const { return groups() + cut().blocks() - cut().whole(); }
+    // The item that a block belongs to.
+    __device__ int item_of(const Block &block) const {
+        return block.index < cut().whole() ? block.index / together() : groups() + block.index - cut().whole();
+    }
+    // The matrix of a shorter block.
+    __device__ const float *matrix_of(const Block &block) const {
+        const float *matrix = shorter;
+        for (int before = cut().whole(); before < block.index; ++before) {
+            const int length = cut().block(before).length;
+            if (!is_fast(length)) matrix += length * length;
+        }
+        return matrix;
+    }
     __device__ float sign(int element) const {
         return signs != nullptr && (signs[element / 32] >> element % 32 & 1) ? -1.0f : 1.0f;
     }
@@ -95,26 +113,27 @@ struct Axis {
 // The item's elements through `T`; `get(element)` and `put(element, value)` see each element of the vector once.
 template <bool INVERSE, class Get, class Put>
 __device__ __forceinline__ void transform_item(const Axis &axis, int item, float *own, int lane, Get get, Put put) {
-    const int first = item * axis.together() * axis.edge;
-    const bool whole = first < axis.full_blocks() * axis.edge;
+    const int groups = axis.groups(), after_whole = axis.cut().whole() * axis.edge;
+    const bool whole = item < groups;
+    const Block block = axis.cut().block(whole ? item * axis.together() : axis.cut().whole() + item - groups);
+    const int first = block.start;
     Buffers at = {own, own + ELEMENTS};
-    if (whole && axis.rotations != nullptr) {
-        const int end = min(first + ELEMENTS, axis.full_blocks() * axis.edge);
+    if (axis.is_fast(block.length)) {
+        const int end = whole ? min(first + ELEMENTS, after_whole) : block.end();
         for (int n = lane; n < ELEMENTS; n += WARP) at.from[n] = first + n < end ? get(first + n) : 0.0f;
         __syncwarp();
-        fast_dct<INVERSE>(at, axis.edge, axis.rotations, lane);
-        const float norm = rsqrtf((float)axis.edge);
+        fast_dct<INVERSE>(at, block.length, axis.rotations, lane);
+        const float norm = rsqrtf((float)block.length);
         for (int n = lane; n < ELEMENTS && first + n < end; n += WARP) put(first + n, at.from[n] * norm);
     } else {
-        const int len = whole ? axis.edge : axis.len % axis.edge;
-        const int start = whole ? first : axis.len - len;
-        const float *matrix = whole ? axis.full : axis.border;
-        for (int n = lane; n < len; n += WARP) at.from[n] = get(start + n);
+        const int len = block.length;
+        const float *matrix = whole ? axis.whole : axis.matrix_of(block);
+        for (int n = lane; n < len; n += WARP) at.from[n] = get(first + n);
         __syncwarp();
         for (int out = lane; out < len; out += WARP) {
             float sum = 0.0f;
             for (int in = 0; in < len; ++in) sum += __ldg(matrix + in * len + out) * at.from[in];
-            put(start + out, sum);
+            put(first + out, sum);
         }
     }
     __syncwarp();
@@ -160,28 +179,26 @@ __device__ void synthesize(const Axis &axis, const In *in, int splits, int in_st
         });
 }
 
-// `out(vector, 0 .. edge) = A e_id` in the block of row `ids[vector]`, whose product with the block row is that row. For
+// `out(vector, 0 .. longest) = A e_id` in the block of row `ids[vector]`, whose product with the block row is that row. For
 // an id that is no row nothing is written. Grid: (vectors), one warp.
 __device__ void analyze_unit(const Axis &axis, const uint32_t *ids, float *out) {
     const int lane = threadIdx.x;
     float *own = reinterpret_cast<float *>(dynamic_shared);
-    out += (size_t)blockIdx.x * axis.edge;
+    out += (size_t)blockIdx.x * longest(axis.edge);
     const uint32_t id = ids[blockIdx.x];
     if (id >= (uint32_t)axis.len) return;
-    const int block = (int)id / axis.edge, first = block * axis.edge;
-    const bool whole = block < axis.full_blocks();
-    const int item = whole ? block / axis.together() : axis.items() - 1;
+    const Block block = axis.cut().holding((int)id);
     const float sign = axis.sign((int)id);
     transform_item<false>(
-        axis, item, own, lane, [&](int n) { return n == (int)id ? sign : 0.0f; },
+        axis, axis.item_of(block), own, lane, [&](int n) { return n == (int)id ? sign : 0.0f; },
         [&](int n, float value) {
-            if (n >= first && n < first + axis.edge) out[n - first] = value;
+            if (n >= block.start && n < block.end()) out[n - block.start] = value;
         });
 }
 
 #define AXIS_PARAMETERS \
-    const uint32_t *signs, const float2 *rotations, const float *full, const float *border, int len, int edge
-#define AXIS Axis { signs, rotations, full, border, len, edge }
+    const uint32_t *signs, const float2 *rotations, const float *whole, const float *shorter, int len, int edge
+#define AXIS Axis { signs, rotations, whole, shorter, len, edge }
 #define KERNEL extern "C" __global__ void __launch_bounds__(TRANSFORM_WARPS * WARP)
 
 #define ANALYZE(IN_NAME, In, OUT_NAME, Out) \

@@ -1,54 +1,44 @@
 //! One side of a matrix: the orthonormal operator between its vectors and their coefficients.
 
-use super::layout::{Block, Layout};
+use super::layout::{Block, Cut, Layout};
 use super::signs::{Side, signs};
 use super::transform::{Plan, Transform};
 
-/// `A = blockdiag(T, T, .., T_border) D`: random signs `D` (or none), then the transform of each block.
+/// `A = blockdiag(T, T, .., T_short) D`: random signs `D` (or none), then the transform of each block.
 #[derive(Clone, Debug)]
 pub struct Axis {
-    len: usize,
-    block: usize,
+    cut: Cut,
     transform: Transform,
     signs: Option<Vec<f32>>,
-    /// The transform of a full block.
-    full: Plan,
-    /// The transform of the shorter last block, when there is one.
-    border: Option<Plan>,
+    /// The transform of a whole block, where there is one, and those of the shorter blocks.
+    plans: Vec<Plan>,
     scratch_len: usize,
 }
 
 impl Axis {
-    /// The operator on vectors of `len >= 1`, cut into blocks of `block`; `seed` draws the signs.
-    pub fn new(transform: Transform, len: usize, block: usize, side: Side, seed: Option<u64>) -> Self {
-        let full = Plan::new(transform, block.min(len));
-        let rest = len % full.len();
-        let border = (rest > 0).then(|| Plan::new(transform, rest));
-        let scratch_len = full.scratch_len().max(border.as_ref().map_or(0, Plan::scratch_len));
-        Self {
-            len,
-            block,
-            transform,
-            signs: seed.map(|seed| signs(seed, side, len)),
-            full,
-            border,
-            scratch_len,
-        }
+    /// The operator on vectors that are cut into these blocks; `seed` draws the signs.
+    pub fn new(transform: Transform, cut: Cut, side: Side, seed: Option<u64>) -> Self {
+        let first = cut.whole_blocks().saturating_sub(1);
+        let plans: Vec<_> =
+            (first..cut.blocks()).map(|block| Plan::new(transform, cut.range(block).len())).collect();
+        let scratch_len = plans.iter().map(Plan::scratch_len).max().unwrap_or(0);
+        let signs = seed.map(|seed| signs(seed, side, cut.elements()));
+        Self { cut, transform, signs, plans, scratch_len }
     }
 
     /// Elements of a vector.
     pub fn len(&self) -> usize {
-        self.len
+        self.cut.elements()
     }
 
     /// Never true: an axis has at least one element.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
-    /// Elements of a full block.
-    pub fn block(&self) -> usize {
-        self.block
+    /// How vectors are cut into blocks.
+    pub fn cut(&self) -> &Cut {
+        &self.cut
     }
 
     /// The transform of the blocks.
@@ -56,9 +46,9 @@ impl Axis {
         self.transform
     }
 
-    /// The signs of block `index` and all that follow, where there are signs.
-    pub(crate) fn signs(&self, index: usize) -> Option<&[f32]> {
-        self.signs.as_ref().map(|signs| &signs[index * self.block..])
+    /// The signs of a block and all that follow, where there are signs.
+    pub(crate) fn signs(&self, block: usize) -> Option<&[f32]> {
+        self.signs.as_ref().map(|signs| &signs[self.cut.range(block).start..])
     }
 
     /// How many elements of scratch the operators need.
@@ -66,30 +56,23 @@ impl Axis {
         self.scratch_len
     }
 
-    /// The segment's plan and signs; `index` counts blocks.
-    fn segment(&self, index: usize, len: usize) -> (&Plan, Option<&[f32]>) {
-        let plan = match &self.border {
-            Some(border) if len != self.full.len() => border,
-            _ => &self.full,
-        };
-        let start = index * self.block;
-        (plan, self.signs.as_ref().map(|signs| &signs[start..start + len]))
+    /// The transform of a block.
+    fn plan(&self, block: usize) -> &Plan {
+        &self.plans[block.saturating_sub(self.cut.whole_blocks().saturating_sub(1))]
     }
 
-    /// Block `index` of a vector into the coefficient domain: `x <- T D x`.
-    pub fn analyze_block(&self, index: usize, x: &mut [f32], scratch: &mut [f32]) {
-        let (plan, signs) = self.segment(index, x.len());
-        if let Some(signs) = signs {
+    /// A block of a vector into the coefficient domain: `x <- T D x`.
+    pub fn analyze_block(&self, block: usize, x: &mut [f32], scratch: &mut [f32]) {
+        if let Some(signs) = self.signs(block) {
             x.iter_mut().zip(signs).for_each(|(x, sign)| *x *= sign);
         }
-        plan.forward(x, scratch);
+        self.plan(block).forward(x, scratch);
     }
 
-    /// Block `index` of a vector back from the coefficient domain: `x <- D T' x`.
-    pub fn synthesize_block(&self, index: usize, x: &mut [f32], scratch: &mut [f32]) {
-        let (plan, signs) = self.segment(index, x.len());
-        plan.inverse(x, scratch);
-        if let Some(signs) = signs {
+    /// A block of a vector back from the coefficient domain: `x <- D T' x`.
+    pub fn synthesize_block(&self, block: usize, x: &mut [f32], scratch: &mut [f32]) {
+        self.plan(block).inverse(x, scratch);
+        if let Some(signs) = self.signs(block) {
             x.iter_mut().zip(signs).for_each(|(x, sign)| *x *= sign);
         }
     }
@@ -99,9 +82,9 @@ impl Axis {
     /// # Panics
     /// When `x` is not [`len`](Self::len) long or `scratch` is shorter than [`scratch_len`](Self::scratch_len).
     pub fn analyze(&self, x: &mut [f32], scratch: &mut [f32]) {
-        assert_eq!(x.len(), self.len);
-        for (index, x) in x.chunks_mut(self.block).enumerate() {
-            self.analyze_block(index, x, scratch);
+        assert_eq!(x.len(), self.len());
+        for (block, range) in self.cut.iter().enumerate() {
+            self.analyze_block(block, &mut x[range], scratch);
         }
     }
 
@@ -110,9 +93,9 @@ impl Axis {
     /// # Panics
     /// As [`analyze`](Self::analyze).
     pub fn synthesize(&self, x: &mut [f32], scratch: &mut [f32]) {
-        assert_eq!(x.len(), self.len);
-        for (index, x) in x.chunks_mut(self.block).enumerate() {
-            self.synthesize_block(index, x, scratch);
+        assert_eq!(x.len(), self.len());
+        for (block, range) in self.cut.iter().enumerate() {
+            self.synthesize_block(block, &mut x[range], scratch);
         }
     }
 }
@@ -120,7 +103,6 @@ impl Axis {
 /// Both sides of a matrix: `S = A_rows W A_cols'` and back, block by block.
 #[derive(Clone, Debug)]
 pub struct Axes {
-    edge: usize,
     /// The operator on vectors as long as a column (outputs).
     pub rows: Axis,
     /// The operator on vectors as long as a row (inputs).
@@ -130,39 +112,35 @@ pub struct Axes {
 impl Axes {
     /// The operators of a layout; `seed` draws the signs.
     pub fn new(layout: Layout, transform: Transform, seed: Option<u64>) -> Self {
-        let edge = layout.block();
         Self {
-            edge,
-            rows: Axis::new(transform, layout.rows(), edge, Side::Rows, seed),
-            cols: Axis::new(transform, layout.cols(), edge, Side::Cols, seed),
+            rows: Axis::new(transform, *layout.row_cut(), Side::Rows, seed),
+            cols: Axis::new(transform, *layout.col_cut(), Side::Cols, seed),
         }
     }
 
     /// How many elements of scratch the tile operators need.
     pub fn scratch_len(&self) -> usize {
-        self.edge + self.rows.scratch_len().max(self.cols.scratch_len())
+        self.rows.cut.longest() + self.rows.scratch_len().max(self.cols.scratch_len())
     }
 
     /// A block of weights (`height x width`) into the coefficient domain.
     pub fn analyze_tile(&self, block: Block, tile: &mut [f32], scratch: &mut [f32]) {
         let (column, scratch) = scratch.split_at_mut(block.height);
+        let (i, j) = (self.rows.cut.block_of(block.row), self.cols.cut.block_of(block.col));
         for row in tile.chunks_exact_mut(block.width) {
-            self.cols.analyze_block(block.col / self.edge, row, scratch);
+            self.cols.analyze_block(j, row, scratch);
         }
-        for_each_column(block, tile, column, |column| {
-            self.rows.analyze_block(block.row / self.edge, column, scratch);
-        });
+        for_each_column(block, tile, column, |column| self.rows.analyze_block(i, column, scratch));
     }
 
     /// A block of coefficients (`height x width`) back into weights.
     pub fn synthesize_tile(&self, block: Block, tile: &mut [f32], scratch: &mut [f32]) {
         let (column, scratch) = scratch.split_at_mut(block.height);
+        let (i, j) = (self.rows.cut.block_of(block.row), self.cols.cut.block_of(block.col));
         for row in tile.chunks_exact_mut(block.width) {
-            self.cols.synthesize_block(block.col / self.edge, row, scratch);
+            self.cols.synthesize_block(j, row, scratch);
         }
-        for_each_column(block, tile, column, |column| {
-            self.rows.synthesize_block(block.row / self.edge, column, scratch);
-        });
+        for_each_column(block, tile, column, |column| self.rows.synthesize_block(i, column, scratch));
     }
 }
 
@@ -186,9 +164,9 @@ mod tests {
     #[test]
     fn keeps_length_and_comes_back() {
         for transform in [Transform::Dct, Transform::Haar, Transform::Daubechies4] {
-            for (len, block) in [(1, 32), (31, 32), (32, 32), (33, 32), (257, 256), (172, 64)] {
+            for (len, block) in [(1, 32), (31, 32), (32, 32), (33, 32), (257, 256), (172, 64), (576, 256)] {
                 for seed in [None, Some(3)] {
-                    let axis = Axis::new(transform, len, block, Side::Rows, seed);
+                    let axis = Axis::new(transform, Cut::new(len, block), Side::Rows, seed);
                     let x: Vec<f32> = (0..len).map(|i| (i as f32 * 1.3).cos()).collect();
                     let (mut y, mut scratch) = (x.clone(), vec![0.0; axis.scratch_len()]);
                     axis.analyze(&mut y, &mut scratch);

@@ -139,8 +139,8 @@ impl Matrix {
     pub fn decode_block_row(&self, i: usize, out: &mut [f32]) {
         let cols = self.layout.cols();
         assert_eq!(out.len(), self.layout.row_range(i).len() * cols);
-        let edge = self.layout.block();
-        let (mut tile, mut scratch) = (vec![0.0; edge * edge], vec![0.0; self.axes.scratch_len()]);
+        let (mut tile, mut scratch) =
+            (vec![0.0; self.layout.largest_block()], vec![0.0; self.axes.scratch_len()]);
         for j in 0..self.layout.block_cols() {
             let block = self.layout.block_at(i, j);
             let tile = &mut tile[..block.len()];
@@ -154,8 +154,10 @@ impl Matrix {
     /// Decodes everything, row-major.
     pub fn decode(&self) -> Vec<f32> {
         let mut weights = vec![0.0; self.layout.elements()];
-        let rows = self.layout.block() * self.layout.cols();
-        weights.chunks_mut(rows).enumerate().for_each(|(i, out)| self.decode_block_row(i, out));
+        for (i, rows) in self.layout.row_cut().iter().enumerate() {
+            let cols = self.layout.cols();
+            self.decode_block_row(i, &mut weights[rows.start * cols..rows.end * cols]);
+        }
         weights
     }
 
@@ -172,7 +174,7 @@ impl Matrix {
             return Err(Error::shape(format!("row {row} of a matrix with {} rows", self.layout.rows())));
         }
         assert_eq!(out.len(), self.layout.cols());
-        let i = row / self.layout.block();
+        let i = self.layout.row_cut().block_of(row);
         let height = self.layout.row_range(i).len();
         let local = row - self.layout.row_range(i).start;
         let mut scratch = vec![0.0; self.axes.scratch_len()];
@@ -180,7 +182,7 @@ impl Matrix {
         let mut weights = vec![0.0; height];
         weights[local] = 1.0;
         self.axes.rows.analyze_block(i, &mut weights, &mut scratch);
-        let mut coefficients = vec![0.0; self.layout.block()];
+        let mut coefficients = vec![0.0; self.layout.col_cut().longest()];
         for j in 0..self.layout.block_cols() {
             let block = self.layout.block_at(i, j);
             let out = &mut out[block.col..block.col + block.width];
@@ -262,7 +264,7 @@ impl Matrix {
         if self.terms.iter().all(|term| term.domain() != domain) {
             return;
         }
-        let mut tile = vec![0.0; self.layout.block() * self.layout.block()];
+        let mut tile = vec![0.0; self.layout.largest_block()];
         for block in self.layout.iter() {
             let tile = &mut tile[..block.len()];
             tile.fill(0.0);

@@ -19,7 +19,7 @@ pub mod axis;
 pub mod basis;
 mod bits;
 mod entropy;
-mod layout;
+pub(crate) mod layout;
 pub mod matrix;
 mod parameters;
 mod payload;
@@ -27,6 +27,6 @@ pub mod signs;
 pub mod term;
 pub mod transform;
 
-pub use layout::{BLOCK_EDGES, Block, Layout};
+pub use layout::{BLOCK_EDGES, Block, Cut, Layout};
 pub use matrix::Matrix;
 pub use transform::Transform;

@@ -1,10 +1,10 @@
-//! Many vectors through one side's operator, sixteen block segments at a time.
+//! Many vectors through one side's operator, sixteen segments of blocks at a time.
 
 use super::kernels::{EDGE, Kernels};
 use super::pool::{Pool, Shared};
 use super::transform::{FOUR, FourLanes, LANES, Lanes, supports};
-use crate::codec::Transform;
 use crate::codec::axis::Axis;
+use crate::codec::{Cut, Transform};
 use std::cell::RefCell;
 
 /// One thread's room for sixteen segments, by rows and by lanes.
@@ -55,13 +55,46 @@ pub(super) fn analyze(
 /// `y <- A' x` for every vector.
 pub(super) fn synthesize(kernels: &Kernels, axis: &Axis, x: &[f32], y: &mut [f32], pool: &dyn Pool) {
     assert_eq!(x.len(), y.len());
-    let (len, edge) = (axis.len(), axis.block());
+    let (len, cut) = (axis.len(), axis.cut());
     let shared = Shared::new(y);
     run(kernels, axis, Way::Synthesize, x, pool, &|vector, block, segment| {
-        let start = vector * len + block * edge;
+        let start = vector * len + cut.range(block).start;
         // SAFETY: each vector's blocks are its own, and each is taken once.
         unsafe { shared.part(start..start + segment.len()) }.copy_from_slice(segment);
     });
+}
+
+/// Blocks of one length, which lie in one another's lanes: `count` of them, from block `first` on.
+#[derive(Clone, Copy)]
+struct Alike {
+    first: usize,
+    count: usize,
+    len: usize,
+}
+
+impl Alike {
+    /// The whole blocks, then each of the shorter ones.
+    fn all(cut: &Cut) -> impl Iterator<Item = Self> + '_ {
+        let whole =
+            (cut.whole_blocks() > 0).then_some(Self { first: 0, count: cut.whole_blocks(), len: cut.edge() });
+        let short = (cut.whole_blocks()..cut.blocks()).map(|block| Self {
+            first: block,
+            count: 1,
+            len: cut.range(block).len(),
+        });
+        whole.into_iter().chain(short)
+    }
+
+    /// Groups of sixteen that the segments of so many vectors fill.
+    fn groups(self, vectors: usize) -> usize {
+        (vectors * self.count).div_ceil(LANES)
+    }
+
+    /// The group's segments, each with its vector and block.
+    fn segments(self, group: usize, vectors: usize) -> impl Iterator<Item = (usize, usize)> + Clone {
+        let end = ((group + 1) * LANES).min(vectors * self.count);
+        (group * LANES..end).map(move |n| (n / self.count, self.first + n % self.count))
+    }
 }
 
 fn run(
@@ -72,72 +105,59 @@ fn run(
     pool: &dyn Pool,
     take: &(dyn Fn(usize, usize, &mut [f32]) + Sync),
 ) {
-    let len = axis.len();
-    let full = axis.block().min(len);
-    let full_blocks = len / full;
+    let (len, cut) = (axis.len(), axis.cut());
     let vectors = x.len() / len;
-    let in_lanes = axis.transform() == Transform::Dct && supports(full);
-    // Segments of full length, sixteen a group; then the border segments, one by one.
-    let segments = vectors * full_blocks;
-    let place = |segment: usize| (segment / full_blocks, segment % full_blocks);
-    let source =
-        |(vector, block): (usize, usize), len_: usize| &x[vector * len + block * axis.block()..][..len_];
-    let norm = 1.0 / (full as f32).sqrt();
+    let source = |(vector, block): (usize, usize)| &x[vector * len..][cut.range(block)];
+    let groups = Alike::all(cut).map(|alike| alike.groups(vectors)).sum();
 
-    pool.run(segments.div_ceil(LANES), &|groups| {
+    pool.run(groups, &|range| {
         ROOM.with_borrow_mut(|Room { rows, by_lanes, scratch }| {
             scratch.resize(axis.scratch_len(), 0.0);
-            for group in groups {
-                let first = group * LANES;
-                let count = LANES.min(segments - first);
-                if !in_lanes {
-                    for (lane, row) in rows[..count].iter_mut().enumerate() {
-                        let at = place(first + lane);
-                        let row = &mut row[..full];
-                        row.copy_from_slice(source(at, full));
-                        one(axis, way, at.1, row, scratch);
+            let mut before = 0;
+            for alike in Alike::all(cut) {
+                let groups = alike.groups(vectors);
+                let own = range.start.max(before)..range.end.min(before + groups);
+                for group in own {
+                    let segments = alike.segments(group - before, vectors);
+                    let in_lanes = axis.transform() == Transform::Dct && supports(alike.len);
+                    let mut count = 0;
+                    for (at, row) in segments.clone().zip(rows.iter_mut()) {
+                        let (row, source) = (&mut row[..alike.len], source(at));
+                        if in_lanes {
+                            begin(axis, way, at.1, source, row);
+                        } else {
+                            row.copy_from_slice(source);
+                            one(axis, way, at.1, row, scratch);
+                        }
+                        count += 1;
+                    }
+                    if in_lanes {
+                        transform(kernels, way, rows, count, alike.len, by_lanes);
+                    }
+                    for (at, row) in segments.zip(rows.iter_mut()) {
+                        let row = &mut row[..alike.len];
+                        if let Some(signs) = axis.signs(at.1).filter(|_| in_lanes && way == Way::Synthesize) {
+                            row.iter_mut().zip(signs).for_each(|(row, sign)| *row *= sign);
+                        }
                         take(at.0, at.1, row);
                     }
-                    continue;
                 }
-                for (lane, row) in rows[..count].iter_mut().enumerate() {
-                    let at = place(first + lane);
-                    let (row, source) = (&mut row[..full], source(at, full));
-                    match axis.signs(at.1).filter(|_| way == Way::Analyze) {
-                        Some(signs) => {
-                            for ((row, x), sign) in row.iter_mut().zip(source).zip(signs) {
-                                *row = x * (sign * norm);
-                            }
-                        }
-                        None => row.iter_mut().zip(source).for_each(|(row, x)| *row = x * norm),
-                    }
-                }
-                transform(kernels, way, rows, count, full, by_lanes);
-                for (lane, row) in rows[..count].iter_mut().enumerate() {
-                    let at = place(first + lane);
-                    let row = &mut row[..full];
-                    if let Some(signs) = axis.signs(at.1).filter(|_| way == Way::Synthesize) {
-                        row.iter_mut().zip(signs).for_each(|(row, sign)| *row *= sign);
-                    }
-                    take(at.0, at.1, row);
-                }
+                before += groups;
             }
         });
     });
+}
 
-    let border = len - full_blocks * full;
-    if border > 0 {
-        pool.run(vectors, &|range| {
-            ROOM.with_borrow_mut(|Room { rows, scratch, .. }| {
-                scratch.resize(axis.scratch_len(), 0.0);
-                for vector in range {
-                    let row = &mut rows[0][..border];
-                    row.copy_from_slice(source((vector, full_blocks), border));
-                    one(axis, way, full_blocks, row, scratch);
-                    take(vector, full_blocks, row);
-                }
-            });
-        });
+/// A segment on its way into lanes: with the transform's norm and, where they come first, its signs.
+fn begin(axis: &Axis, way: Way, block: usize, source: &[f32], row: &mut [f32]) {
+    let norm = 1.0 / (row.len() as f32).sqrt();
+    match axis.signs(block).filter(|_| way == Way::Analyze) {
+        Some(signs) => {
+            for ((row, x), sign) in row.iter_mut().zip(source).zip(signs) {
+                *row = x * (sign * norm);
+            }
+        }
+        None => row.iter_mut().zip(source).for_each(|(row, x)| *row = x * norm),
     }
 }
 

@@ -16,7 +16,7 @@
 use super::gemm::{View, Write, multiply};
 use super::pool::{Pool, Shared};
 use crate::codec::basis::{Basis, FUNCTIONS, coordinate};
-use crate::codec::{Block, Layout};
+use crate::codec::{Block, Cut, Layout};
 use std::f32::consts::PI;
 
 /// Functions of one coordinate.
@@ -51,16 +51,22 @@ pub(super) struct BasisProduct<'a> {
     layout: Layout,
     transposed: bool,
     tokens: usize,
-    /// Lengths of output blocks: the full one and, where there is one, the border's.
+    /// Lengths of output blocks.
     out_lengths: Vec<usize>,
     /// For each output length and input block, of each token: [`SCALARS`] moments, then `m_d`.
     moments: Vec<Vec<f32>>,
 }
 
-/// Length of the blocks of an axis: full ones and a shorter last one.
-fn block_lengths(len: usize, edge: usize) -> Vec<usize> {
-    let full = edge.min(len);
-    if len.is_multiple_of(full) { vec![full] } else { vec![full, len % full] }
+/// The lengths that blocks of an axis have.
+fn block_lengths(cut: &Cut) -> Vec<usize> {
+    let first = cut.whole_blocks().saturating_sub(1);
+    (first..cut.blocks()).map(|block| cut.range(block).len()).collect()
+}
+
+/// How inputs and outputs are cut.
+fn cuts(layout: &Layout, transposed: bool) -> (&Cut, &Cut) {
+    let (rows, cols) = (layout.row_cut(), layout.col_cut());
+    if transposed { (rows, cols) } else { (cols, rows) }
 }
 
 impl<'a> BasisProduct<'a> {
@@ -72,21 +78,19 @@ impl<'a> BasisProduct<'a> {
         input: &[f32],
         tokens: usize,
     ) -> Self {
-        let (in_len, out_len) =
-            if transposed { (layout.rows(), layout.cols()) } else { (layout.cols(), layout.rows()) };
-        let edge = layout.block();
-        let out_lengths = block_lengths(out_len, edge);
+        let (in_cut, out_cut) = cuts(&layout, transposed);
+        let out_lengths = block_lengths(out_cut);
         let mut moments = Vec::new();
         for &out_len in &out_lengths {
             let mut known = (0, Vec::new());
-            for start in (0..in_len).step_by(edge) {
-                let len = edge.min(in_len - start);
+            for range in in_cut.iter() {
+                let len = range.len();
                 if known.0 != len {
                     known = (len, table(len, out_len));
                 }
                 let width = SCALARS + out_len;
                 let mut block = vec![0.0; tokens * width];
-                let input = View::new(&input[start..], tokens, len, in_len);
+                let input = View::new(&input[range.start..], tokens, len, in_cut.elements());
                 multiply(&mut block, width, input, View::new(&known.1, len, width, width), Write::Over);
                 moments.push(block);
             }
@@ -105,25 +109,25 @@ impl<'a> BasisProduct<'a> {
 
     /// The moments of an input block and token for output blocks of this length.
     fn moments(&self, input: usize, token: usize, out_len: usize) -> ([f32; SCALARS], &[f32]) {
-        let shorter = usize::from(self.out_lengths[0] != out_len);
-        let block = &self.moments[shorter * self.in_blocks() + input];
+        // Every length of an output block is one of them.
+        let which = self.out_lengths.iter().position(|len| *len == out_len).unwrap_or(0);
+        let block = &self.moments[which * self.in_blocks() + input];
         let (scalars, m_d) = block[token * (SCALARS + out_len)..][..SCALARS + out_len].split_at(SCALARS);
         (std::array::from_fn(|n| scalars[n]), m_d)
     }
 
     /// Adds the product to `out` (`tokens x length of an output`), output block by output block.
     pub(super) fn add(&self, out: &mut [f32], pool: &dyn Pool) {
-        let out_len = out.len() / self.tokens;
-        let edge = self.layout.block();
+        let (_, cut) = cuts(&self.layout, self.transposed);
         let out = Shared::new(out);
-        pool.run(out_len.div_ceil(edge), &|range| {
+        pool.run(cut.blocks(), &|range| {
             for index in range {
-                let len = edge.min(out_len - index * edge);
-                let functions = scalars(len);
+                let place = cut.range(index);
+                let functions = scalars(place.len());
                 for token in 0..self.tokens {
-                    let start = token * out_len + index * edge;
+                    let start = token * cut.elements() + place.start;
                     // SAFETY: an output block belongs to one item.
-                    let out = unsafe { out.part(start..start + len) };
+                    let out = unsafe { out.part(start..start + place.len()) };
                     self.add_block(index, token, &functions, out);
                 }
             }

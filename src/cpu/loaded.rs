@@ -157,7 +157,7 @@ impl LoadedMatrix {
         let mut weights = vec![0.0; self.layout.elements()];
         let shared = Shared::new(&mut weights);
         pool.run(self.layout.block_rows(), &|range| {
-            let mut tile = vec![0.0; self.layout.block() * self.layout.block()];
+            let mut tile = vec![0.0; self.layout.largest_block()];
             let mut scratch = vec![0.0; self.axes.scratch_len()];
             for i in range {
                 let rows = self.layout.row_range(i);
@@ -192,8 +192,7 @@ impl LoadedMatrix {
                 Loaded::Sparse(slices) => slices.add_to(block, out),
                 Loaded::Trellis(strips) => {
                     let mut rows = [[0.0; STRIP]; EDGE];
-                    let edge = self.layout.block();
-                    for (first, strip) in strips.block_strips(block.row / edge, block.col / edge) {
+                    for (first, strip) in strips.block_strips(block) {
                         kernels.trellis_rows(&strip, &mut rows);
                         for (out, row) in out.chunks_exact_mut(block.width).zip(&rows) {
                             let out = &mut out[first..][..strip.width];
@@ -242,7 +241,7 @@ impl LoadedMatrix {
 
     /// Row `r` of `A' S` is `S' (A e_r)`: a transposed product with one block row, then one inverse transform.
     fn decode_row(&self, kernels: &Kernels, row: usize, out: &mut [f32]) {
-        let i = row / self.layout.block();
+        let i = self.layout.row_cut().block_of(row);
         let rows = self.layout.row_range(i);
         let mut scratch = vec![0.0; self.axes.scratch_len()];
         let mut weights = vec![0.0; rows.len()];

@@ -155,8 +155,8 @@ impl SparseSlices {
     #[inline(always)]
     pub(super) fn slices(&self, block: Block) -> impl Iterator<Item = Slice<'_>> {
         let layout = self.layout();
-        // Every block row above has as many slices in each of its blocks as an edge.
-        let first = block.row / SLICE_ROWS * layout.block_cols() + block.col / layout.block() * slices(block);
+        // Every block begins at a multiple of a slice's rows: those above fill theirs.
+        let first = block.row / SLICE_ROWS * layout.block_cols() + layout.place(block).1 * slices(block);
         let (mut slot, mut entry) = self.starts[block.index];
         self.extents[first..first + slices(block)].iter().enumerate().map(move |(n, extent)| {
             let slice = Slice {

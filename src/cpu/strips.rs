@@ -16,9 +16,9 @@
 //! inside a period. At 256 rows nothing but the cycles themselves is stored.
 
 use super::tiles::{GROUP, GROUPS, Line, TILE_ROWS};
-use crate::codec::Layout;
 use crate::codec::term::Trellis;
 use crate::codec::term::trellis::{Code, QuantizedStrip, STRIP, strips};
+use crate::codec::{Block, Layout};
 use half::f16;
 
 /// Rows of a period: those of a tile.
@@ -162,8 +162,7 @@ impl TrellisStrips {
         starts.push(end);
         let mut lines = vec![Line([0; 64]); end];
         for strip in strips(layout) {
-            let edge = layout.block();
-            let block = layout.block_at(strip.row / edge, strip.col / edge);
+            let block = layout.block_with(strip.row, strip.col);
             let packing = Packing::new(strip.height);
             let lines = &mut lines[starts[strip.index]..starts[strip.index + 1]];
             for col in 0..strip.width {
@@ -223,9 +222,8 @@ impl TrellisStrips {
     }
 
     /// The strips of a block from left to right, each with its first column in the block.
-    pub(super) fn block_strips(&self, i: usize, j: usize) -> impl Iterator<Item = (usize, Strip<'_>)> {
-        let block = self.layout.block_at(i, j);
-        let first = i * self.layout.cols().div_ceil(STRIP) + block.col / STRIP;
+    pub(super) fn block_strips(&self, block: Block) -> impl Iterator<Item = (usize, Strip<'_>)> {
+        let first = self.layout.place(block).0 * self.layout.cols().div_ceil(STRIP) + block.col / STRIP;
         (0..block.width.div_ceil(STRIP)).filter_map(move |n| {
             let width = STRIP.min(block.width - n * STRIP);
             Some((n * STRIP, self.strip(first + n, block.height, width)?))
@@ -272,7 +270,7 @@ mod tests {
                 let laid_out = TrellisStrips::new(&term);
                 assert_eq!(laid_out.to_term(), term, "{rows}x{cols} by {edge}");
                 for block in layout.iter() {
-                    for (first, strip) in laid_out.block_strips(block.row / edge, block.col / edge) {
+                    for (first, strip) in laid_out.block_strips(block) {
                         for col in 0..strip.width {
                             let (column, scale) = term.column(block, first + col).unwrap();
                             assert_eq!(scale, strip.scale);

@@ -98,7 +98,7 @@ impl PlaneTiles {
             first += width * row_tiles(layout.block_at(i, 0));
         }
         tiles.lines.reserve_exact(first);
-        let mut codes = vec![0u8; layout.block() * layout.cols()];
+        let mut codes = vec![0u8; layout.row_cut().longest() * layout.cols()];
         for i in 0..layout.block_rows() {
             let blocks: Vec<Block> = (0..layout.block_cols()).map(|j| layout.block_at(i, j)).collect();
             let mut rest = &mut codes[..];
@@ -180,7 +180,7 @@ impl PlaneTiles {
 
     /// The tiles of one row tile of a block, [`planes`](Self::planes) lines each.
     pub(super) fn row_tile(&self, block: Block, row_tile: usize) -> &[Line] {
-        let (first, width) = self.bands[block.row / self.layout.block()];
+        let (first, width) = self.bands[self.layout.place(block).0];
         &self.lines[first + row_tile * width + self.offsets[block.index]..][..self.lines_across(block)]
     }
 
@@ -198,8 +198,7 @@ impl PlaneTiles {
         match self.group {
             ScaleGroup::Block => [self.half_steps[block.index]; TILE_ROWS],
             ScaleGroup::Row => {
-                let first =
-                    block.row * self.layout.block_cols() + block.col / self.layout.block() * block.height;
+                let first = block.row * self.layout.block_cols() + self.layout.place(block).1 * block.height;
                 std::array::from_fn(|lane| {
                     let row = row_tile * TILE_ROWS + lane;
                     if row < block.height { 0.5 * self.scales[first + row].to_f32() * self.unit } else { 0.0 }

@@ -108,9 +108,10 @@ pub(super) fn rotations(half: usize) -> &'static [Rotation] {
     &ROTATIONS[half..2 * half]
 }
 
-/// Whether vectors of this length can go through the transforms.
+/// Whether vectors of this length can go through the transforms: the ways between rows and lanes take sixteen elements at a
+/// time.
 pub(super) fn supports(len: usize) -> bool {
-    len.is_power_of_two() && (8..=MAX_LEN).contains(&len)
+    len.is_power_of_two() && (LANES..=MAX_LEN).contains(&len)
 }
 
 /// The transforms of two, four and eight elements, in registers.

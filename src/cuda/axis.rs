@@ -1,9 +1,10 @@
 //! One side of a matrix on the device: the signs and tables of its transform.
 
 use super::machine::{Arg, Element, Launch, Machine, Module};
-use crate::codec::Transform;
+use crate::codec::layout::SHORTEST;
 use crate::codec::signs::{Side, signs};
 use crate::codec::transform::Plan;
+use crate::codec::{Cut, Transform};
 use crate::error::Result;
 use std::f64::consts::PI;
 
@@ -13,25 +14,27 @@ const ELEMENTS: usize = 256;
 const WARP: usize = 32;
 const SHARED_BYTES: usize = 2 * ELEMENTS * size_of::<f32>();
 
-/// The matrices of one length, one for each direction.
+/// The matrices of the whole blocks, or of the shorter ones one after another, for each direction.
 struct Matrices<M> {
     analysis: M,
     synthesis: M,
 }
 
-/// `A = blockdiag(T, .., T_border) D` of one side.
+/// `A = blockdiag(T, .., T_short) D` of one side.
 pub(super) struct DeviceAxis<M> {
     pub len: usize,
-    pub edge: usize,
+    pub cut: Cut,
     signs: Option<M>,
-    /// For the fast DCT of full blocks.
+    /// For the fast DCT of powers of two.
     rotations: Option<M>,
-    /// For full blocks of other transforms.
-    full: Option<Matrices<M>>,
-    border: Option<Matrices<M>>,
+    /// For whole blocks of other transforms.
+    whole: Option<Matrices<M>>,
+    /// For shorter blocks without a fast transform.
+    shorter: Option<Matrices<M>>,
 }
 
-/// Which part of an axis' vectors a launch sees: `len` elements from block boundary `first` on.
+/// Which part of an axis' vectors a launch sees: `len` elements from block boundary `first` on. It is cut as an axis of its own
+/// is, so it is some of the whole blocks, or what follows some of them.
 #[derive(Clone, Copy)]
 pub(super) struct Part {
     pub first: usize,
@@ -64,29 +67,34 @@ impl<M> DeviceAxis<M> {
         machine: &impl Machine<Memory = M>,
         transform: Transform,
         side: Side,
-        len: usize,
-        edge: usize,
+        cut: Cut,
         seed: Option<u64>,
     ) -> Result<Self> {
-        let matrices = |len| matrices(machine, transform, len);
-        let fast = transform == Transform::Dct && len >= edge;
+        let fast = transform == Transform::Dct;
+        let matrices = |blocks: std::ops::Range<usize>| -> Result<_> {
+            let lengths = blocks.map(|block| cut.range(block).len());
+            let lengths: Vec<_> = lengths.filter(|len| !(fast && len.is_power_of_two())).collect();
+            if lengths.is_empty() { Ok(None) } else { matrices(machine, transform, &lengths).map(Some) }
+        };
+        let len = cut.elements();
         Ok(Self {
             len,
-            edge,
+            cut,
             signs: match seed {
                 Some(seed) => Some(machine.upload(&sign_bits(&signs(seed, side, len)))?),
                 None => None,
             },
             rotations: if fast { Some(machine.upload(&floats(rotations()))?) } else { None },
-            full: if !fast && len >= edge { Some(matrices(edge)?) } else { None },
-            border: if !len.is_multiple_of(edge) { Some(matrices(len % edge)?) } else { None },
+            whole: matrices(0..cut.whole_blocks().min(1))?,
+            shorter: matrices(cut.whole_blocks()..cut.blocks())?,
         })
     }
 
     /// Warps' items in so many elements.
     fn items(&self, len: usize) -> usize {
-        let together = if self.rotations.is_some() { ELEMENTS / self.edge } else { 1 };
-        (len / self.edge).div_ceil(together) + usize::from(!len.is_multiple_of(self.edge))
+        let cut = Cut::new(len, self.cut.edge());
+        let together = if self.rotations.is_some() { ELEMENTS / cut.edge() } else { 1 };
+        cut.whole_blocks().div_ceil(together) + cut.blocks() - cut.whole_blocks()
     }
 
     fn args(&self, part: Part, matrix: fn(&Matrices<M>) -> &M) -> Vec<Arg<'_, M>> {
@@ -95,10 +103,10 @@ impl<M> DeviceAxis<M> {
         vec![
             Arg::optional(self.signs.as_ref(), sign_bytes),
             Arg::optional(self.rotations.as_ref(), 0),
-            Arg::optional(self.full.as_ref().map(matrix), 0),
-            Arg::optional(self.border.as_ref().map(matrix), 0),
+            Arg::optional(self.whole.as_ref().map(matrix), 0),
+            Arg::optional(self.shorter.as_ref().map(matrix), 0),
             Arg::Int(part.len),
-            Arg::Int(self.edge),
+            Arg::Int(self.cut.edge()),
         ]
     }
 
@@ -136,7 +144,7 @@ impl<M> DeviceAxis<M> {
         Ok(out)
     }
 
-    /// `A e_id` within the id's block, `(ids, edge)` in F32.
+    /// `A e_id` within the id's block, `(ids, longest block)` in F32.
     pub(super) fn analyze_units(
         &self,
         machine: &impl Machine<Memory = M>,
@@ -144,7 +152,7 @@ impl<M> DeviceAxis<M> {
         offset: usize,
         count: usize,
     ) -> Result<M> {
-        let out = machine.allocate(count * self.edge * size_of::<f32>())?;
+        let out = machine.allocate(count * self.cut.edge().max(2 * SHORTEST) * size_of::<f32>())?;
         let mut args = self.args(Part { first: 0, len: self.len }, |m| &m.analysis);
         args.extend([Arg::Memory(ids, offset * size_of::<u32>()), Arg::Memory(&out, 0)]);
         machine.launch(Launch {
@@ -231,18 +239,26 @@ fn rotations() -> impl Iterator<Item = f32> {
     })
 }
 
-/// `m(i, o)` of both directions, from the codec's own transform.
-fn matrices<M>(machine: &impl Machine<Memory = M>, transform: Transform, len: usize) -> Result<Matrices<M>> {
-    let plan = Plan::new(transform, len);
-    let mut scratch = vec![0.0; plan.scratch_len()];
-    let mut rows = vec![0.0; len * len];
-    for (k, row) in rows.chunks_exact_mut(len).enumerate() {
-        row[k] = 1.0;
-        plan.inverse(row, &mut scratch); // row k of T is T' e_k
+/// `m(i, o)` of both directions for each length, from the codec's own transform.
+fn matrices<M>(
+    machine: &impl Machine<Memory = M>,
+    transform: Transform,
+    lengths: &[usize],
+) -> Result<Matrices<M>> {
+    let (mut analysis, mut synthesis) = (Vec::new(), Vec::new());
+    for &len in lengths {
+        let plan = Plan::new(transform, len);
+        let mut scratch = vec![0.0; plan.scratch_len()];
+        let mut rows = vec![0.0; len * len];
+        for (k, row) in rows.chunks_exact_mut(len).enumerate() {
+            row[k] = 1.0;
+            plan.inverse(row, &mut scratch); // row k of T is T' e_k
+        }
+        analysis.extend((0..len * len).map(|n| rows[n % len * len + n / len]));
+        synthesis.extend(rows);
     }
-    let transposed = (0..len * len).map(|n| rows[n % len * len + n / len]);
     Ok(Matrices {
-        analysis: machine.upload(&floats(transposed))?,
-        synthesis: machine.upload(&floats(rows.iter().copied()))?,
+        analysis: machine.upload(&floats(analysis))?,
+        synthesis: machine.upload(&floats(synthesis))?,
     })
 }

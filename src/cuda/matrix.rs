@@ -7,7 +7,7 @@ use super::sparse::DeviceSparse;
 use super::strips::{DeviceStrips, Panel, StripPlan};
 use crate::codec::signs::Side;
 use crate::codec::term::Term;
-use crate::codec::{Layout, Matrix};
+use crate::codec::{Cut, Layout, Matrix};
 use crate::error::Result;
 
 /// The most vectors that are multiplied with the coefficients as they are stored; more take a dense panel.
@@ -65,10 +65,8 @@ impl<D: Machine> DeviceMatrix<D> {
     /// When the device has not enough of it.
     pub fn new(machine: D, matrix: &Matrix) -> Result<Self> {
         let layout = matrix.layout();
-        let axis = |side, len| {
-            DeviceAxis::new(&machine, matrix.transform(), side, len, layout.block(), matrix.seed())
-        };
-        let (rows, cols) = (axis(Side::Rows, layout.rows())?, axis(Side::Cols, layout.cols())?);
+        let axis = |side, cut: &Cut| DeviceAxis::new(&machine, matrix.transform(), side, *cut, matrix.seed());
+        let (rows, cols) = (axis(Side::Rows, layout.row_cut())?, axis(Side::Cols, layout.col_cut())?);
         let (mut terms, mut basis) = (Vec::new(), None);
         for term in matrix.terms() {
             match term {
@@ -214,11 +212,14 @@ impl<D: Machine> DeviceMatrix<D> {
         let machine = &self.machine;
         let element = x.element;
         let (input, output) = self.sides(transposed);
-        // `|T x| <= sqrt(edge) max|x|` for each coefficient: so divided, none leaves the type that held `x`, nor do
+        // `|T x| <= sqrt(length of a block) max|x|` for each coefficient: so divided, none leaves the type that held `x`, nor do
         // those of a result that the type holds.
         let guard = match element {
             Element::F32 => 1.0,
-            Element::F16 | Element::BF16 => (self.layout.block() as f32).sqrt().log2().ceil().exp2(),
+            Element::F16 | Element::BF16 => {
+                let longest = self.layout.row_cut().longest().max(self.layout.col_cut().longest());
+                (longest as f32).sqrt().log2().ceil().exp2()
+            }
         };
         let inner = if transposed { input.len.next_multiple_of(PIECE) } else { input.len };
         let spectrum =
@@ -243,9 +244,11 @@ impl<D: Machine> DeviceMatrix<D> {
     /// The parts of an axis whose panels, `depth` elements deep, have about `PANEL_BYTES`.
     fn parts(&self, axis: &DeviceAxis<D::Memory>, depth: usize, element: Element) -> Vec<Part> {
         let edge = self.layout.block();
-        let most = PANEL_BYTES / (depth * element.bytes() * edge);
-        let len = most.max(1) * edge;
-        (0..axis.len).step_by(len).map(|first| Part { first, len: len.min(axis.len - first) }).collect()
+        let each = (PANEL_BYTES / (depth * element.bytes() * edge)).max(1) * edge;
+        // Whole blocks; what follows them goes with the last.
+        let last = axis.cut.whole_blocks().saturating_sub(1) * edge / each * each;
+        let parts = (0..=last).step_by(each);
+        parts.map(|first| Part { first, len: if first == last { axis.len - first } else { each } }).collect()
     }
 
     /// The coefficients of a range of rows and columns, `(cols, rows filled up to whole pieces)`.

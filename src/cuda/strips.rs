@@ -84,8 +84,7 @@ impl<M> DeviceStrips<M> {
     pub(super) fn planes(machine: &impl Machine<Memory = M>, layout: Layout, term: &Planes) -> Result<Self> {
         let by_rows = term.group() == ScaleGroup::Row;
         let (table, data) = lay_out(layout, |held, strip, fields| {
-            let (i, j) = (strip.row / layout.block(), strip.col / layout.block());
-            let block = layout.block_at(i, j);
+            let block = layout.block_with(strip.row, strip.col);
             let codes = held.of(block, |codes| term.codes(block, codes));
             fields.fill(0);
             for (col, fields) in fields.chunks_exact_mut(fields.len() / STRIP).enumerate().take(strip.width) {
@@ -107,8 +106,7 @@ impl<M> DeviceStrips<M> {
         term: &Trellis,
     ) -> Result<Self> {
         let (table, data) = lay_out(layout, |_, strip, fields| {
-            let (i, j) = (strip.row / layout.block(), strip.col / layout.block());
-            let block = layout.block_at(i, j);
+            let block = layout.block_with(strip.row, strip.col);
             let mut source = Source { bits: 0, scale: 0.0, number: 0 };
             fields.fill(0);
             for (col, fields) in fields.chunks_exact_mut(fields.len() / STRIP).enumerate().take(strip.width) {
@@ -139,7 +137,6 @@ impl<M> DeviceStrips<M> {
         row_scales: Option<M>,
         unit: f32,
     ) -> Result<Self> {
-        let last = layout.row_range(layout.block_rows() - 1).len();
         Ok(Self {
             module,
             layout,
@@ -149,7 +146,7 @@ impl<M> DeviceStrips<M> {
             values,
             row_scales,
             unit,
-            max_lanes: lanes_of(layout.row_range(0).len()).max(lanes_of(last)),
+            max_lanes: layout.row_cut().iter().map(|rows| lanes_of(rows.len())).max().unwrap_or(1),
         })
     }
 
@@ -275,9 +272,10 @@ impl<M> DeviceStrips<M> {
         panel: &Panel<'_, M>,
         add: bool,
     ) -> Result<()> {
-        let edge = self.layout.block();
+        let rows = self.layout.row_cut();
         let (first, end) = (panel.first_col / STRIP, panel.end_col.div_ceil(STRIP));
-        let first_block_row = panel.first_row / edge;
+        let first_block_row = rows.block_of(panel.first_row);
+        let block_rows = rows.block_of(panel.end_row - 1) + 1 - first_block_row;
         let mut args = self.args();
         args.extend([
             Arg::Memory(panel.memory, 0),
@@ -286,7 +284,7 @@ impl<M> DeviceStrips<M> {
             Arg::Int(first_block_row),
         ]);
         args.extend([Arg::Int(panel.stride), Arg::Int(usize::from(add))]);
-        let grid = [(end - first).div_ceil(WARPS), panel.end_row.div_ceil(edge) - first_block_row, 1];
+        let grid = [(end - first).div_ceil(WARPS), block_rows, 1];
         let kernel = format!("panel_{}", panel.element.suffix());
         machine.launch(self.launch(&kernel, grid, self.table_len, args))
     }
@@ -328,7 +326,7 @@ fn row_scales(layout: Layout, term: &Planes) -> Vec<u8> {
     };
     (0..layout.block_cols())
         .flat_map(|j| (0..layout.rows()).map(move |row| (j, row)))
-        .flat_map(|(j, row)| scale(row / layout.block(), j, row).to_le_bytes())
+        .flat_map(|(j, row)| scale(layout.row_cut().block_of(row), j, row).to_le_bytes())
         .collect()
 }
 

@@ -97,7 +97,7 @@ pub(super) fn weighed_energy(spectrum: &Spectrum, feedback: Option<&Feedback>, p
     let importance = &feedback.importance[part.col..][..part.width];
     let columns = columns.chunks_exact(part.height).zip(importance);
     let sum: f64 = columns.map(|(column, importance)| energy(column) * importance).sum();
-    sum * feedback.rows[part.row / spectrum.layout.block()]
+    sum * feedback.rows[spectrum.layout.row_cut().block_of(part.row)]
 }
 
 /// A strip on its way: what its columns aim at, and what became of those that are done.

@@ -182,7 +182,7 @@ fn hand_on(
             codes: vec![0; block.len()],
         })
         .collect();
-    let block_of = |strip: Block| layout.block_at(strip.row / layout.block(), strip.col / layout.block());
+    let block_of = |strip: Block| layout.block_with(strip.row, strip.col);
     let strips = sweep(spectrum, Some(feedback), |target: &mut Vec<f32>, strip| {
         let (height, block) = (strip.place.height, &blocks[block_of(strip.place).index]);
         let mut codes = vec![0; strip.place.len()];

@@ -132,7 +132,7 @@ fn keep_above(spectrum: &Spectrum, format: Format, threshold: f32) -> Result<Enc
 
 /// The `k` largest coefficients of full blocks, and as large a part of the smaller ones at the border.
 fn keep_per_block(spectrum: &Spectrum, format: Format, k: usize) -> Result<Encoded> {
-    let full = spectrum.layout.block() * spectrum.layout.block();
+    let full = spectrum.layout.largest_block();
     pack(spectrum, format, |block, values| {
         largest(values, (k * block.len()).div_ceil(full).min(values.len()))
     })

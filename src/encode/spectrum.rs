@@ -48,8 +48,7 @@ impl Spectrum {
 
     /// The columns of a part of a block, one after another.
     pub(super) fn columns(&self, part: Block) -> Vec<f32> {
-        let edge = self.layout.block();
-        let block = self.layout.block_at(part.row / edge, part.col / edge);
+        let block = self.layout.block_with(part.row, part.col);
         let rows = self.block(block);
         let first = part.col - block.col;
         let column = |col: usize| rows.iter().skip(first + col).step_by(block.width).copied();
@@ -64,8 +63,17 @@ impl Spectrum {
     /// Calls `f` on every block and its coefficients, on all cores.
     fn for_each_block(&mut self, f: impl Fn(Block, &mut [f32]) + Sync) {
         let layout = self.layout;
-        let band = layout.block() * layout.cols();
-        self.coefficients.par_chunks_mut(band).enumerate().for_each(|(i, mut band)| {
+        let mut rest = &mut self.coefficients[..];
+        let bands: Vec<_> = layout
+            .row_cut()
+            .iter()
+            .map(|rows| {
+                let band;
+                (band, rest) = std::mem::take(&mut rest).split_at_mut(rows.len() * layout.cols());
+                band
+            })
+            .collect();
+        bands.into_par_iter().enumerate().for_each(|(i, mut band)| {
             for j in 0..layout.block_cols() {
                 let block = layout.block_at(i, j);
                 let tile;
@@ -86,13 +94,10 @@ impl Spectrum {
 
     fn subtract_basis(&mut self) {
         let layout = self.layout;
-        // Blocks have four sizes at most: whole, or cut at either border or at both.
+        // One for each size: whole blocks, and the few shorter ones of either axis.
         let mut fits = BTreeMap::new();
-        for i in [0, layout.block_rows() - 1] {
-            for j in [0, layout.block_cols() - 1] {
-                let Block { height, width, .. } = layout.block_at(i, j);
-                fits.entry((height, width)).or_insert_with(|| Fit::new(height, width));
-            }
+        for Block { height, width, .. } in layout.iter() {
+            fits.entry((height, width)).or_insert_with(|| Fit::new(height, width));
         }
         let fit = |block: Block| &fits[&(block.height, block.width)];
         let theta: Vec<[f32; FUNCTIONS]> = layout

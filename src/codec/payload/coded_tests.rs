@@ -165,13 +165,13 @@ fn refused(bytes: &[u8], reason: &str) {
     }
 }
 
-/// Four blocks, three of them at the border, with one coefficient in six.
+/// Four blocks of four sizes, with one coefficient in six.
 fn small_sparse(format: Format) -> Vec<u8> {
-    let layout = Layout::new(40, 35, 32).unwrap();
+    let layout = Layout::new(72, 67, 32).unwrap();
     coded(layout, sparse(layout, format, 6, 1))
 }
 
-/// A block of eight planes and one at the border of seven.
+/// A block of eight planes and one of seven.
 fn small_planes() -> Vec<u8> {
     let layout = Layout::new(64, 70, 64).unwrap();
     coded(layout, planes(layout, ScaleGroup::Block, 8, 1))
@@ -210,7 +210,8 @@ fn coded_sparse_fields_are_checked() {
     let (first, last) = (bytes()[symbols + 1], bytes()[symbols + 2]);
     refused(&altered(bytes(), symbols + 1, &[first + 30, last + 30]), "symbols that mean nothing");
     // More entries than the words say, and so many that the bytes could not be theirs.
-    refused(&altered(bytes(), TERMS + 6 + 2, &[17, 0]), "raw bits do not end where");
+    let one_more = bytes()[TERMS + 6 + 2] + 1;
+    refused(&altered(bytes(), TERMS + 6 + 2, &[one_more]), "raw bits do not end where");
     let far = altered(bytes(), TERMS + 6, &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]);
     refused(&far, "coded terms are at most 64 times smaller");
 }

@@ -50,9 +50,9 @@ fn trellis(layout: Layout) -> Term {
     Term::Trellis(Trellis::pack(layout, 13, 1.0, &strips))
 }
 
-/// 40x35 in blocks of 32: all four block sizes, widths that leave padding bits.
+/// Blocks of 32 and 40 rows by 32 and 35 columns: all four sizes, and widths that leave padding bits.
 fn layout() -> Layout {
-    Layout::new(40, 35, 32).unwrap()
+    Layout::new(72, 67, 32).unwrap()
 }
 
 fn matrix(terms: Vec<Term>) -> Matrix {
@@ -118,16 +118,16 @@ fn every_term_comes_back_as_it_was() {
 }
 
 #[test]
-fn the_bytes_of_version_1_do_not_change() {
+fn the_bytes_of_version_2_do_not_change() {
     // Files are forever: a change of these sums is a change of the format and needs a new version.
     let layout = layout();
     let sums = [
-        (vec![basis(layout, true), sparse(layout, Format::Word32)], 3_200_758_813),
-        (vec![sparse(layout, Format::Word24)], 3_550_649_970),
-        (vec![sparse(layout, Format::Word24Mu)], 2_552_320_056),
-        (vec![sparse(layout, Format::RowMask)], 2_099_626_117),
-        (vec![basis(layout, false), planes(layout, ScaleGroup::Row)], 2_204_932_104),
-        (vec![trellis(layout)], 4_214_243_040),
+        (vec![basis(layout, true), sparse(layout, Format::Word32)], 3_653_718_980),
+        (vec![sparse(layout, Format::Word24)], 2_389_203_499),
+        (vec![sparse(layout, Format::Word24Mu)], 1_999_746_885),
+        (vec![sparse(layout, Format::RowMask)], 4_072_907_947),
+        (vec![basis(layout, false), planes(layout, ScaleGroup::Row)], 2_849_773_483),
+        (vec![trellis(layout)], 3_558_917_111),
     ];
     let found = sums.clone().map(|(terms, _)| {
         let bytes = payload(terms);
@@ -178,9 +178,10 @@ fn every_flipped_bit_is_refused() {
 fn header_fields_are_checked() {
     let bytes = || payload(vec![sparse(layout(), Format::Word32)]);
     refused(&altered(bytes(), 0, b"GGUF"), "does not begin with RBET");
-    refused(&altered(bytes(), 4, &[2, 0]), "version 2; this build reads version 1");
+    refused(&altered(bytes(), 4, &[1, 0]), "version 1; this build reads version 2");
+    refused(&altered(bytes(), 4, &[3, 0]), "version 3; this build reads version 2");
     refused(&altered(bytes(), 6, &[3]), "unknown view 3");
-    refused(&altered(bytes(), 6, &[0]), "a vector with 40 rows");
+    refused(&altered(bytes(), 6, &[0]), "a vector with 72 rows");
     refused(&altered(bytes(), 7, &[9]), "unknown transform 9");
     refused(&altered(bytes(), 8, &[0; 4]), "no elements");
     refused(&altered(bytes(), 8, &[0xff; 8]), "too large");
@@ -244,11 +245,11 @@ fn sparse_fields_are_checked() {
     refused(&altered(bytes(Format::Word24), words + 2 * blocks, &[3]), "padding bits");
     let masks = words;
     refused(&altered(bytes(Format::RowMask), masks, &[0xff]), "as many bits");
-    // Block 1 is three wide and its first row keeps column 1 alone: move that bit outside. The block's masks
-    // follow block 0's masks and values.
-    let block_1 = masks + 32 * 4 + 2 * 1023usize.div_ceil(7);
-    assert_eq!(bytes(Format::RowMask)[block_1], 0b10);
-    refused(&altered(bytes(Format::RowMask), block_1, &[0b1000]), "position outside");
+    // Block 1 is 35 wide and its first row keeps column 29 last: move that bit outside. The block's masks follow block
+    // 0's masks and values.
+    let last_masks = masks + 32 * 4 + 2 * 1023usize.div_ceil(7) + 3;
+    assert_eq!(bytes(Format::RowMask)[last_masks..][..2], [0b10_0000, 0]);
+    refused(&altered(bytes(Format::RowMask), last_masks, &[0, 0b1000]), "position outside");
     let wide = Layout::new(40, 35, 128).unwrap();
     let wide = Matrix::new(wide, Transform::Dct, None, vec![sparse(wide, Format::Word32)], 0.0);
     refused(&altered(wide.to_plain_bytes(View::Matrix), TERMS + 1, &[1]), "word24 with block edge 128");
@@ -263,26 +264,27 @@ fn planes_fields_are_checked() {
     refused(&altered(bytes(), TERMS + 2, &2f32.powi(104).to_le_bytes()), "would overflow");
     refused(&altered(bytes(), TERMS + 6, &[9]), "a block with 9 planes");
     refused(&altered(bytes(), TERMS + 6, &[8]), "are left");
-    refused(&altered(bytes(), TERMS + 6 + blocks - 1, &[2]), "8 bytes follow the last term");
+    refused(&altered(bytes(), TERMS + 6 + blocks - 1, &[2]), "200 bytes follow the last term");
     refused(&altered(bytes(), TERMS + 6 + blocks, &f16::INFINITY.to_le_bytes()), "plane scales hold inf");
-    // The second block is three wide; plane 0 of the first takes 32 rows of 4 bytes.
-    refused(&altered(bytes(), TERMS + 6 + 3 * blocks + 128, &[0x08]), "padding bits are set");
+    // The second block is 35 wide; plane 0 of the first takes 32 rows of 4 bytes.
+    refused(&altered(bytes(), TERMS + 6 + 3 * blocks + 128 + 4, &[0x08]), "padding bits are set");
 }
 
 #[test]
 fn trellis_fields_are_checked() {
     let bytes = || payload(vec![trellis(layout())]);
-    let (bits, scales, columns) = (TERMS + 6, TERMS + 6 + 4, TERMS + 6 + 4 + 8);
+    let (bits, scales, columns) = (TERMS + 6, TERMS + 6 + 6, TERMS + 6 + 6 + 12);
     refused(&altered(bytes(), TERMS + 1, &[11]), "trellis states of 11 bits; 12 to 16 are allowed");
     refused(&altered(bytes(), TERMS + 1, &[17]), "trellis states of 17 bits");
     refused(&altered(bytes(), TERMS + 2, &3f32.to_le_bytes()), "trellis unit is 3, not a power of two");
     refused(&altered(bytes(), bits, &[5]), "a trellis of 5 bits; at most 4 are allowed");
     refused(&altered(bytes(), bits, &[4]), "are left");
-    refused(&altered(bytes(), bits + 1, &[0]), "12 bytes follow the last term");
+    refused(&altered(bytes(), bits + 1, &[0]), "128 bytes follow the last term");
     refused(&altered(bytes(), scales, &f16::NAN.to_le_bytes()), "trellis scales hold NaN");
     refused(&altered(bytes(), scales, &f16::NEG_ONE.to_le_bytes()), "trellis scales hold -1");
-    // Whole columns of 32 rows, then of 8: with 4, 2 or 1 bits no byte has padding; three rows do.
-    assert_eq!(bytes().len(), columns + 32 * 12 + 3 * 4 + 32 * 4 + 3 * 2 + CHECKSUM_BYTES);
+    // Columns of 32 rows, then of 40: no byte has padding; three rows do.
+    let (above, below) = (32 * 12 + 32 * 4 + 3 * 16, 32 * 10 + 32 * 15 + 3 * 5);
+    assert_eq!(bytes().len(), columns + above + below + CHECKSUM_BYTES);
     let low = Layout::new(3, 1, 32).unwrap();
     let low = Matrix::new(low, Transform::Dct, None, vec![trellis(low)], 0.0).to_bytes(View::Matrix);
     let column = TERMS + 6 + 1 + 2;

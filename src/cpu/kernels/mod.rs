@@ -285,7 +285,9 @@ impl Kernels {
     }
 
     pub(super) fn rows_to_lanes(&self, rows: &[[f32; EDGE]; LANES], lanes: &mut [Lanes]) {
-        for (n, lanes) in lanes.as_chunks_mut().0.iter_mut().enumerate() {
+        let (lanes, rest) = lanes.as_chunks_mut();
+        assert!(rest.is_empty(), "rows go into lanes sixteen elements at a time");
+        for (n, lanes) in lanes.iter_mut().enumerate() {
             // SAFETY: as in `planes`.
             unsafe { (self.0.rows_to_lanes)(&rows.as_flattened()[n * LANES..], EDGE, lanes) }
         }
@@ -300,7 +302,9 @@ impl Kernels {
 
     /// Lanes back to sixteen rows.
     pub(super) fn lanes_to_rows(&self, lanes: &[Lanes], rows: &mut [[f32; EDGE]; LANES]) {
-        for (n, lanes) in lanes.as_chunks().0.iter().enumerate() {
+        let (lanes, rest) = lanes.as_chunks();
+        assert!(rest.is_empty(), "lanes go back to rows sixteen elements at a time");
+        for (n, lanes) in lanes.iter().enumerate() {
             // SAFETY: as in `planes`.
             unsafe { (self.0.lanes_to_rows)(lanes, &mut rows.as_flattened_mut()[n * LANES..], EDGE) }
         }

@@ -90,7 +90,7 @@ macro_rules! walks {
             for j in blocks {
                 let mut places = [(0, 0.0); MOST_STRIPS];
                 let mut count = 0;
-                for (first, strip) in term.block_strips(i, j) {
+                for (first, strip) in term.block_strips(term.layout().block_at(i, j)) {
                     decode_strip(&strip, &mut codes[count]);
                     places[count] = (first, strip.scale);
                     count += 1;
@@ -121,7 +121,6 @@ macro_rules! walks {
                 trellis_transposed_by_rows(term, block, g, acc);
                 return;
             }
-            let edge = term.layout().block();
             let packing = Packing::new(block.height);
             // Each row's weight at its place in the codes, which all strips have alike.
             let mut weights = [[[0f32; 64]; PERIOD]; generic::FEW_VECTORS];
@@ -136,7 +135,7 @@ macro_rules! walks {
                 }
             }
             let mut codes = [Line([0; 64]); STRIP_LINES];
-            for (first, strip) in term.block_strips(block.row / edge, block.col / edge) {
+            for (first, strip) in term.block_strips(block) {
                 decode_strip(&strip, &mut codes);
                 for (acc, weights) in acc.chunks_exact_mut(block.width).zip(&weights) {
                     let mut sums = [[0f32; 64]; GROUPS];
@@ -152,9 +151,8 @@ macro_rules! walks {
         /// Strip by strip: decode it, add multiples of its rows for each vector.
         $(#[target_feature(enable = $feature)])?
         fn trellis_transposed_by_rows(term: &TrellisStrips, block: Block, g: Input, acc: &mut [f32]) {
-            let edge = term.layout().block();
             let mut rows = [[0.0; STRIP]; EDGE];
-            for (first, strip) in term.block_strips(block.row / edge, block.col / edge) {
+            for (first, strip) in term.block_strips(block) {
                 trellis_rows(&strip, &mut rows);
                 for (vector, acc) in acc.chunks_exact_mut(block.width).enumerate() {
                     let acc = &mut acc[first..][..strip.width];

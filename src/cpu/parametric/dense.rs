@@ -39,7 +39,7 @@ fn groups(term: &Loaded, block: Block, prefer: Side) -> (Side, usize) {
 }
 
 /// Writes a tile without scales.
-fn unscaled(kernels: &Kernels, term: &Loaded, block: Block, edge: usize, tile: &mut [f32]) {
+fn unscaled(kernels: &Kernels, term: &Loaded, block: Block, tile: &mut [f32]) {
     tile.fill(0.0);
     match term {
         Loaded::Planes(tiles) if tiles.planes(block) == 0 => {}
@@ -53,7 +53,7 @@ fn unscaled(kernels: &Kernels, term: &Loaded, block: Block, edge: usize, tile: &
         }
         Loaded::Trellis(strips) => {
             let mut rows = [[0.0; STRIP]; EDGE];
-            for (first, mut strip) in strips.block_strips(block.row / edge, block.col / edge) {
+            for (first, mut strip) in strips.block_strips(block) {
                 strip.scale = 1.0;
                 kernels.trellis_rows(&strip, &mut rows);
                 for (out, row) in tile.chunks_exact_mut(block.width).zip(&rows) {
@@ -169,7 +169,7 @@ pub(super) fn product(
         let stripe = stripe(layout, side, index);
         tiles.resize(stripe.1[stripe.0.len()], 0.0);
         fill(&mut tiles, &stripe, pool, &|block, tile| {
-            unscaled(kernels, part.term, block, layout.block(), tile);
+            unscaled(kernels, part.term, block, tile);
             scale(tile, block, groups(part.term, block, side), part.of(block));
         });
         let chunk = chunks(vectors);
@@ -212,9 +212,7 @@ pub(super) fn backward(
         let stripe = stripe(layout, side, index);
         let (blocks, starts) = &stripe;
         tiles.resize(starts[blocks.len()], 0.0);
-        fill(&mut tiles, &stripe, pool, &|block, tile| {
-            unscaled(kernels, part.term, block, layout.block(), tile)
-        });
+        fill(&mut tiles, &stripe, pool, &|block, tile| unscaled(kernels, part.term, block, tile));
         let aligned = groups(part.term, blocks[0], side).0 == side;
         if !aligned && shared_dx.is_some() {
             scaled.clone_from(&tiles);

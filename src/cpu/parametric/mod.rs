@@ -313,7 +313,7 @@ fn analyze(kernels: &kernels::Kernels, axis: &Axis, x: &[f32], pool: &dyn Pool) 
     let mut spectrum = vec![0.0; x.len()];
     let shared = Shared::new(&mut spectrum);
     axis::analyze(kernels, axis, x, pool, &|vector, block, segment| {
-        let start = vector * axis.len() + block * axis.block();
+        let start = vector * axis.len() + axis.cut().range(block).start;
         // SAFETY: each vector's blocks are its own, and each is taken once.
         unsafe { shared.part(start..start + segment.len()) }.copy_from_slice(segment);
     });

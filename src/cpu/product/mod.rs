@@ -165,10 +165,10 @@ pub(super) fn transposed(
     } else {
         WORKSPACE.with_borrow_mut(|Workspace { spectrum, in_lanes, out, .. }| {
             spectrum.resize(g.len(), 0.0);
-            let (len, edge) = (layout.rows(), layout.block());
+            let len = layout.rows();
             let shared = Shared::new(spectrum);
             axis::analyze(kernels, &matrix.axes().rows, g, pool, &|vector, block, segment| {
-                let start = vector * len + block * edge;
+                let start = vector * len + layout.row_range(block).start;
                 // SAFETY: each vector's blocks are its own, and each is taken once.
                 unsafe { shared.part(start..start + segment.len()) }.copy_from_slice(segment);
             });
@@ -229,7 +229,7 @@ fn into_spectrum(
         // SAFETY: here and below, each vector's block has a place of its own in every array and is taken once.
         let floats = |range| unsafe { floats.part(range) };
         if as_floats {
-            let start = vector * layout.cols() + j * layout.block();
+            let start = vector * layout.cols() + layout.col_range(j).start;
             floats(start..start + segment.len()).copy_from_slice(segment);
         }
         if as_digits {

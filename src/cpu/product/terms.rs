@@ -34,21 +34,20 @@ pub(super) fn planes(
 ) {
     let layout = tiles.layout();
     let rows = layout.rows();
-    // Every block row but the last has as many row tiles as an edge.
-    let per_block = layout.block() / TILE_ROWS;
-    let items = (layout.block_rows() - 1) * per_block
-        + layout.row_range(layout.block_rows() - 1).len().div_ceil(TILE_ROWS);
     let out = Shared::new(out);
-    pool.run(items, &|range| {
+    // Every block begins at a multiple of a tile's rows.
+    pool.run(rows.div_ceil(TILE_ROWS), &|range| {
         let mut sums = [RowSums::ZERO; VECTORS_AT_ONCE];
         for item in range {
             let first_row = item * TILE_ROWS;
             let count = TILE_ROWS.min(rows - first_row);
+            let i = layout.row_cut().block_of(first_row);
+            let row_tile = (first_row - layout.row_range(i).start) / TILE_ROWS;
             for first in (0..vectors).step_by(VECTORS_AT_ONCE) {
                 let range = first..(first + VECTORS_AT_ONCE).min(vectors);
                 let sums = &mut sums[..range.len()];
                 sums.fill(RowSums::ZERO);
-                kernels.planes(tiles, item / per_block, item % per_block, x.batch(range.clone()), sums);
+                kernels.planes(tiles, i, row_tile, x.batch(range.clone()), sums);
                 for (vector, sums) in range.zip(sums) {
                     let start = vector * rows + first_row;
                     // SAFETY: the rows of a row tile belong to one item.
@@ -82,7 +81,7 @@ pub(super) fn trellis(
     let part_vectors = vectors.div_ceil(vector_parts);
     let column_parts = (wanted / vector_parts).clamp(1, blocks);
     let items = layout.block_rows() * vector_parts * column_parts;
-    let tiles = Packing::new(layout.row_range(0).len()).tiles();
+    let tiles = Packing::new(layout.row_cut().longest()).tiles();
     let stride = part_vectors * tiles;
     partial.resize(items * stride, RowSums::ZERO);
     let sums_of = |item: usize| {
@@ -154,7 +153,8 @@ pub(super) fn accumulate(
                 for k in 0..in_blocks {
                     let block =
                         if transposed { layout.block_at(k, index) } else { layout.block_at(index, k) };
-                    let values = &spectrum[k * layout.block()..];
+                    let first = if transposed { block.row } else { block.col };
+                    let values = &spectrum[first..];
                     let input = Input { values, stride: in_len };
                     match term {
                         Loaded::Sparse(slices) if transposed => {

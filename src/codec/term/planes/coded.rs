@@ -247,7 +247,7 @@ impl Planes {
         let mut data = vec![0; total];
         let parts = parts(&mut data, &self.starts, &chunks);
         let decode = |((chunk, mut lanes), mut out): ((Range<usize>, Lanes<LANES>), &mut [u8])| {
-            let [mut symbols, mut codes] = [(); 2].map(|()| vec![0; self.layout.block().pow(2)]);
+            let [mut symbols, mut codes] = [(); 2].map(|()| vec![0; self.layout.largest_block()]);
             for block in blocks[chunk].iter().filter(|block| self.planes(**block) > 0) {
                 let packing = Packing::new(self.planes(*block), packed);
                 let codes = &mut codes[..block.len()];

@@ -151,7 +151,7 @@ impl Planes {
             // Blocks above and to the left have as many scales as they have rows.
             ScaleGroup::Row => {
                 let above = block.row * self.layout.block_cols();
-                above + block.col / self.layout.block() * block.height + row
+                above + self.layout.place(block).1 * block.height + row
             }
         };
         self.scales[index].to_f32() * self.unit

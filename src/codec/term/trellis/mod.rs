@@ -44,7 +44,7 @@ pub const MAX_BITS: u8 = 4;
 pub const COARSE_BITS: u8 = 2;
 /// The bits a state may have.
 pub const STATE_BITS: RangeInclusive<u8> = 12..=16;
-/// Columns that share `k` and a scale. Every block edge is a multiple, so no strip crosses blocks.
+/// Columns that share `k` and a scale. Every block begins at a multiple, so no strip crosses blocks.
 pub const STRIP: usize = 32;
 
 /// The magnitudes of up to [`COARSE_BITS`] bits: `round(127 g(q(j)) / g(q(63)))` with `q(j)` the Gaussian's quantile at
@@ -339,7 +339,7 @@ impl Trellis {
     /// The strip that holds column `col` of a block.
     fn strip_at(&self, block: Block, col: usize) -> usize {
         let per_row = self.layout.cols().div_ceil(STRIP);
-        block.row / self.layout.block() * per_row + (block.col + col) / STRIP
+        self.layout.place(block).0 * per_row + (block.col + col) / STRIP
     }
 
     /// A column of a block and the scale of its values; `None` where all are zero.

@@ -139,7 +139,7 @@ pub(super) fn add_strips(
     sums: &mut [RowSums],
 ) {
     for j in blocks {
-        for (first, strip) in term.block_strips(i, j) {
+        for (first, strip) in term.block_strips(term.layout().block_at(i, j)) {
             let digits = StripDigits::new(x, j, first, strip.scale, BIAS);
             add_strip(&strip, x, &digits, sums);
         }
