@@ -2,7 +2,7 @@
 
 use crate::codec::term::Term;
 use crate::codec::term::planes::MAX_PLANES;
-use crate::codec::{Matrix, matrix::View};
+use crate::codec::{Errors, Matrix, matrix::View};
 use crate::cpu::{LoadedMatrix, Rayon};
 use crate::encode::{Encoder, LayerStatistics, Offer, PruneReport};
 use crate::error::{Error, Result};
@@ -147,7 +147,7 @@ impl RbeTensor {
         let before = self.to_matrix();
         let after = crate::encode::prune(&before, threshold)?;
         let report = PruneReport::new(&before, &after, original.as_deref());
-        let after = after.with_relative_error(report.error_after as f32);
+        let after = after.with_errors(Errors::from(report.error_after as f32));
         let after = Self::new(Arc::new(LoadedMatrix::new(&after)), self.view).to_device(&self.device)?;
         Ok((after, report))
     }
@@ -296,7 +296,12 @@ impl RbeTensor {
 
     /// `|W - W^| / |W|` in the Frobenius norm, as the encoder measured it by decoding.
     pub fn relative_error(&self) -> f64 {
-        f64::from(self.matrix.relative_error())
+        f64::from(self.matrix.errors().relative)
+    }
+
+    /// The error, and those of the worst row and block of the stored matrix, as the encoder measured them by decoding.
+    pub fn errors(&self) -> Errors {
+        self.matrix.errors()
     }
 
     /// One line for people: terms, transform, block edge.

@@ -2,6 +2,7 @@
 
 use super::{Archive, Entry, measure};
 use crate::Result;
+use crate::codec::errors::{BlockRowErrors, Comparison};
 use std::path::Path;
 use std::time::Instant;
 
@@ -24,6 +25,12 @@ pub struct CheckedTensor {
     pub relative_error: Option<f64>,
     /// The same as the encoder recorded it.
     pub recorded_error: Option<f64>,
+    /// The row of the stored matrix with the largest error relative to itself, and that error; rows of zeros have none.
+    pub worst_row: Option<(usize, f64)>,
+    /// The same of the blocks, counted in row-major order.
+    pub worst_block: Option<(usize, f64)>,
+    /// What may matter and is not wrong: a row or a block with more than three times the error of the whole.
+    pub warning: Option<String>,
     /// What is wrong; absent where nothing is.
     pub problem: Option<String>,
 }
@@ -66,17 +73,25 @@ pub fn verify(compressed: impl AsRef<Path>, original: impl AsRef<Path>) -> Resul
             compressed: entry.compressed,
             relative_error: None,
             recorded_error: None,
+            worst_row: None,
+            worst_block: None,
+            warning: None,
             problem: None,
         };
         match compare(&compressed, entry, &original) {
             Ok(None) => {}
             Ok(Some(measured)) => {
-                line.relative_error = Some(measured.relative_error());
+                let Measured { comparison, .. } = measured;
+                line.relative_error = Some(comparison.relative_error());
                 line.recorded_error = Some(measured.recorded_error);
+                line.worst_row = comparison.worst_row;
+                line.worst_block = comparison.worst_block;
+                line.warning = comparison.warning();
                 line.problem = measured.problem();
-                report.largest_relative_error = report.largest_relative_error.max(measured.relative_error());
-                squared_error += measured.squared_error;
-                squared_norm += measured.squared_norm;
+                report.largest_relative_error =
+                    report.largest_relative_error.max(comparison.relative_error());
+                squared_error += comparison.squared_error;
+                squared_norm += comparison.squared_norm;
             }
             Err(problem) => line.problem = Some(problem),
         }
@@ -88,6 +103,9 @@ pub fn verify(compressed: impl AsRef<Path>, original: impl AsRef<Path>) -> Resul
             compressed: false,
             relative_error: None,
             recorded_error: None,
+            worst_row: None,
+            worst_block: None,
+            warning: None,
             problem: Some(format!("is missing from {}", compressed.path().display())),
         });
     }
@@ -99,18 +117,13 @@ pub fn verify(compressed: impl AsRef<Path>, original: impl AsRef<Path>) -> Resul
 }
 
 struct Measured {
-    squared_error: f64,
-    squared_norm: f64,
+    comparison: Comparison,
     recorded_error: f64,
 }
 
 impl Measured {
-    fn relative_error(&self) -> f64 {
-        ratio(self.squared_error, self.squared_norm)
-    }
-
     fn problem(&self) -> Option<String> {
-        let (measured, recorded) = (self.relative_error(), self.recorded_error);
+        let (measured, recorded) = (self.comparison.relative_error(), self.recorded_error);
         // Written so that a NaN on either side is a problem too.
         let agree = (measured - recorded).abs() <= ERROR_TOLERANCE * recorded + ERROR_FLOOR;
         (!agree).then(|| format!("has a relative error of {measured:.3e}, and {recorded:.3e} is recorded"))
@@ -143,12 +156,22 @@ fn compare(compressed: &Archive, entry: &Entry, original: &Archive) -> Result<Op
     }
     let text = |error: crate::Error| error.to_string();
     let tensor = compressed.rbe(entry).map_err(text)?;
-    let decoded = tensor.dequantize().map_err(text)?;
+    // As the matrix is stored: its rows are those that share nothing with one another.
+    let transposed = tensor.is_transposed();
+    let stored = if transposed { tensor.t().map_err(text)? } else { tensor.clone() };
+    let decoded = stored.dequantize().map_err(text)?;
     let decoded = decoded.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(|e| e.to_string())?;
-    let bytes = original.bytes(before);
-    Ok(Some(Measured {
-        squared_error: measure::squared_distance(bytes, before.dtype, &decoded),
-        squared_norm: measure::squared_norm(bytes, before.dtype),
-        recorded_error: tensor.relative_error(),
-    }))
+    let (bytes, layout) = (original.bytes(before), tensor.loaded().layout());
+    let (rows, cols) = (layout.rows(), layout.cols());
+    let value = |row: usize, col: usize| {
+        let index = if transposed { col * rows + row } else { row * cols + col };
+        measure::value(bytes, before.dtype, index)
+    };
+    let block_rows: Vec<_> = (0..layout.block_rows())
+        .map(|i| {
+            let rows = layout.row_range(i);
+            BlockRowErrors::new(layout, i, value, &decoded[rows.start * cols..rows.end * cols])
+        })
+        .collect();
+    Ok(Some(Measured { comparison: Comparison::new(&block_rows), recorded_error: tensor.relative_error() }))
 }

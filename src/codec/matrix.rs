@@ -1,6 +1,7 @@
 //! A compressed matrix and its reference operations.
 
 use super::axis::Axes;
+use super::errors::Errors;
 use super::layout::{Block, Layout};
 use super::payload::{self, Form};
 use super::term::{Domain, Planes, Term};
@@ -16,23 +17,23 @@ pub struct Matrix {
     transform: Transform,
     seed: Option<u64>,
     terms: Vec<Term>,
-    relative_error: f32,
+    errors: Errors,
     axes: Axes,
 }
 
 impl Matrix {
-    /// Puts a matrix together. `seed` draws the random signs, `None` is none; `relative_error` is what the encoder
-    /// measured. The terms are cut as `layout` says and come in the order of [`Term`]'s variants, each at most once
+    /// Puts a matrix together. `seed` draws the random signs, `None` is none; `errors` are what the encoder
+    /// measured, or the relative error alone. The terms are cut as `layout` says and come in the order of [`Term`]'s variants, each at most once
     /// but for the trellis, which may come twice: a payload of others is refused when it is read.
     pub fn new(
         layout: Layout,
         transform: Transform,
         seed: Option<u64>,
         terms: Vec<Term>,
-        relative_error: f32,
+        errors: impl Into<Errors>,
     ) -> Self {
         let axes = Axes::new(layout, transform, seed);
-        Self { layout, transform, seed, terms, relative_error, axes }
+        Self { layout, transform, seed, terms, errors: errors.into(), axes }
     }
 
     /// Reads and checks a payload.
@@ -85,7 +86,12 @@ impl Matrix {
 
     /// `|W - W^| / |W|` in the Frobenius norm, as the encoder measured it by decoding.
     pub fn relative_error(&self) -> f32 {
-        self.relative_error
+        self.errors.relative
+    }
+
+    /// The error, and those of the worst row and block, as the encoder measured them by decoding.
+    pub fn errors(&self) -> Errors {
+        self.errors
     }
 
     /// One line for people: terms, transform, block edge.
@@ -95,9 +101,9 @@ impl Matrix {
         format!("{}, {} {}{signs}", terms.join(" + "), self.transform.name(), self.layout.block())
     }
 
-    /// The same matrix with another recorded error.
-    pub fn with_relative_error(mut self, relative_error: f32) -> Self {
-        self.relative_error = relative_error;
+    /// The same matrix with other recorded errors.
+    pub fn with_errors(mut self, errors: Errors) -> Self {
+        self.errors = errors;
         self
     }
 

@@ -19,6 +19,7 @@ pub mod axis;
 pub mod basis;
 mod bits;
 mod entropy;
+pub(crate) mod errors;
 pub(crate) mod layout;
 pub mod matrix;
 mod parameters;
@@ -27,6 +28,7 @@ pub mod signs;
 pub mod term;
 pub mod transform;
 
+pub use errors::Errors;
 pub use layout::{BLOCK_EDGES, Block, Cut, Layout};
 pub use matrix::Matrix;
 pub use transform::Transform;

@@ -10,7 +10,7 @@ use crate::codec::axis::Axes;
 use crate::codec::basis::FUNCTIONS;
 use crate::codec::term::trellis::STRIP;
 use crate::codec::term::{Basis, Term};
-use crate::codec::{Block, Layout, Matrix, Transform};
+use crate::codec::{Block, Errors, Layout, Matrix, Transform};
 use crate::error::{Error, Result};
 use std::sync::OnceLock;
 
@@ -31,7 +31,7 @@ pub struct LoadedMatrix {
     layout: Layout,
     transform: Transform,
     seed: Option<u64>,
-    relative_error: f32,
+    errors: Errors,
     /// Known when it is first asked for: the file's form has to be made for that.
     size_in_bytes: OnceLock<usize>,
     plain_size_in_bytes: usize,
@@ -63,7 +63,7 @@ impl LoadedMatrix {
             layout: matrix.layout(),
             transform: matrix.transform(),
             seed: matrix.seed(),
-            relative_error: matrix.relative_error(),
+            errors: matrix.errors(),
             size_in_bytes: OnceLock::new(),
             plain_size_in_bytes: matrix.plain_size_in_bytes(),
             stored_coefficients: matrix.terms().iter().map(|term| coefficients(term, matrix.layout())).sum(),
@@ -81,7 +81,7 @@ impl LoadedMatrix {
             Loaded::Planes(tiles) => Term::Planes(tiles.to_term()),
             Loaded::Trellis(strips) => Term::Trellis(strips.to_term()),
         });
-        Matrix::new(self.layout, self.transform, self.seed, terms.collect(), self.relative_error)
+        Matrix::new(self.layout, self.transform, self.seed, terms.collect(), self.errors)
     }
 
     /// How the matrix is cut into blocks.
@@ -89,9 +89,9 @@ impl LoadedMatrix {
         self.layout
     }
 
-    /// `|W - W^| / |W|` as the encoder measured it.
-    pub fn relative_error(&self) -> f32 {
-        self.relative_error
+    /// The error, and those of the worst row and block, as the encoder measured them.
+    pub fn errors(&self) -> Errors {
+        self.errors
     }
 
     /// Bytes of the payload, its terms entropy coded where that is smaller. The first time it takes as long as to write it.

@@ -12,6 +12,8 @@ use crate::codec::term::trellis::{QuantizedStrip, Trellis, strips};
 use crate::codec::{Layout, Matrix, Transform};
 use half::f16;
 
+mod sides;
+
 fn basis(layout: Layout) -> Term {
     let theta = |n: usize| std::array::from_fn(|k| ((n * 8 + k) as f32 * 0.9).sin());
     let theta: Vec<_> = (0..layout.blocks()).map(theta).collect();
@@ -78,6 +80,7 @@ pub(in crate::cpu) fn matrices() -> Vec<Matrix> {
         (128, 172, 128),
         (97, 259, 64),
         (300, 512, 256),
+        (257, 576, 256),
     ] {
         let layout = Layout::new(rows, cols, edge).unwrap();
         let mut terms = vec![

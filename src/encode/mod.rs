@@ -26,6 +26,7 @@ pub use rate::{Budget, Quality, Rate, TermChoice};
 pub use share::{Offer, share};
 
 use crate::codec::axis::Axes;
+use crate::codec::errors::{BlockRowErrors, Comparison};
 use crate::codec::term::trellis::STATE_BITS;
 use crate::codec::{BLOCK_EDGES, Matrix, Transform};
 use crate::error::{Error, Result};
@@ -225,31 +226,27 @@ impl Encoder {
         for _ in 0..4 {
             let encoded =
                 search::carry(&spectrum, feedback.as_ref(), carrier, asked)?.ok_or_else(unreachable)?;
-            let measured = squared_error(&encoded.matrix, values);
+            let measured = compare(&encoded.matrix, values);
             match (target, &mut asked) {
-                (Target::SquaredError(bound), Target::SquaredError(asked)) if measured > bound => {
-                    *asked *= 0.999 * bound / measured;
+                (Target::SquaredError(bound), Target::SquaredError(asked))
+                    if measured.squared_error > bound =>
+                {
+                    *asked *= 0.999 * bound / measured.squared_error;
                 }
-                _ => {
-                    let relative = if energy > 0.0 { (measured / energy).sqrt() } else { 0.0 };
-                    return Ok(encoded.matrix.with_relative_error(relative as f32));
-                }
+                _ => return Ok(encoded.matrix.with_errors(measured.errors())),
             }
         }
         Err(unreachable())
     }
 }
 
-/// `|W - W^|^2` in F64, by decoding block row after block row.
-fn squared_error(matrix: &Matrix, values: &[f32]) -> f64 {
+/// A matrix against its original, by decoding block row after block row.
+fn compare(matrix: &Matrix, values: &[f32]) -> Comparison {
     let layout = matrix.layout();
-    let band = |i: usize| {
-        let rows = layout.row_range(i);
-        let original = &values[rows.start * layout.cols()..rows.end * layout.cols()];
-        let mut decoded = vec![0.0; original.len()];
+    let block_row = |i: usize| {
+        let mut decoded = vec![0.0; layout.row_range(i).len() * layout.cols()];
         matrix.decode_block_row(i, &mut decoded);
-        let square = |(a, b): (&f32, &f32)| (f64::from(*a) - f64::from(*b)).powi(2);
-        original.iter().zip(&decoded).map(square).sum::<f64>()
+        BlockRowErrors::new(layout, i, |row, col| values[row * layout.cols() + col].into(), &decoded)
     };
-    (0..layout.block_rows()).into_par_iter().map(band).sum()
+    Comparison::new(&(0..layout.block_rows()).into_par_iter().map(block_row).collect::<Vec<_>>())
 }

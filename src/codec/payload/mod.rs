@@ -4,6 +4,7 @@
 //! allocated for it; unknown codes are refused by name; a checksum covers all bytes; nothing may follow it.
 
 use super::entropy::LARGEST_RATIO;
+use super::errors::Errors;
 use super::layout::Layout;
 use super::matrix::Matrix;
 use super::term::Term;
@@ -16,7 +17,7 @@ const VERSION: u16 = 2;
 /// The largest power of two that keeps 65504, F16's maximum, times 2^8 within F32: no decoded value overflows.
 const LARGEST_UNIT: f32 = (1u128 << 103) as f32;
 /// Bytes before the first term.
-const HEADER_BYTES: usize = 36;
+const HEADER_BYTES: usize = 40;
 /// Bytes of the CRC-32 at the end.
 const CHECKSUM_BYTES: usize = 4;
 
@@ -67,8 +68,8 @@ pub(super) fn to_bytes(matrix: &Matrix, view: View, form: Form) -> Vec<u8> {
     writer.u8(u8::from(matrix.seed().is_some()));
     writer.u8(matrix.terms().len() as u8);
     writer.u64(matrix.seed().unwrap_or(0));
-    writer.f32(matrix.relative_error());
-    writer.u32(0);
+    let Errors { relative, worst_row, worst_block } = matrix.errors();
+    [relative, worst_row, worst_block].into_iter().for_each(|error| writer.f32(error));
     matrix.terms().iter().for_each(|term| term.write(&mut writer, form));
     let checksum = crc32fast::hash(&writer.bytes);
     writer.u32(checksum);
@@ -122,13 +123,15 @@ pub(super) fn from_bytes(bytes: &[u8]) -> Result<(Matrix, View)> {
     if flags == 0 && seed != 0 {
         return Err(Error::payload("a seed without random signs"));
     }
-    let relative_error = reader.f32("relative error")?;
-    if !(relative_error.is_finite() && relative_error >= 0.0) {
-        return Err(Error::payload(format!("relative error {relative_error}")));
-    }
-    if reader.u32("reserved")? != 0 {
-        return Err(Error::payload("reserved bytes are not zero"));
-    }
+    let mut error = |what: &str| match reader.f32(what)? {
+        error if error.is_finite() && error >= 0.0 => Ok(error),
+        error => Err(Error::payload(format!("{what} {error}"))),
+    };
+    let errors = Errors {
+        relative: error("relative error")?,
+        worst_row: error("worst row's error")?,
+        worst_block: error("worst block's error")?,
+    };
     if term_count == 0 {
         return Err(Error::payload("no terms"));
     }
@@ -147,7 +150,7 @@ pub(super) fn from_bytes(bytes: &[u8]) -> Result<(Matrix, View)> {
         return Err(Error::payload(format!("{} bytes follow the last term", reader.bytes.len())));
     }
     let seed = (flags == 1).then_some(seed);
-    Ok((Matrix::new(layout, transform, seed, terms, relative_error), view))
+    Ok((Matrix::new(layout, transform, seed, terms, errors), view))
 }
 
 /// Appends little-endian numbers.

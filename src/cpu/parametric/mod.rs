@@ -170,7 +170,7 @@ fn lengths(matrix: &LoadedMatrix, transposed: bool) -> (usize, usize) {
 }
 
 #[allow(clippy::too_many_arguments)]
-fn product(
+pub(super) fn product(
     kernels: &Kernels,
     matrix: &LoadedMatrix,
     parameters: &[f32],
@@ -222,7 +222,7 @@ fn product(
 }
 
 #[allow(clippy::too_many_arguments)]
-fn backward(
+pub(super) fn backward(
     kernels: &Kernels,
     matrix: &LoadedMatrix,
     parameters: &[f32],

@@ -44,6 +44,10 @@ const GAUSSIAN: [Curve; 2] = [
 /// a Gaussian; without, the error at 8 bits is three times as large).
 const WIDER: ([f32; 4], f32) = ([1.15, 1.18, 1.23, 1.32], 1.1);
 
+/// What the squared error must fall to for a second term to be begun: by a twelfth of a bit. What is left of a budget beyond four
+/// whole bits, a second term would spend for less.
+const WORTH_A_TERM: f64 = 0.9;
+
 /// The bits of a strip in the first term and in the second.
 fn halves(bits: u8) -> [u8; 2] {
     if bits <= MAX_BITS { [bits, 0] } else { [bits.div_ceil(2), bits / 2] }
@@ -220,8 +224,18 @@ impl<'a> Plan<'a> {
     }
 
     fn allocate_budget(&self, bits: usize) -> Option<Vec<u8>> {
-        // A second term is begun when the first is full.
-        let most = if self.side_bits(MOST_BITS) + self.whole(MAX_BITS) < bits { MOST_BITS } else { MAX_BITS };
+        let one = self.allocate_up_to(MAX_BITS, bits);
+        // A second term is begun when the first is full, and where it is worth the time that it takes in every product.
+        if self.side_bits(MOST_BITS) + self.whole(MAX_BITS) >= bits {
+            return one;
+        }
+        let (one, two) = (one?, self.allocate_up_to(MOST_BITS, bits)?);
+        let error = |bits: &[u8]| self.estimate(bits).squared_error;
+        Some(if error(&two) < WORTH_A_TERM * error(&one) { two } else { one })
+    }
+
+    /// Bits per strip within a budget, of at most `most` each.
+    fn allocate_up_to(&self, most: u8, bits: usize) -> Option<Vec<u8>> {
         let budget = bits.checked_sub(self.side_bits(most))?;
         // What an error costs is known to second order only: where calibration would take more than one bit away from a
         // strip, it does not hold (gpt2-books' queries and keys without bits cost twenty times what was expected).
