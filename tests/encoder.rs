@@ -256,3 +256,58 @@ fn pruning_moves_what_it_can_into_the_basis() {
     assert!(error(pruned.decode()) < 0.9 * error(dropped.decode()));
     assert!(prune(&encode(EncoderConfig::default(), &projection()).unwrap().to_matrix(), 1.0).is_err());
 }
+
+/// Gaussian numbers, always the same.
+fn gaussian(rows: usize, cols: usize) -> Tensor {
+    let mut state = (rows * 1000 + cols) as u64;
+    let mut uniform = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 40) as f64 + 0.5) / f64::from(1u32 << 24)
+    };
+    let mut value = || 0.02 * (-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos();
+    let values: Vec<f32> = (0..rows * cols).map(|_| value() as f32).collect();
+    Tensor::from_vec(values, (rows, cols), &Device::Cpu).unwrap()
+}
+
+#[test]
+fn a_budget_is_kept_and_spent_at_every_shape() {
+    let rates = [2.1, 3.02, 4.02, 5.3, 6.05, 8.05];
+    let mut shapes =
+        vec![(262, 256, 4.02), (268, 256, 3.02), (260, 512, 4.02), (192, 576, 4.02), (257, 257, 2.1)];
+    // Primes and what lies between.
+    shapes.extend((0..40).map(|n| (64 + n * 7919 % 400, 61 + n * 6007 % 390, rates[n % rates.len()])));
+    for (rows, cols, bits) in shapes {
+        let compressed = encode(Rate::BitsPerWeight(bits), &gaussian(rows, cols)).unwrap();
+        let (got, errors) = (compressed.bits_per_weight(), compressed.errors());
+        let context = format!("{rows}x{cols} at {bits}: {got}, {errors:?}, {}", compressed.summary());
+        assert!(got <= bits, "{context}");
+        // Within a bit of the bound of any code for a Gaussian; a quarter, where there is room for a few scales.
+        let bound = 2f64.powf(-bits);
+        let slack = if rows * cols < 1 << 14 { 2.0 } else { 1.32 };
+        assert!(f64::from(errors.relative) < slack * bound, "{context}");
+        assert!(!errors.has_a_bad_row() && !errors.has_a_bad_block(), "{context}");
+    }
+}
+
+#[test]
+fn rows_added_to_a_vocabulary_are_as_good_as_the_others() {
+    for more in 0..300 {
+        let bits = [2.05, 3.05, 4.05, 8.1][more % 4];
+        let weight = gaussian(512 + more, 32);
+        let compressed = encode(Rate::BitsPerWeight(bits), &weight).unwrap();
+        let errors = compressed.errors();
+        let context = format!("512 + {more} rows at {bits}: {errors:?} {}", compressed.summary());
+        assert!(compressed.summary().starts_with("trellis"), "{context}");
+        assert!(!errors.has_a_bad_row() && !errors.has_a_bad_block(), "{context}");
+    }
+}
+
+#[test]
+fn a_second_trellis_is_not_begun_for_crumbs() {
+    for (rows, cols) in [(192, 576), (576, 576), (576, 1536), (1536, 576)] {
+        let compressed = encode(EncoderConfig::default(), &gaussian(rows, cols)).unwrap();
+        assert!(compressed.summary().starts_with("trellis 4,"), "{rows}x{cols}: {}", compressed.summary());
+    }
+    let more = encode(Rate::BitsPerWeight(4.5), &gaussian(576, 576)).unwrap();
+    assert_eq!(more.summary().matches("trellis").count(), 2, "{}", more.summary());
+}
