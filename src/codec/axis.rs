@@ -1,7 +1,7 @@
 //! One side of a matrix: the orthonormal operator between its vectors and their coefficients.
 
 use super::layout::{Block, Layout};
-use super::signs::{Side, signs};
+use super::signs::{Side, Signs};
 use super::transform::{Plan, Transform};
 
 /// `A = blockdiag(T, T, .., T_border) D`: random signs `D` (or none), then the transform of each block.
@@ -10,7 +10,7 @@ pub struct Axis {
     len: usize,
     block: usize,
     transform: Transform,
-    signs: Option<Vec<f32>>,
+    signs: Option<Signs>,
     /// The transform of a full block.
     full: Plan,
     /// The transform of the shorter last block, when there is one.
@@ -29,7 +29,7 @@ impl Axis {
             len,
             block,
             transform,
-            signs: seed.map(|seed| signs(seed, side, len)),
+            signs: seed.map(|seed| Signs::new(seed, side)),
             full,
             border,
             scratch_len,
@@ -56,9 +56,11 @@ impl Axis {
         self.transform
     }
 
-    /// The signs of block `index` and all that follow, where there are signs.
-    pub(crate) fn signs(&self, index: usize) -> Option<&[f32]> {
-        self.signs.as_ref().map(|signs| &signs[index * self.block..])
+    /// Multiplies block `index` of a vector by its signs, where there are signs.
+    pub(crate) fn flip(&self, index: usize, x: &mut [f32]) {
+        if let Some(signs) = self.signs {
+            signs.flip(index * self.block, x);
+        }
     }
 
     /// How many elements of scratch the operators need.
@@ -66,32 +68,24 @@ impl Axis {
         self.scratch_len
     }
 
-    /// The segment's plan and signs; `index` counts blocks.
-    fn segment(&self, index: usize, len: usize) -> (&Plan, Option<&[f32]>) {
-        let plan = match &self.border {
+    /// The plan of a segment of `len` elements.
+    fn plan(&self, len: usize) -> &Plan {
+        match &self.border {
             Some(border) if len != self.full.len() => border,
             _ => &self.full,
-        };
-        let start = index * self.block;
-        (plan, self.signs.as_ref().map(|signs| &signs[start..start + len]))
+        }
     }
 
     /// Block `index` of a vector into the coefficient domain: `x <- T D x`.
     pub fn analyze_block(&self, index: usize, x: &mut [f32], scratch: &mut [f32]) {
-        let (plan, signs) = self.segment(index, x.len());
-        if let Some(signs) = signs {
-            x.iter_mut().zip(signs).for_each(|(x, sign)| *x *= sign);
-        }
-        plan.forward(x, scratch);
+        self.flip(index, x);
+        self.plan(x.len()).forward(x, scratch);
     }
 
     /// Block `index` of a vector back from the coefficient domain: `x <- D T' x`.
     pub fn synthesize_block(&self, index: usize, x: &mut [f32], scratch: &mut [f32]) {
-        let (plan, signs) = self.segment(index, x.len());
-        plan.inverse(x, scratch);
-        if let Some(signs) = signs {
-            x.iter_mut().zip(signs).for_each(|(x, sign)| *x *= sign);
-        }
+        self.plan(x.len()).inverse(x, scratch);
+        self.flip(index, x);
     }
 
     /// A whole vector into the coefficient domain: `x <- A x`.

@@ -103,21 +103,17 @@ fn run(
                 for (lane, row) in rows[..count].iter_mut().enumerate() {
                     let at = place(first + lane);
                     let (row, source) = (&mut row[..full], source(at, full));
-                    match axis.signs(at.1).filter(|_| way == Way::Analyze) {
-                        Some(signs) => {
-                            for ((row, x), sign) in row.iter_mut().zip(source).zip(signs) {
-                                *row = x * (sign * norm);
-                            }
-                        }
-                        None => row.iter_mut().zip(source).for_each(|(row, x)| *row = x * norm),
+                    row.iter_mut().zip(source).for_each(|(row, x)| *row = x * norm);
+                    if way == Way::Analyze {
+                        axis.flip(at.1, row);
                     }
                 }
                 transform(kernels, way, rows, count, full, by_lanes);
                 for (lane, row) in rows[..count].iter_mut().enumerate() {
                     let at = place(first + lane);
                     let row = &mut row[..full];
-                    if let Some(signs) = axis.signs(at.1).filter(|_| way == Way::Synthesize) {
-                        row.iter_mut().zip(signs).for_each(|(row, sign)| *row *= sign);
+                    if way == Way::Synthesize {
+                        axis.flip(at.1, row);
                     }
                     take(at.0, at.1, row);
                 }

@@ -2,7 +2,7 @@
 
 use super::machine::{Arg, Element, Launch, Machine, Module};
 use crate::codec::Transform;
-use crate::codec::signs::{Side, signs};
+use crate::codec::signs::{Side, Signs};
 use crate::codec::transform::Plan;
 use crate::error::Result;
 use std::f64::consts::PI;
@@ -74,7 +74,7 @@ impl<M> DeviceAxis<M> {
             len,
             edge,
             signs: match seed {
-                Some(seed) => Some(machine.upload(&sign_bits(&signs(seed, side, len)))?),
+                Some(seed) => Some(machine.upload(&sign_bits(Signs::new(seed, side), len))?),
                 None => None,
             },
             rotations: if fast { Some(machine.upload(&floats(rotations()))?) } else { None },
@@ -213,12 +213,9 @@ pub(super) fn words(values: impl IntoIterator<Item = u32>) -> Vec<u8> {
     values.into_iter().flat_map(u32::to_le_bytes).collect()
 }
 
-/// A set bit for each negative sign, in whole words.
-fn sign_bits(signs: &[f32]) -> Vec<u8> {
-    let word = |signs: &[f32]| {
-        signs.iter().enumerate().fold(0, |word, (bit, sign)| word | u32::from(*sign < 0.0) << bit)
-    };
-    words(signs.chunks(32).map(word))
+/// A set bit for each negative sign, in whole words of 64.
+fn sign_bits(signs: Signs, len: usize) -> Vec<u8> {
+    (0..len.div_ceil(64) as u64).flat_map(|index| signs.word(index).to_le_bytes()).collect()
 }
 
 /// `c_k, s_k` of `T_IV(2h)` at `h + k`; the first pair is not used.
