@@ -3,6 +3,7 @@
 use super::machine::{Arg, Element, Launch, Machine, Module};
 use crate::codec::Transform;
 use crate::codec::signs::{Side, Signs};
+use crate::codec::sizes;
 use crate::codec::transform::Plan;
 use crate::error::Result;
 use std::f64::consts::PI;
@@ -127,7 +128,7 @@ impl<M> DeviceAxis<M> {
         stride: usize,
         scale: f32,
     ) -> Result<M> {
-        let out = machine.allocate(vectors * stride * to.bytes())?;
+        let out = machine.allocate(sizes::elements(&[vectors, stride, to.bytes()]))?;
         let mut args = self.args(Part { first: 0, len: self.len }, |m| &m.analysis);
         args.extend([Arg::Memory(x, offset * from.bytes()), Arg::Memory(&out, 0)]);
         args.extend([Arg::Int(stride), Arg::Float(scale)]);
@@ -144,7 +145,7 @@ impl<M> DeviceAxis<M> {
         offset: usize,
         count: usize,
     ) -> Result<M> {
-        let out = machine.allocate(count * self.edge * size_of::<f32>())?;
+        let out = machine.allocate(sizes::elements(&[count, self.edge, size_of::<f32>()]))?;
         let mut args = self.args(Part { first: 0, len: self.len }, |m| &m.analysis);
         args.extend([Arg::Memory(ids, offset * size_of::<u32>()), Arg::Memory(&out, 0)]);
         machine.launch(Launch {
@@ -185,7 +186,7 @@ pub(super) fn transpose<M>(
     cols: usize,
     stride: usize,
 ) -> Result<M> {
-    let out = machine.allocate(rows * cols * size_of::<f32>())?;
+    let out = machine.allocate(sizes::elements(&[rows, cols, size_of::<f32>()]))?;
     machine.launch(Launch {
         module: Module::Transform,
         kernel: "transpose_f32".to_owned(),
