@@ -65,6 +65,15 @@ pub enum Error {
         available: usize,
     },
 
+    /// Memory that the system does not give.
+    #[error("{what} takes {bytes} bytes of memory, more than there is")]
+    Allocation {
+        /// What it is for.
+        what: String,
+        /// How much.
+        bytes: usize,
+    },
+
     /// A rate that no setting of the allowed terms reaches.
     #[error("cannot reach {asked}: {best}")]
     UnreachableRate {

@@ -1,5 +1,6 @@
 //! A compressed tensor on a Candle device.
 
+use crate::codec::sizes::zeroed;
 use crate::codec::term::Term;
 use crate::codec::term::planes::MAX_PLANES;
 use crate::codec::{Errors, Matrix, matrix::View};
@@ -14,6 +15,9 @@ use crate::cuda::{self, CudaMachine, DeviceMatrix};
 
 /// The devices that this build has kernels for.
 const KERNELS: &str = if cfg!(feature = "cuda") { "the CPU and CUDA" } else { "the CPU" };
+
+/// Weights that [`RbeTensor::decode_in_bands`] decodes at a time, where that is more than one block's rows: 16 MiB.
+const BAND_ELEMENTS: usize = 1 << 22;
 
 /// The shape that a view of a matrix has.
 fn view_shape(matrix: &LoadedMatrix, view: View) -> Shape {
@@ -77,11 +81,10 @@ impl RbeTensor {
     /// A tensor of a matrix as the codec has it, on the CPU.
     ///
     /// # Errors
-    /// When a vector's matrix has more than one row.
+    /// When it has no payload ([`Matrix::expect_payload`]): a vector's matrix has more than one row, there are no terms, or too
+    /// little is stored of too many elements.
     pub fn from_matrix(matrix: &Matrix, view: View) -> Result<Self> {
-        if view == View::Vector && matrix.layout().rows() != 1 {
-            return Err(Error::shape(format!("a vector of {} rows", matrix.layout().rows())));
-        }
+        matrix.expect_payload(view)?;
         Ok(Self::new(Arc::new(LoadedMatrix::new(matrix)), view))
     }
 
@@ -111,7 +114,7 @@ impl RbeTensor {
     /// values). [`relative_error`](Self::relative_error) is then unknown and reads 1.
     ///
     /// # Errors
-    /// When their number is another, one is not finite, or a scale is negative.
+    /// When their number is another, one is not finite or larger than the format holds, or a scale is negative.
     pub fn with_parameters(&self, parameters: &Tensor) -> Result<Self> {
         let parameters = parameters.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let matrix = self.to_matrix().with_parameters(&parameters)?;
@@ -123,7 +126,8 @@ impl RbeTensor {
     /// tensor records is then measured against `original`, or without one the most that it can be.
     ///
     /// # Errors
-    /// When there is no sparse term, the threshold is negative or not a number, or `original` has another shape.
+    /// When there is no sparse term, the threshold is negative or not a number, or `original` has another shape; when what the
+    /// basis functions absorb, or the error to be recorded, is not finite.
     pub fn prune_coefficients(
         &self,
         threshold: f32,
@@ -147,7 +151,15 @@ impl RbeTensor {
         let before = self.to_matrix();
         let after = crate::encode::prune(&before, threshold)?;
         let report = PruneReport::new(&before, &after, original.as_deref());
-        let after = after.with_errors(Errors::from(report.error_after as f32));
+        let error_after = report.error_after as f32;
+        if !error_after.is_finite() {
+            return Err(Error::config(format!(
+                "pruned at {threshold}, the relative error is {}, and only finite ones are recorded: the original is zero or \
+                 weights are too large for F32",
+                report.error_after
+            )));
+        }
+        let after = after.with_errors(error_after.into());
         let after = Self::new(Arc::new(LoadedMatrix::new(&after)), self.view).to_device(&self.device)?;
         Ok((after, report))
     }
@@ -174,7 +186,8 @@ impl RbeTensor {
     /// [`relative_error`](Self::relative_error) is then unknown and reads 1.
     ///
     /// # Errors
-    /// When there is no planes term, or `planes` is not 1 to 8.
+    /// When there is no planes term, or `planes` is not 1 to 8; when a scale of so few planes, which is larger than that of
+    /// all, is larger than the format holds.
     pub fn first_planes(&self, planes: u8) -> Result<Self> {
         let matrix = self.matrix.to_matrix();
         if !matrix.terms().iter().any(|term| matches!(term, Term::Planes(_))) {
@@ -186,7 +199,7 @@ impl RbeTensor {
         if !(1..=MAX_PLANES).contains(&planes) {
             return Err(Error::config(format!("the first {planes} planes; there are 1 to {MAX_PLANES}")));
         }
-        let matrix = matrix.truncate_planes(planes);
+        let matrix = matrix.truncate_planes(planes)?;
         Self::new(Arc::new(LoadedMatrix::new(&matrix)), self.view).to_device(&self.device)
     }
 
@@ -236,7 +249,7 @@ impl RbeTensor {
     /// Decodes into a dense F32 tensor on the same device.
     ///
     /// # Errors
-    /// Candle's, when the tensor cannot be made.
+    /// When there is no memory for it; Candle's, when the tensor cannot be made.
     pub fn dequantize(&self) -> Result<Tensor> {
         let weights = self.decode()?;
         Ok(match self.view {
@@ -244,6 +257,38 @@ impl RbeTensor {
             View::Matrix => weights,
             View::Transposed => weights.t()?.contiguous()?,
         })
+    }
+
+    /// Decodes a few rows at a time, on the CPU: `take` gets whole rows of the tensor (of a vector all of it) in F32, from the
+    /// first on. A tensor larger than memory can so be written to a file.
+    ///
+    /// # Errors
+    /// When there is no memory for the rows of one block; what `take` says.
+    pub fn decode_in_bands(&self, mut take: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
+        let (layout, transposed) = (self.matrix.layout(), self.is_transposed());
+        let (bands, length) = match transposed {
+            true => (layout.block_cols(), layout.rows()),
+            false => (layout.block_rows(), layout.cols()),
+        };
+        let rows = |band: usize| match transposed {
+            true => layout.col_range(band),
+            false => layout.row_range(band),
+        };
+        let (mut first, mut weights) = (0, Vec::new());
+        while first < bands {
+            let start = rows(first).start;
+            let enough = |end: &usize| (rows(*end - 1).end - start).saturating_mul(length) >= BAND_ELEMENTS;
+            let end = (first + 1..bands).find(enough).unwrap_or(bands);
+            let sides = [rows(end - 1).end - start, length];
+            // One band is as large as the next, but for the last.
+            if weights.len() != sides[0] * sides[1] {
+                weights = zeroed(&sides, "rows of a decoded matrix")?;
+            }
+            self.matrix.decode_band(transposed, first..end, &mut weights, &Rayon);
+            take(&weights)?;
+            first = end;
+        }
+        Ok(())
     }
 
     /// The stored matrix, dense.
@@ -254,7 +299,7 @@ impl RbeTensor {
             let storage = candle_core::Storage::Cuda(cuda::decode(matrix)?);
             return Ok(Tensor::from_storage(storage, stored, candle_core::op::BackpropOp::none(), false));
         }
-        Ok(Tensor::from_vec(self.matrix.decode(&Rayon), stored, &self.device)?)
+        Ok(Tensor::from_vec(self.matrix.decode(&Rayon)?, stored, &self.device)?)
     }
 
     /// The self-describing payload that FORMAT.md states byte by byte: each term entropy coded where that takes fewer

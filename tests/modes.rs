@@ -52,6 +52,26 @@ fn decoded_blocks_give_the_same_product() -> anyhow::Result<()> {
 }
 
 #[test]
+fn decoded_blocks_give_the_same_bits_whatever_is_cached() -> anyhow::Result<()> {
+    let weight = encode(TermChoice::Planes, (150, 330), 4.2)?;
+    for weight in [weight.clone(), weight.t()?] {
+        let (_, input) = weight.shape().dims2()?;
+        let x = Tensor::randn(0f32, 1.0, (3, input), &Device::Cpu)?;
+        let mut outputs = vec![];
+        for blocks in [1, 2, 5, 7, 100] {
+            let mode = DecodeMode::Full { cache_bytes: blocks * BLOCK_BYTES };
+            let layer = RbeLinear::new(weight.clone(), None).with_mode(mode)?;
+            for _ in 0..4 {
+                outputs.push(layer.forward(&x)?.flatten_all()?.to_vec1::<f32>()?);
+            }
+        }
+        let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+        assert!(outputs.iter().all(|other| bits(other) == bits(&outputs[0])));
+    }
+    Ok(())
+}
+
+#[test]
 fn a_small_cache_still_finds_what_it_holds() -> anyhow::Result<()> {
     // Twelve blocks. The second call begins with the five that the first left.
     let weight = encode(TermChoice::Planes, (192, 256), 4.2)?;

@@ -1,10 +1,10 @@
-//! From a compressed model back to a dense one, one tensor in memory at a time.
+//! From a compressed model back to a dense one, a dense tensor or a few decoded rows in memory at a time.
 
 use super::convert::{Pace, Watch, refuse_itself};
 use super::stage::Stage;
 use super::{Archive, Dtype, Entry, SafetensorsWriter, Slot, measure};
 use crate::{Error, Result};
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use safetensors::View;
 use std::fs::File;
 use std::path::Path;
@@ -89,6 +89,22 @@ fn write_model(
         }
         if !entry.compressed && entry.dtype == dtype {
             writer.write(&entry.shape, archive.bytes(entry))?;
+        } else if entry.compressed {
+            let tensor = archive.rbe(entry)?;
+            let bytes = usize::try_from(dense_bytes(entry, Some(dtype))).unwrap_or(usize::MAX);
+            let written = writer.write_pieces(&entry.shape, bytes, |write| {
+                tensor.decode_in_bands(|band| {
+                    let band = Tensor::from_slice(band, band.len(), &Device::Cpu)?;
+                    if dtype == Dtype::F16 {
+                        refuse_overflow(archive, entry, &band)?;
+                    }
+                    write(&View::data(&band.to_dtype(DType::try_from(dtype)?)?))
+                })
+            });
+            written.map_err(|error| match error {
+                Error::Allocation { .. } | Error::Candle(_) => archive.about(entry, error),
+                named => named,
+            })?;
         } else {
             let tensor = archive.tensor(entry, &Device::Cpu)?;
             if dtype == Dtype::F16 {
@@ -111,7 +127,7 @@ fn dense_bytes(entry: &Entry, dtype: Option<Dtype>) -> u64 {
     (entry.elements() * target(entry, dtype).bitsize() / 8) as u64
 }
 
-fn refuse_overflow(archive: &Archive, entry: &Entry, tensor: &candle_core::Tensor) -> Result<()> {
+fn refuse_overflow(archive: &Archive, entry: &Entry, tensor: &Tensor) -> Result<()> {
     let mut largest = 0.0f64;
     measure::for_each(&View::data(tensor), tensor.dtype().into(), |_, value| {
         if value.is_finite() {

@@ -121,21 +121,43 @@ impl<W: Write + Seek> SafetensorsWriter<W> {
 
     /// Writes the next tensor: `bytes` are its values, little-endian, row by row.
     pub fn write(&mut self, shape: &[usize], bytes: &[u8]) -> Result<()> {
+        self.write_pieces(shape, bytes.len(), |write| write(bytes))
+    }
+
+    /// Writes the next tensor, `len` bytes, piece by piece: `pieces` gives each to the function that it gets, in their order.
+    pub fn write_pieces(
+        &mut self,
+        shape: &[usize],
+        len: usize,
+        pieces: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
+    ) -> Result<()> {
         let Some(slot) = self.ahead.pop() else {
             return Err(Error::file(&self.path, "every planned tensor has been written"));
         };
         let fits = slot.shape.len() == shape.len()
             && slot.shape.iter().zip(shape).all(|(&planned, &side)| planned == usize::MAX || planned == side);
         let bits = element_count(shape).and_then(|count| count.checked_mul(slot.dtype.bitsize()));
-        if !fits || bits != bytes.len().checked_mul(8) {
-            let (name, dtype, planned, given) = (&slot.name, slot.dtype, &slot.shape, bytes.len());
+        let unfit = |given: usize| {
+            let (name, dtype, planned) = (&slot.name, slot.dtype, &slot.shape);
             let reason =
                 format!("{given} bytes of shape {shape:?} for a {dtype} tensor planned as {planned:?}");
-            return Err(Error::file(&self.path, Error::shape(reason).in_tensor(name)));
+            Error::file(&self.path, Error::shape(reason).in_tensor(name))
+        };
+        if !fits || bits != len.checked_mul(8) {
+            return Err(unfit(len));
         }
-        let end =
-            self.offset.checked_add(bytes.len()).ok_or_else(|| Error::file(&self.path, "is too large"))?;
-        self.io(|out| out.write_all(bytes))?;
+        let end = self.offset.checked_add(len).ok_or_else(|| Error::file(&self.path, "is too large"))?;
+        let (out, path, mut given) = (&mut self.out, &self.path, 0usize);
+        pieces(&mut |piece| {
+            given = given.saturating_add(piece.len());
+            if given > len {
+                return Err(unfit(given));
+            }
+            out.write_all(piece).map_err(|e| Error::io(path, e))
+        })?;
+        if given != len {
+            return Err(unfit(given));
+        }
         let info = TensorInfo { dtype: slot.dtype, shape: shape.to_vec(), data_offsets: (self.offset, end) };
         self.written.push((slot.name, info));
         self.offset = end;
@@ -258,6 +280,26 @@ mod tests {
         let mut writer = start();
         writer.write(&[2], &[0; 8]).unwrap();
         assert!(writer.write(&[2], &[0; 8]).is_err());
+    }
+
+    #[test]
+    fn pieces_are_one_tensor_and_neither_more_nor_less() {
+        let plan = vec![Slot::dense("a", Dtype::F32, &[2])];
+        let write = |pieces: &[&[u8]]| -> Result<Vec<u8>> {
+            let mut writer =
+                SafetensorsWriter::new(Cursor::new(vec![]), "out", plan.clone(), BTreeMap::new())?;
+            writer.write_pieces(&[2], 8, |write| pieces.iter().try_for_each(|piece| write(piece)))?;
+            Ok(writer.finish()?.into_inner())
+        };
+        let file = write(&[&[1, 2, 3], &[], &[4, 5, 6, 7, 8]]).unwrap();
+        assert_eq!(
+            SafeTensors::deserialize(&file).unwrap().tensor("a").unwrap().data(),
+            [1, 2, 3, 4, 5, 6, 7, 8]
+        );
+        for pieces in [&[&[0; 7][..]][..], &[&[0; 8], &[0; 1]], &[]] {
+            let error = write(pieces).unwrap_err().to_string();
+            assert!(error.starts_with("out: tensor \"a\": wrong shape: "), "{error}");
+        }
     }
 
     #[test]

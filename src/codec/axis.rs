@@ -1,7 +1,7 @@
 //! One side of a matrix: the orthonormal operator between its vectors and their coefficients.
 
 use super::layout::{Block, Cut, Layout};
-use super::signs::{Side, signs};
+use super::signs::{Side, Signs};
 use super::transform::{Plan, Transform};
 
 /// `A = blockdiag(T, T, .., T_short) D`: random signs `D` (or none), then the transform of each block.
@@ -9,7 +9,7 @@ use super::transform::{Plan, Transform};
 pub struct Axis {
     cut: Cut,
     transform: Transform,
-    signs: Option<Vec<f32>>,
+    signs: Option<Signs>,
     /// The transform of a whole block, where there is one, and those of the shorter blocks.
     plans: Vec<Plan>,
     scratch_len: usize,
@@ -22,8 +22,7 @@ impl Axis {
         let plans: Vec<_> =
             (first..cut.blocks()).map(|block| Plan::new(transform, cut.range(block).len())).collect();
         let scratch_len = plans.iter().map(Plan::scratch_len).max().unwrap_or(0);
-        let signs = seed.map(|seed| signs(seed, side, cut.elements()));
-        Self { cut, transform, signs, plans, scratch_len }
+        Self { cut, transform, signs: seed.map(|seed| Signs::new(seed, side)), plans, scratch_len }
     }
 
     /// Elements of a vector.
@@ -46,9 +45,11 @@ impl Axis {
         self.transform
     }
 
-    /// The signs of a block and all that follow, where there are signs.
-    pub(crate) fn signs(&self, block: usize) -> Option<&[f32]> {
-        self.signs.as_ref().map(|signs| &signs[self.cut.range(block).start..])
+    /// Multiplies a block of a vector by its signs, where there are signs.
+    pub(crate) fn flip(&self, block: usize, x: &mut [f32]) {
+        if let Some(signs) = self.signs {
+            signs.flip(self.cut.range(block).start, x);
+        }
     }
 
     /// How many elements of scratch the operators need.
@@ -63,18 +64,14 @@ impl Axis {
 
     /// A block of a vector into the coefficient domain: `x <- T D x`.
     pub fn analyze_block(&self, block: usize, x: &mut [f32], scratch: &mut [f32]) {
-        if let Some(signs) = self.signs(block) {
-            x.iter_mut().zip(signs).for_each(|(x, sign)| *x *= sign);
-        }
+        self.flip(block, x);
         self.plan(block).forward(x, scratch);
     }
 
     /// A block of a vector back from the coefficient domain: `x <- D T' x`.
     pub fn synthesize_block(&self, block: usize, x: &mut [f32], scratch: &mut [f32]) {
         self.plan(block).inverse(x, scratch);
-        if let Some(signs) = self.signs(block) {
-            x.iter_mut().zip(signs).for_each(|(x, sign)| *x *= sign);
-        }
+        self.flip(block, x);
     }
 
     /// A whole vector into the coefficient domain: `x <- A x`.

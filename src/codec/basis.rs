@@ -2,6 +2,7 @@
 
 use super::layout::{Block, Layout};
 use super::payload::{Reader, Writer};
+use super::term::{in_units, unit_for};
 use crate::error::{Error, Result};
 use half::f16;
 use std::f64::consts::PI;
@@ -72,17 +73,37 @@ impl Basis {
     /// Stores the parameters of all blocks, in row-major order of blocks; in F16 when `half` is set.
     ///
     /// # Panics
-    /// When there are not as many as blocks.
+    /// When there are not as many as blocks, or one is not finite or too large ([`checked`](Self::checked)).
     pub fn new(layout: Layout, theta: &[[f32; FUNCTIONS]], half: bool) -> Self {
+        Self::checked(layout, theta, half).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// [`new`](Self::new) of parameters that may be too large.
+    ///
+    /// # Errors
+    /// When one is not finite, or beyond what F16 numbers times a unit can be.
+    ///
+    /// # Panics
+    /// When there are not as many as blocks.
+    pub fn checked(layout: Layout, theta: &[[f32; FUNCTIONS]], half: bool) -> Result<Self> {
         assert_eq!(theta.len(), layout.blocks());
         let flat = theta.as_flattened();
+        if let Some(index) = flat.iter().position(|parameter| !parameter.is_finite()) {
+            let value = flat[index];
+            return Err(Error::config(format!("basis parameter {index} is {value}; it must be finite")));
+        }
         let parameters = if half {
-            let unit = super::term::unit_for(flat.iter().copied(), 14);
-            Parameters::F16 { unit, values: flat.iter().map(|t| f16::from_f32(t / unit)).collect() }
+            let unit = unit_for(flat.iter().copied(), 14);
+            Parameters::F16 { unit, values: in_units(flat, unit, "basis parameter")? }
         } else {
             Parameters::F32(flat.to_vec())
         };
-        Self { layout, parameters }
+        Ok(Self { layout, parameters })
+    }
+
+    /// The layout of the matrix.
+    pub fn layout(&self) -> Layout {
+        self.layout
     }
 
     /// All parameters, block after block.
@@ -92,12 +113,15 @@ impl Basis {
 
     /// The same functions with other parameters, as precise as these are stored.
     ///
+    /// # Errors
+    /// As [`checked`](Self::checked).
+    ///
     /// # Panics
     /// When there are not as many as [`parameters`](Self::parameters) gives.
-    pub fn with_parameters(&self, parameters: &[f32]) -> Self {
+    pub fn with_parameters(&self, parameters: &[f32]) -> Result<Self> {
         let (theta, rest) = parameters.as_chunks();
         assert!(rest.is_empty());
-        Self::new(self.layout, theta, matches!(self.parameters, Parameters::F16 { .. }))
+        Self::checked(self.layout, theta, matches!(self.parameters, Parameters::F16 { .. }))
     }
 
     /// `d <g, weights> / d theta` of one block: the inner products of each function with `g` (`height x width`).

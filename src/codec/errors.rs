@@ -27,6 +27,13 @@ impl From<f32> for Errors {
 }
 
 impl Errors {
+    /// Whether a payload may record them: finite, none of them negative.
+    pub(crate) fn are_valid(&self) -> bool {
+        [self.relative, self.worst_row, self.worst_block]
+            .iter()
+            .all(|error| error.is_finite() && *error >= 0.0)
+    }
+
     /// Whether a row has more than three times the matrix's error: its weights are much smaller than those it shares scales
     /// with, or they were lost.
     pub fn has_a_bad_row(&self) -> bool {

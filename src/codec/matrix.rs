@@ -22,9 +22,12 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// Puts a matrix together. `seed` draws the random signs, `None` is none; `errors` are what the encoder
-    /// measured, or the relative error alone. The terms are cut as `layout` says and come in the order of [`Term`]'s variants, each at most once
-    /// but for the trellis, which may come twice: a payload of others is refused when it is read.
+    /// Puts a matrix together. `seed` draws the random signs, `None` is none; `errors` are what the encoder measured, or the
+    /// relative error alone. The terms are cut as `layout` says and come in the order of [`Term`]'s variants, each at most once
+    /// but for the trellis, which may come twice. Without terms the matrix is zero.
+    ///
+    /// # Panics
+    /// When a term is cut otherwise, out of order, or there once too often; when an error is negative, infinite or NaN.
     pub fn new(
         layout: Layout,
         transform: Transform,
@@ -32,8 +35,26 @@ impl Matrix {
         terms: Vec<Term>,
         errors: impl Into<Errors>,
     ) -> Self {
+        // Kernels look at places that the layout names without looking whether the term has them.
+        for term in &terms {
+            let other = term.layout();
+            assert!(
+                other == layout,
+                "the {} term is cut for {}x{} in blocks of {}, the matrix is {}x{} in blocks of {}",
+                term.name(),
+                other.rows(),
+                other.cols(),
+                other.block(),
+                layout.rows(),
+                layout.cols(),
+                layout.block()
+            );
+        }
+        for (n, term) in terms.iter().enumerate() {
+            assert!(may_follow(term, &terms[..n]), "a {} term after {}", term.name(), terms[n - 1].name());
+        }
         let axes = Axes::new(layout, transform, seed);
-        Self { layout, transform, seed, terms, errors: errors.into(), axes }
+        Self { layout, transform, seed, terms, errors: Errors::default(), axes }.with_errors(errors.into())
     }
 
     /// Reads and checks a payload.
@@ -45,13 +66,28 @@ impl Matrix {
     }
 
     /// The payload of this matrix seen through `view`, each term entropy coded where that takes fewer bytes.
+    ///
+    /// # Panics
+    /// When readers would refuse it: [`expect_payload`](Self::expect_payload).
     pub fn to_bytes(&self, view: View) -> Vec<u8> {
         payload::to_bytes(self, view, Form::Smallest)
     }
 
     /// The payload with every term as it is: read the fastest, and cut after any bit-plane.
+    ///
+    /// # Panics
+    /// As [`to_bytes`](Self::to_bytes).
     pub fn to_plain_bytes(&self, view: View) -> Vec<u8> {
         payload::to_bytes(self, view, Form::Plain)
+    }
+
+    /// Whether [`to_bytes`](Self::to_bytes) has something to write that readers take.
+    ///
+    /// # Errors
+    /// When there are no terms, a vector has more than one row, or a matrix of more than 2^24 elements has less than a byte
+    /// for each 2^13 more, as one of nearly nothing but zeros in blocks of 256 has.
+    pub fn expect_payload(&self, view: View) -> Result<()> {
+        payload::expect_payload(self, view)
     }
 
     /// Bytes of the payload that [`to_bytes`](Self::to_bytes) makes. It takes as long to know.
@@ -102,7 +138,11 @@ impl Matrix {
     }
 
     /// The same matrix with other recorded errors.
+    ///
+    /// # Panics
+    /// When one is negative, infinite or NaN, which no payload may record.
     pub fn with_errors(mut self, errors: Errors) -> Self {
+        assert!(errors.are_valid(), "{errors:?}; errors must be finite and not negative");
         self.errors = errors;
         self
     }
@@ -114,13 +154,16 @@ impl Matrix {
 
     /// The matrix with only the first `limit` bit-planes of its planes term (others are kept whole).
     /// The recorded error is then no longer known and is set to 1, the error of nothing at all.
-    pub fn truncate_planes(&self, limit: u8) -> Self {
+    ///
+    /// # Errors
+    /// When a scale of so few planes is larger than the format holds.
+    pub fn truncate_planes(&self, limit: u8) -> Result<Self> {
         let cut = |term: &Term| match term {
-            Term::Planes(planes) => Term::Planes(Planes::truncate(planes, limit)),
-            other => other.clone(),
+            Term::Planes(planes) => Planes::truncate(planes, limit).map(Term::Planes),
+            other => Ok(other.clone()),
         };
-        let terms = self.terms.iter().map(cut).collect();
-        Self::new(self.layout, self.transform, self.seed, terms, 1.0)
+        let terms = self.terms.iter().map(cut).collect::<Result<_>>()?;
+        Ok(Self::new(self.layout, self.transform, self.seed, terms, 1.0))
     }
 
     /// Adds the terms of one domain for all rows of a block to `out`.
@@ -278,6 +321,80 @@ impl Matrix {
             for (n, value) in tile.iter().enumerate() {
                 add(block.row + n / block.width, block.col + n % block.width, *value);
             }
+        }
+    }
+}
+
+/// Whether a term may stand after these: their order is that of [`Term`]'s variants, and only a trellis may repeat, once,
+/// directly after the first: it codes what that leaves.
+pub(super) fn may_follow(term: &Term, before: &[Term]) -> bool {
+    let allowed = usize::from(matches!((before.last(), term), (Some(Term::Trellis(_)), Term::Trellis(_))));
+    before.iter().filter(|other| other.code() >= term.code()).count() <= allowed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::term::trellis::{QuantizedStrip, Trellis};
+    use crate::codec::term::{Basis, Sparse};
+    use half::f16;
+
+    fn layout(rows: usize, cols: usize, block: usize) -> Layout {
+        Layout::new(rows, cols, block).unwrap()
+    }
+
+    fn basis(layout: Layout) -> Term {
+        Term::Basis(Basis::new(layout, &vec![[1.0; 8]; layout.blocks()], false))
+    }
+
+    fn sparse(layout: Layout) -> Term {
+        let format = crate::codec::term::sparse::FORMATS[0];
+        Term::Sparse(Sparse::pack(layout, format, &vec![vec![]; layout.blocks()]).unwrap())
+    }
+
+    fn trellis(layout: Layout) -> Term {
+        let count = crate::codec::term::trellis::strips(layout).count();
+        let strip = QuantizedStrip { bits: 0, scale: f16::ONE, codes: vec![] };
+        Term::Trellis(Trellis::pack(layout, 12, 1.0, &vec![strip; count]))
+    }
+
+    #[test]
+    fn terms_that_are_cut_otherwise_or_out_of_order_make_no_matrix() {
+        let own = layout(40, 70, 32);
+        let build = |terms: Vec<Term>| {
+            std::panic::catch_unwind(|| Matrix::new(own, Transform::Dct, Some(1), terms, 0.0))
+                .map_err(|error| error.downcast_ref::<String>().cloned().unwrap_or_default())
+        };
+        for other in [layout(40, 71, 32), layout(41, 70, 32), layout(40, 70, 64), layout(70, 40, 32)] {
+            for term in [basis(other), sparse(other), trellis(other)] {
+                let error = build(vec![basis(own), term]).unwrap_err();
+                assert!(error.contains("is cut for"), "{error}");
+            }
+        }
+        let (b, s, t) = (basis(own), sparse(own), trellis(own));
+        for terms in [
+            vec![b.clone(), b.clone()],
+            vec![s.clone(), b.clone()],
+            vec![t.clone(), s.clone()],
+            vec![s.clone(), s.clone()],
+            vec![t.clone(), t.clone(), t.clone()],
+        ] {
+            let error = build(terms).unwrap_err();
+            assert!(error.contains(" term after "), "{error}");
+        }
+        for terms in
+            [vec![], vec![b.clone(), s.clone(), t.clone(), t.clone()], vec![b, t.clone()], vec![s, t]]
+        {
+            build(terms).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_error_that_no_payload_may_record_is_not_recorded() {
+        let own = layout(3, 3, 32);
+        for error in [-0.5, f32::NAN, f32::INFINITY] {
+            let build = || Matrix::new(own, Transform::Dct, None, vec![basis(own)], error);
+            assert!(std::panic::catch_unwind(build).is_err(), "{error}");
         }
     }
 }

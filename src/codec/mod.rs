@@ -25,6 +25,7 @@ pub mod matrix;
 mod parameters;
 mod payload;
 pub mod signs;
+pub(crate) mod sizes;
 pub mod term;
 pub mod transform;
 

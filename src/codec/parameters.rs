@@ -22,8 +22,8 @@ impl Matrix {
     /// values, F32 or F16 for basis parameters. The recorded error is then no longer known and is set to 1.
     ///
     /// # Errors
-    /// When there are more or fewer than [`parameters`](Self::parameters) gives, one is not finite, or a scale of planes or
-    /// of a trellis is negative, which the format has no place for.
+    /// When there are more or fewer than [`parameters`](Self::parameters) gives, one is not finite or larger than the format
+    /// holds, or a scale of planes or of a trellis is negative, which the format has no place for.
     pub fn with_parameters(&self, parameters: &[f32]) -> Result<Self> {
         let counts: Vec<usize> = self.terms().iter().map(|term| term.parameters().len()).collect();
         let expected: usize = counts.iter().sum();
@@ -36,18 +36,7 @@ impl Matrix {
         for (term, count) in self.terms().iter().zip(counts) {
             let own;
             (own, rest) = rest.split_at(count);
-            if let Some(index) = own.iter().position(|value| !value.is_finite()) {
-                return Err(Error::config(format!("{} parameter {index} is {}", term.name(), own[index])));
-            }
-            let scales = matches!(term, Term::Planes(_) | Term::Trellis(_));
-            if let Some(index) = own.iter().position(|value| scales && *value < 0.0) {
-                return Err(Error::config(format!(
-                    "scale {index} of the {} is {}; a scale cannot be negative",
-                    term.name(),
-                    own[index]
-                )));
-            }
-            terms.push(term.with_parameters(own));
+            terms.push(term.with_parameters(own)?);
         }
         Ok(Self::new(self.layout(), self.transform(), self.seed(), terms, 1.0))
     }

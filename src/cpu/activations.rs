@@ -12,6 +12,7 @@ use super::Precision;
 use super::kernels::Kernels;
 use super::tiles::TILE_COLS;
 use crate::codec::Layout;
+use crate::codec::sizes::elements;
 use std::ops::Range;
 
 /// The largest digit.
@@ -61,11 +62,13 @@ impl Activations {
         }
         // An odd number of cache lines: a power of two would have all vectors' bytes in one set of the cache.
         self.stride = (self.stride.div_ceil(CACHE_LINE) | 1) * CACHE_LINE;
-        let digits = vectors * self.digits;
-        self.values.resize(digits * self.stride, 0);
-        self.scales.resize(digits * self.starts.len(), 0.0);
-        self.sums.resize(digits * self.starts.len(), 0);
-        self.tile_sums.resize(digits * self.tiles(), 0);
+        let of_digits = |each: usize| elements(&[vectors, self.digits, each]);
+        let (values, blocks, tiles) =
+            (of_digits(self.stride), of_digits(self.starts.len()), of_digits(self.tiles()));
+        self.values.resize(values, 0);
+        self.scales.resize(blocks, 0.0);
+        self.sums.resize(blocks, 0);
+        self.tile_sums.resize(tiles, 0);
     }
 
     /// Tiles of one digit of one vector.

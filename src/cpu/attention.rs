@@ -13,6 +13,7 @@
 use super::gemm::{View, Write, multiply};
 use super::kernels::Kernels;
 use super::pool::{Pool, Shared};
+use crate::codec::sizes::{checked, elements, expect_len, strided};
 
 /// Queries of a tile.
 const QUERIES: usize = 32;
@@ -60,15 +61,30 @@ pub struct Attention<'a> {
 }
 
 impl Attention<'_> {
+    /// Refuses sizes that do not fit each other or the slices.
     fn check(&self, q: Heads, k: Heads, v: Heads) {
-        assert!(self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads) && self.width > 0);
-        assert!(self.keys >= self.queries || !self.causal);
-        assert!(self.key_bias.is_empty() || self.key_bias.len() == self.batch * self.keys);
-        for (tensor, heads, rows) in
-            [(q, self.heads, self.queries), (k, self.kv_heads, self.keys), (v, self.kv_heads, self.keys)]
+        let Self { batch, heads, kv_heads, queries, keys, width, .. } = *self;
+        assert!(
+            kv_heads > 0 && heads.is_multiple_of(kv_heads),
+            "{heads} query heads share {kv_heads} key heads"
+        );
+        assert!(keys >= queries || !self.causal, "{queries} causal queries with {keys} keys");
+        if !self.key_bias.is_empty() {
+            expect_len("the bias of the keys", self.key_bias.len(), &[batch, keys]);
+        }
+        for (name, tensor, heads, rows) in
+            [("queries", q, heads, queries), ("keys", k, kv_heads, keys), ("values", v, kv_heads, keys)]
         {
-            let last = (self.batch - 1) * tensor.batch_stride + (heads - 1) * tensor.head_stride;
-            assert!(last + rows * self.width <= tensor.values.len());
+            let needed = checked(&[rows, width])
+                .and_then(|head| strided(heads, tensor.head_stride, head))
+                .and_then(|sequence| strided(batch, tensor.batch_stride, sequence));
+            assert!(
+                needed.is_some_and(|needed| needed <= tensor.values.len()),
+                "{} elements do not hold the {name}: {batch} sequences {} apart of {heads} heads {} apart of {rows} x {width}",
+                tensor.values.len(),
+                tensor.batch_stride,
+                tensor.head_stride
+            );
         }
     }
 
@@ -121,11 +137,11 @@ impl Attention<'_> {
 /// When a slice is too short for its sizes.
 pub fn attention(shape: &Attention, q: Heads, k: Heads, v: Heads, out: &mut [f32], pool: &dyn Pool) {
     let Attention { batch, heads, kv_heads, queries, width, .. } = *shape;
-    assert_eq!(out.len(), batch * queries * heads * width);
+    expect_len("the output", out.len(), &[batch, queries, heads, width]);
+    shape.check(q, k, v);
     if out.is_empty() {
         return;
     }
-    shape.check(q, k, v);
     let kernels = Kernels::get();
     let tiles = queries.div_ceil(QUERIES);
     let out = Shared::new(out);
@@ -221,13 +237,14 @@ pub fn attention_gradients(
     pool: &dyn Pool,
 ) -> [Vec<f32>; 3] {
     let Attention { batch, heads, kv_heads, queries, keys, width, .. } = *shape;
-    assert_eq!((out.len(), g.len()), (batch * queries * heads * width, batch * queries * heads * width));
-    let mut gradients =
-        [(heads, queries), (kv_heads, keys), (kv_heads, keys)].map(|(h, n)| vec![0.0; batch * h * n * width]);
+    expect_len("the output", out.len(), &[batch, queries, heads, width]);
+    expect_len("the output's gradient", g.len(), &[batch, queries, heads, width]);
+    shape.check(q, k, v);
+    let mut gradients = [(heads, queries), (kv_heads, keys), (kv_heads, keys)]
+        .map(|(h, n)| vec![0.0; elements(&[batch, h, n, width])]);
     if out.is_empty() {
         return gradients;
     }
-    shape.check(q, k, v);
     let kernels = Kernels::get();
     let [dq, dk, dv] = &mut gradients;
     let (dq, dk, dv) = (Shared::new(dq), Shared::new(dk), Shared::new(dv));

@@ -136,8 +136,8 @@ fn run(
                     }
                     for (at, row) in segments.zip(rows.iter_mut()) {
                         let row = &mut row[..alike.len];
-                        if let Some(signs) = axis.signs(at.1).filter(|_| in_lanes && way == Way::Synthesize) {
-                            row.iter_mut().zip(signs).for_each(|(row, sign)| *row *= sign);
+                        if in_lanes && way == Way::Synthesize {
+                            axis.flip(at.1, row);
                         }
                         take(at.0, at.1, row);
                     }
@@ -151,13 +151,9 @@ fn run(
 /// A segment on its way into lanes: with the transform's norm and, where they come first, its signs.
 fn begin(axis: &Axis, way: Way, block: usize, source: &[f32], row: &mut [f32]) {
     let norm = 1.0 / (row.len() as f32).sqrt();
-    match axis.signs(block).filter(|_| way == Way::Analyze) {
-        Some(signs) => {
-            for ((row, x), sign) in row.iter_mut().zip(source).zip(signs) {
-                *row = x * (sign * norm);
-            }
-        }
-        None => row.iter_mut().zip(source).for_each(|(row, x)| *row = x * norm),
+    row.iter_mut().zip(source).for_each(|(row, x)| *row = x * norm);
+    if way == Way::Analyze {
+        axis.flip(block, row);
     }
 }
 

@@ -1,5 +1,7 @@
 //! The dense product of small matrices, by the library that Candle uses.
 
+use crate::codec::sizes::strided;
+
 /// A matrix in a slice.
 #[derive(Clone, Copy)]
 pub(super) struct View<'a> {
@@ -30,6 +32,15 @@ impl<'a> View<'a> {
     }
 }
 
+impl View<'_> {
+    /// Whether the slice holds the last element, and with it all.
+    fn fits(&self) -> bool {
+        let row = strided(self.cols, self.col_stride, 1);
+        row.and_then(|row| strided(self.rows, self.row_stride, row))
+            .is_some_and(|end| end <= self.values.len())
+    }
+}
+
 /// What happens to the elements that the product is written to.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Write {
@@ -47,13 +58,9 @@ pub(super) fn multiply(out: &mut [f32], stride: usize, a: View, b: View, write: 
     if rows == 0 || cols == 0 {
         return;
     }
-    let last = |rows: usize, row_stride: usize, cols: usize, col_stride: usize| {
-        (rows - 1) * row_stride + (cols - 1) * col_stride
-    };
     assert!(a.cols > 0 && cols <= stride);
-    assert!(last(rows, stride, cols, 1) < out.len());
-    assert!(last(a.rows, a.row_stride, a.cols, a.col_stride) < a.values.len());
-    assert!(last(b.rows, b.row_stride, b.cols, b.col_stride) < b.values.len());
+    assert!(strided(rows, stride, cols).is_some_and(|needed| needed <= out.len()));
+    assert!(a.fits() && b.fits());
     // SAFETY: the asserts above keep the last element of every matrix inside its slice, rows of `out` do not overlap,
     // and `out` is borrowed alone.
     unsafe {

@@ -8,10 +8,12 @@ use super::strips::TrellisStrips;
 use super::tiles::{PlaneTiles, TILE_ROWS, row_tiles};
 use crate::codec::axis::Axes;
 use crate::codec::basis::FUNCTIONS;
+use crate::codec::sizes::{expect_len, zeroed};
 use crate::codec::term::trellis::STRIP;
 use crate::codec::term::{Basis, Term};
 use crate::codec::{Block, Errors, Layout, Matrix, Transform};
 use crate::error::{Error, Result};
+use std::ops::Range;
 use std::sync::OnceLock;
 
 /// A term in its layout for products.
@@ -151,33 +153,68 @@ impl LoadedMatrix {
     }
 
     /// Decodes everything, row-major.
-    pub fn decode(&self, pool: &dyn Pool) -> Vec<f32> {
-        let cols = self.layout.cols();
+    ///
+    /// # Errors
+    /// When the system has no memory for the weights.
+    pub fn decode(&self, pool: &dyn Pool) -> Result<Vec<f32>> {
+        let mut weights = zeroed(&[self.layout.rows(), self.layout.cols()], "a decoded matrix")?;
+        self.decode_band(false, 0..self.layout.block_rows(), &mut weights, pool);
+        Ok(weights)
+    }
+
+    /// Decodes the block rows `band` into `out` (`their rows x cols`), or the block columns as rows of the transpose (`their
+    /// columns x rows`).
+    ///
+    /// # Panics
+    /// When there are no such blocks or `out` has another length.
+    pub fn decode_band(&self, transposed: bool, band: Range<usize>, out: &mut [f32], pool: &dyn Pool) {
+        let layout = self.layout;
+        let (bands, across, stride) = if transposed {
+            (layout.block_cols(), layout.block_rows(), layout.rows())
+        } else {
+            (layout.block_rows(), layout.block_cols(), layout.cols())
+        };
+        assert!(band.start < band.end && band.end <= bands, "bands {band:?} of {bands}");
+        let range = |index| if transposed { layout.col_range(index) } else { layout.row_range(index) };
+        let first = range(band.start).start;
+        expect_len("the output", out.len(), &[range(band.end - 1).end - first, stride]);
         let kernels = Kernels::get();
-        let mut weights = vec![0.0; self.layout.elements()];
-        let shared = Shared::new(&mut weights);
-        pool.run(self.layout.block_rows(), &|range| {
-            let mut tile = vec![0.0; self.layout.largest_block()];
+        let shared = Shared::new(out);
+        pool.run(band.len() * across, &|items| {
+            let mut tile = vec![0.0; layout.largest_block()];
             let mut scratch = vec![0.0; self.axes.scratch_len()];
-            for i in range {
-                let rows = self.layout.row_range(i);
-                // SAFETY: each block row is one item, and its rows are its own.
-                let out = unsafe { shared.part(rows.start * cols..rows.end * cols) };
-                for j in 0..self.layout.block_cols() {
-                    let block = self.layout.block_at(i, j);
-                    let tile = &mut tile[..block.len()];
-                    self.decode_block(kernels, block, tile, &mut scratch);
-                    for (out, row) in out.chunks_exact_mut(cols).zip(tile.chunks_exact(block.width)) {
-                        out[block.col..block.col + block.width].copy_from_slice(row);
+            for item in items {
+                let (along, across) = (band.start + item / across, item % across);
+                let (i, j) = if transposed { (across, along) } else { (along, across) };
+                let block = layout.block_at(i, j);
+                let tile = &mut tile[..block.len()];
+                self.decode_block(kernels, block, tile, &mut scratch);
+                if transposed {
+                    for col in 0..block.width {
+                        let start = (block.col + col - first) * stride + block.row;
+                        // SAFETY: each block is one item, and its places are its own.
+                        let out = unsafe { shared.part(start..start + block.height) };
+                        let column = tile[col..].iter().step_by(block.width);
+                        out.iter_mut().zip(column).for_each(|(out, value)| *out = *value);
+                    }
+                } else {
+                    for (row, values) in tile.chunks_exact(block.width).enumerate() {
+                        let start = (block.row + row - first) * stride + block.col;
+                        // SAFETY: as above.
+                        unsafe { shared.part(start..start + block.width) }.copy_from_slice(values);
                     }
                 }
             }
         });
-        weights
     }
 
-    /// Decodes one block, row-major.
+    /// Decodes the block in block row `i` and block column `j`, row-major.
+    ///
+    /// # Panics
+    /// When there is no such block.
     pub fn decode_block_at(&self, i: usize, j: usize) -> Vec<f32> {
+        let (rows, cols) = (self.layout.block_rows(), self.layout.block_cols());
+        assert!(i < rows && j < cols, "block ({i}, {j}) of a matrix that has {rows} x {cols}");
         let block = self.layout.block_at(i, j);
         let mut out = vec![0.0; block.len()];
         self.decode_block(Kernels::get(), block, &mut out, &mut vec![0.0; self.axes.scratch_len()]);
@@ -223,7 +260,7 @@ impl LoadedMatrix {
     /// When the matrix has no such row.
     pub fn gather(&self, rows: &[usize], out: &mut [f32], pool: &dyn Pool) -> Result<()> {
         let cols = self.layout.cols();
-        assert_eq!(out.len(), rows.len() * cols);
+        expect_len("the output", out.len(), &[rows.len(), cols]);
         if let Some(row) = rows.iter().find(|row| **row >= self.layout.rows()) {
             return Err(Error::shape(format!("row {row} of a matrix with {} rows", self.layout.rows())));
         }

@@ -3,10 +3,18 @@
 use std::ops::Range;
 
 /// Runs independent items, on one thread or several.
-pub trait Pool: Sync {
+///
+/// Nobody else can have one: two calls with one item would write to the same memory at once, and nothing would say so.
+pub trait Pool: Sealed + Sync {
     /// Calls `f` with ranges that together are `0..items`, each item once, and returns when all are done.
     fn run(&self, items: usize, f: &(dyn Fn(Range<usize>) + Sync));
 }
+
+/// What only this crate can be.
+pub trait Sealed {}
+
+impl Sealed for Serial {}
+impl Sealed for Rayon {}
 
 /// The calling thread alone.
 #[derive(Clone, Copy, Debug)]

@@ -71,9 +71,6 @@ fn slices(block: Block) -> usize {
 
 impl SparseSlices {
     /// Lays out a term.
-    ///
-    /// # Panics
-    /// When a position is outside its block, which no term from a file has.
     pub(super) fn new(term: &Sparse) -> Self {
         let entries = term.coefficients();
         let mut laid_out = Self {
@@ -91,7 +88,7 @@ impl SparseSlices {
                 rows.iter_mut().for_each(Vec::clear);
                 let end = (first + SLICE_ROWS).min(block.height);
                 term.for_each_field(block, first..end, |row, col, field| {
-                    // Gathers do not look where a block ends.
+                    // No term has others; gathers do not look where a block ends.
                     assert!(col < block.width, "column {col} of a block {} wide", block.width);
                     rows[row - first].push((col as u8, field));
                 });
@@ -275,13 +272,5 @@ mod tests {
             let values: Vec<f32> = values[..6].iter().map(|value| value.round()).collect();
             assert_eq!(values, [1.0, 4.0, 5.0, 2.0, 6.0, 3.0]);
         }
-    }
-
-    #[test]
-    #[should_panic(expected = "column 6 of a block 6 wide")]
-    fn a_column_outside_its_block_is_refused() {
-        let layout = Layout::new(20, 6, 32).unwrap();
-        let outside = vec![Entry { row: 0, col: 6, value: 1.0 }];
-        SparseSlices::new(&Sparse::pack(layout, FORMATS[0], &[outside]).unwrap());
     }
 }

@@ -214,7 +214,7 @@ fn loading_a_matrix_loses_nothing() {
         let loaded = LoadedMatrix::new(&matrix);
         assert_eq!(loaded.to_matrix().terms(), matrix.terms());
         let weights = matrix.decode();
-        assert_eq!(loaded.decode(&Rayon), weights);
+        assert_eq!(loaded.decode(&Rayon).unwrap(), weights);
         let (rows, cols) = (matrix.layout().rows(), matrix.layout().cols());
         let picked: Vec<usize> = [0, rows / 2, rows - 1, 0].to_vec();
         let mut out = vec![0.0; picked.len() * cols];

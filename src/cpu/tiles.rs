@@ -17,7 +17,7 @@
 //! are not stored.
 
 use crate::codec::term::Planes;
-use crate::codec::term::planes::{MAX_PLANES, QuantizedBlock, ScaleGroup};
+use crate::codec::term::planes::{MAX_PLANES, ScaleGroup};
 use crate::codec::{Block, Layout};
 use half::f16;
 
@@ -98,9 +98,15 @@ impl PlaneTiles {
             first += width * row_tiles(layout.block_at(i, 0));
         }
         tiles.lines.reserve_exact(first);
-        let mut codes = vec![0u8; layout.row_cut().longest() * layout.cols()];
+        let mut codes = Vec::new();
         for i in 0..layout.block_rows() {
-            let blocks: Vec<Block> = (0..layout.block_cols()).map(|j| layout.block_at(i, j)).collect();
+            let blocks = (0..layout.block_cols()).map(|j| layout.block_at(i, j));
+            // Blocks without planes have no tiles: what is done is in proportion to the bytes that there are.
+            let blocks: Vec<Block> = blocks.filter(|block| term.planes(*block) > 0).collect();
+            if blocks.is_empty() {
+                continue;
+            }
+            codes.resize(blocks.iter().map(Block::len).sum(), 0u8);
             let mut rest = &mut codes[..];
             for block in &blocks {
                 let own;
@@ -121,23 +127,12 @@ impl PlaneTiles {
 
     /// The term that was laid out, bit for bit.
     pub(super) fn to_term(&self) -> Planes {
-        let mut scales = self.scales.iter().copied();
-        let blocks: Vec<_> = self
-            .layout
-            .iter()
-            .map(|block| {
-                let mut codes = vec![0; block.len()];
-                for row_tile in 0..row_tiles(block) {
-                    self.codes(block, row_tile, |row, col, code| codes[row * block.width + col] = code);
-                }
-                QuantizedBlock {
-                    planes: self.planes(block),
-                    scales: scales.by_ref().take(self.group.scales_in(block)).collect(),
-                    codes,
-                }
-            })
-            .collect();
-        Planes::pack(self.layout, self.group, self.unit, &blocks)
+        let (planes, scales) = (self.planes.clone(), self.scales.clone());
+        Planes::filled(self.layout, self.group, self.unit, planes, scales, |block, codes| {
+            for row_tile in 0..row_tiles(block) {
+                self.codes(block, row_tile, |row, col, code| codes[row * block.width + col] = code);
+            }
+        })
     }
 
     /// Lines of one row tile of a block.
@@ -290,6 +285,7 @@ pub(super) fn unpack(tile: &[Line], planes: u8) -> [[u8; 64]; GROUPS] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::term::planes::QuantizedBlock;
 
     #[test]
     fn laying_out_loses_nothing() {

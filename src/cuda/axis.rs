@@ -2,7 +2,8 @@
 
 use super::machine::{Arg, Element, Launch, Machine, Module};
 use crate::codec::layout::SHORTEST;
-use crate::codec::signs::{Side, signs};
+use crate::codec::signs::{Side, Signs};
+use crate::codec::sizes;
 use crate::codec::transform::Plan;
 use crate::codec::{Cut, Transform};
 use crate::error::Result;
@@ -81,7 +82,7 @@ impl<M> DeviceAxis<M> {
             len,
             cut,
             signs: match seed {
-                Some(seed) => Some(machine.upload(&sign_bits(&signs(seed, side, len)))?),
+                Some(seed) => Some(machine.upload(&sign_bits(Signs::new(seed, side), len))?),
                 None => None,
             },
             rotations: if fast { Some(machine.upload(&floats(rotations()))?) } else { None },
@@ -135,7 +136,7 @@ impl<M> DeviceAxis<M> {
         stride: usize,
         scale: f32,
     ) -> Result<M> {
-        let out = machine.allocate(vectors * stride * to.bytes())?;
+        let out = machine.allocate(sizes::elements(&[vectors, stride, to.bytes()]))?;
         let mut args = self.args(Part { first: 0, len: self.len }, |m| &m.analysis);
         args.extend([Arg::Memory(x, offset * from.bytes()), Arg::Memory(&out, 0)]);
         args.extend([Arg::Int(stride), Arg::Float(scale)]);
@@ -152,7 +153,8 @@ impl<M> DeviceAxis<M> {
         offset: usize,
         count: usize,
     ) -> Result<M> {
-        let out = machine.allocate(count * self.cut.edge().max(2 * SHORTEST) * size_of::<f32>())?;
+        let longest = self.cut.edge().max(2 * SHORTEST);
+        let out = machine.allocate(sizes::elements(&[count, longest, size_of::<f32>()]))?;
         let mut args = self.args(Part { first: 0, len: self.len }, |m| &m.analysis);
         args.extend([Arg::Memory(ids, offset * size_of::<u32>()), Arg::Memory(&out, 0)]);
         machine.launch(Launch {
@@ -193,7 +195,7 @@ pub(super) fn transpose<M>(
     cols: usize,
     stride: usize,
 ) -> Result<M> {
-    let out = machine.allocate(rows * cols * size_of::<f32>())?;
+    let out = machine.allocate(sizes::elements(&[rows, cols, size_of::<f32>()]))?;
     machine.launch(Launch {
         module: Module::Transform,
         kernel: "transpose_f32".to_owned(),
@@ -221,12 +223,9 @@ pub(super) fn words(values: impl IntoIterator<Item = u32>) -> Vec<u8> {
     values.into_iter().flat_map(u32::to_le_bytes).collect()
 }
 
-/// A set bit for each negative sign, in whole words.
-fn sign_bits(signs: &[f32]) -> Vec<u8> {
-    let word = |signs: &[f32]| {
-        signs.iter().enumerate().fold(0, |word, (bit, sign)| word | u32::from(*sign < 0.0) << bit)
-    };
-    words(signs.chunks(32).map(word))
+/// A set bit for each negative sign, in whole words of 64.
+fn sign_bits(signs: Signs, len: usize) -> Vec<u8> {
+    (0..len.div_ceil(64) as u64).flat_map(|index| signs.word(index).to_le_bytes()).collect()
 }
 
 /// `c_k, s_k` of `T_IV(2h)` at `h + k`; the first pair is not used.

@@ -5,6 +5,7 @@ use super::machine::{Arg, Element, Launch, Machine, Module};
 use super::strips::{THREADS, TOKENS, WARPS};
 use crate::codec::Layout;
 use crate::codec::basis::coordinate;
+use crate::codec::sizes;
 use crate::codec::term::Basis;
 use crate::error::Result;
 use std::f64::consts::PI;
@@ -49,7 +50,7 @@ impl<M> DeviceBasis<M> {
         } else {
             (rows, cols, block_cols, 1, &self.row_grid, &self.col_grid)
         };
-        let sums = machine.allocate(tokens * outs * size_of::<f32>())?;
+        let sums = machine.allocate(sizes::elements(&[tokens, outs, size_of::<f32>()]))?;
         let mut args = Vec::from([&self.theta, out_grid, in_grid].map(|memory| Arg::Memory(memory, 0)));
         args.extend([outs, inputs, self.layout.block(), out_stride, in_stride].map(Arg::Int));
         args.extend([Arg::Int(usize::from(transposed)), Arg::Memory(x.0, x.1 * element.bytes())]);
@@ -69,7 +70,7 @@ impl<M> DeviceBasis<M> {
         count: usize,
     ) -> Result<M> {
         let cols = self.layout.cols();
-        let out = machine.allocate(count * cols * size_of::<f32>())?;
+        let out = machine.allocate(sizes::elements(&[count, cols, size_of::<f32>()]))?;
         let mut args =
             Vec::from([&self.theta, &self.row_grid, &self.col_grid].map(|memory| Arg::Memory(memory, 0)));
         args.extend([self.layout.rows(), cols, self.layout.block()].map(Arg::Int));

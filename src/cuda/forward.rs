@@ -3,6 +3,7 @@
 use super::device::{CudaMachine, CudaMemory};
 use super::machine::Element;
 use super::matrix::{DeviceMatrix, Operand};
+use crate::codec::sizes;
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DeviceRepr};
 use candle_core::cuda_backend::{CudaDType, CudaStorageSlice};
@@ -60,7 +61,7 @@ fn typed_product<T: CudaDType + DeviceRepr>(
         if transposed { (stored.rows(), stored.cols()) } else { (stored.cols(), stored.rows()) };
     let x = storage.as_cuda_slice::<T>()?.slice(range(layout, op)?);
     let tokens = layout.shape().elem_count() / input;
-    filled::<T>(&device, tokens * output, |y| {
+    filled::<T>(&device, sizes::elements(&[tokens, output]), |y| {
         let stream = device.cuda_stream();
         let (address, _read_until_here) = x.device_ptr(&stream);
         let x = Operand { memory: &CudaMemory::Address(address), offset: 0, element };
@@ -83,7 +84,7 @@ pub(crate) fn gather(
     };
     let view = slice.slice(range(layout, op)?);
     let count = layout.shape().elem_count();
-    let elements = count * matrix.layout().cols();
+    let elements = sizes::elements(&[count, matrix.layout().cols()]);
     let run = |y: &CudaMemory, element: Element| {
         let stream = device.cuda_stream();
         let (address, _read_until_here) = view.device_ptr(&stream);

@@ -6,6 +6,7 @@ use super::machine::{Dense, Element, Machine};
 use super::sparse::DeviceSparse;
 use super::strips::{DeviceStrips, Panel, StripPlan};
 use crate::codec::signs::Side;
+use crate::codec::sizes;
 use crate::codec::term::Term;
 use crate::codec::{Cut, Layout, Matrix};
 use crate::error::Result;
@@ -172,7 +173,8 @@ impl<D: Machine> DeviceMatrix<D> {
                 input.len,
                 1.0,
             )?;
-            let partial = machine.allocate(splits * tokens * output.len * size_of::<f32>())?;
+            let partial =
+                machine.allocate(sizes::elements(&[splits, tokens, output.len, size_of::<f32>()]))?;
             let mut before = 0;
             for (term, (share, splits)) in self.terms.iter().zip(shares) {
                 let offset = before * tokens * output.len;
@@ -260,7 +262,7 @@ impl<D: Machine> DeviceMatrix<D> {
     ) -> Result<D::Memory> {
         let machine = &self.machine;
         let stride = rows.len().next_multiple_of(PIECE);
-        let bytes = cols.len() * stride * element.bytes();
+        let bytes = sizes::elements(&[cols.len(), stride, element.bytes()]);
         let first_is_dense = matches!(self.terms.first(), Some(DeviceTerm::Strips(_)));
         let memory =
             if first_is_dense { machine.allocate(bytes)? } else { machine.allocate_zeroed(bytes)? };
@@ -299,7 +301,8 @@ impl<D: Machine> DeviceMatrix<D> {
             let mut partial = None;
             if !self.terms.is_empty() {
                 let units = self.rows.analyze_units(machine, ids.0, ids.1, count)?;
-                let parts = machine.allocate(self.terms.len() * count * cols * size_of::<f32>())?;
+                let parts =
+                    machine.allocate(sizes::elements(&[self.terms.len(), count, cols, size_of::<f32>()]))?;
                 for (index, term) in self.terms.iter().enumerate() {
                     let offset = index * count * cols;
                     match term {
@@ -342,7 +345,7 @@ impl<D: Machine> DeviceMatrix<D> {
             // S' column by column through the rows' axis, then row by row through the columns'.
             let stride = rows.next_multiple_of(PIECE);
             let panel = self.panel(Element::F32, 0..rows, 0..cols)?;
-            let by_columns = machine.allocate(cols * rows * size_of::<f32>())?;
+            let by_columns = machine.allocate(sizes::elements(&[cols, rows, size_of::<f32>()]))?;
             let sum = Sum {
                 parts: Some(&panel),
                 element: Element::F32,

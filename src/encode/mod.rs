@@ -27,6 +27,7 @@ pub use share::{Offer, share};
 
 use crate::codec::axis::Axes;
 use crate::codec::errors::{BlockRowErrors, Comparison};
+use crate::codec::matrix::View;
 use crate::codec::term::trellis::STATE_BITS;
 use crate::codec::{BLOCK_EDGES, Matrix, Transform};
 use crate::error::{Error, Result};
@@ -88,6 +89,9 @@ impl From<Quality> for EncoderConfig {
 
 /// Weights up to this size have coefficients and sums well within F32.
 const LARGEST_WEIGHT: f32 = 1.1e30;
+
+/// The block edge of a large matrix of which next to nothing is stored: with 256 readers would refuse it.
+const SPARE_EDGE: usize = 128;
 
 /// Turns matrices into compressed tensors.
 ///
@@ -233,7 +237,18 @@ impl Encoder {
                 {
                     *asked *= 0.999 * bound / measured.squared_error;
                 }
-                _ => return Ok(encoded.matrix.with_errors(measured.errors())),
+                _ => {
+                    let matrix = encoded.matrix.with_errors(measured.errors());
+                    return match matrix.expect_payload(View::Matrix) {
+                        Ok(()) => Ok(matrix),
+                        // Of so little, smaller blocks count enough bytes.
+                        Err(_) if self.config.block.is_none() => {
+                            let config = EncoderConfig { block: Some(SPARE_EDGE), ..self.config.clone() };
+                            Self { config }.encode_matrix_for(values, rows, cols, statistics)
+                        }
+                        Err(error) => Err(error),
+                    };
+                }
             }
         }
         Err(unreachable())

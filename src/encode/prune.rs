@@ -36,25 +36,38 @@ impl PruneReport {
                 matrix.terms().iter().map(|t| if let Term::Sparse(s) = t { s.coefficients() } else { 0 });
             counts.sum()
         };
-        let (old, new) = (before.decode(), after.decode());
-        let distance = |a: &[f32], b: &[f32]| {
-            let squares = a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2));
-            squares.sum::<f64>().sqrt()
+        let distance = |a: &[f32], b: &[f32]| -> f64 {
+            a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum()
         };
-        let norm = |a: &[f32]| a.iter().map(|a| f64::from(*a).powi(2)).sum::<f64>().sqrt();
+        let square = |a: &[f32]| -> f64 { a.iter().map(|a| f64::from(*a).powi(2)).sum() };
+        // One block row in memory at a time: |W^ - W^'|^2, |W^|^2, |W - W^'|^2, |W|^2.
+        let layout = before.layout();
+        let mut sums = [0.0; 4];
+        for i in 0..layout.block_rows() {
+            let rows = layout.row_range(i);
+            let mut old = vec![0.0; rows.len() * layout.cols()];
+            let mut new = old.clone();
+            before.decode_block_row(i, &mut old);
+            after.decode_block_row(i, &mut new);
+            let original = original.map(|all| &all[rows.start * layout.cols()..rows.end * layout.cols()]);
+            let missed = original.map_or([0.0; 2], |original| [distance(original, &new), square(original)]);
+            let own = [distance(&old, &new), square(&old), missed[0], missed[1]];
+            sums.iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
+        }
+        let [moved, norm, missed, whole] = sums.map(f64::sqrt);
         let share = |part: f64, whole: f64| if part == 0.0 { 0.0 } else { part / whole };
-        let (error_before, moved) = (f64::from(before.relative_error()), distance(&old, &new));
+        let error_before = f64::from(before.relative_error());
         let error_after = match original {
-            Some(original) => share(distance(original, &new), norm(original)),
+            Some(_) => share(missed, whole),
             // |W - W^'| <= |W - W^| + |W^ - W^'|, and |W| >= |W^| / (1 + error).
-            None => error_before + share(moved * (1.0 + error_before), norm(&old)),
+            None => error_before + share(moved * (1.0 + error_before), norm),
         };
         Self {
             coefficients_before: coefficients(before),
             coefficients_after: coefficients(after),
             bytes_before: before.size_in_bytes(),
             bytes_after: after.size_in_bytes(),
-            change: share(moved, norm(&old)),
+            change: share(moved, norm),
             error_before,
             error_after,
             measured: original.is_some(),
@@ -69,7 +82,7 @@ impl PruneReport {
 /// by the removed part's norm, and whoever has the original measures it.
 ///
 /// # Errors
-/// When the matrix has no sparse term.
+/// When the matrix has no sparse term, or what the basis functions absorb is not finite in F32.
 pub fn prune(matrix: &Matrix, threshold: f32) -> Result<Matrix> {
     let layout = matrix.layout();
     let sparse =
@@ -100,7 +113,7 @@ pub fn prune(matrix: &Matrix, threshold: f32) -> Result<Matrix> {
         theta.push(parameters);
     }
     let mut terms = vec![
-        Term::Basis(Basis::new(layout, &theta, false)),
+        Term::Basis(Basis::checked(layout, &theta, false)?),
         Term::Sparse(Sparse::pack(layout, sparse.format(), &kept)?),
     ];
     terms.extend(matrix.terms().iter().filter(|t| !matches!(t, Term::Basis(_) | Term::Sparse(_))).cloned());

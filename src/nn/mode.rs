@@ -116,14 +116,18 @@ impl BlockCache {
         let rows = x.to_dtype(DType::F32)?.reshape(((), in_features))?;
         let transposed = weight.is_transposed();
         let out_blocks = if transposed { layout.block_cols() } else { layout.block_rows() };
+        let in_blocks = if transposed { layout.block_rows() } else { layout.block_cols() };
         let mut sums: Vec<Option<Tensor>> = vec![None; out_blocks];
-        let mut order: Vec<usize> = (0..layout.blocks()).collect();
-        if self.backwards.fetch_xor(true, Ordering::Relaxed) {
-            order.reverse();
-        }
-        for index in order {
-            let (i, j) = (index / layout.block_cols(), index % layout.block_cols());
+        // The shares of one output block, added up in the order of its input blocks whichever was decoded first: the same
+        // input has the same output to the bit, whatever is cached.
+        let mut shares: Vec<Option<Tensor>> = vec![None; in_blocks];
+        let backwards = self.backwards.fetch_xor(true, Ordering::Relaxed);
+        let last = layout.blocks() - 1;
+        for n in (0..=last).map(|n| if backwards { last - n } else { n }) {
+            let (out, input) = (n / in_blocks, n % in_blocks);
+            let (i, j) = if transposed { (input, out) } else { (out, input) };
             let block = layout.block_at(i, j);
+            let index = block.index;
             let decode = || {
                 counters.miss(block.len());
                 Tensor::from_vec(matrix.decode_block_at(i, j), (block.height, block.width), x.device())
@@ -142,15 +146,17 @@ impl BlockCache {
                     }
                 }
             };
-            let (out, share) = if transposed {
-                (j, rows.narrow(1, block.row, block.height)?.contiguous()?.matmul(&stored)?)
+            shares[input] = Some(if transposed {
+                rows.narrow(1, block.row, block.height)?.contiguous()?.matmul(&stored)?
             } else {
-                (i, rows.narrow(1, block.col, block.width)?.contiguous()?.matmul(&stored.t()?)?)
-            };
-            sums[out] = Some(match sums[out].take() {
-                Some(sum) => (sum + share)?,
-                None => share,
+                rows.narrow(1, block.col, block.width)?.contiguous()?.matmul(&stored.t()?)?
             });
+            if shares.iter().all(Option::is_some) {
+                let mut shares = shares.iter_mut().filter_map(Option::take);
+                let first = shares.next();
+                sums[out] =
+                    first.map(|first| shares.try_fold(first, |sum, share| sum + share)).transpose()?;
+            }
         }
         let sums: Vec<Tensor> = sums.into_iter().flatten().collect();
         let mut shape = x.dims().to_vec();

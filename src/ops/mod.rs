@@ -19,12 +19,15 @@ pub use parametric::parametric_matmul;
 
 use crate::RbeTensor;
 use crate::cpu::Pool;
+use crate::cpu::pool::Sealed;
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
 use std::borrow::Cow;
 use std::ops::Range;
 
 /// Candle's own threads: a second pool beside them would fight for the cores.
 struct CandlePool;
+
+impl Sealed for CandlePool {}
 
 impl Pool for CandlePool {
     fn run(&self, items: usize, f: &(dyn Fn(Range<usize>) + Sync)) {

@@ -6,16 +6,14 @@
 use super::entropy::LARGEST_RATIO;
 use super::errors::Errors;
 use super::layout::Layout;
-use super::matrix::Matrix;
-use super::term::Term;
+use super::matrix::{Matrix, may_follow};
+use super::term::{LARGEST_UNIT, Term};
 use super::transform::Transform;
 use crate::error::{Error, Result};
 use half::f16;
 
 const MAGIC: [u8; 4] = *b"RBET";
 const VERSION: u16 = 2;
-/// The largest power of two that keeps 65504, F16's maximum, times 2^8 within F32: no decoded value overflows.
-const LARGEST_UNIT: f32 = (1u128 << 103) as f32;
 /// Bytes before the first term.
 const HEADER_BYTES: usize = 40;
 /// Bytes of the CRC-32 at the end.
@@ -41,8 +39,57 @@ pub(super) enum Form {
     Plain,
 }
 
+/// Elements that a payload of any size may have.
+const FREE_ELEMENTS: usize = 1 << 24;
+/// And how many more for each of its bytes: what blocks of edge 128 have of which nothing is stored but a count.
+const ELEMENTS_PER_BYTE: usize = 1 << 13;
+
+/// Refuses a payload of so few bytes that decoding it is out of proportion to them.
+fn expect_proportion(layout: Layout, bytes: usize) -> Result<(), String> {
+    let (rows, cols) = (layout.rows(), layout.cols());
+    if layout.elements() <= bytes.saturating_mul(ELEMENTS_PER_BYTE).saturating_add(FREE_ELEMENTS) {
+        return Ok(());
+    }
+    Err(format!(
+        "{rows}x{cols} elements in {bytes} bytes; a payload has at most {FREE_ELEMENTS}, and {ELEMENTS_PER_BYTE} more for \
+         each byte, as all have with blocks of edge 128 or less"
+    ))
+}
+
+/// Whether a matrix seen through a view has a payload that its own reader takes.
+///
+/// # Errors
+/// What is wrong with it: there are no terms, a vector has more than one row, or so little is stored of so many elements
+/// that readers refuse it.
+pub(super) fn expect_payload(matrix: &Matrix, view: View) -> Result<()> {
+    let layout = matrix.layout();
+    if matrix.terms().is_empty() {
+        return Err(Error::config("a matrix without terms has no payload; it needs at least one"));
+    }
+    if view == View::Vector && layout.rows() != 1 {
+        return Err(Error::shape(format!("a vector with {} rows", layout.rows())));
+    }
+    expect_proportion(layout, size_in_bytes(matrix, Form::Plain)).map_err(Error::config)
+}
+
+/// The form to write: the smallest, unless it is so small that readers refuse it.
+fn allowed(matrix: &Matrix, form: Form) -> Form {
+    // Nearly all matrices are so small that nothing has to be known of their bytes.
+    if form == Form::Plain || expect_proportion(matrix.layout(), 0).is_ok() {
+        return form;
+    }
+    match expect_proportion(matrix.layout(), bytes_of(matrix, form)) {
+        Ok(()) => form,
+        Err(_) => Form::Plain,
+    }
+}
+
 /// Bytes that [`to_bytes`] makes.
 pub(super) fn size_in_bytes(matrix: &Matrix, form: Form) -> usize {
+    bytes_of(matrix, allowed(matrix, form))
+}
+
+fn bytes_of(matrix: &Matrix, form: Form) -> usize {
     let terms = matrix.terms().iter().map(match form {
         Form::Smallest => Term::coded_size_in_bytes,
         Form::Plain => Term::size_in_bytes,
@@ -51,8 +98,13 @@ pub(super) fn size_in_bytes(matrix: &Matrix, form: Form) -> usize {
 }
 
 /// The payload of a matrix seen through `view`.
+///
+/// # Panics
+/// When it would be one that readers refuse ([`expect_payload`]).
 pub(super) fn to_bytes(matrix: &Matrix, view: View, form: Form) -> Vec<u8> {
     let layout = matrix.layout();
+    expect_payload(matrix, view).unwrap_or_else(|error| panic!("{error}"));
+    let form = allowed(matrix, form);
     let mut writer = Writer { bytes: Vec::with_capacity(size_in_bytes(matrix, Form::Plain)) };
     writer.bytes(&MAGIC);
     writer.u16(VERSION);
@@ -114,6 +166,7 @@ pub(super) fn from_bytes(bytes: &[u8]) -> Result<(Matrix, View)> {
     if view == View::Vector && rows != 1 {
         return Err(Error::payload(format!("a vector with {rows} rows")));
     }
+    expect_proportion(layout, bytes.len()).map_err(Error::payload)?;
     let flags = reader.u8("flags")?;
     if flags > 1 {
         return Err(Error::payload(format!("unknown flags {flags:#04x}")));
@@ -138,10 +191,7 @@ pub(super) fn from_bytes(bytes: &[u8]) -> Result<(Matrix, View)> {
     let mut terms: Vec<Term> = Vec::new();
     for _ in 0..term_count {
         let term = Term::read(&mut reader, layout)?;
-        // A second trellis codes what the first leaves.
-        let allowed =
-            usize::from(matches!((terms.last(), &term), (Some(Term::Trellis(_)), Term::Trellis(_))));
-        if terms.iter().filter(|other| other.code() >= term.code()).count() > allowed {
+        if !may_follow(&term, &terms) {
             return Err(Error::payload("terms repeat or are out of order"));
         }
         terms.push(term);

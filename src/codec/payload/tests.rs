@@ -142,7 +142,7 @@ fn planes_cut_short_are_a_prefix_of_the_whole() {
     let layout = Layout::new(64, 64, 32).unwrap();
     let matrix = Matrix::new(layout, Transform::Dct, Some(1), vec![planes(layout, ScaleGroup::Block)], 0.0);
     let whole = matrix.to_plain_bytes(View::Matrix);
-    let cut = matrix.truncate_planes(2).to_plain_bytes(View::Matrix);
+    let cut = matrix.truncate_planes(2).unwrap().to_plain_bytes(View::Matrix);
     let data = TERMS + 1 + 1 + 4 + layout.blocks() + 2 * layout.blocks();
     let plane_bytes = layout.elements() / 8;
     assert_eq!(whole.len(), data + 3 * plane_bytes + CHECKSUM_BYTES);
@@ -200,8 +200,10 @@ fn header_fields_are_checked() {
 fn a_huge_matrix_needs_the_bytes_to_back_it() {
     // Four billion rows declared over a few hundred bytes: refused before anything is allocated for them.
     for term in [sparse(layout(), Format::Word32), planes(layout(), ScaleGroup::Row), trellis(layout())] {
-        let terms = vec![term];
-        refused(&altered(payload(terms), 8, &[0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0]), "are left");
+        let bytes = payload(vec![term]);
+        let with_rows = |rows: u32| altered(bytes.clone(), 8, &[rows.to_le_bytes(), [1, 0, 0, 0]].concat());
+        refused(&with_rows(u32::MAX), "8192 more for each byte");
+        refused(&with_rows(1 << 24), "are left");
     }
 }
 
@@ -212,12 +214,22 @@ fn terms_are_checked() {
     let mut trailing = payload(vec![sparse(layout(), Format::Word32)]);
     trailing.push(0);
     refused(&sealed(trailing), "1 bytes follow the last term");
-    let twice = payload(vec![sparse(layout(), Format::Word32), sparse(layout(), Format::Word32)]);
-    refused(&twice, "terms repeat or are out of order");
-    let trellises = |count| payload(vec![trellis(layout()); count]);
+    let sparse = || sparse(layout(), Format::Word32);
+    refused(&glued(&[sparse(), sparse()]), "terms repeat or are out of order");
+    let trellises = |count| glued(&vec![trellis(layout()); count]);
     assert!(Matrix::from_bytes(&trellises(2)).is_ok());
     refused(&trellises(3), "terms repeat or are out of order");
-    refused(&payload(vec![trellis(layout()), sparse(layout(), Format::Word32)]), "out of order");
+    refused(&glued(&[trellis(layout()), sparse()]), "out of order");
+}
+
+/// A payload of these terms one after another, as no [`Matrix`] may hold them.
+fn glued(terms: &[Term]) -> Vec<u8> {
+    let one = |term: &Term| payload(vec![term.clone()]);
+    let mut bytes = one(&terms[0])[..TERMS].to_vec();
+    bytes[19] = terms.len() as u8;
+    terms.iter().map(one).for_each(|one| bytes.extend(&one[TERMS..one.len() - CHECKSUM_BYTES]));
+    bytes.extend([0; CHECKSUM_BYTES]);
+    sealed(bytes)
 }
 
 #[test]

@@ -13,6 +13,7 @@ pub use trellis::Trellis;
 use super::layout::{Block, Layout};
 use super::payload::{Form, Reader, Writer};
 use crate::error::{Error, Result};
+use half::f16;
 use std::ops::Range;
 
 /// One summand of a compressed matrix.
@@ -98,15 +99,27 @@ impl Term {
 
     /// The same term with other parameters, as precise as its format holds them.
     ///
+    /// # Errors
+    /// When one is not finite, or larger than the format holds; when a scale of planes or of a trellis is negative.
+    ///
     /// # Panics
     /// When there are not as many as [`parameters`](Self::parameters) gives.
-    #[must_use]
-    pub fn with_parameters(&self, parameters: &[f32]) -> Self {
+    pub fn with_parameters(&self, parameters: &[f32]) -> Result<Self> {
+        Ok(match self {
+            Term::Basis(basis) => Term::Basis(basis.with_parameters(parameters)?),
+            Term::Sparse(sparse) => Term::Sparse(sparse.with_values(parameters)?),
+            Term::Planes(planes) => Term::Planes(planes.with_scales(parameters)?),
+            Term::Trellis(trellis) => Term::Trellis(trellis.with_scales(parameters)?),
+        })
+    }
+
+    /// How the term is cut into blocks.
+    pub(super) fn layout(&self) -> Layout {
         match self {
-            Term::Basis(basis) => Term::Basis(basis.with_parameters(parameters)),
-            Term::Sparse(sparse) => Term::Sparse(sparse.with_values(parameters)),
-            Term::Planes(planes) => Term::Planes(planes.with_scales(parameters)),
-            Term::Trellis(trellis) => Term::Trellis(trellis.with_scales(parameters)),
+            Term::Basis(basis) => basis.layout(),
+            Term::Sparse(sparse) => sparse.layout(),
+            Term::Planes(planes) => planes.layout(),
+            Term::Trellis(trellis) => trellis.layout(),
         }
     }
 
@@ -232,13 +245,77 @@ const CODED: u8 = 0x80;
 const SPARSE_CODED: u8 = 2 | CODED;
 const PLANES_CODED: u8 = 3 | CODED;
 
+/// The largest power of two that keeps 65504, F16's maximum, times 2^8 within F32: no decoded value overflows.
+pub(crate) const LARGEST_UNIT: f32 = (1u128 << 103) as f32;
+
+/// Whether F16 numbers may be multiplied by this: a power of two that is not too large.
+pub(super) fn is_unit(unit: f32) -> bool {
+    unit.is_normal() && unit > 0.0 && unit.to_bits() & 0x7f_ffff == 0 && unit <= LARGEST_UNIT
+}
+
 /// The power of two by which F16 numbers are multiplied so that the largest magnitude lies in
-/// `2^top .. 2^(top + 1)`: tiny weights do not fall into F16's subnormals, huge ones do not overflow.
+/// `2^top .. 2^(top + 1)`: tiny weights do not fall into F16's subnormals, huge ones do not overflow. Magnitudes of
+/// `2^(104 + top)` and more are above that; [`in_units`] knows which are too large.
 pub(crate) fn unit_for(values: impl Iterator<Item = f32>, top: i32) -> f32 {
     let largest = values.fold(0f32, |largest, value| largest.max(value.abs()));
     if largest == 0.0 {
         return 1.0;
     }
     let exponent = f64::from(largest).log2().floor() as i32 - top;
-    2f32.powi(exponent.clamp(-126, 127))
+    2f32.powi(exponent.clamp(-126, LARGEST_UNIT.log2() as i32))
+}
+
+/// Values as F16 numbers times a unit; `what` names one of them.
+///
+/// # Errors
+/// When one is not finite or too large.
+pub(super) fn in_units(values: &[f32], unit: f32, what: &str) -> Result<Vec<f16>> {
+    let half = |(index, value): (usize, &f32)| {
+        let half = f16::from_f32(value / unit);
+        match half.is_finite() {
+            true => Ok(half),
+            false => Err(too_large(&format!("{what} {index}"), *value)),
+        }
+    };
+    values.iter().enumerate().map(half).collect()
+}
+
+/// The error of a number that no unit makes an F16 of.
+fn too_large(what: &str, value: f32) -> Error {
+    let largest = f16::MAX.to_f32() * LARGEST_UNIT;
+    Error::config(format!("{what} is {value:e}; it must be finite and at most {largest:e}"))
+}
+
+/// Scales as F16 numbers times the unit that suits them; `what` names one of them.
+///
+/// # Errors
+/// When one is negative, not finite or too large.
+pub(super) fn scales_in_units(scales: &[f32], what: &str) -> Result<(f32, Vec<f16>)> {
+    if let Some(index) = scales.iter().position(|scale| *scale < 0.0) {
+        return Err(Error::config(format!(
+            "{what} {index} is {}; a scale cannot be negative",
+            scales[index]
+        )));
+    }
+    // A zero with a sign is one without.
+    let scales: Vec<f32> = scales.iter().map(|scale| scale.abs()).collect();
+    let unit = unit_for(scales.iter().copied().filter(|scale| scale.is_finite()), 7);
+    Ok((unit, in_units(&scales, unit, what)?))
+}
+
+/// What payloads may hold as scales, and kernels rely on.
+///
+/// # Panics
+/// When the unit or a scale is no such.
+pub(super) fn expect_scales(what: &str, unit: f32, scales: impl IntoIterator<Item = f16>) {
+    assert!(
+        is_unit(unit),
+        "the unit of the {what} is {unit:e}; it must be a power of two from 2^-126 to 2^103"
+    );
+    for scale in scales {
+        assert!(
+            scale.is_finite() && scale.is_sign_positive(),
+            "a scale of the {what} is {scale}; it must be finite and have no sign"
+        );
+    }
 }

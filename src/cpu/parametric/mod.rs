@@ -25,6 +25,7 @@ use super::{axis, kernels};
 use crate::codec::Block;
 use crate::codec::axis::Axis;
 use crate::codec::basis::Basis;
+use crate::codec::sizes::expect_len;
 use crate::codec::term::trellis::STRIP;
 
 /// Vectors that one item of work takes.
@@ -181,7 +182,8 @@ pub(super) fn product(
     pool: &dyn Pool,
 ) {
     let (in_len, out_len) = lengths(matrix, transposed);
-    assert_eq!((x.len(), y.len()), (vectors * in_len, vectors * out_len));
+    expect_len("the input", x.len(), &[vectors, in_len]);
+    expect_len("the output", y.len(), &[vectors, out_len]);
     let parts = matrix.parts(parameters);
     if vectors == 0 {
         return;
@@ -235,7 +237,8 @@ pub(super) fn backward(
     pool: &dyn Pool,
 ) {
     let (in_len, out_len) = lengths(matrix, transposed);
-    assert_eq!((x.len(), g.len()), (vectors * in_len, vectors * out_len));
+    expect_len("the input", x.len(), &[vectors, in_len]);
+    expect_len("the output's gradient", g.len(), &[vectors, out_len]);
     assert!(dx.as_ref().is_none_or(|dx| dx.len() == x.len()));
     assert_eq!(gradients.len(), parameters.len());
     gradients.fill(0.0);

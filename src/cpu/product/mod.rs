@@ -10,6 +10,8 @@ use super::pool::{Pool, Serial, Shared};
 use super::sparse::{self, InLanes};
 use super::tiles::TILE_COLS;
 use super::{Precision, axis};
+use crate::codec::Layout;
+use crate::codec::sizes::expect_len;
 use std::cell::RefCell;
 use terms::{accumulate, planes, trellis};
 
@@ -87,7 +89,8 @@ pub(super) fn forward(
     assert_eq!(matrices.len(), ys.len());
     for (matrix, y) in matrices.iter().zip(&*ys) {
         let layout = matrix.layout();
-        assert_eq!((x.len(), y.len()), (vectors * layout.cols(), vectors * layout.rows()));
+        expect_len("the input", x.len(), &[vectors, layout.cols()]);
+        expect_len("the output", y.len(), &[vectors, layout.rows()]);
     }
     if vectors == 0 {
         return;
@@ -99,13 +102,18 @@ pub(super) fn forward(
             into_spectrum(kernels, group, x, vectors, precision, in_pool, workspace);
             for (matrix, y) in group.iter().zip(&mut ys) {
                 one_forward(kernels, matrix, vectors, y, pool, workspace);
-                let pool = shared_if(pool, vectors * matrix.layout().elements(), WORTH_SHARING);
+                let pool = shared_if(pool, work(vectors, matrix.layout()), WORTH_SHARING);
                 for basis in matrix.bases(false, x, vectors) {
                     basis.add(y, pool);
                 }
             }
         }
     });
+}
+
+/// Multiply-adds of so many vectors with a dense matrix.
+fn work(vectors: usize, layout: Layout) -> usize {
+    vectors.saturating_mul(layout.elements())
 }
 
 /// A pool, or this thread alone where the work is too little.
@@ -128,7 +136,7 @@ fn one_forward(
     }
     let Workspace { spectrum, in_lanes, activations, partial, out } = workspace;
     let out_pool = shared_if(pool, y.len(), TRANSFORM_WORTH_SHARING);
-    let pool = shared_if(pool, vectors * matrix.layout().elements(), WORTH_SHARING);
+    let pool = shared_if(pool, work(vectors, matrix.layout()), WORTH_SHARING);
     out.clear();
     out.resize(y.len(), 0.0);
     for term in matrix.spectral() {
@@ -155,11 +163,12 @@ pub(super) fn transposed(
     pool: &dyn Pool,
 ) {
     let layout = matrix.layout();
-    assert_eq!((g.len(), x.len()), (vectors * layout.rows(), vectors * layout.cols()));
+    expect_len("the input", g.len(), &[vectors, layout.rows()]);
+    expect_len("the output", x.len(), &[vectors, layout.cols()]);
     if vectors == 0 {
         return;
     }
-    let pool = shared_if(pool, vectors * layout.elements(), WORTH_SHARING);
+    let pool = shared_if(pool, work(vectors, layout), WORTH_SHARING);
     if matrix.spectral().next().is_none() {
         x.fill(0.0);
     } else {

@@ -8,6 +8,7 @@ use super::{Planes, write_masks};
 use crate::codec::entropy::{Counts, LARGEST_RATIO, Lanes, SYMBOLS, Table, chunks, encode, parts};
 use crate::codec::layout::{Block, Layout};
 use crate::codec::payload::{Reader, Writer};
+use crate::codec::sizes::zeroed;
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -181,7 +182,8 @@ impl Planes {
     fn write_coded(&self, writer: &mut Writer) -> bool {
         let blocks: Vec<Block> = self.layout.iter().collect();
         let codes = |block: &Block| {
-            let mut codes = vec![0; block.len()];
+            // A block without planes has no codes, however large it is.
+            let mut codes = vec![0; if self.planes(*block) > 0 { block.len() } else { 0 }];
             self.codes(*block, &mut codes);
             codes
         };
@@ -244,7 +246,7 @@ impl Planes {
         for _ in &chunks {
             coded.push(Lanes::<LANES>::read(reader)?);
         }
-        let mut data = vec![0; total];
+        let mut data = zeroed(&[total], "bit-planes")?;
         let parts = parts(&mut data, &self.starts, &chunks);
         let decode = |((chunk, mut lanes), mut out): ((Range<usize>, Lanes<LANES>), &mut [u8])| {
             let [mut symbols, mut codes] = [(); 2].map(|()| vec![0; self.layout.largest_block()]);

@@ -16,6 +16,7 @@ pub(crate) use coded::Tables;
 use crate::codec::bits;
 use crate::codec::layout::{Block, Layout};
 use crate::codec::payload::{Reader, Writer};
+use crate::codec::sizes::zeroed;
 use crate::error::{Error, Result};
 use half::f16;
 use std::ops::Range;
@@ -71,19 +72,49 @@ pub struct Planes {
 
 impl Planes {
     /// Packs quantised blocks in row-major order of blocks. `unit` multiplies every scale.
+    ///
+    /// # Panics
+    /// When there are not as many blocks, or in one not as many scales or codes, as the layout says; when a block has more
+    /// than [`MAX_PLANES`]; when a scale is negative or not finite, or the unit no power of two from `2^-126` to `2^103`.
     pub fn pack(layout: Layout, group: ScaleGroup, unit: f32, blocks: &[QuantizedBlock]) -> Self {
         assert_eq!(blocks.len(), layout.blocks());
         let planes: Vec<u8> = blocks.iter().map(|block| block.planes).collect();
-        let starts = starts(layout, &planes);
-        let mut data = vec![0; starts[blocks.len()]];
         let mut scales = Vec::new();
         for (block, quantized) in layout.iter().zip(blocks) {
-            assert!(quantized.planes <= MAX_PLANES);
             assert_eq!(quantized.codes.len(), block.len());
             assert_eq!(quantized.scales.len(), group.scales_in(block));
             scales.extend_from_slice(&quantized.scales);
+        }
+        Self::filled(layout, group, unit, planes, scales, |block, codes| {
+            codes.copy_from_slice(&blocks[block.index].codes);
+        })
+    }
+
+    /// A term of these planes and scales; `fill` writes the codes of each block that has planes.
+    ///
+    /// # Panics
+    /// As [`pack`](Self::pack).
+    pub(crate) fn filled(
+        layout: Layout,
+        group: ScaleGroup,
+        unit: f32,
+        planes: Vec<u8>,
+        scales: Vec<f16>,
+        mut fill: impl FnMut(Block, &mut [u8]),
+    ) -> Self {
+        super::expect_scales("planes", unit, scales.iter().copied());
+        assert!(
+            planes.iter().all(|planes| *planes <= MAX_PLANES),
+            "a block has more than {MAX_PLANES} planes"
+        );
+        let starts = starts(layout, &planes);
+        let mut data = vec![0; starts[planes.len()]];
+        let mut codes = vec![0; layout.block_at(0, 0).len()];
+        for block in layout.iter().filter(|block| planes[block.index] > 0) {
+            let codes = &mut codes[..block.len()];
+            fill(block, codes);
             let masks = &mut data[starts[block.index]..starts[block.index + 1]];
-            write_masks(&quantized.codes, block, quantized.planes, masks);
+            write_masks(codes, block, planes[block.index], masks);
         }
         Self { layout, group, unit, planes, scales, starts, data }
     }
@@ -110,13 +141,15 @@ impl Planes {
 
     /// The same codes with other scales, one for each group, block after block.
     ///
+    /// # Errors
+    /// When one is negative, not finite or too large.
+    ///
     /// # Panics
     /// When there are not as many as before.
-    pub fn with_scales(&self, scales: &[f32]) -> Self {
+    pub fn with_scales(&self, scales: &[f32]) -> Result<Self> {
         assert_eq!(scales.len(), self.scales.len());
-        let unit = super::unit_for(scales.iter().copied(), 7);
-        let scales = scales.iter().map(|scale| f16::from_f32(scale / unit)).collect();
-        Self { unit, scales, ..self.clone() }
+        let (unit, scales) = super::scales_in_units(scales, "planes scale")?;
+        Ok(Self { unit, scales, ..self.clone() })
     }
 
     /// `u` of each coefficient of a block, row-major.
@@ -192,20 +225,37 @@ impl Planes {
     }
 
     /// The first `limit` planes as a term of their own: the `limit`-bit quantiser of the same coefficients.
-    pub fn truncate(&self, limit: u8) -> Self {
+    ///
+    /// Their scales are larger. Where F16 numbers times the old unit do not reach so far, the unit is as much larger as it
+    /// takes.
+    ///
+    /// # Errors
+    /// When no unit that a payload may have makes a scale large enough.
+    pub fn truncate(&self, limit: u8) -> Result<Self> {
         let planes: Vec<u8> = self.planes.iter().map(|&planes| planes.min(limit)).collect();
         let starts = starts(self.layout, &planes);
         let mut data = Vec::with_capacity(starts[planes.len()]);
-        let mut scales = Vec::with_capacity(self.scales.len());
+        // In units; a product of an F16 number and a power of two up to 2^8 is exact.
+        let mut scales: Vec<f32> = Vec::with_capacity(self.scales.len());
         for block in self.layout.iter() {
             let kept = starts[block.index + 1] - starts[block.index];
             data.extend_from_slice(&self.data[self.starts[block.index]..][..kept]);
             let coarser = f32::from(1u16 << (self.planes[block.index] - planes[block.index]));
             let count = self.group.scales_in(block);
             let own = &self.scales[scales.len()..][..count];
-            scales.extend(own.iter().map(|scale| f16::from_f32(scale.to_f32() * coarser)));
+            scales.extend(own.iter().map(|scale| scale.to_f32() * coarser));
         }
-        Self { layout: self.layout, group: self.group, unit: self.unit, planes, scales, starts, data }
+        let mut growth = 1.0;
+        while scales.iter().any(|scale| !f16::from_f32(scale / growth).is_finite()) {
+            growth *= 2.0;
+        }
+        let unit = self.unit * growth;
+        if unit > super::LARGEST_UNIT {
+            let largest = scales.iter().fold(0f32, |largest, scale| largest.max(*scale)) * self.unit;
+            return Err(super::too_large(&format!("a scale of the first {limit} planes"), largest));
+        }
+        let scales = scales.iter().map(|scale| f16::from_f32(scale / growth)).collect();
+        Ok(Self { layout: self.layout, group: self.group, unit, planes, scales, starts, data })
     }
 
     /// Bytes in a payload.
@@ -264,7 +314,7 @@ impl Planes {
     pub(super) fn read_planes(mut self, reader: &mut Reader) -> Result<Self> {
         let total = self.starts[self.planes.len()];
         let bytes = reader.take(total, "bit-planes")?;
-        let mut data = vec![0; total];
+        let mut data = zeroed(&[total], "bit-planes")?;
         let mut at = 0;
         for plane in 0..MAX_PLANES {
             for block in self.layout.iter().filter(|block| self.planes(*block) > plane) {
@@ -350,7 +400,7 @@ mod tests {
                 let unit = 0.125;
                 let term = Planes::pack(layout, group, unit, &quantized);
                 for limit in 0..=MAX_PLANES {
-                    let cut = term.truncate(limit);
+                    let cut = term.truncate(limit).unwrap();
                     for (block, source) in layout.iter().zip(&quantized) {
                         let mut out = vec![0.0; block.len()];
                         cut.add_rows(block, 0..block.height, &mut out);
@@ -382,7 +432,7 @@ mod tests {
         let layout = Layout::new(97, 130, 32).unwrap();
         let term = Planes::pack(layout, ScaleGroup::Row, 1.0, &blocks(layout, ScaleGroup::Row));
         for limit in 0..=MAX_PLANES {
-            let cut = term.truncate(limit);
+            let cut = term.truncate(limit).unwrap();
             for block in layout.iter() {
                 for row in 0..block.height {
                     let (mut a, mut b) = (vec![0.0; block.width], vec![0.0; block.width]);

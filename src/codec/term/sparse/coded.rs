@@ -11,6 +11,7 @@ use crate::codec::entropy::{
 };
 use crate::codec::layout::Block;
 use crate::codec::payload::{Reader, Writer};
+use crate::codec::sizes::zeroed;
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::ops::{Range, RangeInclusive};
@@ -128,7 +129,7 @@ impl Sparse {
             return Err(Error::payload("a table of the sparse term has symbols that mean nothing"));
         }
         let tables = (gaps.decoder(), values.decoder());
-        let mut data = vec![0; total];
+        let mut data = zeroed(&[total], "sparse entries")?;
         let (chunks, blocks) = (self.chunks(), self.layout.iter().collect::<Vec<_>>());
         let mut coded = Vec::with_capacity(chunks.len());
         for _ in &chunks {

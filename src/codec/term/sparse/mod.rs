@@ -51,7 +51,11 @@ impl Sparse {
     /// Packs the entries of every block, each in row-major order.
     ///
     /// # Errors
-    /// When the format does not allow the block edge, or a block has more than 65,535 entries.
+    /// When the format does not allow the block edge; when a block has more than 65,535 entries, or one that is outside it,
+    /// out of order or repeated; when a value is not finite or too large for an F16 times a unit.
+    ///
+    /// # Panics
+    /// When there are not as many lists as blocks.
     pub fn pack(layout: Layout, format: Format, blocks: &[Vec<Entry>]) -> Result<Self> {
         assert_eq!(blocks.len(), layout.blocks());
         if !format.allows(layout.block()) {
@@ -65,12 +69,20 @@ impl Sparse {
             .map(|entries| u16::try_from(entries.len()))
             .collect::<Result<Vec<_>, _>>()
             .map_err(|_| Error::config("a block of the sparse term has more than 65535 coefficients"))?;
+        for (block, entries) in layout.iter().zip(blocks) {
+            expect_order(block, entries)?;
+        }
         let unit = super::unit_for(blocks.iter().flatten().map(|entry| entry.value), 14);
         let starts = starts(layout, format, &counts);
         let mut scales = Vec::new();
         let mut data = vec![0; starts[blocks.len()]];
         for (block, entries) in layout.iter().zip(blocks) {
             let largest = largest_as_f16(entries, unit);
+            if !largest.is_finite() {
+                let largest = entries.iter().fold(0f32, |largest, e| largest.max(e.value.abs()));
+                let what = format!("the largest coefficient of sparse block {}", block.index);
+                return Err(super::too_large(&what, largest));
+            }
             if format.has_scales() {
                 scales.push(largest);
             }
@@ -101,10 +113,16 @@ impl Sparse {
 
     /// The same positions with other values, one for each entry, block after block and in each row by row.
     ///
+    /// # Errors
+    /// When one is not finite or too large for an F16 times a unit.
+    ///
     /// # Panics
     /// When there are not as many as [`coefficients`](Self::coefficients) says.
-    pub fn with_values(&self, values: &[f32]) -> Self {
+    pub fn with_values(&self, values: &[f32]) -> Result<Self> {
         assert_eq!(values.len(), self.coefficients());
+        if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+            return Err(super::too_large(&format!("sparse coefficient {index}"), values[index]));
+        }
         let mut values = values.iter();
         let blocks: Vec<Vec<Entry>> = self
             .layout
@@ -114,8 +132,7 @@ impl Sparse {
                 entries.map(|(entry, value)| Entry { value: *value, ..entry }).collect()
             })
             .collect();
-        let packed = Self::pack(self.layout, self.format, &blocks);
-        packed.unwrap_or_else(|_| unreachable!("the positions were packed in this format before"))
+        Self::pack(self.layout, self.format, &blocks)
     }
 
     /// The power of two that multiplies every F16 number.
@@ -291,6 +308,32 @@ fn starts(layout: Layout, format: Format, counts: &[u16]) -> Vec<usize> {
     starts
 }
 
+/// Refuses what kernels would look up beyond a block, and what no format can hold.
+fn expect_order(block: Block, entries: &[Entry]) -> Result<()> {
+    let mut previous = None;
+    for (n, Entry { row, col, value }) in entries.iter().enumerate() {
+        let bad = |what: String| {
+            Err(Error::config(format!(
+                "entry {n} of sparse block {} (row {row}, column {col}) {what}",
+                block.index
+            )))
+        };
+        if usize::from(*row) >= block.height || usize::from(*col) >= block.width {
+            return bad(format!("is outside the block, which is {} x {}", block.height, block.width));
+        }
+        if previous >= Some((*row, *col)) {
+            return bad(
+                "comes after one at the same place or behind it; entries are in row-major order".to_owned()
+            );
+        }
+        if !value.is_finite() {
+            return bad(format!("is {value}; values must be finite"));
+        }
+        previous = Some((*row, *col));
+    }
+    Ok(())
+}
+
 /// The largest magnitude in units, rounded up to f16 so that every value is within it.
 fn largest_as_f16(entries: &[Entry], unit: f32) -> f16 {
     let largest = entries.iter().fold(0f32, |largest, e| largest.max(e.value.abs())) / unit;
@@ -372,5 +415,31 @@ mod tests {
         let layout = Layout::new(200, 200, 128).unwrap();
         let error = Sparse::pack(layout, Format::Word24, &entries(layout, 9)).unwrap_err();
         assert!(error.to_string().contains("six bits"), "{error}");
+    }
+
+    #[test]
+    fn entries_outside_their_block_out_of_order_or_repeated_are_refused() {
+        // Blocks of 20 x 6 and 20 x 32.
+        let layout = Layout::new(20, 38, 32).unwrap();
+        let entry = |row, col, value| Entry { row, col, value };
+        for format in FORMATS {
+            let pack = |entries: &[Entry]| Sparse::pack(layout, format, &[vec![], entries.to_vec()]);
+            for (entries, expected) in [
+                (vec![entry(0, 6, 1.0)], "outside the block"),
+                (vec![entry(20, 0, 1.0)], "outside the block"),
+                (vec![entry(255, 255, 1.0)], "outside the block"),
+                (vec![entry(3, 3, 1.0), entry(3, 3, 2.0)], "row-major order"),
+                (vec![entry(3, 3, 1.0), entry(3, 2, 2.0)], "row-major order"),
+                (vec![entry(3, 3, 1.0), entry(2, 5, 2.0)], "row-major order"),
+                (vec![entry(3, 3, f32::NAN)], "must be finite"),
+                (vec![entry(3, 3, f32::NEG_INFINITY)], "must be finite"),
+                (vec![entry(3, 3, f32::MAX)], "at most"),
+            ] {
+                let error = pack(&entries).unwrap_err().to_string();
+                assert!(error.contains(expected), "{format:?} {entries:?}: {error}");
+            }
+            let right = pack(&[entry(0, 5, 1.0), entry(3, 0, 2.0), entry(19, 5, -3.0)]).unwrap();
+            assert_eq!(right.coefficients(), 3);
+        }
     }
 }

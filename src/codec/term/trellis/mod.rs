@@ -271,12 +271,18 @@ pub(crate) fn column_bytes(rows: usize, bits: u8) -> usize {
 
 impl Trellis {
     /// Packs quantised strips in the order of [`strips`]. `unit` multiplies every scale.
+    ///
+    /// # Panics
+    /// When there are not as many strips, or in one not as many codes, as the layout says; when a strip has more than
+    /// [`MAX_BITS`] or a code more than its strip; when the state bits are not [`STATE_BITS`]; when a scale is negative or not
+    /// finite, or the unit no power of two from `2^-126` to `2^103`.
     pub fn pack(layout: Layout, state_bits: u8, unit: f32, quantized: &[QuantizedStrip]) -> Self {
         assert!(STATE_BITS.contains(&state_bits));
+        super::expect_scales("trellis", unit, quantized.iter().map(|strip| strip.scale));
         let bits: Vec<u8> = quantized.iter().map(|strip| strip.bits).collect();
         let scales = quantized.iter().map(|strip| strip.scale).collect();
+        assert_eq!(bits.len(), layout.block_rows() * layout.cols().div_ceil(STRIP));
         let starts = starts(layout, &bits);
-        assert_eq!(starts.len(), quantized.len() + 1);
         let mut data = vec![0; starts[quantized.len()]];
         for (strip, source) in strips(layout).zip(quantized) {
             assert!(source.bits <= MAX_BITS);
@@ -327,13 +333,15 @@ impl Trellis {
 
     /// The same columns with other scales, one for each strip.
     ///
+    /// # Errors
+    /// When one is negative, not finite or too large.
+    ///
     /// # Panics
     /// When there are not as many as strips.
-    pub fn with_scales(&self, scales: &[f32]) -> Self {
+    pub fn with_scales(&self, scales: &[f32]) -> Result<Self> {
         assert_eq!(scales.len(), self.scales.len());
-        let unit = crate::codec::term::unit_for(scales.iter().copied(), 7);
-        let scales = scales.iter().map(|scale| f16::from_f32(scale / unit)).collect();
-        Self { unit, scales, ..self.clone() }
+        let (unit, scales) = super::scales_in_units(scales, "trellis scale")?;
+        Ok(Self { unit, scales, ..self.clone() })
     }
 
     /// The strip that holds column `col` of a block.

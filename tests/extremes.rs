@@ -1,0 +1,173 @@
+//! What is made of a tensor can be read back, with the largest and smallest numbers too, or is refused with a sentence.
+
+use candle_core::{Device, Tensor};
+use candle_rbe::RbeTensor;
+use candle_rbe::codec::matrix::View;
+use candle_rbe::codec::term::planes::{Planes, QuantizedBlock, ScaleGroup};
+use candle_rbe::codec::term::sparse::{Entry, FORMATS, Sparse};
+use candle_rbe::codec::term::trellis::{QuantizedStrip, Trellis, strips};
+use candle_rbe::codec::term::{Basis, Term};
+use candle_rbe::codec::{Layout, Matrix, Transform};
+use half::f16;
+
+/// The largest unit: FORMAT.md.
+fn largest_unit() -> f32 {
+    2f32.powi(103)
+}
+
+fn layout() -> Layout {
+    Layout::new(33, 40, 32).unwrap()
+}
+
+fn tensor(terms: Vec<Term>) -> RbeTensor {
+    let matrix = Matrix::new(layout(), Transform::Dct, Some(3), terms, 0.25);
+    RbeTensor::from_matrix(&matrix, View::Matrix).unwrap()
+}
+
+fn basis(value: f32, half: bool) -> Term {
+    Term::Basis(Basis::new(layout(), &vec![[value; 8]; layout().blocks()], half))
+}
+
+fn sparse(format: usize, value: f32) -> Term {
+    let entries = [(0, 0), (0, 5), (0, 7)].map(|(row, col)| Entry {
+        row,
+        col,
+        value: value * (1.0 - f32::from(col) / 8.0),
+    });
+    let blocks = vec![entries.to_vec(); layout().blocks()];
+    Term::Sparse(Sparse::pack(layout(), FORMATS[format], &blocks).unwrap())
+}
+
+fn planes(count: u8, scale: f16, unit: f32, group: ScaleGroup) -> Term {
+    let blocks: Vec<_> = layout()
+        .iter()
+        .map(|block| {
+            let scales = if group == ScaleGroup::Row { block.height } else { 1 };
+            let codes = (0..block.len()).map(|n| n as u8 & ((1u16 << count) - 1) as u8).collect();
+            QuantizedBlock { planes: count, scales: vec![scale; scales], codes }
+        })
+        .collect();
+    Term::Planes(Planes::pack(layout(), group, unit, &blocks))
+}
+
+fn trellis(scale: f16, unit: f32) -> Term {
+    let strip = |len: usize| QuantizedStrip { bits: 2, scale, codes: vec![1; len] };
+    let all: Vec<_> = strips(layout()).map(|place| strip(place.len())).collect();
+    Term::Trellis(Trellis::pack(layout(), 12, unit, &all))
+}
+
+/// Every term alone.
+fn tensors() -> Vec<RbeTensor> {
+    let mut terms = vec![basis(1.0, false), basis(1.0, true)];
+    terms.extend((0..FORMATS.len()).map(|format| sparse(format, 1.0)));
+    terms.extend([ScaleGroup::Block, ScaleGroup::Row].map(|group| planes(4, f16::ONE, 1.0, group)));
+    terms.push(trellis(f16::ONE, 1.0));
+    terms.into_iter().map(|term| tensor(vec![term])).collect()
+}
+
+/// Writes a tensor in both forms and reads it back.
+fn comes_back(what: &str, made: &RbeTensor) {
+    for bytes in [made.to_bytes(), made.to_plain_bytes()] {
+        let again = RbeTensor::from_bytes(&bytes).unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert_eq!(again.to_matrix().terms(), made.to_matrix().terms(), "{what}");
+        assert_eq!(again.relative_error(), made.relative_error(), "{what}");
+    }
+}
+
+#[test]
+fn other_parameters_are_read_back_or_refused() {
+    let largest = 65_504.0 * largest_unit();
+    for made in tensors() {
+        let count = made.parameters().unwrap().elem_count();
+        let with = |value: f32, others: f32| {
+            let mut parameters = vec![others; count];
+            parameters[count / 2] = value;
+            made.with_parameters(&Tensor::from_vec(parameters, count, &Device::Cpu).unwrap())
+        };
+        let own = made.summary();
+        for value in [0.0, -0.0, 1.0, 1e-45, 1e-38, 1e-30, 1e30, 1.2e34, largest / 2.0, largest] {
+            for others in [0.0, 1.0, 1e-45, value] {
+                let other =
+                    with(value, others).unwrap_or_else(|error| panic!("{own} with {value:e}: {error}"));
+                comes_back(&format!("{own} with {value:e} among {others:e}"), &other);
+            }
+        }
+        let in_f32 = own.contains("basis f32");
+        for value in [largest * 1.001, 1e37, f32::MAX] {
+            match with(value, 1.0) {
+                Ok(other) if in_f32 => comes_back(own, &other),
+                Ok(_) => panic!("{own} with {value:e}"),
+                Err(error) => {
+                    let error = error.to_string();
+                    let named =
+                        ["basis", "sparse", "planes", "trellis"].iter().any(|term| error.contains(term));
+                    assert!(!in_f32 && named && error.contains("at most"), "{own} with {value:e}: {error}");
+                }
+            }
+        }
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let error = with(value, 1.0).unwrap_err().to_string();
+            assert!(error.contains("finite") || error.contains("negative"), "{own} with {value}: {error}");
+        }
+    }
+}
+
+#[test]
+fn first_planes_are_read_back_or_refused() {
+    for group in [ScaleGroup::Block, ScaleGroup::Row] {
+        for (scale, unit) in [
+            (f16::ONE, 1.0),
+            (f16::MAX, 1.0),
+            (f16::from_f32(1000.0), 2f32.powi(-126)),
+            (f16::MIN_POSITIVE_SUBNORMAL, largest_unit()),
+            (f16::MAX, largest_unit() / 128.0),
+        ] {
+            let whole = tensor(vec![planes(8, scale, unit, group)]);
+            for count in 1..=8 {
+                let what = format!("{count} planes of scale {scale} by {unit:e}");
+                let first = whole.first_planes(count).unwrap_or_else(|error| panic!("{what}: {error}"));
+                comes_back(&what, &first);
+                let scales = |tensor: &RbeTensor| tensor.parameters().unwrap().to_vec1::<f32>().unwrap();
+                let coarser = f32::from(1u16 << (8 - count));
+                let expected: Vec<f32> = scales(&whole).iter().map(|scale| scale * coarser).collect();
+                assert_eq!(scales(&first), expected, "{what}");
+            }
+        }
+        let beyond = tensor(vec![planes(8, f16::MAX, largest_unit(), group)]);
+        comes_back("the largest scales", &beyond);
+        let error = beyond.first_planes(3).unwrap_err().to_string();
+        assert!(error.contains("a scale of the first 3 planes") && error.contains("at most"), "{error}");
+    }
+}
+
+#[test]
+fn pruned_tensors_are_read_back_or_refused() {
+    let values = |tensor: &RbeTensor| tensor.dequantize().unwrap();
+    for value in [0.0, 1e-45, 1e-30, 1.0, 1e30, 1e34] {
+        for format in 0..FORMATS.len() {
+            for terms in [vec![sparse(format, value)], vec![basis(value, false), sparse(format, value)]] {
+                let whole = tensor(terms);
+                let zeros = values(&whole).zeros_like().unwrap();
+                for threshold in [0.0, 0.5 * value, 2.0 * value, f32::MAX, f32::INFINITY] {
+                    for original in [None, Some(&values(&whole)), Some(&zeros)] {
+                        let what = format!("{} of {value:e} at {threshold:e}", whole.summary());
+                        match whole.prune_coefficients(threshold, original) {
+                            Ok((pruned, report)) => {
+                                assert_eq!(pruned.relative_error(), f64::from(report.error_after as f32));
+                                comes_back(&what, &pruned);
+                            }
+                            Err(error) => {
+                                let error = error.to_string();
+                                assert!(error.contains("finite"), "{what}: {error}");
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    // Basis parameters that together leave F32.
+    let whole = tensor(vec![basis(f32::MAX, false), sparse(0, 1e34)]);
+    let error = whole.prune_coefficients(f32::INFINITY, None).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("finite"), "{error}");
+}
