@@ -74,11 +74,9 @@ pub fn set_default_layer_config(config: LayerConfig) {
     *DEFAULT.write().unwrap_or_else(PoisonError::into_inner) = config;
 }
 
-/// Bytes of a whole block in F32.
+/// Bytes of the largest block in F32.
 fn block_bytes(weight: &RbeTensor) -> usize {
-    let layout = weight.loaded().layout();
-    let largest = layout.block_at(0, 0);
-    size_of::<f32>() * largest.len()
+    size_of::<f32>() * weight.loaded().layout().largest_block()
 }
 
 /// Decoded blocks of one weight, the least recently used leaving first.

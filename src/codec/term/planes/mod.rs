@@ -109,7 +109,7 @@ impl Planes {
         );
         let starts = starts(layout, &planes);
         let mut data = vec![0; starts[planes.len()]];
-        let mut codes = vec![0; layout.block_at(0, 0).len()];
+        let mut codes = vec![0; layout.largest_block()];
         for block in layout.iter().filter(|block| planes[block.index] > 0) {
             let codes = &mut codes[..block.len()];
             fill(block, codes);

@@ -419,13 +419,13 @@ mod tests {
 
     #[test]
     fn entries_outside_their_block_out_of_order_or_repeated_are_refused() {
-        // Blocks of 20 x 6 and 20 x 32.
-        let layout = Layout::new(20, 38, 32).unwrap();
+        // Blocks of 20 x 32 and 20 x 35.
+        let layout = Layout::new(20, 67, 32).unwrap();
         let entry = |row, col, value| Entry { row, col, value };
         for format in FORMATS {
             let pack = |entries: &[Entry]| Sparse::pack(layout, format, &[vec![], entries.to_vec()]);
             for (entries, expected) in [
-                (vec![entry(0, 6, 1.0)], "outside the block"),
+                (vec![entry(0, 35, 1.0)], "outside the block"),
                 (vec![entry(20, 0, 1.0)], "outside the block"),
                 (vec![entry(255, 255, 1.0)], "outside the block"),
                 (vec![entry(3, 3, 1.0), entry(3, 3, 2.0)], "row-major order"),
