@@ -114,7 +114,7 @@
 //! A file imports only from layers to its right:
 //!
 //! ```text
-//!     bin, examples -> models, archive -> nn -> ops -> tensor -> encode -> cpu, cuda -> codec -> error
+//!     bin, examples -> models, archive -> nn -> ops -> tensor -> encode -> cpu, cuda -> codec -> error, clock
 //! ```
 //!
 //! | module | what |
@@ -132,6 +132,13 @@
 //! `codec`, `encode` and `cpu` know nothing of Candle. Without the feature `cuda` there are no PTX and no device in [`cuda`],
 //! only the layouts and launches, which the tests run on a CPU.
 //!
+//! # Targets
+//!
+//! Kernels are there for x86-64 and little-endian AArch64; every other processor runs plain Rust. On `wasm32-unknown-unknown`
+//! there are no files, threads or clock: take the feature `js`, which brings random numbers (Candle does not compile without)
+//! and the time from a browser or Node; [`RbeTensor::from_bytes`] and [`archive::open_bytes`] read what is in memory.
+//! Whatever takes a path is an error there.
+//!
 //! # What is not there yet
 //!
 //! - A run on a CUDA card. The kernels of the feature `cuda` compile, agree with [`codec`] when they run on a CPU, thread
@@ -144,6 +151,7 @@
 #![warn(clippy::all)]
 
 pub mod archive;
+mod clock;
 pub mod codec;
 pub mod cpu;
 pub mod cuda;

@@ -1,4 +1,5 @@
 //! The `rbe` program as its users meet it: arguments in, standard output, standard error and exit status out.
+//! CI runs this at the best CPU level alone: the program is the same at all.
 #![cfg(feature = "cli")]
 
 use serde_json::Value;
@@ -353,6 +354,15 @@ fn profile_counts_every_layer() {
     }
     assert!(fail(&["profile", MODEL, "--text", TEXT]).contains("has no compressed layer"));
     assert!(fail(&["profile", model, "--text", TEXT, "--mode", "half"]).contains("full:MIB"));
+}
+
+#[test]
+fn the_long_version_names_the_levels_of_this_processor() {
+    let levels: Vec<_> = candle_rbe::cpu::levels().iter().map(|level| level.name()).collect();
+    let version = env!("CARGO_PKG_VERSION");
+    let expected = format!("rbe {version}\nCPU levels: {}\n", levels.join(" "));
+    assert_eq!(succeed(&["--version"]), expected);
+    assert_eq!(succeed(&["-V"]), format!("rbe {version}\n"));
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! The examples of FORMAT.md are payloads, and decode to the numbers beside them.
+//! CI runs this at the best CPU level alone: a payload is decoded by the codec.
 
 use candle_rbe::RbeTensor;
 

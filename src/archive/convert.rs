@@ -5,6 +5,7 @@ use super::{
     Archive, Dtype, Entry, FORMAT_KEY, FORMAT_VERSION, Original, SUFFIX, SafetensorsWriter, Slot,
     TENSORS_KEY, measure,
 };
+use crate::clock::Instant;
 use crate::encode::{Offer, share};
 use crate::nn::Calibration;
 use crate::{Encoder, EncoderConfig, Error, Rate, RbeTensor, Result};
@@ -14,7 +15,6 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::time::Instant;
 
 /// Which tensors are compressed: matrices of weights, chosen by size and by name.
 #[derive(Clone, Debug)]

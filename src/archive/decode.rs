@@ -3,12 +3,12 @@
 use super::convert::{Pace, Watch, refuse_itself};
 use super::stage::Stage;
 use super::{Archive, Dtype, Entry, SafetensorsWriter, Slot, measure};
+use crate::clock::Instant;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use safetensors::View;
 use std::fs::File;
 use std::path::Path;
-use std::time::Instant;
 
 /// The smallest number that F16 rounds to infinity.
 const F16_OVERFLOW: f64 = 65_520.0;

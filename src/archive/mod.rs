@@ -9,7 +9,7 @@
 //! | compress a Hugging Face directory | [`compress`] |
 //! | the same, with the model's predictions on a text kept as close as the bits allow | [`compress_calibrated`] |
 //! | get an ordinary model back | [`decode`] |
-//! | run this crate's layers on the compressed weights | [`open`] and [`crate::linear`] |
+//! | run this crate's layers on the compressed weights | [`open`] and [`crate::linear`]; of a file in memory [`open_bytes`] |
 //! | run an unmodified Candle model | [`open_decoded`] |
 //! | look into a file, tensor by tensor | [`Archive`] |
 //! | keep what was fine-tuned, apart from the model | [`save_adapters`], [`load_adapters`] |
@@ -37,7 +37,7 @@ pub use decode::{DecodeOptions, DecodeReport, decode};
 pub use prune::prune;
 pub use read::{Archive, Entry};
 pub use safetensors::Dtype;
-pub use var_builder::{open, open_decoded};
+pub use var_builder::{open, open_bytes, open_decoded};
 pub use verify::{CheckedTensor, VerifyReport, verify};
 pub use write::{SafetensorsWriter, Slot};
 

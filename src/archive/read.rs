@@ -1,12 +1,14 @@
-//! A model's tensors, memory mapped: one safetensors file, or a directory of one or many.
+//! A model's tensors, memory mapped: one safetensors file, or a directory of one or many; or a file that is in memory.
 
 use super::{FORMAT_KEY, FORMAT_VERSION, INDEX_FILE, MODEL_FILE, Original, SUFFIX, TENSORS_KEY};
 use crate::{Error, RbeTensor, Result};
 use candle_core::{DType, Device, Tensor};
+#[cfg(any(unix, windows))]
 use memmap2::Mmap;
 use safetensors::tensor::{Metadata, SafeTensors};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::ops::Deref;
 use std::path::{Component, Path, PathBuf};
 
 /// Bytes of the length that opens a safetensors file.
@@ -42,9 +44,47 @@ impl Entry {
     }
 }
 
+/// The bytes of a safetensors file.
+enum Bytes {
+    #[cfg(any(unix, windows))]
+    Mapped(Mmap),
+    Held(Vec<u8>),
+}
+
+impl Bytes {
+    #[cfg(any(unix, windows))]
+    fn of(file: &File) -> std::io::Result<Self> {
+        // SAFETY: the map is read only and private to this value. That nobody truncates the file meanwhile is
+        // the caller's part, as with every memory map; this crate replaces files by renaming, never in place.
+        #[allow(unsafe_code)]
+        let map = unsafe { Mmap::map(file) }?;
+        Ok(Self::Mapped(map))
+    }
+
+    /// Where there are no memory maps the file is read.
+    #[cfg(not(any(unix, windows)))]
+    fn of(mut file: &File) -> std::io::Result<Self> {
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut file, &mut bytes)?;
+        Ok(Self::Held(bytes))
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            #[cfg(any(unix, windows))]
+            Self::Mapped(map) => map,
+            Self::Held(bytes) => bytes,
+        }
+    }
+}
+
 struct Shard {
     path: PathBuf,
-    map: Mmap,
+    bytes: Bytes,
     header: Metadata,
     data_start: usize,
 }
@@ -52,17 +92,18 @@ struct Shard {
 impl Shard {
     fn open(path: PathBuf) -> Result<Self> {
         let file = File::open(&path).map_err(|e| Error::io(&path, e))?;
-        let length = file.metadata().map_err(|e| Error::io(&path, e))?.len();
-        if length < LENGTH_BYTES as u64 {
+        let bytes = Bytes::of(&file).map_err(|e| Error::io(&path, e))?;
+        Self::new(path, bytes)
+    }
+
+    fn new(path: PathBuf, bytes: Bytes) -> Result<Self> {
+        let length = bytes.len();
+        if length < LENGTH_BYTES {
             return Err(Error::file(&path, format!("not a safetensors file: {length} bytes hold no header")));
         }
-        // SAFETY: the map is read only and private to this value. That nobody truncates the file meanwhile is
-        // the caller's part, as with every memory map; this crate replaces files by renaming, never in place.
-        #[allow(unsafe_code)]
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(&path, e))?;
-        let (header_bytes, header) = SafeTensors::read_metadata(&map)
+        let (header_bytes, header) = SafeTensors::read_metadata(&bytes)
             .map_err(|e| Error::file(&path, format!("not a valid safetensors file: {e}")))?;
-        Ok(Self { path, map, header, data_start: LENGTH_BYTES + header_bytes })
+        Ok(Self { path, bytes, header, data_start: LENGTH_BYTES + header_bytes })
     }
 
     fn originals(&self) -> Result<BTreeMap<String, Original>> {
@@ -131,6 +172,16 @@ impl Archive {
         Self::from_shards(path, shards)
     }
 
+    /// A safetensors file that is in memory: downloaded, built into the program, or where there are no files at all. `name`
+    /// stands for its path in errors.
+    ///
+    /// # Errors
+    /// The bytes are no safetensors file; the container's version is unknown or its metadata does not fit the tensors.
+    pub fn from_bytes(name: impl AsRef<Path>, bytes: Vec<u8>) -> Result<Self> {
+        let name = name.as_ref();
+        Self::from_shards(name, vec![Shard::new(name.to_owned(), Bytes::Held(bytes))?])
+    }
+
     fn from_shards(path: &Path, shards: Vec<Shard>) -> Result<Self> {
         let mut archive = Self {
             path: path.to_owned(),
@@ -179,7 +230,7 @@ impl Archive {
                         Some(original) => original,
                         // Written by another tool, without our metadata: the payload itself knows its shape.
                         None => {
-                            let bytes = &shard.map[offset..shard.data_start + end];
+                            let bytes = &shard.bytes[offset..shard.data_start + end];
                             let tensor = RbeTensor::from_bytes(bytes)
                                 .map_err(|e| Error::file(&shard.path, e.in_tensor(name)))?;
                             Original { dtype: super::Dtype::F32, shape: tensor.shape().dims().to_vec() }
@@ -264,7 +315,7 @@ impl Archive {
 
     /// A tensor's bytes as they lie in the file: little-endian values, or the payload.
     pub fn bytes(&self, entry: &Entry) -> &[u8] {
-        &self.shards[entry.shard].map[entry.offset..entry.offset + entry.bytes]
+        &self.shards[entry.shard].bytes[entry.offset..entry.offset + entry.bytes]
     }
 
     /// Reads and checks a compressed tensor; it lives on the CPU.

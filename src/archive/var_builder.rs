@@ -20,6 +20,21 @@ pub fn open(path: impl AsRef<Path>, dtype: DType, device: &Device) -> Result<Var
     Ok(VarBuilder::from_backend(Box::new(stored), dtype, device.clone()))
 }
 
+/// As [`open`], of a safetensors file that is in memory ([`Archive::from_bytes`]): where there are no files, as on
+/// `wasm32-unknown-unknown`, [`Config::from_json`](crate::models::Config::from_json) and this load a model.
+///
+/// # Errors
+/// See [`Archive::from_bytes`].
+pub fn open_bytes(
+    name: impl AsRef<Path>,
+    bytes: Vec<u8>,
+    dtype: DType,
+    device: &Device,
+) -> Result<VarBuilder<'static>> {
+    let stored = Stored(Archive::from_bytes(name, bytes)?);
+    Ok(VarBuilder::from_backend(Box::new(stored), dtype, device.clone()))
+}
+
 /// Opens a model, compressed or not, for layers that know nothing of compression: `get` decodes.
 ///
 /// So any unmodified Candle model loads it, and then takes as much memory as the original.

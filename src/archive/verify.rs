@@ -2,9 +2,9 @@
 
 use super::{Archive, Entry, measure};
 use crate::Result;
+use crate::clock::Instant;
 use crate::codec::errors::{BlockRowErrors, Comparison};
 use std::path::Path;
-use std::time::Instant;
 
 /// How far a measured relative error may lie from the recorded one: encoder and decoder round in F32, in different
 /// orders.

@@ -1,11 +1,11 @@
 //! Which block edge suits a kind of matrix, by trying them on samples.
 
 use super::{Encoder, EncoderConfig};
+use crate::clock::{self, Instant};
 use crate::codec::BLOCK_EDGES;
 use crate::cpu::{LoadedMatrix, Precision, Rayon, product};
 use crate::error::{Error, Result};
 use serde::Serialize;
-use std::time::Instant;
 
 /// Products that are timed, the best of which counts.
 const PRODUCTS: usize = 9;
@@ -35,7 +35,7 @@ pub struct BlockSizeScore {
     pub block: usize,
     /// Payload bits per weight.
     pub bits_per_weight: f64,
-    /// Nanoseconds of a product with one vector, per thousand weights.
+    /// Nanoseconds of a product with one vector, per thousand weights; zero where there is no clock.
     pub product_ns_per_kiloweight: f64,
     /// `|W - W^| / |W|`.
     pub relative_error: f64,
@@ -52,7 +52,8 @@ impl Encoder {
     ///
     /// # Errors
     /// When there are no samples, one cannot be encoded for another reason than its rate, no edge reaches the rate, or the
-    /// weights are negative, not finite or all zero.
+    /// weights are negative, not finite or all zero; when speed is to count and there is no clock, on
+    /// `wasm32-unknown-unknown` without the feature `js`.
     pub fn optimize_block_size(
         &self,
         samples: &[(&[f32], usize, usize)],
@@ -63,6 +64,11 @@ impl Encoder {
         if all.iter().any(|weight| !(weight.is_finite() && *weight >= 0.0)) || all.iter().sum::<f64>() <= 0.0
         {
             return Err(Error::config(format!("weights {all:?}; they are at least 0 and not all 0")));
+        }
+        if speed > 0.0 && !clock::RUNS {
+            let what =
+                "a speed to choose by: this target has no clock without the feature `js`; weigh it by 0";
+            return Err(Error::Unsupported { what: what.into() });
         }
         if samples.is_empty() {
             return Err(Error::config("no samples to choose a block size by"));

@@ -5,10 +5,11 @@
 //! say next.
 
 use super::CausalLm;
+use crate::clock::Instant;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use serde::Serialize;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Which parts of a text are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -81,7 +82,8 @@ pub struct Score {
     /// `exp` of the mean loss on the next token, over the `length - 1` predictions inside each window.
     pub perplexity: f64,
     /// Tokens through the model's own forwards per second, whole windows at a time. The first window warms
-    /// up memory and is not counted where there are others.
+    /// up memory and is not counted where there are others. Infinite where there is no clock:
+    /// on `wasm32-unknown-unknown` without the feature `js`.
     pub tokens_per_second: f64,
 }
 

@@ -22,7 +22,7 @@ pub struct Counts {
     pub cache_hits: u64,
     /// Decoded blocks that it did not hold.
     pub cache_misses: u64,
-    /// Time spent in forward passes.
+    /// Time spent in forward passes; zero where there is no clock, on `wasm32-unknown-unknown` without the feature `js`.
     pub nanoseconds: u64,
 }
 

@@ -1,10 +1,10 @@
 //! Layers that see the same input.
 
 use super::{Linear, RbeLinear};
+use crate::clock::Instant;
 use crate::ops;
 use candle_core::{Result, Tensor};
 use candle_nn::Module;
-use std::time::Instant;
 
 /// What each layer makes of one input: the same as its forward, in less time where layers are compressed and share the
 /// transform of the input ([`ops::matmul_all`]), as those from one encoder do. Queries, keys and values of

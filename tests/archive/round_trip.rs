@@ -48,6 +48,36 @@ fn every_reader_of_safetensors_opens_a_compressed_model() {
 }
 
 #[test]
+fn a_model_in_memory_is_the_one_in_the_file() {
+    let room = Room::compressed(&tensors(DType::F16));
+    let bytes = std::fs::read(room.path("rbe/model.safetensors")).unwrap();
+    let (file, memory) =
+        (Archive::open(room.path("rbe")).unwrap(), Archive::from_bytes("download", bytes.clone()).unwrap());
+    assert_eq!(memory.path(), "download");
+    assert!(memory.entries().eq(file.entries()) && memory.metadata() == file.metadata());
+    for entry in file.entries() {
+        assert_eq!(memory.bytes(entry), file.bytes(entry), "{}", entry.name);
+    }
+
+    let layer = |vb: candle_nn::VarBuilder| candle_rbe::linear(64, 80, vb.pp("layers.0.up_proj")).unwrap();
+    let from_file = layer(archive::open(room.path("rbe"), DType::F32, &Device::Cpu).unwrap());
+    let from_memory =
+        layer(archive::open_bytes("download", bytes.clone(), DType::F32, &Device::Cpu).unwrap());
+    assert!(matches!(from_memory, candle_rbe::Linear::Rbe(_)));
+    let x = matrix(3, 64, DType::F32);
+    let y = |layer: candle_rbe::Linear| candle_nn::Module::forward(&layer, &x).unwrap();
+    assert_eq!(y(from_memory).to_vec2::<f32>().unwrap(), y(from_file).to_vec2::<f32>().unwrap());
+
+    for (cut, expected) in [
+        (0, "download: not a safetensors file: 0 bytes hold no header"),
+        (bytes.len() - 1, "download: not a valid safetensors file"),
+    ] {
+        let error = Archive::from_bytes("download", bytes[..cut].to_vec()).unwrap_err().to_string();
+        assert!(error.starts_with(expected), "{error}");
+    }
+}
+
+#[test]
 fn errors_and_sizes_are_as_reported() {
     let tensors = tensors(DType::F32);
     let room = Room::new(&tensors);

@@ -20,16 +20,24 @@ mod profile;
 mod prune;
 mod verify;
 
+use candle_rbe::cpu;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 /// Compress the weights of a model, look into them, and run it on them.
 #[derive(Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version, long_version = LONG_VERSION.as_str(), max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
+
+/// What `--version` adds to `-V`: the kernels that this processor runs, the last unless `RBE_CPU` names another.
+static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
+    let levels: Vec<_> = cpu::levels().iter().map(|level| level.name()).collect();
+    format!("{}\nCPU levels: {}", env!("CARGO_PKG_VERSION"), levels.join(" "))
+});
 
 #[derive(Subcommand)]
 enum Command {
