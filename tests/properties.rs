@@ -78,7 +78,7 @@ fn measured(weights: &[f32], decoded: &[f32]) -> f64 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(120) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
 
     #[test]
     fn the_encoder_reports_what_decoding_shows(

@@ -13,8 +13,14 @@ use crate::codec::term::trellis::STRIP;
 use crate::codec::term::{Basis, Term};
 use crate::codec::{Block, Errors, Layout, Matrix, Transform};
 use crate::error::{Error, Result};
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::OnceLock;
+
+thread_local! {
+    /// A block on its way out, and scratch.
+    static ROOM: RefCell<(Vec<f32>, Vec<f32>)> = RefCell::default();
+}
 
 /// A term in its layout for products.
 #[derive(Clone, Debug)]
@@ -181,30 +187,32 @@ impl LoadedMatrix {
         let kernels = Kernels::get();
         let shared = Shared::new(out);
         pool.run(band.len() * across, &|items| {
-            let mut tile = vec![0.0; layout.largest_block()];
-            let mut scratch = vec![0.0; self.axes.scratch_len()];
-            for item in items {
-                let (along, across) = (band.start + item / across, item % across);
-                let (i, j) = if transposed { (across, along) } else { (along, across) };
-                let block = layout.block_at(i, j);
-                let tile = &mut tile[..block.len()];
-                self.decode_block(kernels, block, tile, &mut scratch);
-                if transposed {
-                    for col in 0..block.width {
-                        let start = (block.col + col - first) * stride + block.row;
-                        // SAFETY: each block is one item, and its places are its own.
-                        let out = unsafe { shared.part(start..start + block.height) };
-                        let column = tile[col..].iter().step_by(block.width);
-                        out.iter_mut().zip(column).for_each(|(out, value)| *out = *value);
-                    }
-                } else {
-                    for (row, values) in tile.chunks_exact(block.width).enumerate() {
-                        let start = (block.row + row - first) * stride + block.col;
-                        // SAFETY: as above.
-                        unsafe { shared.part(start..start + block.width) }.copy_from_slice(values);
+            ROOM.with_borrow_mut(|(tile, scratch)| {
+                tile.resize(layout.largest_block(), 0.0);
+                scratch.resize(self.axes.scratch_len(), 0.0);
+                for item in items {
+                    let (along, across) = (band.start + item / across, item % across);
+                    let (i, j) = if transposed { (across, along) } else { (along, across) };
+                    let block = layout.block_at(i, j);
+                    let tile = &mut tile[..block.len()];
+                    self.decode_block(kernels, block, tile, scratch);
+                    if transposed {
+                        for col in 0..block.width {
+                            let start = (block.col + col - first) * stride + block.row;
+                            // SAFETY: each block is one item, and its places are its own.
+                            let out = unsafe { shared.part(start..start + block.height) };
+                            let column = tile[col..].iter().step_by(block.width);
+                            out.iter_mut().zip(column).for_each(|(out, value)| *out = *value);
+                        }
+                    } else {
+                        for (row, values) in tile.chunks_exact(block.width).enumerate() {
+                            let start = (block.row + row - first) * stride + block.col;
+                            // SAFETY: as above.
+                            unsafe { shared.part(start..start + block.width) }.copy_from_slice(values);
+                        }
                     }
                 }
-            }
+            });
         });
     }
 

@@ -12,7 +12,7 @@ const ROOM: usize = 8 << 20;
 const PER_BYTE: usize = 256;
 /// Elements up to which the accepted are decoded, and multiplied.
 const DECODED: usize = 1 << 20;
-/// Weights above which sums leave F32.
+/// Weights and parameters above which sums leave F32.
 const LARGEST: f32 = 1e30;
 /// Weights below which they fall out of it.
 const SMALLEST: f32 = 1e-30;
@@ -24,6 +24,10 @@ fn norm(values: &[f32]) -> f64 {
 
 fn distance(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>().sqrt()
+}
+
+fn largest(values: &[f32]) -> f32 {
+    values.iter().fold(0f32, |largest, value| largest.max(value.abs()))
 }
 
 fn values(tensor: &Tensor) -> Vec<f32> {
@@ -88,10 +92,9 @@ fn decodes(tensor: &RbeTensor, matrix: &Matrix, room: usize) -> Option<Vec<f32>>
     tensor.decode_in_bands(take).expect("memory for bands");
     let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
     assert_eq!(bits(&in_bands), bits(&weights), "in bands");
-    let largest = weights.iter().fold(0f32, |largest, weight| largest.max(weight.abs()));
+    let parameters = largest(&matrix.parameters());
     if !weights.iter().all(|weight| weight.is_finite()) {
         // A sum of numbers near F32's end leaves it; others do not.
-        let parameters = matrix.parameters().iter().fold(0f32, |largest, value| largest.max(value.abs()));
         assert!(parameters > LARGEST, "parameters up to {parameters:e} make weights that are not finite");
         return None;
     }
@@ -103,13 +106,13 @@ fn decodes(tensor: &RbeTensor, matrix: &Matrix, room: usize) -> Option<Vec<f32>>
     };
     let (error, size) = (distance(&weights, &seen), norm(&weights));
     assert!(error <= 1e-5 * size + 1e-30, "decoders differ by {error:e} of {size:e}");
-    (largest <= LARGEST).then_some(weights)
+    // Basis functions whose parameters are larger may cancel in the weights and leave F32 in a product's sums.
+    (largest(&weights).max(parameters) <= LARGEST).then_some(weights)
 }
 
 /// Products, forward and transposed, and gathered rows are those of the decoded weights.
 fn multiplies(tensor: &RbeTensor, matrix: &Matrix, weights: &[f32], room: usize, random: &mut Random) {
     let (rows, cols) = tensor.shape().dims2().expect("a matrix");
-    let largest = |values: &[f32]| values.iter().fold(0f32, |largest, value| largest.max(value.abs()));
     let (top, parameters) = (largest(weights), largest(&matrix.parameters()));
     let transposed = tensor.t().expect("a matrix has a transpose");
     let weight = |row: usize, col: usize| f64::from(weights[row * cols + col]);

@@ -74,8 +74,9 @@ pub(super) fn expect_payload(matrix: &Matrix, view: View) -> Result<()> {
 
 /// The form to write: the smallest, unless it is so small that readers refuse it.
 fn allowed(matrix: &Matrix, form: Form) -> Form {
-    // Nearly all matrices are so small that nothing has to be known of their bytes.
-    if form == Form::Plain || expect_proportion(matrix.layout(), 0).is_ok() {
+    // To know how small it is takes as long as to write it: seldom is it so small that it matters.
+    let least = bytes_of(matrix, Form::Plain) / LARGEST_RATIO;
+    if form == Form::Plain || expect_proportion(matrix.layout(), least).is_ok() {
         return form;
     }
     match expect_proportion(matrix.layout(), bytes_of(matrix, form)) {
