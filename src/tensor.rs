@@ -3,7 +3,7 @@
 use crate::codec::term::Term;
 use crate::codec::term::planes::MAX_PLANES;
 use crate::codec::{Matrix, matrix::View};
-use crate::cpu::{LoadedMatrix, Rayon};
+use crate::cpu::{LoadedMatrix, Rayon, requested_level};
 use crate::encode::{Encoder, LayerStatistics, Offer, PruneReport};
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
@@ -77,8 +77,9 @@ impl RbeTensor {
     /// A tensor of a matrix as the codec has it, on the CPU.
     ///
     /// # Errors
-    /// When a vector's matrix has more than one row.
+    /// When a vector's matrix has more than one row; as [`requested_level`].
     pub fn from_matrix(matrix: &Matrix, view: View) -> Result<Self> {
+        requested_level()?;
         if view == View::Vector && matrix.layout().rows() != 1 {
             return Err(Error::shape(format!("a vector of {} rows", matrix.layout().rows())));
         }
@@ -271,8 +272,9 @@ impl RbeTensor {
     /// Reads and checks a payload; the tensor is on the CPU.
     ///
     /// # Errors
-    /// [`Error::Payload`] with the first thing found wrong.
+    /// [`Error::Payload`] with the first thing found wrong; as [`requested_level`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        requested_level()?;
         let (matrix, view) = Matrix::from_bytes(bytes)?;
         Ok(Self::new(Arc::new(LoadedMatrix::new(&matrix)), view))
     }
