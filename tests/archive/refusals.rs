@@ -68,13 +68,32 @@ fn a_missing_tensor() {
     let room = Room::compressed(&tensors(DType::F16));
     let archive = Archive::open(room.path("rbe")).unwrap();
     match archive.entry("layers.7.weight").unwrap_err() {
-        Error::MissingTensor { path, name } => {
+        Error::MissingTensor { path, name, .. } => {
             assert_eq!((path, name.as_str()), (room.path("rbe"), "layers.7.weight"));
         }
         other => panic!("{other}"),
     }
     let dense = archive.entry("types.weight").unwrap();
     assert!(archive.rbe(dense).unwrap_err().to_string().contains("\"types.weight\": is not compressed"));
+}
+
+#[test]
+fn a_tensor_under_another_prefix_and_a_file_of_adapters() {
+    let room = Room::compressed(&tensors(DType::F16));
+    let missing =
+        |path: &str, name: &str| Archive::open(room.path(path)).unwrap().entry(name).unwrap_err().to_string();
+    let longer = missing("rbe", "model.layers.0.norm.weight");
+    assert!(longer.ends_with(
+        "; it holds \"layers.0.norm.weight\", the same without \"model.\" before it: the model was saved under another \
+         prefix, rename its tensors"
+    ));
+    assert!(
+        missing("rbe", "norm.weight")
+            .contains("\"layers.0.norm.weight\", the same with \"layers.0.\" before it")
+    );
+    assert!(missing("rbe", "orm.weight").ends_with("no tensor named \"orm.weight\""));
+    file(&room, "adapters", &[("embed.weight.rbe", &payload(&room))], &[("rbe.kind", "adapter")]);
+    assert!(missing("adapters", "model.norm.weight").contains("it holds adapters"));
 }
 
 #[test]
