@@ -105,6 +105,6 @@ fn expect(tensor: Tensor, expected: Shape, name: &str) -> candle_core::Result<Te
     if tensor.shape() == &expected {
         return Ok(tensor);
     }
-    let (msg, got) = (format!("shape mismatch for {name:?}"), tensor.shape().clone());
+    let (msg, got) = (format!("shape mismatch for {name}"), tensor.shape().clone());
     Err(candle_core::Error::UnexpectedShape { msg, expected, got }.bt())
 }

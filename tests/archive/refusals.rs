@@ -205,7 +205,7 @@ fn metadata_that_does_not_fit_the_file() {
     let version = text(&[("rbe.format", "2")]);
     assert!(version.contains("odd: rbe.format is \"2\"; this build reads \"1\""), "{version}");
     let absent = text(&[(TENSORS_KEY, r#"{"other":{"dtype":"F16","shape":[96,64]}}"#)]);
-    assert!(absent.contains("names tensor \"other\", and there is no other.rbe"), "{absent}");
+    assert!(absent.contains("names tensor \"other\", and there is no \"other.rbe\""), "{absent}");
     let shape = text(&[(TENSORS_KEY, r#"{"embed.weight":{"dtype":"F16","shape":[64,96]}}"#)]);
     assert!(shape.contains("the payload has shape [96, 64], the header says [64, 96]"), "{shape}");
     let huge = format!(r#"{{"embed.weight":{{"dtype":"F16","shape":[{0},{0}]}}}}"#, usize::MAX);
@@ -245,13 +245,13 @@ fn an_index_that_points_outside_its_directory() {
 fn an_index_that_names_a_missing_shard() {
     let text =
         indexed(&Room::new(&tensors(DType::F32)), r#"{"a": "one.safetensors", "c": "three.safetensors"}"#);
-    assert!(text.contains("names three.safetensors, and there is no such file"), "{text}");
+    assert!(text.contains("names \"three.safetensors\", and there is no such file"), "{text}");
 }
 
 #[test]
 fn an_index_that_names_a_missing_tensor() {
     let text = indexed(&Room::new(&tensors(DType::F32)), r#"{"c": "one.safetensors"}"#);
-    assert!(text.contains("says that one.safetensors holds tensor \"c\", and it does not"), "{text}");
+    assert!(text.contains("says that \"one.safetensors\" holds tensor \"c\", and it does not"), "{text}");
 }
 
 #[test]

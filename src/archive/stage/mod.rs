@@ -109,8 +109,8 @@ impl Stage {
         // Without a slash at the end, which would follow a link.
         let destination = parent.join(name);
         scratch::sweep(&destination);
-        refuse_inputs(&destination, inputs)?;
         refuse_kind(&destination, &destination, kind)?;
+        refuse_inputs(&destination, inputs)?;
         if !overwrite && destination.symlink_metadata().is_ok() {
             return Err(Error::Exists { path: destination });
         }
@@ -225,10 +225,11 @@ fn refuse_inputs(destination: &Path, inputs: &[&Path]) -> Result<()> {
     let Ok(there) = destination.canonicalize() else { return Ok(()) };
     let name = there.file_name().and_then(OsStr::to_str).unwrap_or_default();
     let is_companion = COMPANIONS.contains(&name) || name == INDEX_FILE;
-    for input in inputs.iter().filter_map(|input| input.canonicalize().ok()) {
-        if input == there {
-            return Err(Error::file(destination, "is the input itself; choose another output"));
-        }
+    let inputs: Vec<PathBuf> = inputs.iter().filter_map(|input| input.canonicalize().ok()).collect();
+    if inputs.contains(&there) {
+        return Err(Error::file(destination, "is the input itself; choose another output"));
+    }
+    for input in inputs {
         if input.starts_with(&there) {
             return Err(Error::file(destination, "holds an input; choose another output"));
         }
