@@ -114,7 +114,7 @@ impl Encoder {
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when the settings contradict themselves or are out of range, and as
-    /// [`requested_level`](crate::cpu::requested_level).
+    /// [`requested_level`].
     pub fn new(config: EncoderConfig) -> Result<Self> {
         requested_level()?;
         config.rate.check()?;
