@@ -20,6 +20,7 @@
 use anyhow::{Context, Result, bail};
 use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW, VarBuilder, VarMap, loss};
+use candle_rbe::archive::Stage;
 use candle_rbe::models::CausalLm;
 use candle_rbe::models::llama::{Config, Llama};
 use candle_rbe::{Linear, TrainableLinear};
@@ -56,7 +57,8 @@ struct Run {
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let steps: usize = args.next().map_or(Ok(250), |steps| steps.parse())?;
-    let svg = args.next();
+    // Begun before the work: nothing that is there is replaced.
+    let picture = args.next().map(|path| Stage::file(path, false, &[])).transpose()?;
     let mut variants: Vec<String> = args.collect();
     if variants.is_empty() {
         variants = VARIANTS.map(str::to_owned).into();
@@ -81,8 +83,9 @@ fn main() -> Result<()> {
         );
         runs.push(run);
     }
-    if let Some(path) = svg {
-        std::fs::write(&path, draw(&runs)).context(path)?;
+    if let Some(picture) = picture {
+        std::fs::write(picture.path(), draw(&runs)).context("the picture")?;
+        picture.commit()?;
     }
     Ok(())
 }

@@ -56,6 +56,17 @@ pub enum Error {
         decoded: bool,
     },
 
+    /// More tokens than a model has positions for.
+    #[error("{}", full(*.context, *.past, *.new))]
+    Context {
+        /// The model's positions.
+        context: usize,
+        /// How many of them a cache has taken.
+        past: usize,
+        /// Tokens that were to follow.
+        new: usize,
+    },
+
     /// Less memory than a product takes.
     #[error("the product takes {needed} bytes and {available} are available")]
     Memory {
@@ -98,12 +109,14 @@ pub enum Error {
     },
 
     /// A tensor that should be in the file and is not.
-    #[error("{path}: no tensor named {name:?}")]
+    #[error("{path}: no tensor named {name:?}{hint}")]
     MissingTensor {
         /// The file or directory searched.
         path: PathBuf,
         /// The name looked for.
         name: String,
+        /// What is there instead, as the rest of the sentence; empty where nothing is known.
+        hint: String,
     },
 
     /// An output that is already there.
@@ -143,6 +156,16 @@ pub enum Error {
     /// An error of Candle's own.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
+}
+
+/// A context that is full, and an input that never had room in it.
+fn full(context: usize, past: usize, new: usize) -> String {
+    match past {
+        0 => format!("{new} tokens are more than the model's context of {context} positions"),
+        _ => format!(
+            "the model's context of {context} positions is full: {past} are taken, and {new} more do not fit"
+        ),
+    }
 }
 
 impl Error {

@@ -114,7 +114,7 @@
 //! A file imports only from layers to its right:
 //!
 //! ```text
-//!     bin, examples -> models, archive -> nn -> ops -> tensor -> encode -> cpu, cuda -> codec -> error, clock
+//!     bin, examples -> models, archive -> nn -> ops -> tensor -> encode -> cpu, cuda -> codec -> file -> error, clock
 //! ```
 //!
 //! | module | what |
@@ -157,6 +157,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod encode;
 mod error;
+mod file;
 pub mod models;
 pub mod nn;
 pub mod ops;

@@ -4,7 +4,7 @@ use crate::codec::sizes::zeroed;
 use crate::codec::term::Term;
 use crate::codec::term::planes::MAX_PLANES;
 use crate::codec::{Errors, Matrix, matrix::View};
-use crate::cpu::{LoadedMatrix, Rayon};
+use crate::cpu::{LoadedMatrix, Rayon, requested_level};
 use crate::encode::{Encoder, LayerStatistics, Offer, PruneReport};
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
@@ -82,8 +82,9 @@ impl RbeTensor {
     ///
     /// # Errors
     /// When it has no payload ([`Matrix::expect_payload`]): a vector's matrix has more than one row, there are no terms, or too
-    /// little is stored of too many elements.
+    /// little is stored of too many elements; as [`requested_level`].
     pub fn from_matrix(matrix: &Matrix, view: View) -> Result<Self> {
+        requested_level()?;
         matrix.expect_payload(view)?;
         Ok(Self::new(Arc::new(LoadedMatrix::new(matrix)), view))
     }
@@ -316,8 +317,9 @@ impl RbeTensor {
     /// Reads and checks a payload; the tensor is on the CPU.
     ///
     /// # Errors
-    /// [`Error::Payload`] with the first thing found wrong.
+    /// [`Error::Payload`] with the first thing found wrong; as [`requested_level`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        requested_level()?;
         let (matrix, view) = Matrix::from_bytes(bytes)?;
         Ok(Self::new(Arc::new(LoadedMatrix::new(&matrix)), view))
     }

@@ -167,7 +167,8 @@ fn compress_finds_the_size_for_a_divergence() {
     let report = json(&["eval", MODEL, string(&out), "--text", TEXT, "--json"]);
     let found = number(&report, "kl_divergence");
     assert!(found <= 0.0008 && found > 0.0006, "{found}");
-    assert!(fail(&asked).contains("--force replaces it"));
+    let again = fail(&asked);
+    assert!(again.contains("already exists") && again.contains("--force"), "{again}");
     let none = room.path().join("none");
     let beyond = [
         "compress",
@@ -312,7 +313,7 @@ fn an_interrupted_conversion_leaves_nothing_behind() {
     assert!(killed.success());
     let output = rbe.wait_with_output().unwrap();
     let errors = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert_eq!(output.status.code(), Some(130), "{errors}");
     assert!(errors.contains("stopped on request; nothing is written"), "{errors}");
     assert_eq!(names(), 0);
 }
@@ -341,6 +342,11 @@ fn profile_counts_every_layer() {
     let table = succeed(&arguments);
     assert!(table.contains("model.layers.5.mlp.down_proj") && table.contains("20 tokens read and 3 written"));
     assert!(std::fs::read_to_string(&picture).unwrap().contains("model.layers.5.mlp.down_proj"));
+    assert!(fail(&arguments).contains("already exists"));
+    let mut again = arguments.to_vec();
+    again.push("--force");
+    succeed(&again);
+    assert_eq!(names(room.path()), ["profile.svg"]);
     let report =
         json(&["profile", model, "--text", TEXT, "--tokens", "20", "-n", "3", "--mode", "full:1", "--json"]);
     let layers = report["layers"].as_array().unwrap();

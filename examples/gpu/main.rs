@@ -15,6 +15,7 @@ mod speed;
 
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
+use candle_rbe::archive::Stage;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::process::Command;
@@ -62,6 +63,11 @@ fn main() -> Result<()> {
     let parts: Vec<String> = args.collect();
     let asked = |part: &str| parts.is_empty() || parts.iter().any(|asked| asked == part);
 
+    // Begun before the work; what an earlier run wrote is replaced.
+    std::fs::create_dir_all(&out)?;
+    let begin = |name: &str| Stage::file(out.join(name), true, &[&models]);
+    let (json_file, markdown_file) = (begin("gpu.json")?, begin("gpu.md")?);
+
     let device = Device::new_cuda(0).context("no CUDA device")?;
     let mut checks = Vec::new();
     if asked("agreement") {
@@ -79,10 +85,11 @@ fn main() -> Result<()> {
         checks,
         speed,
     };
-    std::fs::create_dir_all(&out)?;
-    std::fs::write(out.join("gpu.json"), serde_json::to_string_pretty(&report)?)?;
+    std::fs::write(json_file.path(), serde_json::to_string_pretty(&report)?)?;
+    json_file.commit()?;
     let markdown = markdown(&report);
-    std::fs::write(out.join("gpu.md"), &markdown)?;
+    std::fs::write(markdown_file.path(), &markdown)?;
+    markdown_file.commit()?;
     print!("{markdown}");
     let failed = report.checks.iter().filter(|check| !check.passed()).count();
     anyhow::ensure!(failed == 0, "{failed} of {} comparisons disagree", report.checks.len());

@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The `__metadata__` key that tells an adapter from a model.
-const KIND_KEY: &str = "rbe.kind";
-const KIND: &str = "adapter";
+pub(super) const KIND_KEY: &str = "rbe.kind";
+pub(super) const KIND: &str = "adapter";
 
 /// Writes adapters, each under the name of the weight that it changes: an archive whose tensors are the changes alone, about
 /// four bytes a coefficient or less. Returns the file's bytes of payloads.
@@ -24,6 +24,7 @@ pub fn save_adapters<'a>(
     overwrite: bool,
 ) -> Result<usize> {
     let path = path.as_ref();
+    let stage = Stage::file(path, overwrite, &[])?;
     let mut tensors = BTreeMap::new();
     for (name, adapter) in adapters {
         let tensor = adapter.to_tensor().map_err(|e| Error::from(e).in_tensor(&name))?;
@@ -40,7 +41,6 @@ pub fn save_adapters<'a>(
     ]);
     metadata.insert(TENSORS_KEY.into(), serde_json::to_string(&originals).map_err(|e| Error::file(path, e))?);
 
-    let stage = Stage::file(path, overwrite)?;
     let plan = tensors.keys().map(|name| Slot::payload(name)).collect();
     let mut writer = SafetensorsWriter::new(stage.model()?, path, plan, metadata)?;
     let mut bytes = 0;
@@ -50,7 +50,8 @@ pub fn save_adapters<'a>(
         writer.write(&[payload.len()], &payload)?;
         bytes += payload.len();
     }
-    stage.commit(writer.finish()?)?;
+    writer.finish()?;
+    stage.commit()?;
     Ok(bytes)
 }
 

@@ -8,7 +8,7 @@ use super::{
 use crate::clock::Instant;
 use crate::encode::{Offer, share};
 use crate::nn::Calibration;
-use crate::{Encoder, EncoderConfig, Error, Rate, RbeTensor, Result};
+use crate::{Encoder, EncoderConfig, Error, Rate, RbeTensor, Result, file};
 use candle_core::{DType, Device, Tensor};
 use regex::Regex;
 use std::collections::BTreeMap;
@@ -67,7 +67,7 @@ impl Selection {
 pub struct CompressOptions {
     /// Which tensors are compressed.
     pub selection: Selection,
-    /// Whether an existing output is replaced; a directory only where it holds nothing but a model.
+    /// Whether an existing output is replaced; a directory only where it holds nothing but a compressed model.
     pub overwrite: bool,
     /// Whether payloads are written as they are, without entropy coding; [`Budget::Memory`](crate::Budget) is the
     /// encoder's setting that counts them so.
@@ -202,7 +202,11 @@ pub fn compress(
     options: &CompressOptions,
     watch: &mut Watch<'_>,
 ) -> Result<CompressReport> {
-    run(input.as_ref(), output.as_ref(), &mut Work { encoder, options, calibration: None }, watch)
+    let archive = Archive::open(input)?;
+    let stage = Stage::like(&archive, output, options.overwrite, &[])?;
+    let report = run(&archive, &stage, &mut Work { encoder, options, calibration: None }, watch)?;
+    stage.commit()?;
+    Ok(report)
 }
 
 /// [`compress`], with the model's own predictions kept as close as the bits allow.
@@ -221,12 +225,29 @@ pub fn compress_calibrated(
     calibration: &mut Calibration<'_>,
     watch: &mut Watch<'_>,
 ) -> Result<CompressReport> {
-    run(
-        input.as_ref(),
-        output.as_ref(),
-        &mut Work { encoder, options, calibration: Some(calibration) },
-        watch,
-    )
+    let archive = Archive::open(input)?;
+    let stage = Stage::like(&archive, output, options.overwrite, &[])?;
+    let mut work = Work { encoder, options, calibration: Some(calibration) };
+    let report = run(&archive, &stage, &mut work, watch)?;
+    stage.commit()?;
+    Ok(report)
+}
+
+/// [`compress`], or [`compress_calibrated`], into an output that is begun and not yet to have its name: to look at it first,
+/// at [`Stage::path`], or to have begun it before other work. What an earlier call wrote into the same stage is given up.
+/// Whether something is replaced the stage knows; [`CompressOptions::overwrite`] is not looked at.
+///
+/// # Errors
+/// As [`compress_calibrated`].
+pub fn compress_into(
+    input: impl AsRef<Path>,
+    stage: &Stage,
+    encoder: &Encoder,
+    options: &CompressOptions,
+    calibration: Option<&mut Calibration<'_>>,
+    watch: &mut Watch<'_>,
+) -> Result<CompressReport> {
+    run(&Archive::open(input)?, stage, &mut Work { encoder, options, calibration }, watch)
 }
 
 /// What is to be done.
@@ -236,10 +257,9 @@ struct Work<'a, 'm> {
     calibration: Option<&'a mut Calibration<'m>>,
 }
 
-fn run(input: &Path, output: &Path, work: &mut Work, watch: &mut Watch<'_>) -> Result<CompressReport> {
-    let options = work.options;
+fn run(archive: &Archive, stage: &Stage, work: &mut Work, watch: &mut Watch<'_>) -> Result<CompressReport> {
+    let (options, input) = (work.options, archive.path());
     let start = Instant::now();
-    let archive = Archive::open(input)?;
     if let Some(entry) = archive.entries().find(|entry| entry.compressed) {
         return Err(archive.about(entry, "is already compressed; decode the model first"));
     }
@@ -254,12 +274,6 @@ fn run(input: &Path, output: &Path, work: &mut Work, watch: &mut Watch<'_>) -> R
         );
         return Err(Error::file(input, reason));
     }
-    refuse_itself(&archive, output)?;
-
-    let stage = match input.is_dir() {
-        true => Stage::directory(output, options.overwrite)?,
-        false => Stage::file(output, options.overwrite)?,
-    };
     let companions = stage.copy_companions(input)?;
     let mut report = CompressReport {
         tensors: vec![],
@@ -273,8 +287,7 @@ fn run(input: &Path, output: &Path, work: &mut Work, watch: &mut Watch<'_>) -> R
         companions,
         seconds: 0.0,
     };
-    let model = write_model(&archive, output, stage.model()?, work, watch, &mut report)?;
-    stage.commit(model)?;
+    write_model(archive, stage.destination(), stage.model()?, work, watch, &mut report)?;
     report.seconds = start.elapsed().as_secs_f64();
     Ok(report)
 }
@@ -286,7 +299,7 @@ fn write_model(
     work: &mut Work,
     watch: &mut Watch<'_>,
     report: &mut CompressReport,
-) -> Result<File> {
+) -> Result<()> {
     let selection = &work.options.selection;
     let chosen = archive.entries().filter(|entry| selection.takes(entry));
     let originals: BTreeMap<&str, Original> = chosen
@@ -356,7 +369,7 @@ fn write_model(
     // At least one matrix was chosen and none is empty, so the first divisor is not zero.
     report.bits_per_weight /= report.compressed_weights as f64;
     report.relative_error = if squared_norm > 0.0 { (squared_error / squared_norm).sqrt() } else { 0.0 };
-    writer.finish()
+    writer.finish().map(drop)
 }
 
 impl Work<'_, '_> {
@@ -445,7 +458,7 @@ fn has_conv1d(archive: &Archive) -> Result<bool> {
     if !path.is_file() {
         return Ok(false);
     }
-    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+    let text = file::read_text(&path)?;
     let config: serde_json::Value = serde_json::from_str(&text).map_err(|e| Error::file(&path, e))?;
     Ok(config.get("model_type").and_then(|kind| kind.as_str()) == Some("gpt2"))
 }
@@ -455,16 +468,6 @@ fn is_conv1d(name: &str) -> bool {
     [".c_attn.weight", ".q_attn.weight", ".c_proj.weight", ".c_fc.weight"]
         .iter()
         .any(|end| name.ends_with(end))
-}
-
-/// To write over the input would be to lose it.
-pub(super) fn refuse_itself(archive: &Archive, output: &Path) -> Result<()> {
-    let Ok(there) = output.canonicalize() else { return Ok(()) };
-    let mut ours = archive.files().chain([archive.path()]).filter_map(|path| path.canonicalize().ok());
-    match ours.any(|path| path == there) {
-        true => Err(Error::file(output, "is the input itself; choose another output")),
-        false => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! From a compressed model back to a dense one, a dense tensor or a few decoded rows in memory at a time.
 
-use super::convert::{Pace, Watch, refuse_itself};
-use super::stage::Stage;
+use super::convert::{Pace, Watch};
+use super::stage::{Stage, inputs};
 use super::{Archive, Dtype, Entry, SafetensorsWriter, Slot, measure};
 use crate::clock::Instant;
 use crate::{Error, Result};
@@ -57,11 +57,10 @@ pub fn decode(
         return Err(Error::Unsupported { what: format!("decoding to {dtype}; choose F32, F16 or BF16") });
     }
     let archive = Archive::open(input)?;
-    refuse_itself(&archive, output)?;
-    let stage = Stage::file(output, options.overwrite)?;
-    let model = write_model(&archive, output, stage.model()?, options.dtype, watch)?;
+    let stage = Stage::file(output, options.overwrite, &inputs(&archive).collect::<Vec<_>>())?;
+    write_model(&archive, output, stage.model()?, options.dtype, watch)?;
     let bytes_after = archive.entries().map(|entry| dense_bytes(entry, options.dtype)).sum();
-    stage.commit(model)?;
+    stage.commit()?;
     Ok(DecodeReport {
         tensors: archive.entries().len(),
         decoded_tensors: archive.entries().filter(|entry| entry.compressed).count(),
@@ -77,7 +76,7 @@ fn write_model(
     model: File,
     dtype: Option<Dtype>,
     watch: &mut Watch<'_>,
-) -> Result<File> {
+) -> Result<()> {
     let plan = archive.entries().map(|entry| Slot::dense(&entry.name, target(entry, dtype), &entry.shape));
     let mut writer = SafetensorsWriter::new(model, output, plan.collect(), archive.metadata())?;
     let mut pace = Pace::new(watch, output, archive.entries().filter(|entry| entry.compressed));
@@ -115,7 +114,7 @@ fn write_model(
         }
     }
     pace.tell(None)?;
-    writer.finish()
+    writer.finish().map(drop)
 }
 
 /// The type of a tensor in the output.

@@ -14,9 +14,11 @@
 //! | look into a file, tensor by tensor | [`Archive`] |
 //! | keep what was fine-tuned, apart from the model | [`save_adapters`], [`load_adapters`] |
 //! | compare a compressed model with its original | [`verify`] |
+//! | write any output whole or not at all, replacing only what may be replaced | [`Stage`], [`abandon_outputs`] |
 //! | write a safetensors file without holding it in memory | [`SafetensorsWriter`] |
 //!
-//! Nothing is ever written half: a file or directory is assembled beside its destination, synced, and renamed.
+//! Nothing is ever written half: every output is a [`Stage`], assembled beside its destination, synced, and given its name
+//! in one step.
 
 mod adapters;
 mod convert;
@@ -32,11 +34,13 @@ mod write;
 pub use adapters::{load_adapters, save_adapters};
 pub use convert::{
     CompressOptions, CompressReport, Selection, Step, TensorReport, Watch, compress, compress_calibrated,
+    compress_into,
 };
 pub use decode::{DecodeOptions, DecodeReport, decode};
 pub use prune::prune;
 pub use read::{Archive, Entry};
 pub use safetensors::Dtype;
+pub use stage::{Scratch, Stage, abandon_outputs};
 pub use var_builder::{open, open_bytes, open_decoded};
 pub use verify::{CheckedTensor, VerifyReport, verify};
 pub use write::{SafetensorsWriter, Slot};

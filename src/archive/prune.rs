@@ -1,7 +1,7 @@
 //! A compressed model with fewer coefficients.
 
-use super::convert::{Pace, Watch, refuse_itself};
-use super::stage::Stage;
+use super::convert::{Pace, Watch};
+use super::stage::{Stage, inputs};
 use super::{
     Archive, Entry, FORMAT_KEY, FORMAT_VERSION, Original, SUFFIX, SafetensorsWriter, Slot, TENSORS_KEY,
 };
@@ -18,7 +18,7 @@ use std::path::Path;
 /// bounds.
 ///
 /// # Errors
-/// Nothing in the input has a sparse term; a tensor is damaged, or missing in `original`; the output exists, is the input,
+/// Nothing in the input has a sparse term; a tensor is damaged, or missing in `original`; the output exists, is an input,
 /// or cannot be written; `watch` asks to stop. Nothing is left behind then.
 pub fn prune(
     input: impl AsRef<Path>,
@@ -31,11 +31,8 @@ pub fn prune(
     let (input, output) = (input.as_ref(), output.as_ref());
     let archive = Archive::open(input)?;
     let original = original.map(Archive::open).transpose()?;
-    refuse_itself(&archive, output)?;
-    let stage = match input.is_dir() {
-        true => Stage::directory(output, overwrite)?,
-        false => Stage::file(output, overwrite)?,
-    };
+    let others: Vec<&Path> = original.iter().flat_map(inputs).collect();
+    let stage = Stage::like(&archive, output, overwrite, &others)?;
     stage.copy_companions(input)?;
 
     let compressed = archive.entries().filter(|entry| entry.compressed);
@@ -76,7 +73,8 @@ pub fn prune(
     if reports.is_empty() {
         return Err(Error::file(input, "has no tensor with a sparse term, and only those can be pruned"));
     }
-    stage.commit(writer.finish()?)?;
+    writer.finish()?;
+    stage.commit()?;
     Ok(reports)
 }
 

@@ -1,7 +1,8 @@
 //! A model's tensors, memory mapped: one safetensors file, or a directory of one or many; or a file that is in memory.
 
+use super::adapters::{KIND, KIND_KEY};
 use super::{FORMAT_KEY, FORMAT_VERSION, INDEX_FILE, MODEL_FILE, Original, SUFFIX, TENSORS_KEY};
-use crate::{Error, RbeTensor, Result};
+use crate::{Error, RbeTensor, Result, file};
 use candle_core::{DType, Device, Tensor};
 #[cfg(any(unix, windows))]
 use memmap2::Mmap;
@@ -91,7 +92,7 @@ struct Shard {
 
 impl Shard {
     fn open(path: PathBuf) -> Result<Self> {
-        let file = File::open(&path).map_err(|e| Error::io(&path, e))?;
+        let file = file::open(&path)?;
         let bytes = Bytes::of(&file).map_err(|e| Error::io(&path, e))?;
         Self::new(path, bytes)
     }
@@ -101,8 +102,10 @@ impl Shard {
         if length < LENGTH_BYTES {
             return Err(Error::file(&path, format!("not a safetensors file: {length} bytes hold no header")));
         }
-        let (header_bytes, header) = SafeTensors::read_metadata(&bytes)
-            .map_err(|e| Error::file(&path, format!("not a valid safetensors file: {e}")))?;
+        let (header_bytes, header) = SafeTensors::read_metadata(&bytes).map_err(|e| {
+            let hint = file::hint(&bytes).map_or_else(|| e.to_string(), str::to_owned);
+            Error::file(&path, format!("not a valid safetensors file: {hint}"))
+        })?;
         Ok(Self { path, bytes, header, data_start: LENGTH_BYTES + header_bytes })
     }
 
@@ -157,7 +160,8 @@ impl Archive {
         }
         let index_path = path.join(INDEX_FILE);
         if !index_path.exists() {
-            return Err(Error::file(path, format!("holds neither {MODEL_FILE} nor {INDEX_FILE}")));
+            let hint = found_instead(path);
+            return Err(Error::file(path, format!("holds neither {MODEL_FILE} nor {INDEX_FILE}{hint}")));
         }
         let index = read_index(&index_path)?;
         let files: BTreeSet<&String> = index.values().collect();
@@ -165,7 +169,7 @@ impl Archive {
         for (name, file) in &index {
             let shard = shards.iter().find(|shard| shard.path.ends_with(file));
             if shard.is_none_or(|shard| shard.header.info(name).is_none()) {
-                let reason = format!("says that {file} holds tensor {name:?}, and it does not");
+                let reason = format!("says that {file:?} holds tensor {name:?}, and it does not");
                 return Err(Error::file(&index_path, reason));
             }
         }
@@ -263,7 +267,10 @@ impl Archive {
         match originals.pop_first() {
             None => Ok(()),
             Some((name, _)) => {
-                let reason = format!("{TENSORS_KEY} names tensor {name:?}, and there is no {name}{SUFFIX}");
+                let reason = format!(
+                    "{TENSORS_KEY} names tensor {name:?}, and there is no {:?}",
+                    format!("{name}{SUFFIX}")
+                );
                 Err(Error::file(&shard.path, reason))
             }
         }
@@ -305,7 +312,30 @@ impl Archive {
 
     /// One tensor's entry, or an error that names the file and the tensor.
     pub fn entry(&self, name: &str) -> Result<&Entry> {
-        self.get(name).ok_or_else(|| Error::MissingTensor { path: self.path.clone(), name: name.to_owned() })
+        self.get(name).ok_or_else(|| Error::MissingTensor {
+            path: self.path.clone(),
+            name: name.to_owned(),
+            hint: self.has_instead(name),
+        })
+    }
+
+    /// What is known of a tensor that is not there: the same under another prefix, or that the file is no model.
+    fn has_instead(&self, name: &str) -> String {
+        if self.metadata.get(KIND_KEY).is_some_and(|kind| kind == KIND) {
+            return "; it holds adapters, which change a model and are none".into();
+        }
+        let inside = |long: &str, short: &str| {
+            long.strip_suffix(short).is_some_and(|prefix| prefix.ends_with('.') && !short.is_empty())
+        };
+        let other = self.entries.keys().find(|other| inside(other, name) || inside(name, other));
+        other.map_or_else(String::new, |other| {
+            let (more, less) = (other.strip_suffix(name), name.strip_suffix(other.as_str()));
+            let how = match (more, less) {
+                (Some(prefix), _) => format!("with {prefix:?} before it"),
+                (None, prefix) => format!("without {:?} before it", prefix.unwrap_or_default()),
+            };
+            format!("; it holds {other:?}, the same {how}: the model was saved under another prefix, rename its tensors")
+        })
     }
 
     /// Whether any tensor is compressed.
@@ -354,6 +384,30 @@ impl Archive {
     }
 }
 
+/// What a directory without a model's weights holds in their place, as the rest of a sentence.
+fn found_instead(directory: &Path) -> String {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort();
+    let found = |wanted: &dyn Fn(&str) -> bool| names.iter().find(|name| wanted(name));
+    if let Some(name) = found(&|name| name == "adapter_model.safetensors" || name == "adapter_model.bin") {
+        return format!(
+            "; {name:?} is an adapter, which changes a model and is none: merge it into its base model"
+        );
+    }
+    if let Some(name) = found(&|name| name.ends_with(".safetensors")) {
+        return format!("; it holds {name:?}: name that file, or call it {MODEL_FILE}");
+    }
+    if let Some(name) = found(&|name| [".bin", ".pt", ".pth", ".ckpt"].iter().any(|end| name.ends_with(end)))
+    {
+        return format!("; {name:?} is PyTorch's: save the model as safetensors");
+    }
+    match found(&|name| name.ends_with(".gguf") || name.ends_with(".h5") || name.ends_with(".onnx")) {
+        Some(name) => format!("; {name:?} is of another format: give the model as safetensors"),
+        None => String::new(),
+    }
+}
+
 #[derive(serde::Deserialize)]
 struct Index {
     weight_map: BTreeMap<String, String>,
@@ -361,7 +415,7 @@ struct Index {
 
 /// Which file holds which tensor, every file being one directly in the index's own directory.
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let text = file::read_text(path)?;
     let index: Index =
         serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not a valid index: {e}")))?;
     for (name, file) in &index.weight_map {
@@ -372,7 +426,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
             return Err(Error::file(path, reason));
         }
         if !path.with_file_name(file).is_file() {
-            return Err(Error::file(path, format!("names {file}, and there is no such file beside it")));
+            return Err(Error::file(path, format!("names {file:?}, and there is no such file beside it")));
         }
     }
     if index.weight_map.is_empty() {

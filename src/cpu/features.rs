@@ -1,5 +1,7 @@
 //! What the running processor can do, and how to ask for less.
 
+use crate::error::{Error, Result};
+use std::ffi::OsStr;
 use std::sync::OnceLock;
 
 /// A set of instructions that kernels are built for. Ordered: a later level is never slower.
@@ -67,22 +69,52 @@ pub fn levels() -> Vec<Level> {
     levels
 }
 
-/// The level in use: the highest this processor has, or what the environment variable `RBE_CPU` names.
+/// The level that the environment variable `RBE_CPU` asks for, or the highest this processor has where it is not set.
+///
+/// It is read once. Encoders, compressed tensors and this crate's ops on dense ones ask for it where they are made or called, so
+/// a program meets the error there, and not in a kernel.
+///
+/// # Errors
+/// [`Error::InvalidConfig`] when `RBE_CPU` is empty or names a level that is unknown or that this processor lacks, with the
+/// names of those that it has: to run something else than what was asked for would spoil the measurement it was asked for.
+pub fn requested_level() -> Result<Level> {
+    static LEVEL: OnceLock<std::result::Result<Level, String>> = OnceLock::new();
+    LEVEL.get_or_init(|| choose(std::env::var_os("RBE_CPU").as_deref())).clone().map_err(Error::config)
+}
+
+/// The level in use: [`requested_level`].
 ///
 /// # Panics
-/// On first use, when `RBE_CPU` names a level that is unknown or that this processor lacks: to run something
-/// else than what was asked for would spoil the measurement it was asked for.
+/// Where that is an error. Only a program that calls the functions of this module by itself can come here without having met
+/// it.
 pub fn level() -> Level {
-    static LEVEL: OnceLock<Level> = OnceLock::new();
-    *LEVEL.get_or_init(|| {
-        let available = levels();
-        let highest = available[available.len() - 1];
-        match std::env::var("RBE_CPU") {
-            Err(_) => highest,
-            Ok(name) => available.iter().copied().find(|level| level.name() == name).unwrap_or_else(|| {
-                let names: Vec<_> = available.iter().map(|level| level.name()).collect();
-                panic!("RBE_CPU={name}: this processor has {}", names.join(", "))
-            }),
-        }
+    requested_level().unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The level of that name among those of this processor.
+fn choose(asked: Option<&OsStr>) -> std::result::Result<Level, String> {
+    let available = levels();
+    let Some(name) = asked else { return Ok(available[available.len() - 1]) };
+    available.iter().copied().find(|level| name == level.name()).ok_or_else(|| {
+        let names: Vec<_> = available.iter().map(|level| level.name()).collect();
+        format!("the environment variable RBE_CPU is {name:?}; this processor has {}", names.join(", "))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_is_taken_by_its_name_and_by_nothing_else() {
+        assert_eq!(choose(None).unwrap(), *levels().last().unwrap());
+        for level in levels() {
+            assert_eq!(choose(Some(OsStr::new(level.name()))).unwrap(), level);
+        }
+        let absent = if cfg!(target_arch = "x86_64") { "neon" } else { "avx2" };
+        for name in ["", " ", "AVX2", "scalar ", "fastest", absent] {
+            let error = choose(Some(OsStr::new(name))).unwrap_err();
+            assert!(error.contains("RBE_CPU") && error.contains("scalar"), "{error}");
+        }
+    }
 }

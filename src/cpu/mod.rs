@@ -34,7 +34,7 @@ mod transform;
 mod viterbi;
 
 pub use attention::{Attention, Heads, attention, attention_gradients};
-pub use features::{Level, level, levels};
+pub use features::{Level, level, levels, requested_level};
 pub use loaded::LoadedMatrix;
 pub use norm::{Norm, norm, norm_gradients};
 pub use parametric::{parametric_gradients, parametric_product};

@@ -30,6 +30,7 @@ use crate::codec::errors::{BlockRowErrors, Comparison};
 use crate::codec::matrix::View;
 use crate::codec::term::trellis::STATE_BITS;
 use crate::codec::{BLOCK_EDGES, Matrix, Transform};
+use crate::cpu::requested_level;
 use crate::error::{Error, Result};
 use feedback::Feedback;
 use rate::{SIDE_BITS, Target};
@@ -117,8 +118,10 @@ impl Encoder {
     /// An encoder with these settings.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] when the settings contradict themselves or are out of range.
+    /// [`Error::InvalidConfig`] when the settings contradict themselves or are out of range, and as
+    /// [`requested_level`].
     pub fn new(config: EncoderConfig) -> Result<Self> {
+        requested_level()?;
         config.rate.check()?;
         if let Some(block) = config.block.filter(|block| !BLOCK_EDGES.contains(block)) {
             return Err(Error::config(format!("block edge {block}; allowed are 32, 64, 128 and 256")));

@@ -1,13 +1,13 @@
 //! BERT (Devlin et al., arXiv 1810.04805) as Hugging Face's `BertModel` computes it: an encoder, and the sentence
 //! embeddings that are made of its states.
 
-use super::config::check_positive;
+use super::config::{MOST, MOST_TOKENS, check_sizes, from_fields};
 use super::pass::check_ids;
 use crate::nn::{
     Activation, AttentionPass, Embedding, Linear, Projections, RbeAttention, RbeLayerNorm, RbeMlp, embedding,
     layer_norm, linear,
 };
-use crate::{Error, Result};
+use crate::{Error, Result, file};
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::{Module, VarBuilder};
 use serde::Deserialize;
@@ -94,14 +94,20 @@ impl TryFrom<File> for Config {
 
 impl Config {
     fn check(&self) -> Result<()> {
-        check_positive(&[
-            ("vocab_size", self.vocab_size),
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
-            ("num_attention_heads", self.num_attention_heads),
-            ("max_position_embeddings", self.max_position_embeddings),
-            ("type_vocab_size", self.type_vocab_size),
-        ])?;
+        let tokens =
+            [("vocab_size", self.vocab_size), ("max_position_embeddings", self.max_position_embeddings)];
+        check_sizes(MOST_TOKENS, &tokens)?;
+        check_sizes(
+            MOST,
+            &[
+                ("hidden_size", self.hidden_size),
+                ("intermediate_size", self.intermediate_size),
+                ("num_attention_heads", self.num_attention_heads),
+                ("type_vocab_size", self.type_vocab_size),
+                // A model of no layers has none to count.
+                ("num_hidden_layers", self.num_hidden_layers.max(1)),
+            ],
+        )?;
         if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             return Err(Error::config(format!(
                 "hidden_size {} is not a multiple of num_attention_heads {}",
@@ -118,8 +124,9 @@ impl Config {
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let path = if path.is_dir() { &path.join("config.json") } else { path };
-        let json = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-        serde_json::from_str(&json).map_err(|e| Error::file(path, e))
+        let json = file::read_text(path)?;
+        let json = serde_json::from_str(&json).map_err(|e| Error::file(path, e))?;
+        from_fields(json).map_err(|e| Error::file(path, e))
     }
 }
 
@@ -182,11 +189,8 @@ impl Bert {
     ) -> candle_core::Result<Tensor> {
         let (_, seq) = check_ids(ids)?;
         if seq > self.config.max_position_embeddings {
-            let reason = format!(
-                "{seq} positions exceed the model's context of {}",
-                self.config.max_position_embeddings
-            );
-            return Err(Error::shape(reason).into());
+            let context = self.config.max_position_embeddings;
+            return Err(Error::Context { context, past: 0, new: seq }.into());
         }
         let positions = self.positions.forward(&Tensor::arange(0, seq as u32, &self.device)?)?;
         let zeros;

@@ -1,8 +1,9 @@
 //! Hugging Face's `config.json`.
 
 use super::{gpt2, llama};
-use crate::{Error, Result};
+use crate::{Error, Result, file};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::path::Path;
 
@@ -15,13 +16,23 @@ pub enum Config {
     Llama(llama::Config),
 }
 
-type Reader = fn(Value) -> serde_json::Result<Config>;
+type Reader = fn(Value) -> Result<Config>;
 
 /// Every supported `model_type` and how its configuration is read.
 const READERS: [(&str, Reader); 2] = [
-    ("gpt2", |json| serde_json::from_value(json).map(Config::Gpt2)),
-    ("llama", |json| serde_json::from_value(json).map(Config::Llama)),
+    ("gpt2", |json| from_fields(json).map(Config::Gpt2)),
+    ("llama", |json| from_fields(json).map(Config::Llama)),
 ];
+
+/// What the fields of a configuration say; an error begins with the field that it is about.
+pub(super) fn from_fields<T: DeserializeOwned>(json: Value) -> Result<T> {
+    serde_path_to_error::deserialize(json).map_err(|e| {
+        let field = e.path().to_string();
+        // What several fields contradict each other in is an error of the whole, and names them itself.
+        let reason = if field == "." { e.inner().to_string() } else { format!("{field}: {}", e.inner()) };
+        Error::config(reason)
+    })
+}
 
 impl Config {
     /// Reads the file at `path`, or `config.json` in the directory at `path`.
@@ -31,7 +42,7 @@ impl Config {
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let path = if path.is_dir() { &path.join("config.json") } else { path };
-        let json = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let json = file::read_text(path)?;
         Self::from_json(&json).map_err(|e| Error::file(path, e))
     }
 
@@ -50,13 +61,13 @@ impl Config {
             let what = format!("model_type {model_type:?}; supported are {}", supported());
             return Err(Error::Unsupported { what });
         };
-        read(json.clone()).map_err(|e| Error::config(e.to_string()))
+        read(json.clone())
     }
 }
 
 /// `eos_token_id`: one id, several or `null`.
 #[derive(Debug, Default, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a token id, a list of them, or null")]
 pub(super) enum TokenIds {
     #[default]
     None,
@@ -74,10 +85,21 @@ impl From<TokenIds> for Vec<u32> {
     }
 }
 
-/// Refuses a size of zero, by name.
-pub(super) fn check_positive(sizes: &[(&str, usize)]) -> Result<()> {
-    match sizes.iter().find(|(_, size)| *size == 0) {
-        Some((name, _)) => Err(Error::config(format!("{name} is 0"))),
+/// What a width, a number of heads or of layers may be: a hundred times what any model has, and products of two fit.
+pub(super) const MOST: usize = 1 << 24;
+
+/// What a number of tokens or positions may be: they are counted in 32 bits.
+pub(super) const MOST_TOKENS: usize = 1 << 31;
+
+/// Refuses a size of zero or beyond `most`, by name.
+pub(super) fn check_sizes(most: usize, sizes: &[(&str, usize)]) -> Result<()> {
+    let wrong = |size: usize| match size {
+        0 => Some("is 0".to_owned()),
+        size if size > most => Some(format!("is {size}, and {most} is the most that a model here can have")),
+        _ => None,
+    };
+    match sizes.iter().find_map(|(name, size)| Some((name, wrong(*size)?))) {
+        Some((name, wrong)) => Err(Error::config(format!("{name} {wrong}"))),
         None => Ok(()),
     }
 }
@@ -197,12 +219,67 @@ mod tests {
             ("\"vocab_size\": 128256", "\"vocab_size\": 0", "vocab_size is 0"),
             ("\"vocab_size\": 128256", "\"vocab_size\": -1", "-1"),
             ("\"hidden_size\": 4096,", "", "hidden_size"),
+            (
+                "\"hidden_size\": 4096",
+                "\"hidden_size\": \"4096\"",
+                "hidden_size: invalid type: string \"4096\"",
+            ),
+            ("\"hidden_size\": 4096", "\"hidden_size\": 4096.5", "hidden_size: invalid type: floating point"),
+            ("\"rms_norm_eps\": 1e-05", "\"rms_norm_eps\": null", "rms_norm_eps: invalid type: null"),
+            ("\"factor\": 8.0", "\"factor\": \"8\"", "rope_scaling.factor: invalid type: string \"8\""),
+            ("\"silu\"", "\"mish\"", "hidden_act: unsupported: activation function"),
+            (
+                "[128001, 128008, 128009]",
+                "[128001, -1]",
+                "eos_token_id: expected a token id, a list of them, or null",
+            ),
+            (
+                "\"num_attention_heads\": 32",
+                "\"num_attention_heads\": 32, \"head_dim\": 4611686018427387904",
+                "head_dim is 4611686018427387904",
+            ),
+            (
+                "\"num_hidden_layers\": 32",
+                "\"num_hidden_layers\": 4611686018427387904",
+                "num_hidden_layers is 46",
+            ),
+            (
+                "\"intermediate_size\": 14336",
+                "\"intermediate_size\": 18446744073709551615",
+                "intermediate_size is 18",
+            ),
+            (
+                "\"intermediate_size\": 14336",
+                "\"intermediate_size\": 18446744073709551616",
+                "intermediate_size: invalid type",
+            ),
+            (
+                "\"num_key_value_heads\": 8",
+                "\"num_key_value_heads\": 9223372036854775808",
+                "num_key_value_heads is 92",
+            ),
+            (
+                "\"max_position_embeddings\": 131072",
+                "\"max_position_embeddings\": 4294967296",
+                "max_position_embeddings is 42",
+            ),
+            ("\"vocab_size\": 128256", "\"vocab_size\": 4294967296", "vocab_size is 42"),
         ];
         let edited = edits.map(|(from, to, words)| (LLAMA_3.replace(from, to), words));
         let others = [
             (gpt2.to_owned(), "n_embd 8 is not a multiple of n_head 3"),
             (gpt2.replace("8", "9").replace("{", "{\"add_cross_attention\": true, "), "add_cross_attention"),
             ("{".to_owned(), "EOF"),
+            (gpt2.replace("\"n_embd\": 8", "\"n_embd\": 4611686018427387904"), "n_embd is 46"),
+            (
+                gpt2.replace("8", "9")
+                    .replace("\"n_head\": 3", "\"n_head\": 3, \"n_inner\": 4611686018427387904"),
+                "n_inner is 46",
+            ),
+            (
+                gpt2.replace("8", "9").replace("\"n_layer\": 1", "\"n_layer\": 4611686018427387904"),
+                "n_layer is 46",
+            ),
         ];
         for (json, words) in edited.into_iter().chain(others) {
             let message = Config::from_json(&json).expect_err(words).to_string();

@@ -41,10 +41,27 @@ impl Windows {
         }
         let stride = tokens.saturating_sub(length).saturating_sub(1) / count;
         if length > tokens || (count > 1 && stride < length) {
-            let reason = format!("a text of {tokens} tokens is too short for {count} windows of {length}");
+            let reason = format!(
+                "a text of {tokens} tokens is too short for {count} windows of {length}; give a longer text or ask for \
+                 fewer or shorter windows"
+            );
             return Err(Error::config(reason));
         }
         Ok((0..count).map(|i| i * stride).collect())
+    }
+
+    /// The same, for a model that is to read them.
+    ///
+    /// # Errors
+    /// As [`starts`](Self::starts); a window is longer than the model's context, or the text has a token outside its
+    /// vocabulary.
+    pub fn starts_for(&self, model: &dyn CausalLm, tokens: &[u32]) -> Result<Vec<usize>> {
+        let starts = self.starts(tokens.len())?;
+        if self.length > model.context_length() {
+            return Err(Error::Context { context: model.context_length(), past: 0, new: self.length });
+        }
+        check_vocabulary(model, tokens)?;
+        Ok(starts)
     }
 }
 
@@ -102,7 +119,7 @@ pub fn evaluate(
     windows: Windows,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<Evaluation> {
-    let starts = windows.starts(tokens.len())?;
+    let starts = windows.starts_for(reference, tokens)?;
     if reference.vocab_size() != candidate.vocab_size() {
         return Err(Error::config(format!(
             "the reference has a vocabulary of {} and the candidate one of {}; their predictions cannot be compared",
@@ -110,10 +127,7 @@ pub fn evaluate(
             candidate.vocab_size()
         )));
     }
-    if let Some(token) = tokens.iter().find(|&&token| token as usize >= reference.vocab_size()) {
-        let reason = format!("token {token} is not in the vocabulary of {}", reference.vocab_size());
-        return Err(Error::config(reason));
-    }
+    windows.starts_for(candidate, tokens)?;
     let (mut reference, mut candidate) = (Subject::new(reference), Subject::new(candidate));
     let mut divergence = Divergence::default();
     progress(0, starts.len());
@@ -139,6 +153,17 @@ pub fn evaluate(
         top1_agreement: divergence.agreements as f64 / positions,
         max_logit_difference: divergence.max_difference,
     })
+}
+
+/// Refuses tokens that a model has no row for in its table: their tokenizer is larger than its vocabulary.
+pub(super) fn check_vocabulary(model: &dyn CausalLm, tokens: &[u32]) -> Result<()> {
+    match tokens.iter().find(|&&token| token as usize >= model.vocab_size()) {
+        None => Ok(()),
+        Some(token) => Err(Error::config(format!(
+            "token {token} is not in the vocabulary of {}; the tokenizer is not this model's",
+            model.vocab_size()
+        ))),
+    }
 }
 
 /// A model, its clock and its loss.

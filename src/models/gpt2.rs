@@ -1,6 +1,6 @@
 //! GPT-2 (Radford et al., 2019) as Hugging Face's `GPT2LMHeadModel` computes it.
 
-use super::config::{TokenIds, check_positive};
+use super::config::{MOST, MOST_TOKENS, TokenIds, check_sizes};
 use super::{CausalLm, KvCache, pass};
 use crate::nn::{
     Activation, AttentionPass, Embedding, Linear, Projections, RbeAttention, RbeLayerNorm, RbeMlp, embedding,
@@ -43,13 +43,17 @@ pub struct Config {
 
 impl Config {
     fn check(&self) -> Result<()> {
-        check_positive(&[
-            ("vocab_size", self.vocab_size),
-            ("n_positions", self.n_positions),
-            ("n_embd", self.n_embd),
-            ("n_head", self.n_head),
-            ("n_inner", self.n_inner),
-        ])?;
+        check_sizes(MOST_TOKENS, &[("vocab_size", self.vocab_size), ("n_positions", self.n_positions)])?;
+        check_sizes(
+            MOST,
+            &[
+                ("n_embd", self.n_embd),
+                ("n_head", self.n_head),
+                ("n_inner", self.n_inner),
+                // A model of no layers has none to count.
+                ("n_layer", self.n_layer.max(1)),
+            ],
+        )?;
         if !self.n_embd.is_multiple_of(self.n_head) {
             let reason = format!("n_embd {} is not a multiple of n_head {}", self.n_embd, self.n_head);
             return Err(Error::config(reason));
@@ -104,7 +108,7 @@ impl TryFrom<File> for Config {
             n_embd: file.n_embd,
             n_layer: file.n_layer,
             n_head: file.n_head,
-            n_inner: file.n_inner.unwrap_or(4 * file.n_embd),
+            n_inner: file.n_inner.unwrap_or(file.n_embd.saturating_mul(4)),
             activation_function: file.activation_function.unwrap_or(Activation::GeluTanh),
             layer_norm_epsilon: file.layer_norm_epsilon,
             scale_attn_weights: file.scale_attn_weights,

@@ -1,7 +1,7 @@
 //! LLaMA (Touvron et al., arXiv 2302.13971) as Hugging Face's `LlamaForCausalLM` computes it: versions 1 to 3,
 //! and the models that share their shape.
 
-use super::config::{TokenIds, check_positive};
+use super::config::{MOST, MOST_TOKENS, TokenIds, check_sizes};
 use super::{CausalLm, KvCache, pass};
 use crate::nn::{
     Activation, AttentionPass, Embedding, Linear, Projections, RbeAttention, RbeMlp, RbeRmsNorm, Rope,
@@ -50,14 +50,21 @@ pub struct Config {
 
 impl Config {
     fn check(&self) -> Result<()> {
-        check_positive(&[
-            ("vocab_size", self.vocab_size),
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
-            ("num_attention_heads", self.num_attention_heads),
-            ("num_key_value_heads", self.num_key_value_heads),
-            ("head_dim", self.head_dim),
-        ])?;
+        let tokens =
+            [("vocab_size", self.vocab_size), ("max_position_embeddings", self.max_position_embeddings)];
+        check_sizes(MOST_TOKENS, &tokens)?;
+        check_sizes(
+            MOST,
+            &[
+                ("hidden_size", self.hidden_size),
+                ("intermediate_size", self.intermediate_size),
+                ("num_attention_heads", self.num_attention_heads),
+                ("num_key_value_heads", self.num_key_value_heads),
+                ("head_dim", self.head_dim),
+                // A model of no layers has none to count.
+                ("num_hidden_layers", self.num_hidden_layers.max(1)),
+            ],
+        )?;
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             return Err(Error::config(format!(
                 "num_attention_heads {} is not a multiple of num_key_value_heads {}",

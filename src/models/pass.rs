@@ -19,10 +19,7 @@ pub(super) fn begin<'c>(
     }
     let past = cache.as_ref().map_or(0, |cache| cache.len());
     if past + seq > context_length {
-        let reason = format!(
-            "{past} positions in the cache and {seq} new ones exceed the model's context of {context_length}"
-        );
-        return Err(Error::shape(reason).into());
+        return Err(Error::Context { context: context_length, past, new: seq }.into());
     }
     Ok(AttentionPass::causal(seq, cache))
 }

@@ -23,6 +23,7 @@ pub enum AttentionMask {
 /// # Errors
 /// When shapes do not fit each other, or a tensor is not F32, F16 or BF16 on the CPU.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, mask: &AttentionMask) -> Result<Tensor> {
+    cpu::requested_level()?;
     let (batch, _, _, _) = q.dims4()?;
     let (_, _, keys, _) = k.dims4()?;
     let key_bias = match mask {

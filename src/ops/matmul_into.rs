@@ -3,13 +3,14 @@
 use super::{CandlePool, to_f32};
 use crate::RbeTensor;
 use crate::cpu::{self, Precision};
-use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, bail};
 
 /// `y <- x W' + b`, in place: `x` `(.., in)`, `y` `(.., out)`, `b` `(out)`, contiguous F32 tensors on the CPU. Nothing goes
 /// into Candle's graph, and nothing is allocated here once as many vectors have been multiplied before.
 ///
 /// # Errors
-/// When a tensor has another shape or type or is elsewhere, and when the weight is transposed.
+/// When a tensor has another shape or type or is elsewhere, when the weight is transposed, and when `y` shares its memory with
+/// `x` or `b`, as a view of either does.
 pub fn matmul_into(
     x: &Tensor,
     weight: &RbeTensor,
@@ -26,28 +27,30 @@ pub fn matmul_into(
             bail!("{NAME} writes on the CPU, not on {:?}", tensor.device().location());
         }
     }
-    y.inplace_op2(x, &RbeMatMulInto { weight, bias, precision })
+    let op = RbeMatMulInto { weight, precision };
+    // Candle locks all that take part in one order, and refuses an output that is an input too. An op that locked the bias
+    // by itself would wait for ever where it is the output, or where two threads write what the other one reads.
+    match bias {
+        None => y.inplace_op2(x, &op),
+        Some(bias) => y.inplace_op3(x, bias, &op),
+    }
 }
 
 const NAME: &str = "rbe-matmul-into";
 
 struct RbeMatMulInto<'a> {
     weight: &'a RbeTensor,
-    bias: Option<&'a Tensor>,
     precision: Precision,
 }
 
-impl InplaceOp2 for RbeMatMulInto<'_> {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn cpu_fwd(
+impl RbeMatMulInto<'_> {
+    fn write(
         &self,
         y: &mut CpuStorage,
         y_layout: &Layout,
         x: &CpuStorage,
         x_layout: &Layout,
+        bias: Option<(&CpuStorage, &Layout)>,
     ) -> Result<()> {
         let (out_features, in_features) = self.weight.shape().dims2()?;
         // Compared in place: a shape of its own would be allocated.
@@ -64,23 +67,88 @@ impl InplaceOp2 for RbeMatMulInto<'_> {
                 y_layout.shape()
             );
         }
+        let bias = bias.map(|(storage, layout)| to_f32(storage, layout, NAME)).transpose()?;
+        if let Some(bias) = bias.as_ref().filter(|bias| bias.len() != out_features) {
+            bail!("{NAME}: bias of {} elements for {out_features} outputs", bias.len());
+        }
         let (CpuStorage::F32(y), Some((start, end))) = (y, y_layout.contiguous_offsets()) else {
             bail!("{NAME} writes contiguous F32 tensors");
         };
         let y = &mut y[start..end];
         let x = to_f32(x, x_layout, NAME)?;
         cpu::product(self.weight.loaded(), &x, x.len() / in_features, y, self.precision, &CandlePool);
-        if let Some(bias) = self.bias {
-            let (storage, layout) = bias.storage_and_layout();
-            let Storage::Cpu(storage) = &*storage else { bail!("{NAME}: a bias that is not on the CPU") };
-            let bias = to_f32(storage, layout, NAME)?;
-            if bias.len() != out_features {
-                bail!("{NAME}: bias of {} elements for {out_features} outputs", bias.len());
-            }
+        if let Some(bias) = bias {
             for y in y.chunks_exact_mut(out_features) {
                 y.iter_mut().zip(&*bias).for_each(|(y, bias)| *y += bias);
             }
         }
+        Ok(())
+    }
+}
+
+impl InplaceOp2 for RbeMatMulInto<'_> {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        y: &mut CpuStorage,
+        y_layout: &Layout,
+        x: &CpuStorage,
+        x_layout: &Layout,
+    ) -> Result<()> {
+        self.write(y, y_layout, x, x_layout, None)
+    }
+}
+
+impl InplaceOp3 for RbeMatMulInto<'_> {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        y: &mut CpuStorage,
+        y_layout: &Layout,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<()> {
+        self.write(y, y_layout, x, x_layout, Some((bias, bias_layout)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Encoder, EncoderConfig, Rate};
+    use candle_core::{DType, Device};
+
+    #[test]
+    fn an_output_that_is_an_input_is_refused_and_not_waited_for() -> Result<()> {
+        let weight = Tensor::randn(0f32, 1.0, (64, 64), &Device::Cpu)?;
+        let weight =
+            Encoder::new(EncoderConfig::from(Rate::BitsPerWeight(4.1))).and_then(|e| e.encode(&weight))?;
+        let memory = Tensor::ones((4, 64), DType::F32, &Device::Cpu)?;
+        let (y, other) = (memory.narrow(0, 0, 1)?, memory.narrow(0, 1, 1)?);
+        let x = Tensor::randn(0f32, 1.0, (1, 64), &Device::Cpu)?;
+        let into = |x: &Tensor, bias: &Tensor| matmul_into(x, &weight, Some(bias), Precision::Exact, &y);
+        for shared in [&y, &other] {
+            let bias = shared.squeeze(0)?;
+            assert!(into(&x, &bias).unwrap_err().to_string().contains("shares storage"));
+            assert!(into(shared, &x.squeeze(0)?).unwrap_err().to_string().contains("shares storage"));
+            assert!(matmul_into(shared, &weight, None, Precision::Exact, &y).is_err());
+        }
+        assert_eq!(y.to_vec2::<f32>()?, [[1f32; 64]]);
+        // A bias of a wrong length is refused before anything is written; one that is another's input may be both.
+        assert!(into(&x, &x.narrow(1, 0, 32)?.squeeze(0)?).is_err());
+        assert_eq!(y.to_vec2::<f32>()?, [[1f32; 64]]);
+        into(&x, &x.squeeze(0)?)?;
+        let product = super::super::matmul(&x, &weight, Precision::Exact)?;
+        let difference = (y - (product + x)?)?.abs()?.max_all()?.to_scalar::<f32>()?;
+        assert!(difference < 1e-5, "{difference}");
         Ok(())
     }
 }

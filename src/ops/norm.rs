@@ -11,6 +11,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 /// # Errors
 /// When a shape does not fit, or a tensor is not F32, F16 or BF16 on the CPU.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    cpu::requested_level()?;
     x.apply_op3(weight, bias, RbeNorm(Norm { eps: eps as f32, centered: true }))
 }
 
@@ -19,6 +20,7 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
 /// # Errors
 /// As [`layer_norm`].
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    cpu::requested_level()?;
     x.apply_op2(weight, RbeNorm(Norm { eps: eps as f32, centered: false }))
 }
 

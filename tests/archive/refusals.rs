@@ -68,13 +68,32 @@ fn a_missing_tensor() {
     let room = Room::compressed(&tensors(DType::F16));
     let archive = Archive::open(room.path("rbe")).unwrap();
     match archive.entry("layers.7.weight").unwrap_err() {
-        Error::MissingTensor { path, name } => {
+        Error::MissingTensor { path, name, .. } => {
             assert_eq!((path, name.as_str()), (room.path("rbe"), "layers.7.weight"));
         }
         other => panic!("{other}"),
     }
     let dense = archive.entry("types.weight").unwrap();
     assert!(archive.rbe(dense).unwrap_err().to_string().contains("\"types.weight\": is not compressed"));
+}
+
+#[test]
+fn a_tensor_under_another_prefix_and_a_file_of_adapters() {
+    let room = Room::compressed(&tensors(DType::F16));
+    let missing =
+        |path: &str, name: &str| Archive::open(room.path(path)).unwrap().entry(name).unwrap_err().to_string();
+    let longer = missing("rbe", "model.layers.0.norm.weight");
+    assert!(longer.ends_with(
+        "; it holds \"layers.0.norm.weight\", the same without \"model.\" before it: the model was saved under another \
+         prefix, rename its tensors"
+    ));
+    assert!(
+        missing("rbe", "norm.weight")
+            .contains("\"layers.0.norm.weight\", the same with \"layers.0.\" before it")
+    );
+    assert!(missing("rbe", "orm.weight").ends_with("no tensor named \"orm.weight\""));
+    file(&room, "adapters", &[("embed.weight.rbe", &payload(&room))], &[("rbe.kind", "adapter")]);
+    assert!(missing("adapters", "model.norm.weight").contains("it holds adapters"));
 }
 
 #[test]
@@ -186,7 +205,7 @@ fn metadata_that_does_not_fit_the_file() {
     let version = text(&[("rbe.format", "2")]);
     assert!(version.contains("odd: rbe.format is \"2\"; this build reads \"1\""), "{version}");
     let absent = text(&[(TENSORS_KEY, r#"{"other":{"dtype":"F16","shape":[96,64]}}"#)]);
-    assert!(absent.contains("names tensor \"other\", and there is no other.rbe"), "{absent}");
+    assert!(absent.contains("names tensor \"other\", and there is no \"other.rbe\""), "{absent}");
     let shape = text(&[(TENSORS_KEY, r#"{"embed.weight":{"dtype":"F16","shape":[64,96]}}"#)]);
     assert!(shape.contains("the payload has shape [96, 64], the header says [64, 96]"), "{shape}");
     let huge = format!(r#"{{"embed.weight":{{"dtype":"F16","shape":[{0},{0}]}}}}"#, usize::MAX);
@@ -226,13 +245,13 @@ fn an_index_that_points_outside_its_directory() {
 fn an_index_that_names_a_missing_shard() {
     let text =
         indexed(&Room::new(&tensors(DType::F32)), r#"{"a": "one.safetensors", "c": "three.safetensors"}"#);
-    assert!(text.contains("names three.safetensors, and there is no such file"), "{text}");
+    assert!(text.contains("names \"three.safetensors\", and there is no such file"), "{text}");
 }
 
 #[test]
 fn an_index_that_names_a_missing_tensor() {
     let text = indexed(&Room::new(&tensors(DType::F32)), r#"{"c": "one.safetensors"}"#);
-    assert!(text.contains("says that one.safetensors holds tensor \"c\", and it does not"), "{text}");
+    assert!(text.contains("says that \"one.safetensors\" holds tensor \"c\", and it does not"), "{text}");
 }
 
 #[test]

@@ -1,22 +1,14 @@
-//! A progress bar on standard error; where that is no terminal, nothing. And what an interrupt (Ctrl-C) does meanwhile.
+//! A progress bar on standard error; where that is no terminal, nothing.
 
+use crate::print;
 use candle_rbe::archive::Step;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::ops::ControlFlow;
-use std::process;
-use std::sync::Once;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// What the process is in the midst of.
-static STATE: AtomicU8 = AtomicU8::new(OTHER);
-const OTHER: u8 = 0;
-/// A conversion, which leaves nothing behind if it is told to stop.
-const CONVERTING: u8 = 1;
-/// A conversion that was told.
-const STOPPING: u8 = 2;
-/// What shells expect of a process that was interrupted.
-const INTERRUPTED: i32 = 130;
+/// The bar on the screen, for an interrupt to take away.
+static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
 pub(crate) struct Bar(ProgressBar);
 
@@ -27,44 +19,32 @@ impl Bar {
         let bar = ProgressBar::new(0).with_style(style.progress_chars("=> ")).with_prefix(verb);
         // The estimate keeps moving while one large matrix takes its time.
         bar.enable_steady_tick(Duration::from_millis(200));
+        *SHOWN.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar.clone());
         Ok(Self(bar))
     }
 
-    /// Over a conversion, which an interrupt stops at its next [step](Self::step), and a second one at once.
-    pub(crate) fn converting(verb: &'static str) -> anyhow::Result<Self> {
-        static HANDLER: Once = Once::new();
-        let mut set = Ok(());
-        HANDLER.call_once(|| set = ctrlc::set_handler(interrupt));
-        set?;
-        STATE.store(CONVERTING, Ordering::SeqCst);
-        Self::new(verb)
-    }
-
+    /// For a conversion to tell its steps to; never stops it, since an interrupt does that by itself.
     pub(crate) fn step(&self, step: Step<'_>) -> ControlFlow<()> {
         self.set(step.weights_done, step.weights, step.name.to_owned());
-        match STATE.load(Ordering::SeqCst) {
-            STOPPING => ControlFlow::Break(()),
-            _ => ControlFlow::Continue(()),
-        }
+        ControlFlow::Continue(())
     }
 
     pub(crate) fn set(&self, done: u64, of: u64, message: String) {
         self.0.set_length(of);
         self.0.set_position(done);
-        self.0.set_message(message);
+        self.0.set_message(print::harmless(&message));
     }
 }
 
-fn interrupt() {
-    let told = STATE.compare_exchange(CONVERTING, STOPPING, Ordering::SeqCst, Ordering::SeqCst);
-    if told.is_err() {
-        process::exit(INTERRUPTED);
+/// Takes away the bar that is shown.
+pub(crate) fn clear() {
+    if let Some(bar) = SHOWN.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        bar.finish_and_clear();
     }
 }
 
 impl Drop for Bar {
     fn drop(&mut self) {
-        STATE.store(OTHER, Ordering::SeqCst);
         self.0.finish_and_clear();
     }
 }

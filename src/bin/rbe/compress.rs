@@ -2,11 +2,12 @@
 
 use crate::bar::Bar;
 use crate::encoder::EncoderArgs;
-use crate::eval::compare;
+use crate::eval::{Text, compare};
+use crate::interrupt;
 use crate::language::{self, Language};
 use crate::print;
 use anyhow::{Context, ensure};
-use candle_rbe::archive::{self, CompressOptions, CompressReport, Selection};
+use candle_rbe::archive::{self, Archive, CompressOptions, CompressReport, Selection, Stage};
 use candle_rbe::encode::fewest_bits;
 use candle_rbe::models::Windows;
 use candle_rbe::nn::Calibration;
@@ -53,26 +54,62 @@ pub(crate) struct Compress {
 
 impl Compress {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
+        interrupt::install()?;
         let encoder = self.encoder.encoder()?;
-        // What is measured or calibrated on is refused before the work begins.
+        let selection = Selection::new(self.include.as_deref(), self.exclude.as_deref())?;
+        let options = CompressOptions { selection, overwrite: self.force, plain: self.encoder.plain };
+        // The output is begun, and what is measured or calibrated on is read, before the work.
+        let stage = self.begin().with_context(|| self.failed())?;
         let language = match self.calibrate.is_some() || self.kl.is_some() {
             true => Some(Language::open(&self.input)?),
             false => None,
         };
-        let mut calibration = match (&self.calibrate, &language) {
+        let bound = match (self.kl, &self.text, &language) {
+            (Some(bound), Some(text), Some(language)) => Some(self.bound(bound, text, language)?),
+            _ => None,
+        };
+        let calibration = match (&self.calibrate, &language) {
             (Some(text), Some(language)) => Some(self.calibration(language, text)?),
             _ => None,
         };
-        let report = match (self.kl, &self.text, &language) {
-            (Some(bound), Some(text), Some(language)) => {
-                self.compress_within(bound, language, text, &encoder, &mut calibration)?
-            }
-            _ => self.compress(&self.output, &encoder, self.force, &mut calibration)?,
+        let mut work = Work { compress: self, options, stage, calibration };
+        let report = match bound {
+            Some(bound) => work.compress_within(&bound, &encoder)?,
+            None => work.compress(&encoder)?,
         };
+        work.stage.commit().with_context(|| self.failed())?;
         match self.json {
             true => print::json(&report),
             false => print::line(&self.describe(&report)),
         }
+    }
+
+    fn failed(&self) -> String {
+        format!("cannot compress {}", self.input.display())
+    }
+
+    /// The output: a directory for a directory, a file for a file.
+    fn begin(&self) -> anyhow::Result<Stage> {
+        let input = Archive::open(&self.input)?;
+        ensure!(
+            self.kl.is_none() || self.input.is_dir(),
+            "--kl takes a model directory, and {} is none",
+            self.input.display()
+        );
+        // With --kl or --calibrate the model is loaded before the work, and that is an error.
+        if let Some(obstacle) =
+            language::obstacle(&input).filter(|_| self.kl.is_none() && self.calibrate.is_none())
+        {
+            eprintln!("note: no model of this program will run the output: {}", print::harmless(&obstacle));
+        }
+        let texts: Vec<&Path> = [&self.calibrate, &self.text].into_iter().flatten().map(|p| &**p).collect();
+        Ok(Stage::like(&input, &self.output, self.force, &texts)?)
+    }
+
+    fn bound<'l>(&self, divergence: f64, text: &Path, original: &'l Language) -> anyhow::Result<Bound<'l>> {
+        let text = Text::open(text, &language::tokenizer(&self.input)?, Windows::default())?;
+        text.suits(original)?;
+        Ok(Bound { divergence, text, original })
     }
 
     fn calibration<'m>(&self, language: &'m Language, text: &Path) -> anyhow::Result<Calibration<'m>> {
@@ -81,70 +118,6 @@ impl Compress {
         let bar = Bar::new("calibrating")?;
         let progress = move |done: usize, of: usize| bar.set(done as u64, of as u64, String::new());
         Ok(Calibration::new(&language.model, samples).with_progress(progress))
-    }
-
-    fn compress(
-        &self,
-        output: &Path,
-        encoder: &Encoder,
-        overwrite: bool,
-        calibration: &mut Option<Calibration<'_>>,
-    ) -> anyhow::Result<CompressReport> {
-        let selection = Selection::new(self.include.as_deref(), self.exclude.as_deref())?;
-        let options = CompressOptions { selection, overwrite, plain: self.encoder.plain };
-        let bar = Bar::converting("compressing")?;
-        let watch = &mut |step: archive::Step<'_>| bar.step(step);
-        let report = match calibration {
-            None => archive::compress(&self.input, output, encoder, &options, watch),
-            Some(calibration) => {
-                archive::compress_calibrated(&self.input, output, encoder, &options, calibration, watch)
-            }
-        };
-        report.with_context(|| format!("cannot compress {}", self.input.display()))
-    }
-
-    /// The smallest model that diverges by `bound` at most.
-    fn compress_within(
-        &self,
-        bound: f64,
-        original: &Language,
-        text: &Path,
-        encoder: &Encoder,
-        calibration: &mut Option<Calibration<'_>>,
-    ) -> anyhow::Result<CompressReport> {
-        ensure!(self.input.is_dir(), "--kl takes a model directory, and {} is none", self.input.display());
-        let there = self.output.exists();
-        ensure!(self.force || !there, "{} exists; --force replaces it", self.output.display());
-        let tokenizer = language::tokenizer(&self.input)?;
-        // Tries stay beside the output, so that the last one moves there in one step.
-        let parent = self.output.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let room = tempfile::tempdir_in(parent.unwrap_or(Path::new(".")))
-            .with_context(|| format!("cannot write beside {}", self.output.display()))?;
-        let tried = room.path().join("model");
-        let mut compress = |bits: f64| -> anyhow::Result<CompressReport> {
-            let config = EncoderConfig { rate: Rate::BitsPerWeight(bits), ..encoder.config().clone() };
-            self.compress(&tried, &Encoder::new(config)?, true, calibration)
-        };
-        let mut last = None;
-        let bits = fewest_bits(bound, |bits| -> anyhow::Result<f64> {
-            let report = compress(bits)?;
-            let compressed = Language::open(&tried)?;
-            let found = compare(original, &compressed, &tokenizer, text, Windows::default())?.kl_divergence;
-            eprintln!("{:.3} bits per weight: KL divergence {found:.6}", report.bits_per_weight);
-            last = Some((bits, report));
-            Ok(found)
-        })?;
-        let report = match last {
-            Some((tried, report)) if tried == bits => report,
-            _ => compress(bits)?,
-        };
-        if there {
-            std::fs::remove_dir_all(&self.output)
-                .with_context(|| format!("cannot replace {}", self.output.display()))?;
-        }
-        std::fs::rename(&tried, &self.output)
-            .with_context(|| format!("cannot write {}", self.output.display()))?;
-        Ok(report)
     }
 
     fn describe(&self, report: &CompressReport) -> String {
@@ -159,5 +132,51 @@ impl Compress {
             report.bits_per_weight,
             report.relative_error,
         )
+    }
+}
+
+/// How near the compressed model is to be, and to what on which text.
+struct Bound<'l> {
+    divergence: f64,
+    text: Text,
+    original: &'l Language,
+}
+
+/// A model under way.
+struct Work<'c, 'm> {
+    compress: &'c Compress,
+    options: CompressOptions,
+    stage: Stage,
+    calibration: Option<Calibration<'m>>,
+}
+
+impl Work<'_, '_> {
+    fn compress(&mut self, encoder: &Encoder) -> anyhow::Result<CompressReport> {
+        let Self { compress, options, stage, calibration } = self;
+        let bar = Bar::new("compressing")?;
+        let watch = &mut |step: archive::Step<'_>| bar.step(step);
+        archive::compress_into(&compress.input, stage, encoder, options, calibration.as_mut(), watch)
+            .with_context(|| compress.failed())
+    }
+
+    /// The smallest model that diverges by the bound at most. Each try takes the place of the one before in the stage.
+    fn compress_within(&mut self, bound: &Bound<'_>, encoder: &Encoder) -> anyhow::Result<CompressReport> {
+        let at = |bits: f64| {
+            let rate = Rate::BitsPerWeight(bits);
+            Encoder::new(EncoderConfig { rate, ..encoder.config().clone() })
+        };
+        let mut last = None;
+        let bits = fewest_bits(bound.divergence, |bits| -> anyhow::Result<f64> {
+            let report = self.compress(&at(bits)?)?;
+            let compressed = Language::open(&self.stage.path())?;
+            let found = compare(bound.original, &compressed, &bound.text)?.kl_divergence;
+            eprintln!("{:.3} bits per weight: KL divergence {found:.6}", report.bits_per_weight);
+            last = Some((bits, report));
+            Ok(found)
+        })?;
+        match last {
+            Some((tried, report)) if tried == bits => Ok(report),
+            _ => self.compress(&at(bits)?),
+        }
     }
 }

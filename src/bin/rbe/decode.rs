@@ -1,7 +1,7 @@
 //! `rbe decode`
 
 use crate::bar::Bar;
-use crate::print;
+use crate::{interrupt, print};
 use anyhow::Context;
 use candle_rbe::archive::{self, DecodeOptions, Dtype};
 use clap::{Args, ValueEnum};
@@ -34,13 +34,14 @@ enum DtypeArg {
 
 impl Decode {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
+        interrupt::install()?;
         let dtype = self.dtype.map(|dtype| match dtype {
             DtypeArg::F32 => Dtype::F32,
             DtypeArg::F16 => Dtype::F16,
             DtypeArg::Bf16 => Dtype::BF16,
         });
         let options = DecodeOptions { dtype, overwrite: self.force };
-        let bar = Bar::converting("decoding")?;
+        let bar = Bar::new("decoding")?;
         let report = archive::decode(&self.input, &self.output, &options, &mut |step| bar.step(step))
             .with_context(|| format!("cannot decode {}", self.input.display()))?;
         drop(bar);

@@ -1,12 +1,13 @@
 //! `rbe demo`: the whole way in one command, on the small model of the repository.
 
 use crate::bar::Bar;
-use crate::eval::compare;
+use crate::eval::{Text, compare};
+use crate::interrupt;
 use crate::language::{self, Language, Sampling};
 use crate::layers::Layers;
 use crate::print::{self, Table};
 use anyhow::{Context, ensure};
-use candle_rbe::archive::{self, CompressOptions, Selection};
+use candle_rbe::archive::{self, CompressOptions, Scratch, Selection};
 use candle_rbe::models::Windows;
 use candle_rbe::{Encoder, EncoderConfig, Rate};
 use clap::Args;
@@ -46,8 +47,11 @@ impl Demo {
             let hint = "run rbe in the root of the repository, or name a model directory and a --text";
             ensure!(path.exists(), "there is no {}; {hint}", path.display());
         }
+        interrupt::install()?;
+        let tokenizer = language::tokenizer(&self.model)?;
+        let text = Text::open(&self.text, &tokenizer, Windows::default())?;
         self.layers.apply();
-        let room = tempfile::tempdir().context("cannot make a temporary directory")?;
+        let room = Scratch::new(std::env::temp_dir().join("rbe-demo"))?;
         let compressed = room.path().join("model");
         let config = self.bits.map_or_else(EncoderConfig::default, |bits| Rate::BitsPerWeight(bits).into());
         let encoder = Encoder::new(config)?;
@@ -55,7 +59,7 @@ impl Demo {
             selection: Selection::new(Some(PROJECTIONS), None)?,
             ..CompressOptions::default()
         };
-        let bar = Bar::converting("compressing")?;
+        let bar = Bar::new("compressing")?;
         let report =
             archive::compress(&self.model, &compressed, &encoder, &options, &mut |step| bar.step(step))
                 .with_context(|| format!("cannot compress {}", self.model.display()))?;
@@ -72,14 +76,13 @@ impl Demo {
             print::bytes(after),
         ))?;
 
-        let tokenizer = language::tokenizer(&self.model)?;
         let (dense, rbe) = (Language::open(&self.model)?, Language::open(&compressed)?);
-        let evaluation = compare(&dense, &rbe, &tokenizer, &self.text, Windows::default())?;
+        let evaluation = compare(&dense, &rbe, &text)?;
         // Small models repeat themselves when they always take the likeliest token; with the same seed both draw alike.
         let sampling = Sampling::Temperature { temperature: 0.7, seed: self.seed };
         let mut texts = vec![];
         for language in [&dense, &rbe] {
-            let mut text = self.prompt.clone();
+            let mut text = String::new();
             let (_, rate) =
                 language::write(&language.model, &tokenizer, &self.prompt, self.n, sampling, |piece| {
                     text.push_str(piece);

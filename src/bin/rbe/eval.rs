@@ -45,10 +45,11 @@ struct Report {
 impl Eval {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         let tokenizer = language::tokenizer(&self.dense)?;
+        let windows = Windows { count: self.windows, length: self.window_tokens };
+        let text = Text::open(&self.text, &tokenizer, windows)?;
         self.layers.apply();
         let (reference, candidate) = (Language::open(&self.dense)?, Language::open(&self.rbe)?);
-        let windows = Windows { count: self.windows, length: self.window_tokens };
-        let evaluation = compare(&reference, &candidate, &tokenizer, &self.text, windows)?;
+        let evaluation = compare(&reference, &candidate, &text)?;
         let report =
             Report { reference_bytes: reference.bytes()?, candidate_bytes: candidate.bytes()?, evaluation };
         match self.json {
@@ -58,20 +59,35 @@ impl Eval {
     }
 }
 
-/// Runs both models over windows of the text in `file`.
-pub(crate) fn compare(
-    reference: &Language,
-    candidate: &Language,
-    tokenizer: &Tokenizer,
-    file: &Path,
+/// The text that models are compared on, and which parts of it.
+pub(crate) struct Text {
+    file: PathBuf,
+    tokens: Vec<u32>,
     windows: Windows,
-) -> anyhow::Result<Evaluation> {
-    let text =
-        std::fs::read_to_string(file).with_context(|| format!("cannot read the text {}", file.display()))?;
-    let tokens = language::tokens(tokenizer, &text, false)?;
+}
+
+impl Text {
+    /// Reads a text that is long enough for the windows.
+    pub(crate) fn open(file: &Path, tokenizer: &Tokenizer, windows: Windows) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(file)
+            .with_context(|| format!("cannot read the text {}", file.display()))?;
+        let tokens = language::tokens(tokenizer, &text, false)?;
+        windows.starts(tokens.len()).with_context(|| format!("cannot evaluate on {}", file.display()))?;
+        Ok(Self { file: file.to_owned(), tokens, windows })
+    }
+
+    /// Whether a model can read it: said before one is compressed that is to be compared with it.
+    pub(crate) fn suits(&self, language: &Language) -> anyhow::Result<()> {
+        let suits = self.windows.starts_for(&language.model, &self.tokens);
+        suits.map(drop).with_context(|| format!("cannot evaluate on {}", self.file.display()))
+    }
+}
+
+/// Runs both models over windows of the text.
+pub(crate) fn compare(reference: &Language, candidate: &Language, text: &Text) -> anyhow::Result<Evaluation> {
     let bar = Bar::new("evaluating")?;
     let progress = |done: usize, of: usize| bar.set(done as u64, of as u64, String::new());
-    evaluate(&reference.model, &candidate.model, &tokens, windows, progress).with_context(|| {
+    evaluate(&reference.model, &candidate.model, &text.tokens, text.windows, progress).with_context(|| {
         format!("cannot compare {} with {}", candidate.path.display(), reference.path.display())
     })
 }

@@ -48,7 +48,6 @@ impl Generate {
             out.write_all(text.as_bytes())?;
             Ok(out.flush()?)
         };
-        say(&self.prompt)?;
         let (written, rate) =
             language::write(&language.model, &tokenizer, &self.prompt, self.n, sampling, say)?;
         say("\n")?;

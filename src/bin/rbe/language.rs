@@ -1,9 +1,9 @@
 //! A language model directory: weights, configuration, tokenizer.
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use candle_rbe::archive::{self, Archive};
-use candle_rbe::models::{CausalLm, Model, Windows, generate, greedy};
+use candle_rbe::models::{CausalLm, Config, Model, Windows, generate, greedy};
 use candle_transformers::generation::LogitsProcessor;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -39,7 +39,33 @@ fn directory(path: &Path) -> &Path {
 /// The tokenizer beside a model's weights.
 pub(crate) fn tokenizer(path: &Path) -> anyhow::Result<Tokenizer> {
     let file = directory(path).join("tokenizer.json");
-    Tokenizer::from_file(&file).map_err(|e| anyhow!("cannot read {}: {e}", file.display()))
+    // Asked for first, since a FIFO would be waited for.
+    ensure!(file.is_file(), "there is no file {}", file.display());
+    let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    ensure!(
+        !text.starts_with("version https://git-lfs"),
+        "{} is a git-LFS pointer, which stands for the file; run `git lfs pull` where it was cloned",
+        file.display()
+    );
+    text.parse().map_err(|e| anyhow!("cannot read {}: {e}", file.display()))
+}
+
+/// Why none of this crate's models will run what is in a directory: said before it is compressed, which may all the same be
+/// what is wanted.
+pub(crate) fn obstacle(archive: &Archive) -> Option<String> {
+    let config = archive.path().join("config.json");
+    if !config.is_file() {
+        return None;
+    }
+    let tables: &[&str] = match Config::read(config) {
+        Err(error) => return Some(error.to_string()),
+        Ok(Config::Llama(_)) => &["model.embed_tokens.weight"],
+        Ok(Config::Gpt2(_)) => &["transformer.wte.weight", "wte.weight"],
+    };
+    match tables.iter().any(|name| archive.get(name).is_some()) {
+        true => None,
+        false => archive.entry(tables[0]).err().map(|error| error.to_string()),
+    }
 }
 
 /// The tokens of a text; `special` adds what the model expects at the start of one.
@@ -64,7 +90,8 @@ pub(crate) fn samples(
     let count = count.min((tokens.len().saturating_sub(1) / length).saturating_sub(1).max(1));
     let windows = Windows { count, length };
     windows
-        .samples(&tokens, model.device())
+        .starts_for(model, &tokens)
+        .and_then(|_| windows.samples(&tokens, model.device()))
         .with_context(|| format!("cannot calibrate on {}", text.display()))
 }
 
@@ -75,8 +102,8 @@ pub(crate) enum Sampling {
     Temperature { temperature: f64, seed: u64 },
 }
 
-/// Continues `prompt` by up to `count` tokens, handing over each piece of text as soon as it is whole; returns the
-/// number of tokens and the tokens per second after the first, which pays for the prompt.
+/// Continues `prompt` by up to `count` tokens, handing over the prompt and each piece of text as soon as it is whole; returns
+/// the number of tokens and the tokens per second after the first, which pays for the prompt.
 pub(crate) fn write(
     model: &dyn CausalLm,
     tokenizer: &Tokenizer,
@@ -93,6 +120,14 @@ pub(crate) fn write(
             *start.context("the prompt is empty and the model names no end-of-text token; give a prompt")?,
         );
     }
+    let (length, context, vocabulary) = (ids.len(), model.context_length(), model.vocab_size());
+    ensure!(length <= context, "the prompt has {length} tokens and the model's context {context} positions");
+    if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
+        bail!(
+            "token {id} of the prompt is not in the vocabulary of {vocabulary}; the tokenizer is not this model's"
+        );
+    }
+    piece(prompt)?;
     let mut processor = match sampling {
         Sampling::Greedy => None,
         Sampling::Temperature { temperature, seed } => {

@@ -13,6 +13,7 @@ mod encoder;
 mod eval;
 mod generate;
 mod inspect;
+mod interrupt;
 mod language;
 mod layers;
 mod print;
@@ -55,7 +56,21 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let result = run(Cli::parse().command);
+    interrupt::has_the_last_word();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            print::error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    // Said before any work, and whatever the command is.
+    candle_rbe::cpu::requested_level()?;
+    match command {
         Command::Compress(command) => command.run(),
         Command::Decode(command) => command.run(),
         Command::Inspect(command) => command.run(),
@@ -67,12 +82,5 @@ fn main() -> ExitCode {
         Command::Bench(command) => command.run(),
         Command::Blocks(command) => command.run(),
         Command::Prune(command) => command.run(),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            print::error(&error);
-            ExitCode::FAILURE
-        }
     }
 }

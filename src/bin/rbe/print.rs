@@ -2,16 +2,53 @@
 
 use candle_rbe::Error;
 use serde::Serialize;
-use std::io::{self, Write};
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
 
 /// Exactly one JSON object, and nothing else, on standard output.
 pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
-    line(&serde_json::to_string_pretty(value)?)
+    let text = serde_json::to_string_pretty(value)?;
+    // Line ends are between values; whatever else could act on a terminal is inside of strings.
+    let text = escape(&text, |c, out| {
+        let mut units = [0; 2];
+        for unit in c.encode_utf16(&mut units) {
+            // Writing to a string cannot fail.
+            let _ = write!(out, "\\u{unit:04x}");
+        }
+    });
+    Ok(writeln!(io::stdout().lock(), "{text}")?)
 }
 
 /// One line, or several, on standard output.
 pub(crate) fn line(text: &str) -> anyhow::Result<()> {
-    Ok(writeln!(io::stdout().lock(), "{text}")?)
+    Ok(writeln!(io::stdout().lock(), "{}", escape(text, as_rust))?)
+}
+
+/// A name or another text out of a file, on one line and without what could act on a terminal.
+pub(crate) fn harmless(text: &str) -> String {
+    escape(text, as_rust).replace('\n', "\\n")
+}
+
+/// Writes a character as `\u{1b}`.
+fn as_rust(c: char, out: &mut String) {
+    out.extend(c.escape_default());
+}
+
+/// The text with all that could act on a terminal, line ends apart, written by `write`: names in files are anybody's.
+fn escape(text: &str, write: impl Fn(char, &mut String)) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' => out.push(c),
+            // Marks that turn the direction of writing, and line ends that are no control characters.
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                write(c, &mut out);
+            }
+            c if c.is_control() => write(c, &mut out),
+            c => out.push(c),
+        }
+    }
+    out
 }
 
 /// The error and its causes in one line on standard error.
@@ -19,7 +56,10 @@ pub(crate) fn error(error: &anyhow::Error) {
     // Who closed the pipe (`rbe inspect | head`) has seen enough and needs no message.
     let closed = |cause: &io::Error| cause.kind() == io::ErrorKind::BrokenPipe;
     if !error.root_cause().downcast_ref().is_some_and(closed) {
-        eprintln!("error: {}", sentence(error));
+        // A backtrace, which Candle's errors carry where it is asked for, has lines of its own.
+        let lines = std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0");
+        let text = sentence(error);
+        eprintln!("error: {}", if lines { escape(&text, as_rust) } else { harmless(&text) });
     }
 }
 
@@ -38,6 +78,9 @@ fn sentence(error: &anyhow::Error) -> String {
     sentence
 }
 
+/// The longest cell that makes a column wider; a longer one, such as a name of 65,536 letters, sticks out of its column.
+const WIDEST: usize = 100;
+
 /// Rows of cells in columns as wide as their longest cell; the first is set flush left, the others as asked.
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
@@ -51,7 +94,7 @@ impl Table {
     }
 
     pub(crate) fn row<const N: usize>(&mut self, cells: [impl Into<String>; N]) {
-        self.rows.push(cells.into_iter().map(Into::into).collect());
+        self.rows.push(cells.into_iter().map(|cell| harmless(&cell.into())).collect());
     }
 }
 
@@ -59,16 +102,17 @@ impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column| {
-            self.rows.iter().filter_map(|row| row.get(column)).map(|cell: &String| cell.chars().count()).max()
+            let cells = self.rows.iter().filter_map(|row| row.get(column));
+            cells.map(|cell: &String| cell.chars().count()).filter(|width| *width <= WIDEST).max()
         };
         let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
         for (index, row) in self.rows.iter().enumerate() {
             let mut line = String::new();
             for (column, cell) in row.iter().enumerate() {
-                let width = widths[column];
+                let blank = " ".repeat(widths[column].saturating_sub(cell.chars().count()));
                 line += &match self.left.contains(&column) {
-                    true => format!("{cell:<width$}  "),
-                    false => format!("{cell:>width$}  "),
+                    true => format!("{cell}{blank}  "),
+                    false => format!("{blank}{cell}  "),
                 };
             }
             f.write_str(if index == 0 { "" } else { "\n" })?;
@@ -128,6 +172,30 @@ mod tests {
         table.row(["name", "n"]);
         table.row(["a", "100"]);
         assert_eq!(table.to_string(), "name    n\na     100");
+    }
+
+    #[test]
+    fn a_cell_of_any_length_is_set() {
+        let mut table = Table::new(&[0]);
+        let long = "n".repeat(1 << 17);
+        table.row(["name", "n"]);
+        table.row([&*long, "1"]);
+        table.row(["a", "100"]);
+        assert_eq!(table.to_string(), format!("name    n\n{long}    1\na     100"));
+    }
+
+    #[test]
+    fn what_could_act_on_a_terminal_is_escaped() {
+        let name = "a\u{1b}[2J\u{9b}\u{7f}\r\n\u{202e}b\u{e9}";
+        assert_eq!(harmless(name), r"a\u{1b}[2J\u{9b}\u{7f}\r\n\u{202e}bé");
+        let mut table = Table::new(&[0]);
+        table.row([name]);
+        assert_eq!(table.to_string(), harmless(name));
+        let json = escape(&serde_json::to_string(name).unwrap(), |c, out| {
+            let _ = write!(out, "\\u{:04x}", c as u32);
+        });
+        assert!(!json.chars().any(|c| c.is_control() || c == '\u{202e}'), "{json}");
+        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), name);
     }
 
     #[test]

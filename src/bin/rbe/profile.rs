@@ -1,11 +1,13 @@
 //! `rbe profile`: where a compressed model's time goes, layer by layer.
 
 use crate::chart;
+use crate::interrupt;
 use crate::language::{self, Language};
 use crate::layers::Layers;
 use crate::print::{self, Table};
 use anyhow::{Context, ensure};
 use candle_core::Tensor;
+use candle_rbe::archive::Stage;
 use candle_rbe::models::{CausalLm, generate, greedy};
 use candle_rbe::nn::{Counts, LayerCounts, layer_counts, reset_layer_counts};
 use clap::Args;
@@ -32,6 +34,9 @@ pub(crate) struct Profile {
     /// Draw the table as a picture, SVG
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
+    /// Replace the picture if it is there
+    #[arg(long, requires = "svg")]
+    force: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -48,11 +53,14 @@ struct Report {
 
 impl Profile {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
+        interrupt::install()?;
+        let begin = |path: &PathBuf| Stage::file(path, self.force, &[&self.model, &self.text]);
+        let picture = self.svg.as_ref().map(begin).transpose()?;
         let tokenizer = language::tokenizer(&self.model)?;
-        self.layers.apply();
-        let language = Language::open(&self.model)?;
         let text = std::fs::read_to_string(&self.text)
             .with_context(|| format!("cannot read the text {}", self.text.display()))?;
+        self.layers.apply();
+        let language = Language::open(&self.model)?;
         let mut ids = language::tokens(&tokenizer, &text, true)?;
         ids.truncate(self.tokens);
         ensure!(
@@ -75,9 +83,10 @@ impl Profile {
         let seconds = start.elapsed().as_secs_f64();
         let report =
             Report { tokens_read: ids.len(), tokens_written: written.len(), seconds, layers: layer_counts() };
-        if let Some(path) = &self.svg {
-            std::fs::write(path, draw(&report))
-                .with_context(|| format!("cannot write {}", path.display()))?;
+        if let Some(picture) = picture {
+            std::fs::write(picture.path(), draw(&report))
+                .with_context(|| format!("cannot write {}", picture.destination().display()))?;
+            picture.commit()?;
         }
         match self.json {
             true => print::json(&report),

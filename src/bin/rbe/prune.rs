@@ -1,6 +1,7 @@
 //! `rbe prune`
 
 use crate::bar::Bar;
+use crate::interrupt;
 use crate::print::{self, Table};
 use anyhow::Context;
 use candle_rbe::archive;
@@ -30,7 +31,8 @@ pub(crate) struct Prune {
 
 impl Prune {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
-        let bar = Bar::converting("pruning")?;
+        interrupt::install()?;
+        let bar = Bar::new("pruning")?;
         let mut watch = |step: archive::Step<'_>| bar.step(step);
         let against = self.against.as_deref();
         let reports =

@@ -1,0 +1,41 @@
+//! What an interrupt (Ctrl-C, or being told to end) does to a command that writes: what it had begun is taken back, whatever
+//! it is in the midst of, and the process ends at once.
+
+use crate::bar;
+use candle_rbe::archive::abandon_outputs;
+use std::process;
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+/// What shells expect of a process that was interrupted.
+const INTERRUPTED: i32 = 130;
+
+static ASKED: AtomicBool = AtomicBool::new(false);
+
+/// From now on an interrupt takes back what was begun.
+pub(crate) fn install() -> anyhow::Result<()> {
+    static HANDLER: Once = Once::new();
+    let mut set = Ok(());
+    HANDLER.call_once(|| set = ctrlc::set_handler(interrupt));
+    Ok(set?)
+}
+
+/// Runs in a thread of its own.
+fn interrupt() {
+    ASKED.store(true, Ordering::SeqCst);
+    let abandoned = abandon_outputs();
+    bar::clear();
+    if abandoned > 0 {
+        eprintln!("error: stopped on request; nothing is written");
+    }
+    process::exit(INTERRUPTED);
+}
+
+/// Leaves the last word to an interrupt where there is one: the error of a command whose files were taken away is not what
+/// happened.
+pub(crate) fn has_the_last_word() {
+    while ASKED.load(Ordering::SeqCst) {
+        thread::park();
+    }
+}
