@@ -14,7 +14,7 @@ use half::f16;
 const MAGIC: [u8; 4] = *b"RBET";
 const VERSION: u16 = 1;
 /// The largest power of two that keeps 65504, F16's maximum, times 2^8 within F32: no decoded value overflows.
-const LARGEST_UNIT: f32 = (1u128 << 103) as f32;
+pub(super) const LARGEST_UNIT: f32 = (1u128 << 103) as f32;
 /// Bytes before the first term.
 const HEADER_BYTES: usize = 36;
 /// Bytes of the CRC-32 at the end.

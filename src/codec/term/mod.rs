@@ -11,7 +11,7 @@ pub use sparse::Sparse;
 pub use trellis::Trellis;
 
 use super::layout::{Block, Layout};
-use super::payload::{Form, Reader, Writer};
+use super::payload::{Form, LARGEST_UNIT, Reader, Writer};
 use crate::error::{Error, Result};
 use std::ops::Range;
 
@@ -108,6 +108,19 @@ impl Term {
             Term::Planes(planes) => Term::Planes(planes.with_scales(parameters)),
             Term::Trellis(trellis) => Term::Trellis(trellis.with_scales(parameters)),
         }
+    }
+
+    /// The term times `2^exponent`, to the bit: positions, codes and F16 numbers stay.
+    ///
+    /// # Errors
+    /// When its unit leaves what a payload may hold.
+    pub fn times_power_of_two(&self, exponent: i32) -> Result<Self> {
+        Ok(match self {
+            Term::Basis(basis) => Term::Basis(basis.times_power_of_two(exponent)?),
+            Term::Sparse(sparse) => Term::Sparse(sparse.times_power_of_two(exponent)?),
+            Term::Planes(planes) => Term::Planes(planes.times_power_of_two(exponent)?),
+            Term::Trellis(trellis) => Term::Trellis(trellis.times_power_of_two(exponent)?),
+        })
     }
 
     /// Adds `d <g, term> / d parameters` of one block to `gradient`, the block's parameters; `g` (`height x width`) is in
@@ -231,6 +244,20 @@ impl Term {
 const CODED: u8 = 0x80;
 const SPARSE_CODED: u8 = 2 | CODED;
 const PLANES_CODED: u8 = 3 | CODED;
+
+/// A unit times `2^exponent`.
+///
+/// # Errors
+/// When it leaves what a payload may hold.
+pub(super) fn scaled_unit(unit: f32, exponent: i32) -> Result<f32> {
+    let scaled = f64::from(unit) * 2f64.powi(exponent);
+    if !(f64::from(f32::MIN_POSITIVE)..=f64::from(LARGEST_UNIT)).contains(&scaled) {
+        let reason =
+            format!("a unit of {scaled:e}; it must lie between {:e} and {LARGEST_UNIT:e}", f32::MIN_POSITIVE);
+        return Err(Error::config(reason));
+    }
+    Ok(scaled as f32)
+}
 
 /// The power of two by which F16 numbers are multiplied so that the largest magnitude lies in
 /// `2^top .. 2^(top + 1)`: tiny weights do not fall into F16's subnormals, huge ones do not overflow.
