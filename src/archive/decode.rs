@@ -2,16 +2,18 @@
 
 use super::convert::{Pace, Watch, refuse_itself};
 use super::stage::Stage;
-use super::{Archive, Dtype, Entry, SafetensorsWriter, Slot, measure};
+use super::{Archive, Dtype, Entry, NonFinite, SafetensorsWriter, Slot, measure};
 use crate::{Error, Result};
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
 use safetensors::View;
 use std::fs::File;
 use std::path::Path;
 use std::time::Instant;
 
-/// The smallest number that F16 rounds to infinity.
-const F16_OVERFLOW: f64 = 65_520.0;
+/// The largest part of a tensor's norm that may be lost to another type: more than the rounding of any of them, a
+/// quarter of a percent at most, and little beside what compression loses.
+const MOST_LOST: f64 = 0.01;
 
 /// How [`decode`] goes about it.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +36,8 @@ pub struct DecodeReport {
     pub bytes_before: u64,
     /// Bytes of all tensors in the output.
     pub bytes_after: u64,
+    /// The dense tensors with values that are not finite, which are in the output as they were.
+    pub non_finite: Vec<NonFinite>,
     /// Wall time.
     pub seconds: f64,
 }
@@ -41,7 +45,8 @@ pub struct DecodeReport {
 /// Writes a compressed model as one dense safetensors file of the original's names, shapes and types.
 ///
 /// # Errors
-/// A tensor is damaged or does not fit the type asked for, with its name; the output exists, is the input, or cannot
+/// A tensor is damaged, or the type asked for would make infinities or mostly zeros of it, with its name and the types that
+/// hold it; the output exists, is the input, or cannot
 /// be written; `watch` asks to stop. Nothing is left behind then.
 pub fn decode(
     input: impl AsRef<Path>,
@@ -65,8 +70,9 @@ pub fn decode(
     Ok(DecodeReport {
         tensors: archive.entries().len(),
         decoded_tensors: archive.entries().filter(|entry| entry.compressed).count(),
-        bytes_before: archive.entries().map(|entry| entry.bytes as u64).sum(),
+        bytes_before: archive.entries().map(|entry| entry.own_bytes() as u64).sum(),
         bytes_after,
+        non_finite: archive.entries().filter_map(|entry| NonFinite::of(&archive, entry)).collect(),
         seconds: start.elapsed().as_secs_f64(),
     })
 }
@@ -91,9 +97,7 @@ fn write_model(
             writer.write(&entry.shape, archive.bytes(entry))?;
         } else {
             let tensor = archive.tensor(entry, &Device::Cpu)?;
-            if dtype == Dtype::F16 {
-                refuse_overflow(archive, entry, &tensor)?;
-            }
+            refuse_loss(archive, entry, &tensor, dtype)?;
             let tensor = tensor.to_dtype(DType::try_from(dtype)?)?;
             writer.write(&entry.shape, &View::data(&tensor))?;
         }
@@ -111,17 +115,79 @@ fn dense_bytes(entry: &Entry, dtype: Option<Dtype>) -> u64 {
     (entry.elements() * target(entry, dtype).bitsize() / 8) as u64
 }
 
-fn refuse_overflow(archive: &Archive, entry: &Entry, tensor: &candle_core::Tensor) -> Result<()> {
-    let mut largest = 0.0f64;
-    measure::for_each(&View::data(tensor), tensor.dtype().into(), |_, value| {
-        if value.is_finite() {
-            largest = largest.max(value.abs());
+/// Refuses a type that makes infinities of a tensor's values, or zeros of so many that they show, and names the types
+/// that do not.
+///
+/// Values come back to the type that they had before compression whatever they lose: they lost it before.
+fn refuse_loss(archive: &Archive, entry: &Entry, tensor: &Tensor, dtype: Dtype) -> Result<()> {
+    let held = Held::of(tensor, dtype);
+    if !held.overflows && (dtype == entry.dtype || held.lost <= MOST_LOST) {
+        return Ok(());
+    }
+    let holds = |other: &Dtype| {
+        let held = Held::of(tensor, *other);
+        *other != dtype && !held.overflows && held.lost <= MOST_LOST
+    };
+    let others: Vec<String> = [Dtype::BF16, Dtype::F16, Dtype::F32]
+        .iter()
+        .filter(|other| holds(other))
+        .map(Dtype::to_string)
+        .collect();
+    let advice = match (&others[..], entry.dtype) {
+        ([], Dtype::F64) => "only its own type, F64, holds it: decode without another type".to_owned(),
+        ([], _) => "no type holds it".to_owned(),
+        (others, _) => format!("decode to {}", others.join(" or ")),
+    };
+    let largest = held.largest;
+    let reason = match held.overflows {
+        true => format!("holds {largest:.3e}, too large for {dtype}; {advice}"),
+        false => format!(
+            "holds nothing larger than {largest:.3e}, of which {dtype} would lose {:.1} %; {advice}",
+            100.0 * held.lost
+        ),
+    };
+    Err(archive.about(entry, reason))
+}
+
+/// What a type makes of a tensor's finite values.
+struct Held {
+    largest: f64,
+    /// Whether one becomes infinite.
+    overflows: bool,
+    /// `|W - rounded W| / |W|`.
+    lost: f64,
+}
+
+impl Held {
+    fn of(tensor: &Tensor, dtype: Dtype) -> Self {
+        let round = |value: f64| match dtype {
+            Dtype::F16 => f16::from_f64(value).into(),
+            Dtype::BF16 => bf16::from_f64(value).into(),
+            Dtype::F32 => f64::from(value as f32),
+            _ => value,
+        };
+        let (bytes, own) = (View::data(tensor), tensor.dtype().into());
+        let each = |act: &mut dyn FnMut(f64)| {
+            measure::for_each(&bytes, own, |_, value| {
+                if value.is_finite() {
+                    act(value);
+                }
+            });
+        };
+        let mut largest = 0f64;
+        each(&mut |value| largest = largest.max(value.abs()));
+        let mut held = Self { largest, overflows: false, lost: 0.0 };
+        let (mut lost, mut norm) = (0.0, 0.0);
+        if largest > 0.0 {
+            each(&mut |value| {
+                let rounded = round(value);
+                held.overflows |= rounded.is_infinite();
+                // Relative to the largest, so that no square leaves F64.
+                lost += ((value - rounded) / largest).powi(2);
+                norm += (value / largest).powi(2);
+            });
+            held.lost = f64::sqrt(lost / norm);
         }
-    });
-    match largest < F16_OVERFLOW {
-        true => Ok(()),
-        false => {
-            Err(archive.about(entry, format!("holds {largest:e}, too large for F16; decode to BF16 or F32")))
-        }
+        held
     }
 }
