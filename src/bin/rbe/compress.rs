@@ -69,6 +69,7 @@ impl Compress {
             }
             _ => self.compress(&self.output, &encoder, self.force, &mut calibration)?,
         };
+        print::warn_of(&report.non_finite);
         match self.json {
             true => print::json(&report),
             false => print::line(&self.describe(&report)),

@@ -4,14 +4,19 @@ use crate::bar::Bar;
 use crate::language::{self, Language};
 use crate::layers::Layers;
 use crate::print::{self, Table};
+use crate::reader::TextReader;
 use anyhow::Context;
-use candle_rbe::models::{Evaluation, Windows, evaluate};
+use candle_rbe::models::{Evaluation, Text, Windows, evaluate};
 use clap::Args;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
-use tokenizers::Tokenizer;
 
 /// Compare a compressed model with the original on a text
+///
+/// Both see the same windows of the text, each alone. Every window begins with what the model expects before a text, as
+/// `rbe generate` puts it before a prompt: what the template in tokenizer.json says, or add_bos_token in
+/// tokenizer_config.json; of many models that is nothing. Perplexity is over every token of a window but its first, the
+/// divergence over every position.
 #[derive(Args)]
 pub(crate) struct Eval {
     /// The original model's directory
@@ -24,7 +29,7 @@ pub(crate) struct Eval {
     /// Windows of the text, spread evenly
     #[arg(long, value_name = "N", default_value_t = Windows::default().count)]
     windows: usize,
-    /// Tokens in each window
+    /// Tokens in each window, with those that start a text
     #[arg(long, value_name = "N", default_value_t = Windows::default().length)]
     window_tokens: usize,
     #[command(flatten)]
@@ -62,16 +67,17 @@ impl Eval {
 pub(crate) fn compare(
     reference: &Language,
     candidate: &Language,
-    tokenizer: &Tokenizer,
+    tokenizer: &TextReader,
     file: &Path,
     windows: Windows,
 ) -> anyhow::Result<Evaluation> {
     let text =
         std::fs::read_to_string(file).with_context(|| format!("cannot read the text {}", file.display()))?;
-    let tokens = language::tokens(tokenizer, &text, false)?;
+    let tokens = tokenizer.tokens(&text)?;
+    let text = Text { start: tokenizer.start(), tokens: &tokens };
     let bar = Bar::new("evaluating")?;
     let progress = |done: usize, of: usize| bar.set(done as u64, of as u64, String::new());
-    evaluate(&reference.model, &candidate.model, &tokens, windows, progress).with_context(|| {
+    evaluate(&reference.model, &candidate.model, text, windows, progress).with_context(|| {
         format!("cannot compare {} with {}", candidate.path.display(), reference.path.display())
     })
 }

@@ -18,6 +18,7 @@ mod layers;
 mod print;
 mod profile;
 mod prune;
+mod reader;
 mod verify;
 
 use clap::{Parser, Subcommand};

@@ -1,6 +1,7 @@
 //! What the commands print: numbers for people, JSON for programs, errors as one sentence.
 
 use candle_rbe::Error;
+use candle_rbe::archive::NonFinite;
 use serde::Serialize;
 use std::io::{self, Write};
 
@@ -12,6 +13,13 @@ pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
 /// One line, or several, on standard output.
 pub(crate) fn line(text: &str) -> anyhow::Result<()> {
     Ok(writeln!(io::stdout().lock(), "{text}")?)
+}
+
+/// What is no error and may be one, a line each on standard error.
+pub(crate) fn warn_of(tensors: &[NonFinite]) {
+    for found in tensors {
+        eprintln!("warning: tensor {:?} {found}", found.name);
+    }
 }
 
 /// The error and its causes in one line on standard error.

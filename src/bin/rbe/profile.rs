@@ -53,7 +53,7 @@ impl Profile {
         let language = Language::open(&self.model)?;
         let text = std::fs::read_to_string(&self.text)
             .with_context(|| format!("cannot read the text {}", self.text.display()))?;
-        let mut ids = language::tokens(&tokenizer, &text, true)?;
+        let mut ids = tokenizer.whole(&text)?;
         ids.truncate(self.tokens);
         ensure!(
             !ids.is_empty(),
