@@ -128,7 +128,7 @@ fn infinities_of_a_dense_tensor_are_told() {
     let report = room.compress("dense", "rbe").unwrap();
     let told = |found: &archive::NonFinite| (found.name.clone(), found.infinite, found.first);
     let expected = ("layers.0.norm.weight".to_owned(), 2, 3);
-    assert_eq!(report.non_finite.iter().map(told).collect::<Vec<_>>(), [expected.clone()]);
+    assert_eq!(report.non_finite.iter().map(told).collect::<Vec<_>>(), std::slice::from_ref(&expected));
     let report = archive::verify(room.path("rbe"), room.path("dense")).unwrap();
     assert_eq!(report.problems, 0);
     let found: Vec<_> = report.tensors.iter().filter_map(|line| line.non_finite.as_ref().map(told)).collect();
