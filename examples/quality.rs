@@ -8,14 +8,15 @@
 //! decoded back; RBE runs on the compressed form. `bits` are those of the projections, everything counted.
 //! KL is from the uncompressed F32 model, in nats per token, over eight windows of 128 tokens; top-1 is the part of
 //! positions at which both find the same token likeliest. With `--calibrate` there are rows, marked so, that are
-//! compressed by `archive::compress_calibrated`, all projections sharing the bits; the text is read in windows of 256.
+//! compressed by `archive::compress_calibrated`, all projections sharing the bits; the text is read in windows of 256. Every
+//! window begins with what the tokenizer puts before a text.
 
 use anyhow::{Context, Result};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_rbe::archive::{CompressOptions, Selection, compress_calibrated};
-use candle_rbe::models::{Model, Windows, evaluate};
+use candle_rbe::models::{Model, Text, Windows, evaluate};
 use candle_rbe::nn::Calibration;
 use candle_rbe::{Encoder, EncoderConfig, Rate};
 use std::collections::HashMap;
@@ -124,6 +125,9 @@ fn main() -> Result<()> {
         Ok(tokenizer.encode(text, false).map_err(anyhow::Error::msg)?.get_ids().to_vec())
     };
     let tokens = tokenize(text)?;
+    let around = tokenizer.encode("a", true).map_err(anyhow::Error::msg)?;
+    let special = around.get_ids().iter().zip(around.get_special_tokens_mask());
+    let start: Vec<u32> = special.take_while(|(_, special)| **special == 1).map(|(id, _)| *id).collect();
 
     let reference = load(dense.clone())?;
     println!(
@@ -131,7 +135,8 @@ fn main() -> Result<()> {
         "type", "bits", "rel. error", "KL", "perplexity", "top-1"
     );
     let row = |name: &str, (tensors, account): (Tensors, Account)| -> Result<f64> {
-        let result = evaluate(&reference, &load(tensors)?, &tokens, Windows::default(), |_, _| {})?;
+        let text = Text { start: &start, tokens: &tokens };
+        let result = evaluate(&reference, &load(tensors)?, text, Windows::default(), |_, _| {})?;
         println!(
             "{name:<15} {:>7.3} {:>11.5} {:>10.6} {:>11.3} {:>7.4}",
             account.bits / account.weights,
@@ -146,7 +151,7 @@ fn main() -> Result<()> {
         Some(path) => {
             let tokens = tokenize(path)?;
             let windows = Windows { count: (tokens.len() / 256).saturating_sub(1), length: 256 };
-            windows.samples(&tokens, &Device::Cpu)?
+            windows.samples(Text { start: &start, tokens: &tokens }, &Device::Cpu)?
         }
         None => vec![],
     };

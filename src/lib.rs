@@ -71,7 +71,7 @@
 //! | a matrix | [`Encoder::encode`], then [`RbeLinear::new`] |
 //! | a Candle model of my own | [`archive::compress`] on its safetensors file; the one-line swap to [`linear`], [`linear_no_bias`], [`linear_b`], [`embedding`] |
 //! | a Hugging Face directory with GPT-2 or LLaMA | [`archive::compress`], [`archive::open`], [`models::Model::load`] |
-//! | a model whose code I cannot change | [`archive::open_decoded`]: it decodes on load, and saves file size alone |
+//! | a model whose code I cannot change | [`archive::open`] in place of Candle's mmap builder: it decodes on load, and saves file size alone |
 //! | weights stored `(in, out)`, as GPT-2's `Conv1D` | [`linear_conv1d`], or [`RbeTensor::t`] |
 //! | a compressed layer to be trained as it is stored, or healed | [`TrainableLinear`]: scales, basis parameters, sparse coefficients, bias |
 //! | a layer to be trained from the beginning without ever being dense | [`TrainableLinear::from_scratch`] |

@@ -5,7 +5,7 @@ use crate::codec::term::Term;
 use crate::codec::term::planes::MAX_PLANES;
 use crate::codec::{Errors, Matrix, matrix::View};
 use crate::cpu::{LoadedMatrix, Rayon, requested_level};
-use crate::encode::{Encoder, LayerStatistics, Offer, PruneReport};
+use crate::encode::{Encoder, LayerStatistics, Offer, PruneReport, check_largest};
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
 use std::sync::Arc;
@@ -362,11 +362,26 @@ impl RbeTensor {
     }
 }
 
+/// A tensor's values in F32, row-major.
+///
+/// # Errors
+/// When they are F64 of a size that F32 makes infinities or zeros of.
+fn weights(weight: &Tensor) -> Result<Vec<f32>> {
+    let weight = weight.to_device(&Device::Cpu)?;
+    if weight.dtype() == DType::F64 {
+        let values = weight.flatten_all()?.to_vec1::<f64>()?;
+        let magnitudes = values.iter().map(|value| value.abs()).filter(|value| value.is_finite());
+        check_largest(magnitudes.fold(0.0, f64::max))?;
+    }
+    Ok(weight.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+}
+
 impl Encoder {
     /// Compresses a tensor of rank 1 or 2 of any float type and layout.
     ///
     /// # Errors
-    /// When the rank is another, a weight is not finite, or the rate cannot be reached.
+    /// When the rank is another, a weight is not finite, the largest is beyond 1.1e30 or, not being zero, below 1e-30, or the
+    /// rate cannot be reached.
     pub fn encode(&self, weight: &Tensor) -> Result<RbeTensor> {
         self.encode_for(weight, None)
     }
@@ -387,7 +402,7 @@ impl Encoder {
     /// When the weight is no matrix or the statistics are those of a weight of another shape.
     pub fn offers(&self, weight: &Tensor, statistics: &LayerStatistics) -> Result<Vec<Offer>> {
         let (rows, cols) = weight.dims2()?;
-        let values = weight.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let values = weights(weight)?;
         self.offers_of_matrix(&values, rows, cols, statistics)
     }
 
@@ -402,8 +417,7 @@ impl Encoder {
                 )));
             }
         };
-        let weight = weight.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
-        let values = weight.flatten_all()?.to_vec1::<f32>()?;
+        let values = weights(weight)?;
         let matrix = self.encode_matrix_for(&values, rows, cols, statistics)?;
         Ok(RbeTensor::new(Arc::new(LoadedMatrix::new(&matrix)), view))
     }

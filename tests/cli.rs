@@ -295,6 +295,129 @@ fn generate_continues_a_prompt() {
     assert!(fail(&["generate", "models", "-p", "x"]).contains("tokenizer.json"));
 }
 
+/// A copy of the small LLaMA with one of its files changed.
+fn changed(room: &Path, file: &str, change: impl FnOnce(Vec<u8>) -> Vec<u8>) -> PathBuf {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join(MODEL);
+    let to = room.join(file.replace('.', "-"));
+    std::fs::create_dir_all(&to).unwrap();
+    for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+        std::fs::copy(from.join(name), to.join(name)).unwrap();
+    }
+    let before = std::fs::read(to.join(file)).unwrap_or_default();
+    std::fs::write(to.join(file), change(before)).unwrap();
+    to
+}
+
+#[test]
+fn a_model_whose_logits_are_not_finite_says_so() {
+    let room = tempfile::tempdir().unwrap();
+    let broken = changed(room.path(), "model.safetensors", |mut bytes| {
+        let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let norm = file.tensor("model.norm.weight").unwrap().data().as_ptr();
+        let at = norm as usize - bytes.as_ptr() as usize;
+        assert!(at >= header);
+        // A NaN in F16.
+        bytes[at..at + 2].copy_from_slice(&[0, 0x7e]);
+        bytes
+    });
+    let broken = string(&broken);
+    for more in [&[][..], &["--temperature", "1"]] {
+        let output = run(&[&["generate", broken, "-p", "It was", "-n", "5"], more].concat());
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains("the model's logit of token 0 is NaN"), "{text}");
+    }
+    let eval = fail(&["eval", MODEL, broken, "--text", TEXT, "--windows", "1"]);
+    assert!(eval.contains("the model's logit of token 0 is NaN"), "{eval}");
+    let out = room.path().join("out");
+    let compress = fail(&["compress", broken, string(&out), "--include", PROJECTIONS]);
+    assert!(compress.contains("tensor \"model.norm.weight\": holds 1 NaN of 256 values"), "{compress}");
+    assert!(!out.exists());
+    let verify = run(&["verify", broken, "--against", broken]);
+    assert_eq!(verify.status.code(), Some(1));
+    assert!(String::from_utf8(verify.stdout).unwrap().contains("PROBLEM: holds 1 NaN of 256 values"));
+    let output = run(&["decode", broken, string(&out)]);
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("warning: tensor \"model.norm.weight\" holds 1 NaN"), "{text}");
+}
+
+#[test]
+fn windows_begin_with_what_generation_puts_before_a_prompt() {
+    let room = tempfile::tempdir().unwrap();
+    let template = changed(room.path(), "tokenizer.json", |bytes| {
+        let mut tokenizer: Value = serde_json::from_slice(&bytes).unwrap();
+        let bos = "<|endoftext|>";
+        tokenizer["post_processor"] = serde_json::json!({
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {bos: {"id": bos, "ids": [0], "tokens": [bos]}},
+        });
+        serde_json::to_vec(&tokenizer).unwrap()
+    });
+    let asked = changed(room.path(), "tokenizer_config.json", |_| {
+        br#"{"add_bos_token": true, "bos_token": {"content": "<|endoftext|>"}}"#.to_vec()
+    });
+    let perplexity = |model: &str| {
+        let report = json(&[
+            "eval",
+            model,
+            model,
+            "--text",
+            TEXT,
+            "--windows",
+            "2",
+            "--window-tokens",
+            "32",
+            "--json",
+        ]);
+        number(&report["reference"], "perplexity")
+    };
+    let generate = |model: &str| {
+        String::from_utf8(run(&["generate", model, "-p", "It was", "-n", "12"]).stdout).unwrap()
+    };
+    let (plain, started) = (perplexity(MODEL), perplexity(string(&template)));
+    assert!((plain - started).abs() > 0.01, "{plain} {started}");
+    assert_eq!(perplexity(string(&asked)), started);
+    assert_ne!(generate(MODEL), generate(string(&template)));
+    assert_eq!(generate(string(&asked)), generate(string(&template)));
+    // Said so, there is none.
+    let neither = template.join("tokenizer_config.json");
+    std::fs::write(&neither, r#"{"add_bos_token": false, "bos_token": "<|endoftext|>"}"#).unwrap();
+    assert_eq!(perplexity(string(&template)), plain);
+    assert_eq!(generate(string(&template)), generate(MODEL));
+    // Asked for, and no one knows which.
+    std::fs::write(asked.join("tokenizer_config.json"), r#"{"add_bos_token": true}"#).unwrap();
+    assert_eq!(perplexity(string(&asked)), started, "config.json names it");
+    std::fs::write(asked.join("config.json"), {
+        let config = std::fs::read_to_string(asked.join("config.json")).unwrap();
+        config.replace("\"bos_token_id\": 0,", "")
+    })
+    .unwrap();
+    let error = fail(&["generate", string(&asked), "-p", "x"]);
+    assert!(error.contains("names a BOS token"), "{error}");
+}
+
+#[test]
+fn a_text_ends_where_either_configuration_says() {
+    let room = tempfile::tempdir().unwrap();
+    let written = |model: &str| {
+        let output = run(&["generate", model, "-p", "It was a dark evening", "-n", "12"]);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{text}");
+        text.split(' ').next().unwrap().parse::<usize>().unwrap()
+    };
+    assert_eq!(written(MODEL), 12);
+    // Every token but the model's own ends it.
+    let ids: Vec<u32> = (1..4096).collect();
+    let stopped = changed(room.path(), "generation_config.json", |_| {
+        serde_json::json!({"eos_token_id": ids}).to_string().into_bytes()
+    });
+    assert_eq!(written(string(&stopped)), 0);
+}
+
 /// A conversion that is interrupted takes back what it had begun to write.
 #[cfg(unix)]
 #[test]

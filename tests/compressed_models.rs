@@ -3,7 +3,7 @@
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
-use candle_rbe::archive::{self, CompressOptions, Selection};
+use candle_rbe::archive::{self, Archive, CompressOptions, DecodeOptions, Dtype, Selection};
 use candle_rbe::models::{CausalLm, Model, generate, greedy};
 use candle_rbe::{Encoder, EncoderConfig, Rate};
 use candle_transformers::models::llama as theirs;
@@ -29,12 +29,16 @@ fn compress(name: &str, bits: f64, include: Option<&str>) -> Result<Compressed> 
 }
 
 fn load(path: &Path, decoded: bool) -> Result<Model> {
-    let vb: VarBuilder = if decoded {
-        archive::open_decoded(path, DType::F32, &CPU)?
-    } else {
-        archive::open(path, DType::F32, &CPU)?
-    };
-    Ok(Model::load(path, vb)?)
+    if !decoded {
+        return Ok(Model::load(path, archive::open(path, DType::F32, &CPU)?)?);
+    }
+    // A file without any payload, so that every layer is Candle's own.
+    let file = path.join("decoded");
+    let options = DecodeOptions { dtype: Some(Dtype::F32), overwrite: true };
+    archive::decode(path, &file, &options, &mut |_| ControlFlow::Continue(()))?;
+    assert!(Archive::open(&file)?.entries().all(|entry| !entry.compressed));
+    let weights = std::fs::read(&file)?;
+    Ok(Model::load(path, VarBuilder::from_buffered_safetensors(weights, DType::F32, &CPU)?)?)
 }
 
 fn relative_error(a: &Tensor, b: &Tensor) -> Result<f64> {

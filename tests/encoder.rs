@@ -2,7 +2,8 @@
 //! CI runs this at the best CPU level alone: encoding gives the same bits at all.
 
 use candle_core::{DType, Device, Tensor};
-use candle_rbe::{Budget, Encoder, EncoderConfig, Error, Quality, Rate, RbeTensor, TermChoice};
+use candle_nn::Module;
+use candle_rbe::{Budget, Encoder, EncoderConfig, Error, Quality, Rate, RbeLinear, RbeTensor, TermChoice};
 use std::collections::HashMap;
 
 fn model(name: &str) -> HashMap<String, Tensor> {
@@ -24,6 +25,13 @@ fn measured_error(weight: &Tensor, compressed: &RbeTensor) -> f64 {
     let decoded = compressed.dequantize().unwrap().to_dtype(DType::F64).unwrap();
     let norm = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt();
     norm(&(&weight - decoded).unwrap()) / norm(&weight)
+}
+
+/// `|a - b| / |b|`
+fn measured_difference(a: &Tensor, b: &Tensor) -> f64 {
+    let norm =
+        |t: &Tensor| t.to_dtype(DType::F64).unwrap().sqr().unwrap().sum_all().unwrap().to_scalar::<f64>();
+    (norm(&(a - b).unwrap()).unwrap() / norm(b).unwrap()).sqrt()
 }
 
 /// A smooth field: a wave, a ridge and a hill.
@@ -183,6 +191,70 @@ fn odd_inputs_are_encoded_all_the_same() {
         assert_eq!(compressed.shape().dims(), [500]);
         assert!(measured_error(&vector, &compressed) < 0.0201);
     }
+}
+
+/// `W` times `2^exponent`, in two steps since one factor alone may leave F32.
+fn times(weight: &Tensor, exponent: i32) -> Tensor {
+    let half = exponent / 2;
+    let factor = |exponent: i32| 2f64.powi(exponent);
+    ((weight * factor(half)).unwrap() * factor(exponent - half)).unwrap()
+}
+
+#[test]
+fn weights_of_any_size_are_encoded_as_those_near_one() {
+    let weight = projection().narrow(0, 0, 96).unwrap().to_dtype(DType::F32).unwrap();
+    let of = |term, rate| EncoderConfig { term, basis: Some(true), ..EncoderConfig::from(rate) };
+    let x = Tensor::randn(0f32, 1.0, (3, weight.dims()[1]), &Device::Cpu).unwrap();
+    for (term, rate) in [
+        (TermChoice::Auto, Rate::BitsPerWeight(4.3)),
+        (TermChoice::Trellis, Rate::BitsPerWeight(8.2)),
+        (TermChoice::Planes, Rate::BitsPerWeight(3.3)),
+        (TermChoice::Planes, Rate::RelativeError(0.02)),
+        (TermChoice::Sparse, Rate::Coefficients(300)),
+        (TermChoice::Trellis, Rate::Rmse(0.004)),
+    ] {
+        let plain = encode(of(term, rate), &weight).unwrap();
+        let decoded = plain.dequantize().unwrap();
+        // The largest weight is a little below one, so it comes near both ends.
+        for exponent in [-97, -60, -25, 25, 60, 98] {
+            let rate = match rate {
+                Rate::Rmse(rmse) => Rate::Rmse(rmse * 2f64.powi(exponent)),
+                other => other,
+            };
+            let scaled = encode(of(term, rate), &times(&weight, exponent)).unwrap();
+            assert_eq!(scaled.summary(), plain.summary(), "{rate} at 2^{exponent}");
+            assert_eq!(scaled.size_in_bytes(), plain.size_in_bytes());
+            assert_eq!(scaled.relative_error(), plain.relative_error());
+            let scaled = RbeTensor::from_bytes(&scaled.to_bytes()).unwrap();
+            let back = times(&scaled.dequantize().unwrap(), -exponent);
+            assert_eq!(measured_difference(&back, &decoded), 0.0, "{rate} at 2^{exponent}");
+            // And so are its products.
+            let expected = x.matmul(&decoded.t().unwrap()).unwrap();
+            let product = RbeLinear::new(scaled, None).forward(&x).unwrap();
+            let error = measured_difference(&times(&product, -exponent), &expected);
+            assert!(error < 1e-5, "{rate} at 2^{exponent}: {error:e}");
+        }
+    }
+}
+
+#[test]
+fn weights_that_f32_makes_zeros_of_are_refused() {
+    for (dtype, value) in
+        [(DType::F64, 1e-62), (DType::F64, 1e-310), (DType::F32, 1e-36), (DType::F32, 1e-44)]
+    {
+        let weight = Tensor::full(value, (64, 64), &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+        let error = encode(EncoderConfig::default(), &weight).unwrap_err().to_string();
+        assert!(error.contains("the largest weight is") && error.contains("below 1e-30"), "{error}");
+    }
+    let huge = Tensor::full(1e300f64, (64, 64), &Device::Cpu).unwrap();
+    let error = encode(EncoderConfig::default(), &huge).unwrap_err().to_string();
+    assert!(error.contains("a weight of 1e300"), "{error}");
+    // Small weights among others are as good as zero.
+    let mut values =
+        smooth(64, 64).flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap();
+    values[77] = 1e-200;
+    let mixed = Tensor::from_vec(values, (64, 64), &Device::Cpu).unwrap();
+    assert!(measured_error(&mixed, &encode(Rate::RelativeError(0.02), &mixed).unwrap()) < 0.0201);
 }
 
 #[test]

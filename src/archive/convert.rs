@@ -1,15 +1,16 @@
 //! From a dense model to a compressed one, one matrix in memory at a time.
 
+use super::beside::{config, is_conv1d, model_type, tied};
 use super::stage::Stage;
 use super::{
-    Archive, Dtype, Entry, FORMAT_KEY, FORMAT_VERSION, Original, SUFFIX, SafetensorsWriter, Slot,
-    TENSORS_KEY, measure,
+    Archive, Dtype, Entry, FORMAT_KEY, FORMAT_VERSION, NonFinite, Original, SUFFIX, SafetensorsWriter, Slot,
+    TENSORS_KEY, TIED_KEY, measure,
 };
 use crate::clock::Instant;
 use crate::encode::{Offer, share};
 use crate::nn::Calibration;
-use crate::{Encoder, EncoderConfig, Error, Rate, RbeTensor, Result, file};
-use candle_core::{DType, Device, Tensor};
+use crate::{Encoder, EncoderConfig, Error, Rate, RbeTensor, Result};
+use candle_core::{Device, Tensor};
 use regex::Regex;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -181,6 +182,8 @@ pub struct CompressReport {
     pub bytes_after: u64,
     /// The files copied along.
     pub companions: Vec<String>,
+    /// The dense tensors with infinite values, such as a mask's.
+    pub non_finite: Vec<NonFinite>,
     /// Wall time.
     pub seconds: f64,
 }
@@ -189,11 +192,12 @@ pub struct CompressReport {
 ///
 /// A directory's configuration, tokenizer and licence travel along. GPT-2's `Conv1D` weights, stored (in, out), are
 /// encoded as (out, in), along which the product runs fastest; their names and shapes stay. `config.json` beside the
-/// weights says whether a model is one.
+/// weights says whether a model is one. Where it ties the head to the embeddings and the file holds the same bytes for both,
+/// the head is not stored again; readers of this crate, and [`decode`](super::decode()), have it under both names.
 ///
 /// # Errors
-/// The input cannot be read, is compressed already, or has no tensor to compress; a weight is not finite or the rate
-/// cannot be reached, with the tensor's name; the output exists, is the input, or cannot be written; `watch` asks to
+/// The input cannot be read, is compressed already, or has no tensor to compress; a weight is not finite or out of the
+/// format's range, or the rate cannot be reached, with the tensor's name; a tensor that stays dense holds NaN; the output exists, is the input, or cannot be written; `watch` asks to
 /// stop ([`std::io::ErrorKind::Interrupted`]). Nothing is left behind then.
 pub fn compress(
     input: impl AsRef<Path>,
@@ -274,6 +278,7 @@ fn run(archive: &Archive, stage: &Stage, work: &mut Work, watch: &mut Watch<'_>)
         );
         return Err(Error::file(input, reason));
     }
+    let non_finite = non_finite(archive, &options.selection)?;
     let companions = stage.copy_companions(input)?;
     let mut report = CompressReport {
         tensors: vec![],
@@ -285,6 +290,7 @@ fn run(archive: &Archive, stage: &Stage, work: &mut Work, watch: &mut Watch<'_>)
         bytes_before: 0,
         bytes_after: 0,
         companions,
+        non_finite,
         seconds: 0.0,
     };
     write_model(archive, stage.destination(), stage.model()?, work, watch, &mut report)?;
@@ -301,7 +307,10 @@ fn write_model(
     report: &mut CompressReport,
 ) -> Result<()> {
     let selection = &work.options.selection;
-    let chosen = archive.entries().filter(|entry| selection.takes(entry));
+    let config = config(archive)?;
+    let tied = tied(archive, selection, config.as_ref());
+    let stored = archive.entries().filter(|entry| !tied.contains_key(entry.name.as_str()));
+    let chosen = stored.clone().filter(|entry| selection.takes(entry));
     let originals: BTreeMap<&str, Original> = chosen
         .clone()
         .map(|entry| (entry.name.as_str(), Original { dtype: entry.dtype, shape: entry.shape.clone() }))
@@ -310,13 +319,16 @@ fn write_model(
     metadata.insert(FORMAT_KEY.into(), FORMAT_VERSION.into());
     metadata
         .insert(TENSORS_KEY.into(), serde_json::to_string(&originals).map_err(|e| Error::file(output, e))?);
-    let plan = archive.entries().map(|entry| match selection.takes(entry) {
+    if !tied.is_empty() {
+        metadata.insert(TIED_KEY.into(), serde_json::to_string(&tied).map_err(|e| Error::file(output, e))?);
+    }
+    let plan = stored.map(|entry| match selection.takes(entry) {
         true => Slot::payload(&entry.name),
         false => Slot::dense(&entry.name, entry.dtype, &entry.shape),
     });
     let mut writer = SafetensorsWriter::new(model, output, plan.collect(), metadata)?;
 
-    let conv1d = has_conv1d(archive)?;
+    let conv1d = model_type(config.as_ref()) == Some("gpt2");
     let names: Vec<&str> = chosen.clone().map(|entry| entry.name.as_str()).collect();
     let rates = work.rates(archive, &names, conv1d)?;
     let mut taken = 0;
@@ -366,10 +378,33 @@ fn write_model(
         report.tensors.push(line);
     }
     pace.tell(None)?;
+    for (name, other) in tied {
+        report.add_tied(archive.entry(name)?, other);
+    }
     // At least one matrix was chosen and none is empty, so the first divisor is not zero.
     report.bits_per_weight /= report.compressed_weights as f64;
     report.relative_error = if squared_norm > 0.0 { (squared_error / squared_norm).sqrt() } else { 0.0 };
     writer.finish().map(drop)
+}
+
+impl CompressReport {
+    /// Adds a tensor that is not stored since `other` stands for it.
+    fn add_tied(&mut self, entry: &Entry, other: &str) {
+        let twin = self.tensors.iter().find(|line| line.name == other);
+        let line = TensorReport {
+            name: entry.name.clone(),
+            shape: entry.shape.clone(),
+            dtype: entry.dtype,
+            compressed: twin.is_some_and(|line| line.compressed),
+            summary: format!("the same as {other}"),
+            bits_per_weight: 0.0,
+            relative_error: twin.and_then(|line| line.relative_error),
+            bytes_before: entry.bytes as u64,
+            bytes_after: 0,
+        };
+        self.bytes_before += line.bytes_before;
+        self.tensors.push(line);
+    }
 }
 
 impl Work<'_, '_> {
@@ -446,41 +481,23 @@ const FARTHEST: f64 = 0.5;
 
 /// A matrix as (out, in).
 fn weight(archive: &Archive, name: &str, conv1d: bool) -> Result<Tensor> {
-    let weight = archive.tensor(archive.entry(name)?, &Device::Cpu)?.to_dtype(DType::F32)?;
+    // In its own type: the encoder refuses what F32 cannot hold.
+    let weight = archive.tensor(archive.entry(name)?, &Device::Cpu)?;
     if conv1d && is_conv1d(name) { Ok(weight.t()?.contiguous()?) } else { Ok(weight) }
 }
 
-/// Whether `config.json` beside the weights says that the model is of GPT-2's kind.
-fn has_conv1d(archive: &Archive) -> Result<bool> {
-    let Some(path) = archive.files().next().map(|file| file.with_file_name("config.json")) else {
-        return Ok(false);
-    };
-    if !path.is_file() {
-        return Ok(false);
-    }
-    let text = file::read_text(&path)?;
-    let config: serde_json::Value = serde_json::from_str(&text).map_err(|e| Error::file(&path, e))?;
-    Ok(config.get("model_type").and_then(|kind| kind.as_str()) == Some("gpt2"))
-}
-
-/// Whether a GPT-2 tensor belongs to one of its `Conv1D` layers, which keep their weights as (in, out).
-fn is_conv1d(name: &str) -> bool {
-    [".c_attn.weight", ".q_attn.weight", ".c_proj.weight", ".c_fc.weight"]
-        .iter()
-        .any(|end| name.ends_with(end))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn conv1d_weights_are_known_by_their_names() {
-        for name in ["h.0.attn.c_attn.weight", "transformer.h.11.mlp.c_proj.weight", "h.3.mlp.c_fc.weight"] {
-            assert!(is_conv1d(name), "{name}");
+/// The dense tensors that hold infinities.
+///
+/// # Errors
+/// When one that stays dense holds NaN: no layer with it works. (The encoder refuses all that is not finite.)
+fn non_finite(archive: &Archive, selection: &Selection) -> Result<Vec<NonFinite>> {
+    let mut all = vec![];
+    for entry in archive.entries().filter(|entry| !selection.takes(entry)) {
+        let Some(found) = NonFinite::of(archive, entry) else { continue };
+        if found.nan > 0 {
+            return Err(archive.about(entry, format!("{found}; a model with it predicts nothing")));
         }
-        for name in ["wte.weight", "transformer.wpe.weight", "h.0.attn.c_attn.bias", "lm_head.weight"] {
-            assert!(!is_conv1d(name), "{name}");
-        }
+        all.push(found);
     }
+    Ok(all)
 }

@@ -2,16 +2,18 @@
 
 use super::convert::{Pace, Watch};
 use super::stage::{Stage, inputs};
-use super::{Archive, Dtype, Entry, SafetensorsWriter, Slot, measure};
+use super::{Archive, Dtype, Entry, NonFinite, SafetensorsWriter, Slot, measure};
 use crate::clock::Instant;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
 use safetensors::View;
 use std::fs::File;
 use std::path::Path;
 
-/// The smallest number that F16 rounds to infinity.
-const F16_OVERFLOW: f64 = 65_520.0;
+/// The largest part of a tensor's norm that may be lost to another type: more than the rounding of any of them, a
+/// quarter of a percent at most, and little beside what compression loses.
+const MOST_LOST: f64 = 0.01;
 
 /// How [`decode`] goes about it.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +36,8 @@ pub struct DecodeReport {
     pub bytes_before: u64,
     /// Bytes of all tensors in the output.
     pub bytes_after: u64,
+    /// The dense tensors with values that are not finite, which are in the output as they were.
+    pub non_finite: Vec<NonFinite>,
     /// Wall time.
     pub seconds: f64,
 }
@@ -41,7 +45,8 @@ pub struct DecodeReport {
 /// Writes a compressed model as one dense safetensors file of the original's names, shapes and types.
 ///
 /// # Errors
-/// A tensor is damaged or does not fit the type asked for, with its name; the output exists, is the input, or cannot
+/// A tensor is damaged, or the type asked for would make infinities or mostly zeros of it, with its name and the types that
+/// hold it; the output exists, is the input, or cannot
 /// be written; `watch` asks to stop. Nothing is left behind then.
 pub fn decode(
     input: impl AsRef<Path>,
@@ -64,8 +69,9 @@ pub fn decode(
     Ok(DecodeReport {
         tensors: archive.entries().len(),
         decoded_tensors: archive.entries().filter(|entry| entry.compressed).count(),
-        bytes_before: archive.entries().map(|entry| entry.bytes as u64).sum(),
+        bytes_before: archive.entries().map(|entry| entry.own_bytes() as u64).sum(),
         bytes_after,
+        non_finite: archive.entries().filter_map(|entry| NonFinite::of(&archive, entry)).collect(),
         seconds: start.elapsed().as_secs_f64(),
     })
 }
@@ -91,12 +97,11 @@ fn write_model(
         } else if entry.compressed {
             let tensor = archive.rbe(entry)?;
             let bytes = usize::try_from(dense_bytes(entry, Some(dtype))).unwrap_or(usize::MAX);
+            let mut held = Held::by(dtype);
             let written = writer.write_pieces(&entry.shape, bytes, |write| {
                 tensor.decode_in_bands(|band| {
                     let band = Tensor::from_slice(band, band.len(), &Device::Cpu)?;
-                    if dtype == Dtype::F16 {
-                        refuse_overflow(archive, entry, &band)?;
-                    }
+                    held.add(&band);
                     write(&View::data(&band.to_dtype(DType::try_from(dtype)?)?))
                 })
             });
@@ -104,11 +109,12 @@ fn write_model(
                 Error::Allocation { .. } | Error::Candle(_) => archive.about(entry, error),
                 named => named,
             })?;
+            refuse_loss(archive, entry, &held)?;
         } else {
             let tensor = archive.tensor(entry, &Device::Cpu)?;
-            if dtype == Dtype::F16 {
-                refuse_overflow(archive, entry, &tensor)?;
-            }
+            let mut held = Held::by(dtype);
+            held.add(&tensor);
+            refuse_loss(archive, entry, &held)?;
             let tensor = tensor.to_dtype(DType::try_from(dtype)?)?;
             writer.write(&entry.shape, &View::data(&tensor))?;
         }
@@ -126,17 +132,95 @@ fn dense_bytes(entry: &Entry, dtype: Option<Dtype>) -> u64 {
     (entry.elements() * target(entry, dtype).bitsize() / 8) as u64
 }
 
-fn refuse_overflow(archive: &Archive, entry: &Entry, tensor: &Tensor) -> Result<()> {
-    let mut largest = 0.0f64;
-    measure::for_each(&View::data(tensor), tensor.dtype().into(), |_, value| {
-        if value.is_finite() {
-            largest = largest.max(value.abs());
+/// Refuses a type that makes infinities of a tensor's values, or zeros of so many that they show, and names the types
+/// that do not.
+///
+/// Values come back to the type that they had before compression whatever they lose: they lost it before.
+fn refuse_loss(archive: &Archive, entry: &Entry, held: &Held) -> Result<()> {
+    let dtype = held.dtype;
+    if !held.overflows && (dtype == entry.dtype || held.lost() <= MOST_LOST) {
+        return Ok(());
+    }
+    let mut others = vec![];
+    for other in [Dtype::BF16, Dtype::F16, Dtype::F32].into_iter().filter(|other| *other != dtype) {
+        let mut held = Held::by(other);
+        match entry.compressed {
+            true => archive.rbe(entry)?.decode_in_bands(|band| {
+                held.add(&Tensor::from_slice(band, band.len(), &Device::Cpu)?);
+                Ok(())
+            })?,
+            false => held.add(&archive.tensor(entry, &Device::Cpu)?),
         }
-    });
-    match largest < F16_OVERFLOW {
-        true => Ok(()),
-        false => {
-            Err(archive.about(entry, format!("holds {largest:e}, too large for F16; decode to BF16 or F32")))
+        if !held.overflows && held.lost() <= MOST_LOST {
+            others.push(other.to_string());
         }
+    }
+    let advice = match (&others[..], entry.dtype) {
+        ([], Dtype::F64) => "only its own type, F64, holds it: decode without another type".to_owned(),
+        ([], _) => "no type holds it".to_owned(),
+        (others, _) => format!("decode to {}", others.join(" or ")),
+    };
+    let largest = held.largest;
+    let reason = match held.overflows {
+        true => format!("holds {largest:.3e}, too large for {dtype}; {advice}"),
+        false => format!(
+            "holds nothing larger than {largest:.3e}, of which {dtype} would lose {:.1} %; {advice}",
+            100.0 * held.lost()
+        ),
+    };
+    Err(archive.about(entry, reason))
+}
+
+/// What a type makes of a tensor's finite values.
+struct Held {
+    dtype: Dtype,
+    largest: f64,
+    /// Whether one becomes infinite.
+    overflows: bool,
+    /// `|W - rounded W|^2` and `|W|^2`, both in units of the largest value's square, so that no square leaves F64.
+    squares: [f64; 2],
+}
+
+impl Held {
+    fn by(dtype: Dtype) -> Self {
+        Self { dtype, largest: 0.0, overflows: false, squares: [0.0; 2] }
+    }
+
+    /// Takes a part of the tensor into account.
+    fn add(&mut self, tensor: &Tensor) {
+        let (bytes, own) = (View::data(tensor), tensor.dtype().into());
+        let each = |act: &mut dyn FnMut(f64)| {
+            measure::for_each(&bytes, own, |_, value| {
+                if value.is_finite() {
+                    act(value);
+                }
+            });
+        };
+        let mut largest = self.largest;
+        each(&mut |value| largest = largest.max(value.abs()));
+        if largest == 0.0 {
+            return;
+        }
+        let smaller = (self.largest / largest).powi(2);
+        self.squares = self.squares.map(|square| square * smaller);
+        self.largest = largest;
+        let round = |value: f64| match self.dtype {
+            Dtype::F16 => f16::from_f64(value).into(),
+            Dtype::BF16 => bf16::from_f64(value).into(),
+            Dtype::F32 => f64::from(value as f32),
+            _ => value,
+        };
+        each(&mut |value| {
+            let rounded = round(value);
+            self.overflows |= rounded.is_infinite();
+            self.squares[0] += ((value - rounded) / largest).powi(2);
+            self.squares[1] += (value / largest).powi(2);
+        });
+    }
+
+    /// `|W - rounded W| / |W|`.
+    fn lost(&self) -> f64 {
+        let [lost, norm] = self.squares;
+        if norm > 0.0 { (lost / norm).sqrt() } else { 0.0 }
     }
 }

@@ -1,6 +1,6 @@
 //! Sums over the values of a dense tensor, in f64 and without a copy.
 
-use super::Dtype;
+use super::{Archive, Dtype, Entry};
 use half::{bf16, f16};
 
 /// The types that hold weights.
@@ -43,6 +43,51 @@ pub(super) fn squared_norm(bytes: &[u8], dtype: Dtype) -> f64 {
     let mut sum = 0.0;
     for_each(bytes, dtype, |_, value| sum += value * value);
     sum
+}
+
+/// The values of a dense tensor that are no finite numbers.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
+pub struct NonFinite {
+    /// The tensor's name.
+    pub name: String,
+    /// How many are NaN. A layer with one gives nothing else.
+    pub nan: u64,
+    /// How many are infinite, as in a stored mask.
+    pub infinite: u64,
+    /// Where the first of them is, in row-major order.
+    pub first: u64,
+    /// Values in all.
+    pub values: u64,
+}
+
+impl NonFinite {
+    /// Those of a dense tensor; `None` where all are finite, or the tensor is compressed or holds no weights.
+    pub(super) fn of(archive: &Archive, entry: &Entry) -> Option<Self> {
+        let (mut nan, mut infinite, mut first) = (0, 0, None);
+        if !entry.compressed {
+            for_each(archive.bytes(entry), entry.dtype, |index, value| {
+                if !value.is_finite() {
+                    first.get_or_insert(index as u64);
+                    *(if value.is_nan() { &mut nan } else { &mut infinite }) += 1;
+                }
+            });
+        }
+        let name = entry.name.clone();
+        first.map(|first| Self { name, nan, infinite, first, values: entry.elements() as u64 })
+    }
+}
+
+impl std::fmt::Display for NonFinite {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { nan, infinite, first, values, .. } = self;
+        let what = match (nan, infinite) {
+            (0, _) => format!("{infinite} infinite"),
+            (_, 0) => format!("{nan} NaN"),
+            _ => format!("{nan} NaN and {infinite} infinite"),
+        };
+        write!(f, "holds {what} of {values} values, the first at {first}")
+    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@
 //! | the same, with the model's predictions on a text kept as close as the bits allow | [`compress_calibrated`] |
 //! | get an ordinary model back | [`decode`] |
 //! | run this crate's layers on the compressed weights | [`open`] and [`crate::linear`]; of a file in memory [`open_bytes`] |
-//! | run an unmodified Candle model | [`open_decoded`] |
+//! | run an unmodified Candle model | [`open`], which decodes what is asked for by its plain name |
 //! | look into a file, tensor by tensor | [`Archive`] |
 //! | keep what was fine-tuned, apart from the model | [`save_adapters`], [`load_adapters`] |
 //! | compare a compressed model with its original | [`verify`] |
@@ -21,6 +21,7 @@
 //! in one step.
 
 mod adapters;
+mod beside;
 mod convert;
 mod decode;
 mod measure;
@@ -37,6 +38,7 @@ pub use convert::{
     compress_into,
 };
 pub use decode::{DecodeOptions, DecodeReport, decode};
+pub use measure::NonFinite;
 pub use prune::prune;
 pub use read::{Archive, Entry};
 pub use safetensors::Dtype;
@@ -53,6 +55,9 @@ pub const FORMAT_KEY: &str = "rbe.format";
 
 /// The `__metadata__` key that holds, as JSON, the original type and shape of each compressed tensor.
 pub const TENSORS_KEY: &str = "rbe.tensors";
+
+/// The `__metadata__` key that holds, as JSON, which tensor stands for another that is the same and is not stored again.
+pub const TIED_KEY: &str = "rbe.tied";
 
 /// The container's version that this build writes and reads.
 pub const FORMAT_VERSION: &str = "1";

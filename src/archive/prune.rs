@@ -4,6 +4,7 @@ use super::convert::{Pace, Watch};
 use super::stage::{Stage, inputs};
 use super::{
     Archive, Entry, FORMAT_KEY, FORMAT_VERSION, Original, SUFFIX, SafetensorsWriter, Slot, TENSORS_KEY,
+    TIED_KEY,
 };
 use crate::encode::PruneReport;
 use crate::{Error, RbeTensor, Result};
@@ -35,7 +36,8 @@ pub fn prune(
     let stage = Stage::like(&archive, output, overwrite, &others)?;
     stage.copy_companions(input)?;
 
-    let compressed = archive.entries().filter(|entry| entry.compressed);
+    let stored = archive.entries().filter(|entry| entry.tied_to.is_none());
+    let compressed = stored.clone().filter(|entry| entry.compressed);
     let originals: BTreeMap<&str, Original> = compressed
         .clone()
         .map(|entry| (entry.name.as_str(), Original { dtype: entry.dtype, shape: entry.shape.clone() }))
@@ -44,7 +46,10 @@ pub fn prune(
     metadata.insert(FORMAT_KEY.into(), FORMAT_VERSION.into());
     metadata
         .insert(TENSORS_KEY.into(), serde_json::to_string(&originals).map_err(|e| Error::file(output, e))?);
-    let plan = archive.entries().map(|entry| match entry.compressed {
+    if let Some(tied) = archive.tied_as_json()? {
+        metadata.insert(TIED_KEY.into(), tied);
+    }
+    let plan = stored.map(|entry| match entry.compressed {
         true => Slot::payload(&entry.name),
         false => Slot::dense(&entry.name, entry.dtype, &entry.shape),
     });

@@ -1,7 +1,7 @@
 //! A model's tensors, memory mapped: one safetensors file, or a directory of one or many; or a file that is in memory.
 
 use super::adapters::{KIND, KIND_KEY};
-use super::{FORMAT_KEY, FORMAT_VERSION, INDEX_FILE, MODEL_FILE, Original, SUFFIX, TENSORS_KEY};
+use super::{FORMAT_KEY, FORMAT_VERSION, INDEX_FILE, MODEL_FILE, Original, SUFFIX, TENSORS_KEY, TIED_KEY};
 use crate::{Error, RbeTensor, Result, file};
 use candle_core::{DType, Device, Tensor};
 #[cfg(any(unix, windows))]
@@ -26,16 +26,24 @@ pub struct Entry {
     pub shape: Vec<usize>,
     /// Whether the file holds `NAME.rbe` in place of `NAME`.
     pub compressed: bool,
-    /// Bytes in the file.
+    /// Bytes in the file; of a tied tensor those of the one that stands for it.
     pub bytes: usize,
+    /// The tensor that stands for this one, which is the same and is not stored again.
+    pub tied_to: Option<String>,
     shard: usize,
     offset: usize,
 }
 
 impl Entry {
-    /// The name in the file: with `.rbe` where the tensor is compressed.
+    /// The name in the file: with `.rbe` where the tensor is compressed, and of a tied tensor that of the other.
     pub fn stored_name(&self) -> String {
-        if self.compressed { format!("{}{SUFFIX}", self.name) } else { self.name.clone() }
+        let name = self.tied_to.as_ref().unwrap_or(&self.name);
+        if self.compressed { format!("{name}{SUFFIX}") } else { name.clone() }
+    }
+
+    /// Bytes that the file has for this tensor alone: none where another stands for it.
+    pub fn own_bytes(&self) -> usize {
+        if self.tied_to.is_none() { self.bytes } else { 0 }
     }
 
     /// Number of weights.
@@ -118,10 +126,16 @@ impl Shard {
                 return Err(Error::file(&self.path, reason));
             }
         }
-        let Some(text) = metadata.get(TENSORS_KEY) else { return Ok(BTreeMap::new()) };
-        serde_json::from_str(text).map_err(|e| {
-            Error::file(&self.path, format!("the metadata entry {TENSORS_KEY} is not valid: {e}"))
-        })
+        self.map(TENSORS_KEY)
+    }
+
+    /// A metadata entry that maps names; empty where it is not there.
+    fn map<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<BTreeMap<String, T>> {
+        let Some(text) = self.header.metadata().as_ref().and_then(|metadata| metadata.get(key)) else {
+            return Ok(BTreeMap::new());
+        };
+        serde_json::from_str(text)
+            .map_err(|e| Error::file(&self.path, format!("the metadata entry {key} is not valid: {e}")))
     }
 }
 
@@ -148,15 +162,16 @@ impl Archive {
     ///
     /// # Errors
     /// A file is missing, truncated or no safetensors; an index points outside its directory, to a missing shard or
-    /// tensor; a tensor is there twice; the container's version is unknown or its metadata does not fit the tensors.
+    /// tensor; a tensor is there twice and no index says which counts; the container's version is unknown or its metadata
+    /// does not fit the tensors.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let kind = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
         if !kind.is_dir() {
-            return Self::from_shards(path, vec![Shard::open(path.to_owned())?]);
+            return Self::from_shards(path, vec![Shard::open(path.to_owned())?], &BTreeMap::new());
         }
         if path.join(MODEL_FILE).exists() {
-            return Self::from_shards(path, vec![Shard::open(path.join(MODEL_FILE))?]);
+            return Self::from_shards(path, vec![Shard::open(path.join(MODEL_FILE))?], &BTreeMap::new());
         }
         let index_path = path.join(INDEX_FILE);
         if !index_path.exists() {
@@ -173,7 +188,7 @@ impl Archive {
                 return Err(Error::file(&index_path, reason));
             }
         }
-        Self::from_shards(path, shards)
+        Self::from_shards(path, shards, &index)
     }
 
     /// A safetensors file that is in memory: downloaded, built into the program, or where there are no files at all. `name`
@@ -183,32 +198,58 @@ impl Archive {
     /// The bytes are no safetensors file; the container's version is unknown or its metadata does not fit the tensors.
     pub fn from_bytes(name: impl AsRef<Path>, bytes: Vec<u8>) -> Result<Self> {
         let name = name.as_ref();
-        Self::from_shards(name, vec![Shard::new(name.to_owned(), Bytes::Held(bytes))?])
+        Self::from_shards(name, vec![Shard::new(name.to_owned(), Bytes::Held(bytes))?], &BTreeMap::new())
     }
 
-    fn from_shards(path: &Path, shards: Vec<Shard>) -> Result<Self> {
+    fn from_shards(path: &Path, shards: Vec<Shard>, index: &BTreeMap<String, String>) -> Result<Self> {
         let mut archive = Self {
             path: path.to_owned(),
             shards: vec![],
             entries: BTreeMap::new(),
             metadata: BTreeMap::new(),
         };
-        for (index, shard) in shards.into_iter().enumerate() {
-            archive.list(index, &shard)?;
+        let mut tied = BTreeMap::new();
+        for (number, shard) in shards.into_iter().enumerate() {
+            archive.list(number, &shard, index)?;
             for (key, value) in shard.header.metadata().iter().flatten() {
                 // Each shard describes its own tensors; of what they say in common the first shard's word holds.
-                if key != TENSORS_KEY {
+                if key != TENSORS_KEY && key != TIED_KEY {
                     archive.metadata.entry(key.clone()).or_insert_with(|| value.clone());
                 }
             }
+            tied.extend(shard.map::<String>(TIED_KEY)?);
             archive.shards.push(shard);
         }
+        archive.list_tied(tied)?;
         Ok(archive)
     }
 
-    fn list(&mut self, index: usize, shard: &Shard) -> Result<()> {
+    /// Adds the tensors that others stand for.
+    fn list_tied(&mut self, tied: BTreeMap<String, String>) -> Result<()> {
+        let mut entries = vec![];
+        for (name, other) in tied {
+            let refuse = |reason: &str| {
+                let said = format!("{TIED_KEY} says that {other:?} stands for tensor {name:?}, {reason}");
+                Err(Error::file(&self.path, said))
+            };
+            if self.entries.contains_key(&name) {
+                return refuse("which is there itself");
+            }
+            let Some(entry) = self.entries.get(&other) else { return refuse("and is not there") };
+            entries.push(Entry { name, tied_to: Some(other), ..entry.clone() });
+        }
+        self.entries.extend(entries.into_iter().map(|entry| (entry.name.clone(), entry)));
+        Ok(())
+    }
+
+    /// Lists a shard's tensors but for those that `said_in`, the index, has in another file.
+    fn list(&mut self, index: usize, shard: &Shard, said_in: &BTreeMap<String, String>) -> Result<()> {
         let mut originals = shard.originals()?;
         for (stored_name, info) in shard.header.tensors() {
+            if said_in.get(&stored_name).is_some_and(|file| !shard.path.ends_with(file)) {
+                originals.remove(stored_name.strip_suffix(SUFFIX).unwrap_or(&stored_name));
+                continue;
+            }
             let refuse = |reason: String| Err(Error::file(&shard.path, reason));
             let (start, end) = info.data_offsets;
             let offset = shard.data_start + start;
@@ -219,6 +260,7 @@ impl Archive {
                     shape: info.shape.clone(),
                     compressed: false,
                     bytes: end - start,
+                    tied_to: None,
                     shard: index,
                     offset,
                 },
@@ -249,6 +291,7 @@ impl Archive {
                         shape: original.shape,
                         compressed: true,
                         bytes: end - start,
+                        tied_to: None,
                         shard: index,
                         offset,
                     }
@@ -312,11 +355,12 @@ impl Archive {
 
     /// One tensor's entry, or an error that names the file and the tensor.
     pub fn entry(&self, name: &str) -> Result<&Entry> {
-        self.get(name).ok_or_else(|| Error::MissingTensor {
-            path: self.path.clone(),
-            name: name.to_owned(),
-            hint: self.has_instead(name),
-        })
+        self.get(name).ok_or_else(|| self.missing(name))
+    }
+
+    /// The error of a tensor that is not there.
+    pub(super) fn missing(&self, name: &str) -> Error {
+        Error::MissingTensor { path: self.path.clone(), name: name.to_owned(), hint: self.has_instead(name) }
     }
 
     /// What is known of a tensor that is not there: the same under another prefix, or that the file is no model.
@@ -336,6 +380,16 @@ impl Archive {
             };
             format!("; it holds {other:?}, the same {how}: the model was saved under another prefix, rename its tensors")
         })
+    }
+
+    /// What [`TIED_KEY`] says of this archive; `None` where no tensor stands for another.
+    pub(super) fn tied_as_json(&self) -> Result<Option<String>> {
+        let tied: BTreeMap<&str, &str> = self
+            .entries()
+            .filter_map(|entry| Some((entry.name.as_str(), entry.tied_to.as_deref()?)))
+            .collect();
+        let json = || serde_json::to_string(&tied).map_err(|e| Error::file(&self.path, e));
+        (!tied.is_empty()).then(json).transpose()
     }
 
     /// Whether any tensor is compressed.
@@ -416,16 +470,14 @@ struct Index {
 /// Which file holds which tensor, every file being one directly in the index's own directory.
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     let text = file::read_text(path)?;
-    let index: Index =
+    let mut index: Index =
         serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not a valid index: {e}")))?;
-    for (name, file) in &index.weight_map {
-        let mut parts = Path::new(file).components();
-        let plain = matches!(parts.next(), Some(Component::Normal(_))) && parts.next().is_none();
-        if !plain || file.contains('\\') {
-            let reason = format!("tensor {name:?} is said to be in {file:?}, outside this directory");
-            return Err(Error::file(path, reason));
-        }
-        if !path.with_file_name(file).is_file() {
+    for (name, file) in &mut index.weight_map {
+        let plain = plain_name(file).map_err(|reason| {
+            Error::file(path, format!("tensor {name:?} is said to be in {file:?}, {reason}"))
+        })?;
+        *file = plain;
+        if !path.with_file_name(&*file).is_file() {
             return Err(Error::file(path, format!("names {file:?}, and there is no such file beside it")));
         }
     }
@@ -433,4 +485,27 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
         return Err(Error::file(path, "names no tensor"));
     }
     Ok(index.weight_map)
+}
+
+/// The name of a file in the index's own directory, of which `./` says no more; or what is wrong with it.
+fn plain_name(file: &str) -> Result<String, &'static str> {
+    // Windows separates with it, other systems have it in names.
+    if file.contains('\\') {
+        return Err("outside this directory: a backslash separates on some systems");
+    }
+    let mut names = vec![];
+    for part in Path::new(file).components() {
+        match part {
+            Component::CurDir => {}
+            Component::Normal(name) => names.push(name),
+            Component::ParentDir | Component::RootDir | Component::Prefix(_) => {
+                return Err("outside this directory");
+            }
+        }
+    }
+    match (&names[..], names.len()) {
+        ([name], _) => Ok(name.to_string_lossy().into_owned()),
+        (_, 0) => Err("which names no file"),
+        _ => Err("in a directory below; a shard lies beside its index"),
+    }
 }

@@ -7,11 +7,28 @@ use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
 use std::path::Path;
 
-/// Opens a model, compressed or not, for this crate's layers: [`crate::linear`] and its kin find `NAME.rbe` and run
-/// on the compressed weights.
+/// Opens a model, compressed or not, for any layers.
 ///
-/// It serves what the files hold, by the names in the files, as
-/// `VarBuilder::from_mmaped_safetensors` does, with errors that name file and tensor.
+/// A compressed tensor `NAME` is there under two names, and `contains_tensor` is true for both: `NAME.rbe` is the
+/// payload (`U8`), which [`crate::linear`] and its kin run on; `NAME` is the tensor itself, decoded when it is asked
+/// for. So one builder serves this crate's layers, Candle's, and a model of both. Decoded tensors take as much memory
+/// as in the original; nothing is decoded that nobody asks for.
+///
+/// A compressed model wants this builder. Candle's own (`VarBuilder::from_mmaped_safetensors`) finds `NAME.rbe` alone,
+/// which is enough for this crate's layers, but tells other code that there is no `NAME`. Most of that code then fails
+/// with an error. Code that chooses by `contains_tensor` goes another way in silence: `candle_transformers`' Qwen2, not
+/// finding `lm_head.weight`, takes the embeddings for its head, and its logits mean nothing.
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use candle_core::{DType, Device};
+/// use candle_rbe::archive;
+///
+/// let vb = archive::open("qwen2-rbe", DType::F32, &Device::Cpu)?;
+/// assert!(vb.contains_tensor("lm_head.weight.rbe") && vb.contains_tensor("lm_head.weight"));
+/// let head = vb.get((151_936, 896), "lm_head.weight")?; // decoded here
+/// # Ok(()) }
+/// ```
 ///
 /// # Errors
 /// See [`Archive::open`].
@@ -35,27 +52,35 @@ pub fn open_bytes(
     Ok(VarBuilder::from_backend(Box::new(stored), dtype, device.clone()))
 }
 
-/// Opens a model, compressed or not, for layers that know nothing of compression: `get` decodes.
-///
-/// So any unmodified Candle model loads it, and then takes as much memory as the original.
+/// The builder that [`open`] makes, under the name of what it does for a model that knows nothing of compression:
+/// every `get` of a plain name decodes, and the model takes as much memory as the original.
 ///
 /// # Errors
 /// See [`Archive::open`].
 pub fn open_decoded(path: impl AsRef<Path>, dtype: DType, device: &Device) -> Result<VarBuilder<'static>> {
-    let decoded = Decoded(Archive::open(path)?);
-    Ok(VarBuilder::from_backend(Box::new(decoded), dtype, device.clone()))
+    open(path, dtype, device)
 }
 
-/// Tensors as the files hold them.
+/// Tensors under their own names, and payloads under theirs.
 struct Stored(Archive);
 
+/// What a name stands for.
+enum Asked<'a> {
+    Tensor(&'a Entry),
+    Payload(&'a Entry),
+}
+
 impl Stored {
-    fn find(&self, name: &str) -> Option<&Entry> {
-        let (name, compressed) = match name.strip_suffix(SUFFIX) {
-            Some(name) => (name, true),
-            None => (name, false),
-        };
-        self.0.get(name).filter(|entry| entry.compressed == compressed)
+    fn find(&self, name: &str) -> Option<Asked<'_>> {
+        // No tensor's own name ends like a payload's: the archive refuses such files.
+        match name.strip_suffix(SUFFIX) {
+            Some(name) => self.0.get(name).filter(|entry| entry.compressed).map(Asked::Payload),
+            None => self.0.get(name).map(Asked::Tensor),
+        }
+    }
+
+    fn ask(&self, name: &str) -> Result<Asked<'_>> {
+        self.find(name).ok_or_else(|| self.0.missing(name))
     }
 }
 
@@ -68,58 +93,32 @@ impl SimpleBackend for Stored {
         dtype: DType,
         device: &Device,
     ) -> candle_core::Result<Tensor> {
-        expect(self.get_unchecked(name, dtype, device)?, shape, name)
+        let got = match self.ask(name)? {
+            Asked::Tensor(entry) => Shape::from(entry.shape.as_slice()),
+            Asked::Payload(entry) => Shape::from(entry.bytes),
+        };
+        // Before anything is decoded.
+        if got != shape {
+            let msg = format!("shape mismatch for {name}");
+            return Err(candle_core::Error::UnexpectedShape { msg, expected: shape, got }.bt());
+        }
+        self.get_unchecked(name, dtype, device)
     }
 
     fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
-        let Some(entry) = self.find(name) else {
-            let other = self.0.entry(name)?;
-            let hint = "is compressed; load it with this crate's layers, or open the model with open_decoded";
-            return Err(self.0.about(other, hint).into());
-        };
-        if entry.compressed {
-            if dtype != DType::U8 {
+        match self.ask(name)? {
+            Asked::Tensor(entry) => self.0.tensor(entry, device)?.to_dtype(dtype),
+            Asked::Payload(_) if dtype != DType::U8 => {
                 let what = format!("the payload {name:?} as {dtype:?}; it is U8");
-                return Err(Error::Unsupported { what }.into());
+                Err(Error::Unsupported { what }.into())
             }
-            return Tensor::from_raw_buffer(self.0.bytes(entry), DType::U8, &[entry.bytes], device);
+            Asked::Payload(entry) => {
+                Tensor::from_raw_buffer(self.0.bytes(entry), DType::U8, &[entry.bytes], device)
+            }
         }
-        self.0.tensor(entry, device)?.to_dtype(dtype)
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
         self.find(name).is_some()
     }
-}
-
-/// Tensors under their own names, decoded when they are asked for.
-struct Decoded(Archive);
-
-impl SimpleBackend for Decoded {
-    fn get(
-        &self,
-        shape: Shape,
-        name: &str,
-        _: candle_nn::Init,
-        dtype: DType,
-        device: &Device,
-    ) -> candle_core::Result<Tensor> {
-        expect(self.get_unchecked(name, dtype, device)?, shape, name)
-    }
-
-    fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
-        self.0.tensor(self.0.entry(name)?, device)?.to_dtype(dtype)
-    }
-
-    fn contains_tensor(&self, name: &str) -> bool {
-        self.0.get(name).is_some()
-    }
-}
-
-fn expect(tensor: Tensor, expected: Shape, name: &str) -> candle_core::Result<Tensor> {
-    if tensor.shape() == &expected {
-        return Ok(tensor);
-    }
-    let (msg, got) = (format!("shape mismatch for {name}"), tensor.shape().clone());
-    Err(candle_core::Error::UnexpectedShape { msg, expected, got }.bt())
 }

@@ -1,6 +1,6 @@
 //! A compressed model held against its original, tensor by tensor.
 
-use super::{Archive, Entry, measure};
+use super::{Archive, Entry, NonFinite, measure};
 use crate::Result;
 use crate::clock::Instant;
 use crate::codec::errors::{BlockRowErrors, Comparison};
@@ -31,6 +31,8 @@ pub struct CheckedTensor {
     pub worst_block: Option<(usize, f64)>,
     /// What may matter and is not wrong: a row or a block with more than three times the error of the whole.
     pub warning: Option<String>,
+    /// Of a dense tensor, its values that are not finite. NaN is a problem; infinities may be meant, as in a mask.
+    pub non_finite: Option<NonFinite>,
     /// What is wrong; absent where nothing is.
     pub problem: Option<String>,
 }
@@ -51,7 +53,8 @@ pub struct VerifyReport {
     pub seconds: f64,
 }
 
-/// Checks every tensor of a compressed model: its checksum, its shape, and its error against the original.
+/// Checks every tensor of a compressed model: its checksum, its shape, its error against the original, and that no dense
+/// one holds NaN.
 ///
 /// What is wrong with a tensor is told in the report, so that one damaged tensor does not hide another; only files
 /// that cannot be opened are errors.
@@ -76,6 +79,7 @@ pub fn verify(compressed: impl AsRef<Path>, original: impl AsRef<Path>) -> Resul
             worst_row: None,
             worst_block: None,
             warning: None,
+            non_finite: NonFinite::of(&compressed, entry),
             problem: None,
         };
         match compare(&compressed, entry, &original) {
@@ -95,6 +99,9 @@ pub fn verify(compressed: impl AsRef<Path>, original: impl AsRef<Path>) -> Resul
             }
             Err(problem) => line.problem = Some(problem),
         }
+        if let (None, Some(found)) = (&line.problem, line.non_finite.as_ref().filter(|found| found.nan > 0)) {
+            line.problem = Some(found.to_string());
+        }
         report.tensors.push(line);
     }
     for entry in original.entries().filter(|entry| compressed.get(&entry.name).is_none()) {
@@ -106,6 +113,7 @@ pub fn verify(compressed: impl AsRef<Path>, original: impl AsRef<Path>) -> Resul
             worst_row: None,
             worst_block: None,
             warning: None,
+            non_finite: None,
             problem: Some(format!("is missing from {}", compressed.path().display())),
         });
     }

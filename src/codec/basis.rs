@@ -124,6 +124,20 @@ impl Basis {
         Self::checked(self.layout, theta, matches!(self.parameters, Parameters::F16 { .. }))
     }
 
+    /// The term times `2^exponent`.
+    pub(super) fn times_power_of_two(&self, exponent: i32) -> Result<Self> {
+        let parameters = match &self.parameters {
+            Parameters::F16 { unit, values } => {
+                Parameters::F16 { unit: super::term::scaled_unit(*unit, exponent)?, values: values.clone() }
+            }
+            Parameters::F32(values) => {
+                let factor = super::term::scaled_unit(1.0, exponent)?;
+                Parameters::F32(values.iter().map(|value| value * factor).collect())
+            }
+        };
+        Ok(Self { layout: self.layout, parameters })
+    }
+
     /// `d <g, weights> / d theta` of one block: the inner products of each function with `g` (`height x width`).
     pub fn gradient(&self, block: Block, g: &[f32]) -> [f32; FUNCTIONS] {
         let mut gradient = [0.0; FUNCTIONS];

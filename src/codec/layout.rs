@@ -23,13 +23,12 @@ pub(crate) const SHORTEST: usize = 32;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
-    len: usize,
-    edge: usize,
-    /// Blocks of the edge's length before the shorter ones.
-    whole: usize,
-    /// Where the shorter blocks begin, and their end: the first `short + 1` count.
-    starts: [u32; MOST_SHORT + 1],
-    short: usize,
+    len: u32,
+    /// Blocks of the edge's length, before the shorter ones.
+    whole: u32,
+    edge: u16,
+    /// Lengths of the shorter blocks; 0 for those that are not there.
+    short: [u8; MOST_SHORT],
 }
 
 /// The most shorter blocks: 256 + 31 elements are cut into 128, 64, 32 and 63.
@@ -40,14 +39,15 @@ impl Cut {
     pub(crate) fn new(len: usize, edge: usize) -> Self {
         let rest = len % edge;
         let whole = if rest == 0 || rest >= SHORTEST { len / edge } else { (len / edge).saturating_sub(1) };
-        let (mut starts, mut short, mut at) = ([0; MOST_SHORT + 1], 0, whole * edge);
-        starts[0] = at as u32;
-        while at < len {
-            at += Self::next_short(len - at, edge);
-            short += 1;
-            starts[short] = at as u32;
+        let (mut short, mut left) = ([0; MOST_SHORT], len - whole * edge);
+        for short in &mut short {
+            let next = Self::next_short(left, edge);
+            // Less than an edge of 256, or less than 64.
+            *short = next as u8;
+            left -= next;
         }
-        Self { len, edge, whole, starts, short }
+        debug_assert_eq!(left, 0);
+        Self { len: len as u32, whole: whole as u32, edge: edge as u16, short }
     }
 
     /// The block that begins what is left: the largest power of two that leaves nothing or a whole block.
@@ -64,22 +64,22 @@ impl Cut {
 
     /// Elements.
     pub fn elements(&self) -> usize {
-        self.len
+        self.len as usize
     }
 
     /// Elements of a whole block.
     pub fn edge(&self) -> usize {
-        self.edge
+        self.edge.into()
     }
 
     /// Number of blocks.
     pub fn blocks(&self) -> usize {
-        self.whole + self.short
+        self.whole_blocks() + self.short.iter().filter(|len| **len > 0).count()
     }
 
     /// Blocks of the edge's length that come before all shorter ones.
     pub fn whole_blocks(&self) -> usize {
-        self.whole
+        self.whole as usize
     }
 
     /// Elements of the longest block.
@@ -88,22 +88,30 @@ impl Cut {
         self.range(0).len().max(self.range(self.blocks() - 1).len())
     }
 
+    /// The shorter blocks' elements.
+    fn shorter(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let mut end = self.whole_blocks() * self.edge();
+        self.short.into_iter().take_while(|len| *len > 0).map(move |len| {
+            let start = end;
+            end += usize::from(len);
+            start..end
+        })
+    }
+
     /// The elements of a block; none for a block that is not there.
     pub fn range(&self, block: usize) -> Range<usize> {
-        match block.checked_sub(self.whole) {
-            None => block * self.edge..(block + 1) * self.edge,
-            Some(short) if short < self.short => self.starts[short] as usize..self.starts[short + 1] as usize,
-            Some(_) => self.len..self.len,
+        match block.checked_sub(self.whole_blocks()) {
+            None => block * self.edge()..(block + 1) * self.edge(),
+            Some(short) => self.shorter().nth(short).unwrap_or(self.elements()..self.elements()),
         }
     }
 
     /// The block that holds an element.
     pub fn block_of(&self, element: usize) -> usize {
-        if element < self.whole * self.edge {
-            return element / self.edge;
+        if element < self.whole_blocks() * self.edge() {
+            return element / self.edge();
         }
-        let after = self.starts[1..=self.short].iter().take_while(|start| **start as usize <= element);
-        self.whole + after.count()
+        self.whole_blocks() + self.shorter().take_while(|block| block.end <= element).count()
     }
 
     /// All blocks' elements, from the first.
@@ -177,12 +185,12 @@ impl Layout {
 
     /// Rows of the matrix.
     pub fn rows(&self) -> usize {
-        self.rows.len
+        self.rows.elements()
     }
 
     /// Columns of the matrix.
     pub fn cols(&self) -> usize {
-        self.cols.len
+        self.cols.elements()
     }
 
     /// How the rows are cut.
@@ -197,7 +205,7 @@ impl Layout {
 
     /// The block edge.
     pub fn block(&self) -> usize {
-        self.rows.edge
+        self.rows.edge()
     }
 
     /// Elements of the largest block.

@@ -166,6 +166,15 @@ impl Matrix {
         Ok(Self::new(self.layout, self.transform, self.seed, terms, 1.0))
     }
 
+    /// The matrix times `2^exponent`, to the bit, with the same recorded error.
+    ///
+    /// # Errors
+    /// When a term's unit leaves what a payload may hold.
+    pub fn times_power_of_two(&self, exponent: i32) -> Result<Self> {
+        let terms = self.terms.iter().map(|term| term.times_power_of_two(exponent)).collect::<Result<_>>()?;
+        Ok(Self::new(self.layout, self.transform, self.seed, terms, self.errors))
+    }
+
     /// Adds the terms of one domain for all rows of a block to `out`.
     fn add_terms(&self, domain: Domain, block: Block, out: &mut [f32]) {
         for term in self.terms.iter().filter(|term| term.domain() == domain) {

@@ -90,6 +90,35 @@ impl From<Quality> for EncoderConfig {
 
 /// Weights up to this size have coefficients and sums well within F32.
 const LARGEST_WEIGHT: f32 = 1.1e30;
+/// A matrix whose largest weight is smaller than this has scales, and products with small inputs, below what F32 holds
+/// in full precision.
+const SMALLEST_WEIGHT: f32 = 1e-30;
+/// A matrix whose largest weight is `2^e` with an `e` up to this, of either sign, is encoded as it is. Farther away squares
+/// leave F32, so another is encoded as a multiple by a power of two and brought back to its size after that.
+const ORDINARY_EXPONENT: i32 = 16;
+
+/// Refuses a matrix whose largest magnitude, of its finite weights, is out of range.
+///
+/// # Errors
+/// When products with it would overflow, or lose what there is.
+pub(crate) fn check_largest(largest: f64) -> Result<()> {
+    // With as many digits as tell the value in F32, where that has it.
+    let shown = match largest as f32 {
+        near if near.is_normal() => format!("{near:e}"),
+        _ => format!("{largest:e}"),
+    };
+    if largest > f64::from(LARGEST_WEIGHT) {
+        return Err(Error::config(format!(
+            "a weight of {shown}; beyond {LARGEST_WEIGHT:e} coefficients overflow: leave the tensor dense"
+        )));
+    }
+    if largest > 0.0 && largest < f64::from(SMALLEST_WEIGHT) {
+        return Err(Error::config(format!(
+            "the largest weight is {shown}; below {SMALLEST_WEIGHT:e} products fall out of F32: leave the tensor dense"
+        )));
+    }
+    Ok(())
+}
 
 /// The block edge of a large matrix of which next to nothing is stored: with 256 readers would refuse it.
 const SPARE_EDGE: usize = 128;
@@ -156,7 +185,8 @@ impl Encoder {
     /// Compresses a row-major matrix.
     ///
     /// # Errors
-    /// When it has no elements, a weight is not finite, or the rate cannot be reached.
+    /// When it has no elements, a weight is not finite, the largest is beyond 1.1e30 or, not being zero, below 1e-30, or the
+    /// rate cannot be reached.
     pub fn encode_matrix(&self, values: &[f32], rows: usize, cols: usize) -> Result<Matrix> {
         self.encode_matrix_for(values, rows, cols, None)
     }
@@ -214,11 +244,33 @@ impl Encoder {
         if let Some(index) = values.par_iter().position_first(|value| !value.is_finite()) {
             return Err(Error::NonFinite { index, value: values[index] });
         }
-        if let Some(value) = values.par_iter().find_first(|value| value.abs() > LARGEST_WEIGHT) {
-            return Err(Error::config(format!(
-                "a weight of {value:e}; beyond {LARGEST_WEIGHT:e} coefficients overflow"
-            )));
+        let largest = values.par_iter().map(|value| value.abs()).reduce(|| 0.0, f32::max);
+        check_largest(largest.into())?;
+        let exponent = if largest > 0.0 { largest.log2().floor() as i32 } else { 0 };
+        if exponent.abs() <= ORDINARY_EXPONENT {
+            return self.encode_ordinary(values, rows, cols, statistics);
         }
+        let factor = 2f32.powi(-exponent);
+        let scaled: Vec<f32> = values.iter().map(|value| value * factor).collect();
+        let rate = self.config.rate.for_weights_times(factor.into());
+        let encoder = Self { config: EncoderConfig { rate, ..self.config.clone() } };
+        match encoder.encode_ordinary(&scaled, rows, cols, statistics) {
+            Ok(matrix) => matrix.times_power_of_two(exponent),
+            Err(Error::UnreachableRate { best, .. }) => {
+                Err(Error::UnreachableRate { asked: self.config.rate.to_string(), best })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Encodes finite weights of an ordinary size.
+    fn encode_ordinary(
+        &self,
+        values: &[f32],
+        rows: usize,
+        cols: usize,
+        statistics: Option<&LayerStatistics>,
+    ) -> Result<Matrix> {
         let (preparation, carrier) = search::choose(&self.config, values, rows, cols, statistics.is_some())?;
         let spectrum = search::prepare(&self.config, &preparation, values, rows, cols)?;
         let feedback = statistics.map(|statistics| {

@@ -37,6 +37,14 @@ impl Rate {
         }
     }
 
+    /// The same for weights that are multiplied by `factor`.
+    pub(super) fn for_weights_times(self, factor: f64) -> Self {
+        match self {
+            Rate::Rmse(rmse) => Rate::Rmse(rmse * factor),
+            Rate::BitsPerWeight(_) | Rate::RelativeError(_) | Rate::Coefficients(_) => self,
+        }
+    }
+
     /// The rate for a tensor of `elements` whose squares sum to `energy`.
     pub(super) fn target(self, elements: usize, energy: f64) -> Target {
         match self {

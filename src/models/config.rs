@@ -35,15 +35,34 @@ pub(super) fn from_fields<T: DeserializeOwned>(json: Value) -> Result<T> {
 }
 
 impl Config {
-    /// Reads the file at `path`, or `config.json` in the directory at `path`.
+    /// Reads the file at `path`, or `config.json` in the directory at `path`. Where a `generation_config.json` beside it names
+    /// tokens that end a text, those count, as for Hugging Face's `generate`.
     ///
     /// # Errors
-    /// The file cannot be read, or [`from_json`](Self::from_json) refuses what it says.
+    /// A file cannot be read, or [`from_json`](Self::from_json) refuses what it says.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let path = if path.is_dir() { &path.join("config.json") } else { path };
         let json = file::read_text(path)?;
-        Self::from_json(&json).map_err(|e| Error::file(path, e))
+        let mut config = Self::from_json(&json).map_err(|e| Error::file(path, e))?;
+        let beside = path.with_file_name("generation_config.json");
+        if beside.is_file() {
+            let json = file::read_text(&beside)?;
+            let json: Value = serde_json::from_str(&json).map_err(|e| Error::file(&beside, e))?;
+            let file: GenerationFile = from_fields(json).map_err(|e| Error::file(&beside, e))?;
+            let ids = Vec::from(file.eos_token_id);
+            if !ids.is_empty() {
+                *config.eos_token_ids_mut() = ids;
+            }
+        }
+        Ok(config)
+    }
+
+    fn eos_token_ids_mut(&mut self) -> &mut Vec<u32> {
+        match self {
+            Self::Gpt2(config) => &mut config.eos_token_ids,
+            Self::Llama(config) => &mut config.eos_token_ids,
+        }
     }
 
     /// Reads a configuration as transformers 4 or 5 writes it.
@@ -63,6 +82,13 @@ impl Config {
         };
         read(json.clone())
     }
+}
+
+/// What is taken of `generation_config.json`.
+#[derive(Deserialize)]
+struct GenerationFile {
+    #[serde(default)]
+    eos_token_id: TokenIds,
 }
 
 /// `eos_token_id`: one id, several or `null`.
@@ -152,6 +178,45 @@ mod tests {
     }
 
     #[test]
+    fn tokens_that_end_a_text_may_stand_in_the_other_file() -> Result<()> {
+        let room = tempfile::tempdir().map_err(|e| Error::io("a temporary directory", e))?;
+        let write = |name: &str, text: &str| {
+            let path = room.path().join(name);
+            std::fs::write(&path, text).map_err(|e| Error::io(&path, e))
+        };
+        let ends = || -> Result<Vec<u32>> {
+            let mut config = Config::read(room.path())?;
+            assert_eq!(Config::read(room.path().join("config.json"))?, config);
+            Ok(config.eos_token_ids_mut().clone())
+        };
+        write("config.json", LLAMA_3)?;
+        assert_eq!(ends()?, [128_001, 128_008, 128_009]);
+        for (said, expected) in [
+            ("128009", &[128_009][..]),
+            ("[128001, 7]", &[128_001, 7]),
+            ("null", &[128_001, 128_008, 128_009]),
+            ("[]", &[128_001, 128_008, 128_009]),
+        ] {
+            write("generation_config.json", &format!(r#"{{"eos_token_id": {said}, "temperature": 0.6}}"#))?;
+            assert_eq!(ends()?, expected, "{said}");
+        }
+        write("generation_config.json", "{}")?;
+        assert_eq!(ends()?, [128_001, 128_008, 128_009]);
+        let silent = LLAMA_3.replace("\"eos_token_id\": [128001, 128008, 128009],", "");
+        write("config.json", &silent)?;
+        assert!(ends()?.is_empty());
+        write("generation_config.json", r#"{"eos_token_id": 5}"#)?;
+        assert_eq!(ends()?, [5]);
+        let gpt2 = r#"{"model_type": "gpt2", "vocab_size": 10, "n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 2}"#;
+        write("config.json", gpt2)?;
+        assert_eq!(ends()?, [5]);
+        write("generation_config.json", r#"{"eos_token_id": "</s>"}"#)?;
+        let error = ends().expect_err("no id").to_string();
+        assert!(error.contains("generation_config.json: eos_token_id is a token's number"), "{error}");
+        Ok(())
+    }
+
+    #[test]
     fn what_a_file_may_leave_out() -> Result<()> {
         let least = r#"{"model_type": "llama", "vocab_size": 10, "hidden_size": 8, "intermediate_size": 8,
             "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 16}"#;
@@ -194,6 +259,18 @@ mod tests {
             ("\"model_type\": \"llama\",", "", "there is no \"model_type\""),
             ("\"llama3\"", "\"yarn\"", "rope_type \"yarn\"; supported are default, llama3"),
             ("\"factor\": 8.0,", "", "needs factor"),
+            (", \"rope_type\": \"llama3\"}", "}", "rope_scaling has factor, low_freq_factor"),
+            (
+                "\"rope_type\": \"llama3\"}",
+                "\"rope_type\": null}",
+                "and no rope_type; supported are default, llama3",
+            ),
+            (
+                "\"rope_theta\": 500000.0,",
+                "\"rope_theta\": 500000.0, \"rope_parameters\": {\"rope_type\": \"default\"},",
+                "rope_parameters and rope_scaling say different things",
+            ),
+            ("[128001, 128008, 128009]", "\"</s>\"", "eos_token_id is a token's number"),
             ("\"factor\": 8.0,", "\"factor\": -8.0,", "factor is -8"),
             (
                 "\"factor\": 8.0,",

@@ -5,6 +5,7 @@
 //! say next.
 
 use super::CausalLm;
+use super::pass::not_finite;
 use crate::clock::Instant;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
@@ -16,8 +17,24 @@ use std::time::Duration;
 pub struct Windows {
     /// Number of windows, spread evenly over the text.
     pub count: usize,
-    /// Tokens in each. The models see each window alone.
+    /// Tokens in each, with those that start every text. The models see each window alone.
     pub length: usize,
+}
+
+/// A text as a model reads it. From token ids alone (`&ids`) it is one before which the model expects nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Text<'t> {
+    /// What the model expects before every text, as a tokenizer adds it: often a BOS token, or nothing. Each window begins
+    /// with it, since a model sees it in front of whatever it continues.
+    pub start: &'t [u32],
+    /// The text's own tokens.
+    pub tokens: &'t [u32],
+}
+
+impl<'t, T: AsRef<[u32]> + ?Sized> From<&'t T> for Text<'t> {
+    fn from(tokens: &'t T) -> Self {
+        Self { start: &[], tokens: tokens.as_ref() }
+    }
 }
 
 impl Default for Windows {
@@ -50,29 +67,46 @@ impl Windows {
         Ok((0..count).map(|i| i * stride).collect())
     }
 
+    /// The windows of a text: what starts every text, then as many of its tokens as there is room for.
+    ///
+    /// # Errors
+    /// As [`starts`](Self::starts).
+    pub fn cut<'t>(&self, text: impl Into<Text<'t>>) -> Result<Vec<Vec<u32>>> {
+        let Text { start, tokens } = text.into();
+        let room = self.length.saturating_sub(start.len());
+        if room < 2 && !start.is_empty() {
+            let (length, taken) = (self.length, start.len());
+            let reason =
+                format!("windows of {length} tokens, of which {taken} start every text; two more are needed");
+            return Err(Error::config(reason));
+        }
+        let window = |at: usize| [start, &tokens[at..at + room]].concat();
+        Ok(Self { length: room, ..*self }.starts(tokens.len())?.into_iter().map(window).collect())
+    }
+
     /// The same, for a model that is to read them.
     ///
     /// # Errors
     /// As [`starts`](Self::starts); a window is longer than the model's context, or the text has a token outside its
     /// vocabulary.
-    pub fn starts_for(&self, model: &dyn CausalLm, tokens: &[u32]) -> Result<Vec<usize>> {
-        let starts = self.starts(tokens.len())?;
+    pub fn cut_for<'t>(&self, model: &dyn CausalLm, text: impl Into<Text<'t>>) -> Result<Vec<Vec<u32>>> {
+        let text = text.into();
+        let cut = self.cut(text)?;
         if self.length > model.context_length() {
             return Err(Error::Context { context: model.context_length(), past: 0, new: self.length });
         }
-        check_vocabulary(model, tokens)?;
-        Ok(starts)
+        check_vocabulary(model, text.start)?;
+        check_vocabulary(model, text.tokens)?;
+        Ok(cut)
     }
-}
 
-impl Windows {
     /// The windows of a text as token ids `(1, length)`, the samples of a [`Calibration`](crate::nn::Calibration).
     ///
     /// # Errors
     /// As [`starts`](Self::starts); Candle's.
-    pub fn samples(&self, tokens: &[u32], device: &Device) -> Result<Vec<Tensor>> {
-        let sample = |start| Ok(Tensor::new(&tokens[start..start + self.length], device)?.unsqueeze(0)?);
-        self.starts(tokens.len())?.into_iter().map(sample).collect()
+    pub fn samples<'t>(&self, text: impl Into<Text<'t>>, device: &Device) -> Result<Vec<Tensor>> {
+        let sample = |window: Vec<u32>| Ok(Tensor::new(window, device)?.unsqueeze(0)?);
+        self.cut(text)?.into_iter().map(sample).collect()
     }
 }
 
@@ -96,7 +130,8 @@ pub struct Evaluation {
 /// One model alone.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Score {
-    /// `exp` of the mean loss on the next token, over the `length - 1` predictions inside each window.
+    /// `exp` of the mean loss on the next token, over the `length - 1` predictions inside each window: of every token but
+    /// the first.
     pub perplexity: f64,
     /// Tokens through the model's own forwards per second, whole windows at a time. The first window warms
     /// up memory and is not counted where there are others. Infinite where there is no clock:
@@ -104,7 +139,8 @@ pub struct Score {
     pub tokens_per_second: f64,
 }
 
-/// Compares `candidate` with `reference` on the text `tokens`.
+/// Compares `candidate` with `reference` on a text: token ids alone, or a [`Text`] of a model that expects something before
+/// every text.
 ///
 /// Both see the same windows one after the other, and only one window's logits are held at a time. The
 /// sums are in F64. `progress` is called with the number of windows done and the number of all.
@@ -112,14 +148,15 @@ pub struct Score {
 /// # Errors
 /// The windows do not fit the text or a model's context; the models have different vocabularies or the text
 /// a token outside them; a forward fails; a logit is not finite.
-pub fn evaluate(
+pub fn evaluate<'t>(
     reference: &dyn CausalLm,
     candidate: &dyn CausalLm,
-    tokens: &[u32],
+    text: impl Into<Text<'t>>,
     windows: Windows,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<Evaluation> {
-    let starts = windows.starts_for(reference, tokens)?;
+    let text = text.into();
+    let cut = windows.cut_for(reference, text)?;
     if reference.vocab_size() != candidate.vocab_size() {
         return Err(Error::config(format!(
             "the reference has a vocabulary of {} and the candidate one of {}; their predictions cannot be compared",
@@ -127,12 +164,11 @@ pub fn evaluate(
             candidate.vocab_size()
         )));
     }
-    windows.starts_for(candidate, tokens)?;
+    windows.cut_for(candidate, text)?;
     let (mut reference, mut candidate) = (Subject::new(reference), Subject::new(candidate));
     let mut divergence = Divergence::default();
-    progress(0, starts.len());
-    for (index, &start) in starts.iter().enumerate() {
-        let window = &tokens[start..start + windows.length];
+    progress(0, cut.len());
+    for (index, window) in cut.iter().enumerate() {
         let rows = reference.predict(window)?.into_iter().zip(candidate.predict(window)?);
         for (position, (p, q)) in rows.enumerate() {
             let (p, q) = (Prediction::new(p)?, Prediction::new(q)?);
@@ -142,7 +178,7 @@ pub fn evaluate(
             }
             divergence.add(&p, &q);
         }
-        progress(index + 1, starts.len());
+        progress(index + 1, cut.len());
     }
     let positions = (windows.count * windows.length) as f64;
     Ok(Evaluation {
@@ -216,7 +252,7 @@ impl Prediction {
         let mut best = 0;
         for (token, logit) in logits.iter().enumerate() {
             if !logit.is_finite() {
-                return Err(Error::config(format!("the model's logit of token {token} is {logit}")));
+                return Err(not_finite(token, *logit));
             }
             if *logit > logits[best] {
                 best = token;
@@ -323,6 +359,25 @@ mod tests {
         // 0 0, 0 1, 2 2 and 2 0 are predicted with 1/2, 1/4, 1/3, 1/3 by the one, 1/8, 1/4, 1/3, 1/3 by the other.
         close(found.reference.perplexity, (2. * 4. * 9f64).powf(0.25));
         close(found.candidate.perplexity, (8. * 4. * 9f64).powf(0.25));
+        Ok(())
+    }
+
+    #[test]
+    fn every_window_begins_with_what_starts_a_text() -> Result<()> {
+        let tokens = [0, 0, 1, 2, 2, 2, 2, 0, 1, 0, 2, 2, 2, 2];
+        let windows = Windows { count: 2, length: 4 };
+        assert_eq!(windows.cut(Text { start: &[1], tokens: &tokens })?, [[1, 0, 0, 1], [1, 2, 2, 0]]);
+        assert_eq!(windows.cut(&tokens)?, [[0, 0, 1, 2], [2, 2, 2, 0]]);
+        let samples = windows.samples(Text { start: &[1], tokens: &tokens }, &Device::Cpu)?;
+        assert_eq!(samples[1].to_vec2::<u32>()?, [[1, 2, 2, 0]]);
+        // The first token of the text is predicted after what starts it: 1 0, 0 0, 0 1 and 1 2, 2 2, 2 0.
+        let model = Bigram::new(&[[2., 1., 1.], [1., 1., 2.], [1., 1., 1.]])?;
+        let text = Text { start: &[1], tokens: &tokens };
+        let found = evaluate(&model, &model, text, windows, |_, _| {})?;
+        let expected = (4. * 2. * 4. * 2. * 3. * 3f64).powf(1. / 6.);
+        assert!((found.reference.perplexity - expected).abs() < 1e-6, "{found:?}");
+        let error = Windows { count: 1, length: 2 }.cut(text).unwrap_err().to_string();
+        assert!(error.contains("windows of 2 tokens, of which 1 start every text"), "{error}");
         Ok(())
     }
 

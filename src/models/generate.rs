@@ -1,13 +1,14 @@
 //! Continuing a text token by token.
 
+use super::pass::not_finite;
 use super::{CausalLm, KvCache};
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 
 /// Continues `prompt` by at most `max_new_tokens` tokens, each chosen by `sampler` from the logits `(vocab)`
 /// in F32 that follow the tokens before it. The prompt is one text, of at least one token.
 ///
 /// The iterator yields the new tokens and ends before an end-of-text token. An error, such as a context that
-/// is full, is its last item. Nothing runs until the first token is asked for; the prompt then goes through
+/// is full or a logit that is not finite, is its last item. Nothing runs until the first token is asked for; the prompt then goes through
 /// the model at once and every later token alone.
 ///
 /// Sampling with a temperature is a closure over `candle_transformers`' `LogitsProcessor`:
@@ -47,9 +48,24 @@ impl<S: FnMut(&Tensor) -> Result<u32>> Generation<'_, S> {
     fn step(&mut self) -> Result<u32> {
         let input = Tensor::new(self.input.as_slice(), self.model.device())?.unsqueeze(0)?;
         let logits = self.model.forward_last(&input, Some(&mut self.cache))?;
-        let token = (self.sampler)(&logits.squeeze(0)?)?;
+        let logits = logits.squeeze(0)?;
+        check_finite(&logits)?;
+        let token = (self.sampler)(&logits)?;
         self.input = vec![token];
         Ok(token)
+    }
+}
+
+/// Refuses logits `(vocab)` of which one is not finite: a sampler would take any token.
+fn check_finite(logits: &Tensor) -> Result<()> {
+    // The sum is not finite where a logit is not, and one number to bring from the device.
+    if logits.sum_all()?.to_dtype(DType::F32)?.to_scalar::<f32>()?.is_finite() {
+        return Ok(());
+    }
+    let values = logits.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+    match values.iter().position(|logit| !logit.is_finite()) {
+        Some(token) => Err(not_finite(token, values[token]).into()),
+        None => Ok(()),
     }
 }
 

@@ -128,7 +128,20 @@ impl TryFrom<File> for Config {
                 )));
             }
         };
-        let rope = file.rope_parameters.or(file.rope_scaling).unwrap_or_default();
+        let rope = |said: RopeParameters| said.resolve(file.rope_theta);
+        let rope = match (file.rope_parameters, file.rope_scaling) {
+            (None, None) => rope(RopeParameters::default())?,
+            (Some(said), None) | (None, Some(said)) => rope(said)?,
+            (Some(one), Some(other)) => {
+                let (one, other) = (rope(one)?, rope(other)?);
+                if one != other {
+                    return Err(Error::config(format!(
+                        "rope_parameters and rope_scaling say different things: {one:?} and {other:?}"
+                    )));
+                }
+                one
+            }
+        };
         let config = Self {
             vocab_size: file.vocab_size,
             hidden_size: file.hidden_size,
@@ -139,7 +152,7 @@ impl TryFrom<File> for Config {
             head_dim,
             max_position_embeddings: file.max_position_embeddings,
             rms_norm_eps: file.rms_norm_eps,
-            rope: rope.resolve(file.rope_theta)?,
+            rope,
             hidden_act: file.hidden_act.unwrap_or(Activation::Silu),
             attention_bias: file.attention_bias,
             mlp_bias: file.mlp_bias,

@@ -30,7 +30,7 @@ mod pass;
 
 pub use crate::nn::{Activation, KvCache, Rope, RopeScaling};
 pub use config::Config;
-pub use evaluate::{Evaluation, Windows, evaluate};
+pub use evaluate::{Evaluation, Text, Windows, evaluate};
 pub use generate::{Generation, generate, greedy};
 
 use crate::Result;

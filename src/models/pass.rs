@@ -39,3 +39,10 @@ pub(super) fn check_ids(input_ids: &Tensor) -> Result<(usize, usize)> {
     }
     Ok((batch, seq))
 }
+
+/// What is said of a logit that no sampler and no measure can use.
+pub(super) fn not_finite(token: usize, logit: f32) -> Error {
+    Error::config(format!(
+        "the model's logit of token {token} is {logit}; a weight is not finite, or states overflow: verify the model"
+    ))
+}

@@ -1,7 +1,8 @@
 //! Layers that are dense or compressed **per tensor**, by what the file holds.
 //!
-//! A weight `NAME` is compressed when the file has a `U8` tensor `NAME.rbe` in its place. The constructors
-//! have Candle's names and signatures and take Candle's own `VarBuilder`.
+//! A weight `NAME` is compressed when the builder has a `U8` tensor `NAME.rbe`. The constructors have Candle's names and
+//! signatures and take Candle's own `VarBuilder`. For a compressed file it is best made by
+//! [`archive::open`](fn@crate::archive::open): it answers for `NAME` too, which code outside of these layers asks for.
 //!
 //! | to | layer |
 //! |---|---|
@@ -57,13 +58,13 @@ use candle_nn::VarBuilder;
 pub const RBE_SUFFIX: &str = ".rbe";
 
 /// The compressed tensor `name` under `vb`, or `None` where the file holds a dense one (or nothing, so that a
-/// `VarMap` can initialise it).
+/// `VarMap` can initialise it). That `vb` has `name` itself says nothing: it may be ready to decode it.
 ///
 /// # Errors
 /// When the payload is damaged or has another shape than `expected`.
 fn compressed(vb: &VarBuilder, name: &str, expected: impl Into<Shape>) -> Result<Option<RbeTensor>> {
     let payload_name = format!("{name}{RBE_SUFFIX}");
-    if vb.contains_tensor(name) || !vb.contains_tensor(&payload_name) {
+    if !vb.contains_tensor(&payload_name) {
         return Ok(None);
     }
     let path =

@@ -5,7 +5,7 @@ use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::rotary_emb;
 use serde::Deserialize;
-use std::{f64::consts::PI, ops::Range};
+use std::{collections::BTreeMap, f64::consts::PI, ops::Range};
 
 /// The angles by which positions turn.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -107,9 +107,24 @@ pub(crate) struct RopeParameters {
     low_freq_factor: Option<f64>,
     high_freq_factor: Option<f64>,
     original_max_position_embeddings: Option<usize>,
+    /// What other types take.
+    #[serde(flatten)]
+    others: BTreeMap<String, serde_json::Value>,
 }
 
 impl RopeParameters {
+    /// The names of what changes frequencies, and so means nothing without a type.
+    fn scalings(&self) -> Vec<&str> {
+        let own = [
+            ("factor", self.factor.is_some()),
+            ("low_freq_factor", self.low_freq_factor.is_some()),
+            ("high_freq_factor", self.high_freq_factor.is_some()),
+            ("original_max_position_embeddings", self.original_max_position_embeddings.is_some()),
+        ];
+        let others = self.others.iter().filter(|(_, value)| !value.is_null()).map(|(name, _)| name.as_str());
+        own.into_iter().filter(|(_, said)| *said).map(|(name, _)| name).chain(others).collect()
+    }
+
     /// `rope_theta` is the one beside this object in version 4's files.
     pub(crate) fn resolve(self, rope_theta: Option<f64>) -> Result<Rope> {
         if let Some(part) = self.partial_rotary_factor.filter(|&part| part != 1.) {
@@ -120,8 +135,15 @@ impl RopeParameters {
         if !(theta.is_finite() && theta > 0.) {
             return Err(Error::config(format!("rope_theta is {theta}, it must be positive")));
         }
-        let rope_type = self.rope_type.or(self.r#type);
-        let scaling = match rope_type.as_deref() {
+        let rope_type = self.rope_type.as_deref().or(self.r#type.as_deref());
+        let scaling = match rope_type {
+            // Whoever wrote a factor meant it, and each type would take it otherwise.
+            None if !self.scalings().is_empty() => {
+                return Err(Error::config(format!(
+                    "rope_scaling has {} and no rope_type; supported are default, llama3",
+                    self.scalings().join(", ")
+                )));
+            }
             None | Some("default") => RopeScaling::Default,
             Some("llama3") => {
                 let number = |name: &str, value: Option<f64>| match value {

@@ -2,7 +2,9 @@
 //! CI runs this at the best CPU level alone: files are the same at all.
 
 mod models;
+mod numbers;
 mod outputs;
 mod refusals;
 mod round_trip;
 mod sample;
+mod tied;

@@ -215,36 +215,52 @@ fn metadata_that_does_not_fit_the_file() {
     }
 }
 
-fn indexed(room: &Room, weight_map: &str) -> String {
+/// A model in two shards: `a` and a short `b`, a longer `b` and `c`.
+fn sharded(room: &Room, weight_map: &str) {
     let path = room.path("sharded");
     std::fs::create_dir_all(&path).unwrap();
-    write(
-        &path.join("one.safetensors"),
-        &vec![("a".into(), vector(3, DType::F32)), ("b".into(), vector(2, DType::F32))],
-    );
-    write(&path.join("two.safetensors"), &vec![("b".into(), vector(2, DType::F32))]);
+    let named = |name: &str, length: usize| (name.to_owned(), vector(length, DType::F32));
+    write(&path.join("one.safetensors"), &vec![named("a", 3), named("b", 2)]);
+    write(&path.join("two.safetensors"), &vec![named("b", 5), named("c", 2)]);
     let index = format!(r#"{{"weight_map": {weight_map}}}"#);
     std::fs::write(path.join("model.safetensors.index.json"), index).unwrap();
-    refusal(&path)
+}
+
+fn indexed(room: &Room, weight_map: &str) -> String {
+    sharded(room, weight_map);
+    refusal(&room.path("sharded"))
 }
 
 #[test]
 fn an_index_that_points_outside_its_directory() {
     let room = Room::new(&tensors(DType::F32));
     let outside = room.path("dense/model.safetensors").to_str().unwrap().replace('\\', "/");
-    for path in
-        ["../dense/model.safetensors", "..", "a/../one.safetensors", "./one.safetensors/..", "", &outside]
+    for path in ["../dense/model.safetensors", "..", "a/../one.safetensors", "./one.safetensors/..", &outside]
     {
         let text = indexed(&room, &format!(r#"{{"a": "{path}"}}"#));
         assert!(text.contains("tensor \"a\" is said to be in") && text.contains("outside"), "{path}: {text}");
         assert!(text.contains("model.safetensors.index.json"), "{text}");
     }
+    for (path, words) in
+        [("", "names no file"), ("./", "names no file"), ("sub/one.safetensors", "in a directory below")]
+    {
+        let text = indexed(&room, &format!(r#"{{"a": "{path}"}}"#));
+        assert!(text.contains(words) && !text.contains("outside"), "{path}: {text}");
+    }
+}
+
+#[test]
+fn an_index_may_say_that_a_shard_lies_beside_it() {
+    let room = Room::new(&tensors(DType::F32));
+    sharded(&room, r#"{"a": "./one.safetensors", "b": "one.safetensors"}"#);
+    let archive = Archive::open(room.path("sharded")).unwrap();
+    assert_eq!((archive.files().count(), archive.entries().len()), (1, 2));
 }
 
 #[test]
 fn an_index_that_names_a_missing_shard() {
     let text =
-        indexed(&Room::new(&tensors(DType::F32)), r#"{"a": "one.safetensors", "c": "three.safetensors"}"#);
+        indexed(&Room::new(&tensors(DType::F32)), r#"{"a": "one.safetensors", "d": "three.safetensors"}"#);
     assert!(text.contains("names \"three.safetensors\", and there is no such file"), "{text}");
 }
 
@@ -255,9 +271,20 @@ fn an_index_that_names_a_missing_tensor() {
 }
 
 #[test]
-fn a_tensor_in_two_shards() {
-    let text =
-        indexed(&Room::new(&tensors(DType::F32)), r#"{"a": "one.safetensors", "b": "two.safetensors"}"#);
+fn of_a_tensor_in_two_shards_the_index_says_which_counts() {
+    let room = Room::new(&tensors(DType::F32));
+    for (file, length) in [("one.safetensors", 2), ("two.safetensors", 5)] {
+        sharded(&room, &format!(r#"{{"a": "one.safetensors", "b": "{file}", "c": "two.safetensors"}}"#));
+        let archive = Archive::open(room.path("sharded")).unwrap();
+        let entry = archive.entry("b").unwrap();
+        assert_eq!(
+            (archive.file_of(entry), &entry.shape[..]),
+            (&*room.path("sharded").join(file), &[length][..])
+        );
+        assert_eq!(archive.bytes(entry).len(), 4 * length);
+    }
+    // Nothing says which.
+    let text = indexed(&room, r#"{"a": "one.safetensors", "c": "two.safetensors"}"#);
     assert!(
         text.contains("two.safetensors: tensor \"b\" is also in") && text.contains("one.safetensors"),
         "{text}"

@@ -2,7 +2,7 @@
 
 use crate::bar::Bar;
 use crate::encoder::EncoderArgs;
-use crate::eval::{Text, compare};
+use crate::eval::{Passage, compare};
 use crate::interrupt;
 use crate::language::{self, Language};
 use crate::print;
@@ -78,6 +78,7 @@ impl Compress {
             None => work.compress(&encoder)?,
         };
         work.stage.commit().with_context(|| self.failed())?;
+        print::warn_of(&report.non_finite);
         match self.json {
             true => print::json(&report),
             false => print::line(&self.describe(&report)),
@@ -107,7 +108,7 @@ impl Compress {
     }
 
     fn bound<'l>(&self, divergence: f64, text: &Path, original: &'l Language) -> anyhow::Result<Bound<'l>> {
-        let text = Text::open(text, &language::tokenizer(&self.input)?, Windows::default())?;
+        let text = Passage::open(text, &language::tokenizer(&self.input)?, Windows::default())?;
         text.suits(original)?;
         Ok(Bound { divergence, text, original })
     }
@@ -138,7 +139,7 @@ impl Compress {
 /// How near the compressed model is to be, and to what on which text.
 struct Bound<'l> {
     divergence: f64,
-    text: Text,
+    text: Passage,
     original: &'l Language,
 }
 

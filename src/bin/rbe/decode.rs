@@ -45,6 +45,7 @@ impl Decode {
         let report = archive::decode(&self.input, &self.output, &options, &mut |step| bar.step(step))
             .with_context(|| format!("cannot decode {}", self.input.display()))?;
         drop(bar);
+        print::warn_of(&report.non_finite);
         if self.json {
             return print::json(&report);
         }

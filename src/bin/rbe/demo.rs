@@ -1,7 +1,7 @@
 //! `rbe demo`: the whole way in one command, on the small model of the repository.
 
 use crate::bar::Bar;
-use crate::eval::{Text, compare};
+use crate::eval::{Passage, compare};
 use crate::interrupt;
 use crate::language::{self, Language, Sampling};
 use crate::layers::Layers;
@@ -49,7 +49,7 @@ impl Demo {
         }
         interrupt::install()?;
         let tokenizer = language::tokenizer(&self.model)?;
-        let text = Text::open(&self.text, &tokenizer, Windows::default())?;
+        let text = Passage::open(&self.text, &tokenizer, Windows::default())?;
         self.layers.apply();
         let room = Scratch::new(std::env::temp_dir().join("rbe-demo"))?;
         let compressed = room.path().join("model");

@@ -4,14 +4,19 @@ use crate::bar::Bar;
 use crate::language::{self, Language};
 use crate::layers::Layers;
 use crate::print::{self, Table};
+use crate::reader::TextReader;
 use anyhow::Context;
-use candle_rbe::models::{Evaluation, Windows, evaluate};
+use candle_rbe::models::{Evaluation, Text, Windows, evaluate};
 use clap::Args;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
-use tokenizers::Tokenizer;
 
 /// Compare a compressed model with the original on a text
+///
+/// Both see the same windows of the text, each alone. Every window begins with what the model expects before a text, as
+/// `rbe generate` puts it before a prompt: what the template in tokenizer.json says, or add_bos_token in
+/// tokenizer_config.json; of many models that is nothing. Perplexity is over every token of a window but its first, the
+/// divergence over every position.
 #[derive(Args)]
 pub(crate) struct Eval {
     /// The original model's directory
@@ -24,7 +29,7 @@ pub(crate) struct Eval {
     /// Windows of the text, spread evenly
     #[arg(long, value_name = "N", default_value_t = Windows::default().count)]
     windows: usize,
-    /// Tokens in each window
+    /// Tokens in each window, with those that start a text
     #[arg(long, value_name = "N", default_value_t = Windows::default().length)]
     window_tokens: usize,
     #[command(flatten)]
@@ -46,7 +51,7 @@ impl Eval {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         let tokenizer = language::tokenizer(&self.dense)?;
         let windows = Windows { count: self.windows, length: self.window_tokens };
-        let text = Text::open(&self.text, &tokenizer, windows)?;
+        let text = Passage::open(&self.text, &tokenizer, windows)?;
         self.layers.apply();
         let (reference, candidate) = (Language::open(&self.dense)?, Language::open(&self.rbe)?);
         let evaluation = compare(&reference, &candidate, &text)?;
@@ -60,34 +65,45 @@ impl Eval {
 }
 
 /// The text that models are compared on, and which parts of it.
-pub(crate) struct Text {
+pub(crate) struct Passage {
     file: PathBuf,
+    start: Vec<u32>,
     tokens: Vec<u32>,
     windows: Windows,
 }
 
-impl Text {
+impl Passage {
     /// Reads a text that is long enough for the windows.
-    pub(crate) fn open(file: &Path, tokenizer: &Tokenizer, windows: Windows) -> anyhow::Result<Self> {
+    pub(crate) fn open(file: &Path, tokenizer: &TextReader, windows: Windows) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(file)
             .with_context(|| format!("cannot read the text {}", file.display()))?;
-        let tokens = language::tokens(tokenizer, &text, false)?;
-        windows.starts(tokens.len()).with_context(|| format!("cannot evaluate on {}", file.display()))?;
-        Ok(Self { file: file.to_owned(), tokens, windows })
+        let (start, tokens) = (tokenizer.start().to_vec(), tokenizer.tokens(&text)?);
+        let passage = Self { file: file.to_owned(), start, tokens, windows };
+        windows.cut(passage.text()).with_context(|| format!("cannot evaluate on {}", file.display()))?;
+        Ok(passage)
+    }
+
+    fn text(&self) -> Text<'_> {
+        Text { start: &self.start, tokens: &self.tokens }
     }
 
     /// Whether a model can read it: said before one is compressed that is to be compared with it.
     pub(crate) fn suits(&self, language: &Language) -> anyhow::Result<()> {
-        let suits = self.windows.starts_for(&language.model, &self.tokens);
+        let suits = self.windows.cut_for(&language.model, self.text());
         suits.map(drop).with_context(|| format!("cannot evaluate on {}", self.file.display()))
     }
 }
 
 /// Runs both models over windows of the text.
-pub(crate) fn compare(reference: &Language, candidate: &Language, text: &Text) -> anyhow::Result<Evaluation> {
+pub(crate) fn compare(
+    reference: &Language,
+    candidate: &Language,
+    passage: &Passage,
+) -> anyhow::Result<Evaluation> {
     let bar = Bar::new("evaluating")?;
     let progress = |done: usize, of: usize| bar.set(done as u64, of as u64, String::new());
-    evaluate(&reference.model, &candidate.model, &text.tokens, text.windows, progress).with_context(|| {
+    let (text, windows) = (passage.text(), passage.windows);
+    evaluate(&reference.model, &candidate.model, text, windows, progress).with_context(|| {
         format!("cannot compare {} with {}", candidate.path.display(), reference.path.display())
     })
 }

@@ -22,6 +22,8 @@ struct Line {
     shape: Vec<usize>,
     dtype: Dtype,
     compressed: bool,
+    /// The tensor that stands for this one, which the file does not hold again.
+    tied_to: Option<String>,
     summary: String,
     /// In the file.
     bytes: u64,
@@ -58,7 +60,8 @@ impl Inspect {
             archive.entries().map(|entry| line(&archive, entry)).collect::<Result<_, _>>()?;
         let sum = |of: fn(&Line) -> u64| tensors.iter().map(of).sum::<u64>();
         let weights: fn(&Line) -> u64 = |line| line.shape.iter().map(|&side| side as u64).product();
-        let compressed = |line: &&Line| line.compressed;
+        // What another stands for is neither stored nor counted again.
+        let compressed = |line: &&Line| line.compressed && line.tied_to.is_none();
         let compressed_sum = |of: fn(&Line) -> u64| tensors.iter().filter(compressed).map(of).sum::<u64>();
         let compressed_weights = compressed_sum(weights);
         let compressed_bytes = compressed_sum(|line| line.bytes);
@@ -67,7 +70,7 @@ impl Inspect {
             |bytes: u64| (compressed_weights > 0).then(|| 8.0 * bytes as f64 / compressed_weights as f64);
         let report = Report {
             compressed_tensors: tensors.iter().filter(compressed).count(),
-            weights: sum(weights),
+            weights: tensors.iter().filter(|line| line.tied_to.is_none()).map(weights).sum(),
             compressed_weights,
             bytes: sum(|line| line.bytes),
             compressed_bytes,
@@ -90,6 +93,7 @@ fn line(archive: &Archive, entry: &Entry) -> candle_rbe::Result<Line> {
         shape: entry.shape.clone(),
         dtype: entry.dtype,
         compressed: entry.compressed,
+        tied_to: entry.tied_to.clone(),
         summary: format!("dense {}", entry.dtype),
         bytes: entry.bytes as u64,
         bits_per_weight: entry.dtype.bitsize() as f64,
@@ -97,7 +101,10 @@ fn line(archive: &Archive, entry: &Entry) -> candle_rbe::Result<Line> {
         memory_bytes: entry.bytes as u64,
         relative_error: None,
     };
-    if entry.compressed {
+    if let Some(other) = &entry.tied_to {
+        (line.bytes, line.plain_bytes, line.memory_bytes, line.bits_per_weight) = (0, 0, 0, 0.0);
+        line.summary = format!("the same as {other}");
+    } else if entry.compressed {
         let tensor = archive.rbe(entry)?;
         line.summary = tensor.summary().to_owned();
         line.bits_per_weight = 8.0 * entry.bytes as f64 / tensor.shape().elem_count() as f64;

@@ -1,13 +1,13 @@
 //! A language model directory: weights, configuration, tokenizer.
 
+use crate::reader::TextReader;
 use anyhow::{Context, anyhow, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use candle_rbe::archive::{self, Archive};
-use candle_rbe::models::{CausalLm, Config, Model, Windows, generate, greedy};
+use candle_rbe::models::{CausalLm, Config, Model, Text, Windows, generate, greedy};
 use candle_transformers::generation::LogitsProcessor;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-use tokenizers::Tokenizer;
 
 pub(crate) struct Language {
     pub(crate) path: PathBuf,
@@ -24,7 +24,7 @@ impl Language {
 
     /// Bytes of all weights in the file.
     pub(crate) fn bytes(&self) -> anyhow::Result<u64> {
-        Ok(Archive::open(&self.path)?.entries().map(|entry| entry.bytes as u64).sum())
+        Ok(Archive::open(&self.path)?.entries().map(|entry| entry.own_bytes() as u64).sum())
     }
 }
 
@@ -36,18 +36,9 @@ fn directory(path: &Path) -> &Path {
     }
 }
 
-/// The tokenizer beside a model's weights.
-pub(crate) fn tokenizer(path: &Path) -> anyhow::Result<Tokenizer> {
-    let file = directory(path).join("tokenizer.json");
-    // Asked for first, since a FIFO would be waited for.
-    ensure!(file.is_file(), "there is no file {}", file.display());
-    let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    ensure!(
-        !text.starts_with("version https://git-lfs"),
-        "{} is a git-LFS pointer, which stands for the file; run `git lfs pull` where it was cloned",
-        file.display()
-    );
-    text.parse().map_err(|e| anyhow!("cannot read {}: {e}", file.display()))
+/// The tokenizer beside a model's weights, and what the model expects before every text.
+pub(crate) fn tokenizer(path: &Path) -> anyhow::Result<TextReader> {
+    TextReader::open(directory(path))
 }
 
 /// Why none of this crate's models will run what is in a directory: said before it is compressed, which may all the same be
@@ -68,30 +59,25 @@ pub(crate) fn obstacle(archive: &Archive) -> Option<String> {
     }
 }
 
-/// The tokens of a text; `special` adds what the model expects at the start of one.
-pub(crate) fn tokens(tokenizer: &Tokenizer, text: &str, special: bool) -> anyhow::Result<Vec<u32>> {
-    let encoding =
-        tokenizer.encode_fast(text, special).map_err(|e| anyhow!("cannot tokenize the text: {e}"))?;
-    Ok(encoding.get_ids().to_vec())
-}
-
 /// Up to `count` windows of 256 tokens (or the model's context) of a calibration text.
 pub(crate) fn samples(
     model: &Model,
-    tokenizer: &Tokenizer,
+    tokenizer: &TextReader,
     text: &Path,
     count: usize,
 ) -> anyhow::Result<Vec<Tensor>> {
     let whole =
         std::fs::read_to_string(text).with_context(|| format!("cannot read the text {}", text.display()))?;
-    let tokens = tokens(tokenizer, &whole, false)?;
+    let tokens = tokenizer.tokens(&whole)?;
     let length = model.context_length().min(256);
     // As many as lie apart, and one in any case: a text too short for it is refused with the numbers.
-    let count = count.min((tokens.len().saturating_sub(1) / length).saturating_sub(1).max(1));
+    let room = length.saturating_sub(tokenizer.start().len()).max(1);
+    let count = count.min((tokens.len().saturating_sub(1) / room).saturating_sub(1).max(1));
     let windows = Windows { count, length };
+    let read = Text { start: tokenizer.start(), tokens: &tokens };
     windows
-        .starts_for(model, &tokens)
-        .and_then(|_| windows.samples(&tokens, model.device()))
+        .cut_for(model, read)
+        .and_then(|_| windows.samples(read, model.device()))
         .with_context(|| format!("cannot calibrate on {}", text.display()))
 }
 
@@ -106,13 +92,13 @@ pub(crate) enum Sampling {
 /// the number of tokens and the tokens per second after the first, which pays for the prompt.
 pub(crate) fn write(
     model: &dyn CausalLm,
-    tokenizer: &Tokenizer,
+    tokenizer: &TextReader,
     prompt: &str,
     count: usize,
     sampling: Sampling,
     mut piece: impl FnMut(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<(usize, f64)> {
-    let mut ids = tokens(tokenizer, prompt, true)?;
+    let mut ids = tokenizer.whole(prompt)?;
     if ids.is_empty() {
         // A model continues something: with no prompt, the token that stands between texts.
         let start = model.eos_token_ids().first();
@@ -138,7 +124,7 @@ pub(crate) fn write(
         None => greedy(logits),
         Some(processor) => processor.sample(logits),
     };
-    let mut stream = tokenizer.decode_stream(true);
+    let mut stream = tokenizer.tokenizer().decode_stream(true);
     // The stream is told the prompt too, so that the spaces between words come out right.
     for &id in &ids {
         stream.step(id).map_err(|e| anyhow!("cannot decode token {id}: {e}"))?;

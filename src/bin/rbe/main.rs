@@ -19,6 +19,7 @@ mod layers;
 mod print;
 mod profile;
 mod prune;
+mod reader;
 mod verify;
 
 use candle_rbe::cpu;

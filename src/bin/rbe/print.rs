@@ -1,6 +1,7 @@
 //! What the commands print: numbers for people, JSON for programs, errors as one sentence.
 
 use candle_rbe::Error;
+use candle_rbe::archive::NonFinite;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -49,6 +50,13 @@ fn escape(text: &str, write: impl Fn(char, &mut String)) -> String {
         }
     }
     out
+}
+
+/// What is no error and may be one, a line each on standard error.
+pub(crate) fn warn_of(tensors: &[NonFinite]) {
+    for found in tensors {
+        eprintln!("warning: tensor {:?} {found}", found.name);
+    }
 }
 
 /// The error and its causes in one line on standard error.

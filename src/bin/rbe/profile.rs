@@ -61,7 +61,7 @@ impl Profile {
             .with_context(|| format!("cannot read the text {}", self.text.display()))?;
         self.layers.apply();
         let language = Language::open(&self.model)?;
-        let mut ids = language::tokens(&tokenizer, &text, true)?;
+        let mut ids = tokenizer.whole(&text)?;
         ids.truncate(self.tokens);
         ensure!(
             !ids.is_empty(),

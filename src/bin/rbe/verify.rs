@@ -34,7 +34,11 @@ impl Verify {
                     tensor.name.clone(),
                     problem.map_or_else(|| number(tensor.relative_error), |_| "-".into()),
                     tensor.recorded_error.map_or("-".into(), |error| format!("{error:.5}")),
-                    problem.map_or("ok".into(), |problem| format!("PROBLEM: {problem}")),
+                    match (problem, &tensor.non_finite) {
+                        (Some(problem), _) => format!("PROBLEM: {problem}"),
+                        (None, Some(found)) => format!("ok, but {found}"),
+                        (None, None) => "ok".into(),
+                    },
                 ]);
             }
             print::line(&table.to_string())?;

@@ -123,6 +123,19 @@ impl Term {
         }
     }
 
+    /// The term times `2^exponent`, to the bit: positions, codes and F16 numbers stay.
+    ///
+    /// # Errors
+    /// When its unit leaves what a payload may hold.
+    pub fn times_power_of_two(&self, exponent: i32) -> Result<Self> {
+        Ok(match self {
+            Term::Basis(basis) => Term::Basis(basis.times_power_of_two(exponent)?),
+            Term::Sparse(sparse) => Term::Sparse(sparse.times_power_of_two(exponent)?),
+            Term::Planes(planes) => Term::Planes(planes.times_power_of_two(exponent)?),
+            Term::Trellis(trellis) => Term::Trellis(trellis.times_power_of_two(exponent)?),
+        })
+    }
+
     /// Adds `d <g, term> / d parameters` of one block to `gradient`, the block's parameters; `g` (`height x width`) is in
     /// the term's own [`domain`](Self::domain).
     pub fn add_gradient(&self, block: Block, g: &[f32], gradient: &mut [f32]) {
@@ -251,6 +264,20 @@ pub(crate) const LARGEST_UNIT: f32 = (1u128 << 103) as f32;
 /// Whether F16 numbers may be multiplied by this: a power of two that is not too large.
 pub(super) fn is_unit(unit: f32) -> bool {
     unit.is_normal() && unit > 0.0 && unit.to_bits() & 0x7f_ffff == 0 && unit <= LARGEST_UNIT
+}
+
+/// A unit times `2^exponent`.
+///
+/// # Errors
+/// When it leaves what a payload may hold.
+pub(super) fn scaled_unit(unit: f32, exponent: i32) -> Result<f32> {
+    let scaled = f64::from(unit) * 2f64.powi(exponent);
+    if !(f64::from(f32::MIN_POSITIVE)..=f64::from(LARGEST_UNIT)).contains(&scaled) {
+        let reason =
+            format!("a unit of {scaled:e}; it must lie between {:e} and {LARGEST_UNIT:e}", f32::MIN_POSITIVE);
+        return Err(Error::config(reason));
+    }
+    Ok(scaled as f32)
 }
 
 /// The power of two by which F16 numbers are multiplied so that the largest magnitude lies in

@@ -18,7 +18,7 @@ fn all_terms(rows: usize, cols: usize, n: usize) -> Matrix {
         planes(layout, [ScaleGroup::Block, ScaleGroup::Row][n % 2]),
         trellis(layout),
     ];
-    Matrix::new(layout, Transform::Dct, (n % 5 != 0).then_some(n as u64), terms, 0.0)
+    Matrix::new(layout, Transform::Dct, (!n.is_multiple_of(5)).then_some(n as u64), terms, 0.0)
 }
 
 /// `(vectors, rows)` products with a dense row-major matrix of `cols` columns.

@@ -152,6 +152,11 @@ impl Planes {
         Ok(Self { unit, scales, ..self.clone() })
     }
 
+    /// The term times `2^exponent`.
+    pub(super) fn times_power_of_two(&self, exponent: i32) -> Result<Self> {
+        Ok(Self { unit: super::scaled_unit(self.unit, exponent)?, ..self.clone() })
+    }
+
     /// `u` of each coefficient of a block, row-major.
     pub fn codes(&self, block: Block, codes: &mut [u8]) {
         if self.planes(block) == 0 {

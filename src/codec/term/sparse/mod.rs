@@ -96,6 +96,11 @@ impl Sparse {
         Ok(Self { layout, format, unit, counts, scales, starts, data })
     }
 
+    /// The term times `2^exponent`.
+    pub(super) fn times_power_of_two(&self, exponent: i32) -> Result<Self> {
+        Ok(Self { unit: super::scaled_unit(self.unit, exponent)?, ..self.clone() })
+    }
+
     /// The layout of the matrix.
     pub fn layout(&self) -> Layout {
         self.layout

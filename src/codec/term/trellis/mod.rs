@@ -344,6 +344,11 @@ impl Trellis {
         Ok(Self { unit, scales, ..self.clone() })
     }
 
+    /// The term times `2^exponent`.
+    pub(super) fn times_power_of_two(&self, exponent: i32) -> Result<Self> {
+        Ok(Self { unit: super::scaled_unit(self.unit, exponent)?, ..self.clone() })
+    }
+
     /// The strip that holds column `col` of a block.
     fn strip_at(&self, block: Block, col: usize) -> usize {
         let per_row = self.layout.cols().div_ceil(STRIP);

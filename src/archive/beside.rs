@@ -1,0 +1,70 @@
+//! What `config.json` beside a model's weights says of the tensors.
+
+use super::convert::Selection;
+use super::{Archive, Entry};
+use crate::{Error, Result};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// `config.json` beside the weights, where there is one.
+pub(super) fn config(archive: &Archive) -> Result<Option<Value>> {
+    let Some(path) = archive.files().next().map(|file| file.with_file_name("config.json")) else {
+        return Ok(None);
+    };
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+    serde_json::from_str(&text).map(Some).map_err(|e| Error::file(&path, e))
+}
+
+pub(super) fn model_type(config: Option<&Value>) -> Option<&str> {
+    config?.get("model_type")?.as_str()
+}
+
+/// The heads that need not be stored, each with the tensor that stands for it: where the configuration ties the head to
+/// the embeddings, and the file holds the same bytes for both. A head that is treated otherwise than its twin stays.
+pub(super) fn tied<'a>(
+    archive: &'a Archive,
+    selection: &Selection,
+    config: Option<&Value>,
+) -> BTreeMap<&'a str, &'a str> {
+    let said = config.and_then(|config| config.get("tie_word_embeddings")).and_then(Value::as_bool);
+    // GPT-2's files leave it out, and mean it.
+    if !said.unwrap_or(model_type(config) == Some("gpt2")) {
+        return BTreeMap::new();
+    }
+    let is_head = |entry: &&Entry| entry.name == "lm_head.weight" || entry.name.ends_with(".lm_head.weight");
+    let twin = |head: &'a Entry| {
+        let same = |other: &&Entry| {
+            !is_head(other)
+                && (other.dtype, &other.shape) == (head.dtype, &head.shape)
+                && selection.takes(other) == selection.takes(head)
+                && archive.bytes(other) == archive.bytes(head)
+        };
+        archive.entries().find(same).map(|other| (head.name.as_str(), other.name.as_str()))
+    };
+    archive.entries().filter(is_head).filter_map(twin).collect()
+}
+
+/// Whether a GPT-2 tensor belongs to one of its `Conv1D` layers, which keep their weights as (in, out).
+pub(super) fn is_conv1d(name: &str) -> bool {
+    [".c_attn.weight", ".q_attn.weight", ".c_proj.weight", ".c_fc.weight"]
+        .iter()
+        .any(|end| name.ends_with(end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conv1d_weights_are_known_by_their_names() {
+        for name in ["h.0.attn.c_attn.weight", "transformer.h.11.mlp.c_proj.weight", "h.3.mlp.c_fc.weight"] {
+            assert!(is_conv1d(name), "{name}");
+        }
+        for name in ["wte.weight", "transformer.wpe.weight", "h.0.attn.c_attn.bias", "lm_head.weight"] {
+            assert!(!is_conv1d(name), "{name}");
+        }
+    }
+}
