@@ -154,6 +154,8 @@ pub struct TensorReport {
     pub bits_per_weight: f64,
     /// `|W - W^| / |W|`, measured by decoding; absent where the tensor is dense, and so exact.
     pub relative_error: Option<f64>,
+    /// What may matter: a row or a block with more than three times that error.
+    pub warning: Option<String>,
     /// Bytes in the original.
     pub bytes_before: u64,
     /// Bytes in the output.
@@ -345,6 +347,7 @@ fn write_model(
             summary: format!("dense {}", entry.dtype),
             bits_per_weight: entry.dtype.bitsize() as f64,
             relative_error: None,
+            warning: None,
             bytes_before: entry.bytes as u64,
             bytes_after: entry.bytes as u64,
         };
@@ -361,6 +364,7 @@ fn write_model(
             line.summary = tensor.summary().to_owned();
             line.bits_per_weight = 8.0 * payload.len() as f64 / weights as f64;
             line.relative_error = Some(tensor.relative_error());
+            line.warning = tensor.errors().warning();
             line.bytes_after = payload.len() as u64;
 
             let norm = measure::squared_norm(archive.bytes(entry), entry.dtype);
@@ -399,6 +403,7 @@ impl CompressReport {
             summary: format!("the same as {other}"),
             bits_per_weight: 0.0,
             relative_error: twin.and_then(|line| line.relative_error),
+            warning: None,
             bytes_before: entry.bytes as u64,
             bytes_after: 0,
         };

@@ -34,6 +34,16 @@ impl Errors {
             .all(|error| error.is_finite() && *error >= 0.0)
     }
 
+    /// A sentence where a row or a block has more than three times the matrix's error.
+    pub fn warning(&self) -> Option<String> {
+        let (what, error) = match (self.has_a_bad_row(), self.has_a_bad_block()) {
+            (true, _) => ("row", self.worst_row),
+            (false, true) => ("block", self.worst_block),
+            (false, false) => return None,
+        };
+        Some(format!("has a {what} with a relative error of {error:.3}, and one of {:.3} as a whole", self.relative))
+    }
+
     /// Whether a row has more than three times the matrix's error: its weights are much smaller than those it shares scales
     /// with, or they were lost.
     pub fn has_a_bad_row(&self) -> bool {
@@ -139,7 +149,7 @@ impl Comparison {
     pub(crate) fn warning(&self) -> Option<String> {
         let (errors, whole) = (self.errors(), self.relative_error());
         let text = |what: &str, (n, error): (usize, f64)| {
-            format!("{what} {n} has a relative error of {error:.3}, the whole matrix of {whole:.3}")
+            format!("{what} {n} has a relative error of {error:.3}, the whole one of {whole:.3}")
         };
         let row = self.worst_row.filter(|_| errors.has_a_bad_row()).map(|worst| text("row", worst));
         row.or(self.worst_block.filter(|_| errors.has_a_bad_block()).map(|worst| text("block", worst)))

@@ -79,6 +79,9 @@ impl Compress {
         };
         work.stage.commit().with_context(|| self.failed())?;
         print::warn_of(&report.non_finite);
+        for line in &report.tensors {
+            line.warning.iter().for_each(|warning| print::warn(&line.name, warning));
+        }
         match self.json {
             true => print::json(&report),
             false => print::line(&self.describe(&report)),

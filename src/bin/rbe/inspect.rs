@@ -33,6 +33,9 @@ struct Line {
     /// In the layout that products read; of a dense tensor, in the file.
     memory_bytes: u64,
     relative_error: Option<f64>,
+    /// The largest of a row of the stored matrix and of a block, relative to themselves; absent where they are not recorded.
+    worst_row_error: Option<f32>,
+    worst_block_error: Option<f32>,
 }
 
 #[derive(Serialize)]
@@ -100,6 +103,8 @@ fn line(archive: &Archive, entry: &Entry) -> candle_rbe::Result<Line> {
         plain_bytes: entry.bytes as u64,
         memory_bytes: entry.bytes as u64,
         relative_error: None,
+        worst_row_error: None,
+        worst_block_error: None,
     };
     if let Some(other) = &entry.tied_to {
         (line.bytes, line.plain_bytes, line.memory_bytes, line.bits_per_weight) = (0, 0, 0, 0.0);
@@ -111,13 +116,16 @@ fn line(archive: &Archive, entry: &Entry) -> candle_rbe::Result<Line> {
         line.plain_bytes = tensor.plain_size_in_bytes() as u64;
         line.memory_bytes = tensor.memory_in_bytes() as u64;
         line.relative_error = Some(tensor.relative_error());
+        let errors = tensor.errors();
+        line.worst_row_error = Some(errors.worst_row).filter(|error| *error > 0.0);
+        line.worst_block_error = Some(errors.worst_block).filter(|error| *error > 0.0);
     }
     Ok(line)
 }
 
 fn describe(report: &Report) -> String {
-    let mut table = Table::new(&[0, 6]);
-    table.row(["tensor", "shape", "bytes", "bits", "memory", "error", "stored as"]);
+    let mut table = Table::new(&[0, 7]);
+    table.row(["tensor", "shape", "bytes", "bits", "memory", "error", "worst row", "stored as"]);
     for line in &report.tensors {
         table.row([
             line.name.clone(),
@@ -126,6 +134,7 @@ fn describe(report: &Report) -> String {
             format!("{:.3}", line.bits_per_weight),
             print::bytes(line.memory_bytes),
             line.relative_error.map_or("-".into(), |error| format!("{error:.4}")),
+            line.worst_row_error.map_or("-".into(), |error| format!("{error:.4}")),
             line.summary.clone(),
         ]);
     }

@@ -55,8 +55,13 @@ fn escape(text: &str, write: impl Fn(char, &mut String)) -> String {
 /// What is no error and may be one, a line each on standard error.
 pub(crate) fn warn_of(tensors: &[NonFinite]) {
     for found in tensors {
-        eprintln!("warning: tensor {:?} {found}", found.name);
+        warn(&found.name, &found.to_string());
     }
+}
+
+/// A line about a tensor on standard error.
+pub(crate) fn warn(name: &str, what: &str) {
+    eprintln!("warning: tensor {name:?} {what}");
 }
 
 /// The error and its causes in one line on standard error.

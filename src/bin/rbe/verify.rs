@@ -34,10 +34,11 @@ impl Verify {
                     tensor.name.clone(),
                     problem.map_or_else(|| number(tensor.relative_error), |_| "-".into()),
                     tensor.recorded_error.map_or("-".into(), |error| format!("{error:.5}")),
-                    match (problem, &tensor.non_finite) {
-                        (Some(problem), _) => format!("PROBLEM: {problem}"),
-                        (None, Some(found)) => format!("ok, but {found}"),
-                        (None, None) => "ok".into(),
+                    match (problem, &tensor.non_finite, &tensor.warning) {
+                        (Some(problem), ..) => format!("PROBLEM: {problem}"),
+                        (None, Some(found), _) => format!("ok, but {found}"),
+                        (None, None, Some(warning)) => format!("ok, but {warning}"),
+                        (None, None, None) => "ok".into(),
                     },
                 ]);
             }
