@@ -29,7 +29,7 @@ use std::sync::LazyLock;
 
 /// Compress the weights of a model, look into them, and run it on them.
 #[derive(Parser)]
-#[command(version, long_version = LONG_VERSION.as_str(), max_term_width = 100)]
+#[command(name = "rbe", version, long_version = LONG_VERSION.as_str(), max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
