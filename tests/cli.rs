@@ -580,3 +580,24 @@ fn block_edges_are_tried_and_ranked() {
     assert!(fail(&["blocks", MODEL, "--memory=-1"]).contains("at least 0"));
     assert!(fail(&["blocks", MODEL, "--include", "nothing"]).contains("no matrix"));
 }
+
+#[test]
+fn rows_that_lost_more_than_the_rest_are_told() {
+    let room = tempfile::tempdir().unwrap();
+    let (dense, out) = (room.path().join("dense.safetensors"), room.path().join("rbe.safetensors"));
+    // Row 40 is a thousandth of the others, with whom it shares scales.
+    let value = |n: usize| ((n * n + 7 * n) as f32 * 0.618).sin() * if n / 64 == 40 { 1e-3 } else { 1.0 };
+    let values: Vec<f32> = (0..64 * 64).map(value).collect();
+    let weight = candle_core::Tensor::from_vec(values, (64, 64), &candle_core::Device::Cpu).unwrap();
+    candle_core::safetensors::save(&[("table.weight", weight)].into(), &dense).unwrap();
+    let output = run(&["compress", string(&dense), string(&out), "--bits", "4.1"]);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && text.contains("\"table.weight\" has a row with a relative"), "{text}");
+    let report = json(&["inspect", string(&out), "--json"]);
+    assert!(number(&report["tensors"][0], "worst_row_error") > 3.0);
+    assert!(number(&report["tensors"][0], "worst_block_error") < 0.2);
+    let text = succeed(&["verify", string(&out), "--against", string(&dense)]);
+    assert!(text.contains("ok, but row 40 has a relative error of"), "{text}");
+    let report = json(&["verify", string(&out), "--against", string(&dense), "--json"]);
+    assert_eq!(report["tensors"][0]["worst_row"][0], 40);
+}

@@ -41,7 +41,10 @@ impl Errors {
             (false, true) => ("block", self.worst_block),
             (false, false) => return None,
         };
-        Some(format!("has a {what} with a relative error of {error:.3}, and one of {:.3} as a whole", self.relative))
+        Some(format!(
+            "has a {what} with a relative error of {error:.3}, and one of {:.3} as a whole",
+            self.relative
+        ))
     }
 
     /// Whether a row has more than three times the matrix's error: its weights are much smaller than those it shares scales

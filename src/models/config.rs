@@ -212,7 +212,10 @@ mod tests {
         assert_eq!(ends()?, [5]);
         write("generation_config.json", r#"{"eos_token_id": "</s>"}"#)?;
         let error = ends().expect_err("no id").to_string();
-        assert!(error.contains("generation_config.json: eos_token_id is a token's number"), "{error}");
+        assert!(
+            error.contains("generation_config.json: invalid setting: eos_token_id: expected a token id"),
+            "{error}"
+        );
         Ok(())
     }
 
@@ -270,7 +273,7 @@ mod tests {
                 "\"rope_theta\": 500000.0, \"rope_parameters\": {\"rope_type\": \"default\"},",
                 "rope_parameters and rope_scaling say different things",
             ),
-            ("[128001, 128008, 128009]", "\"</s>\"", "eos_token_id is a token's number"),
+            ("[128001, 128008, 128009]", "\"</s>\"", "eos_token_id: expected a token id"),
             ("\"factor\": 8.0,", "\"factor\": -8.0,", "factor is -8"),
             (
                 "\"factor\": 8.0,",
