@@ -330,12 +330,15 @@ fn pruning_moves_what_it_can_into_the_basis() {
     assert!(prune(&encode(EncoderConfig::default(), &projection()).unwrap().to_matrix(), 1.0).is_err());
 }
 
-/// Gaussian numbers, always the same.
+/// Gaussian numbers, always the same: those of SplitMix64 by Box and Muller's transform.
 fn gaussian(rows: usize, cols: usize) -> Tensor {
     let mut state = (rows * 1000 + cols) as u64;
     let mut uniform = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((state >> 40) as f64 + 0.5) / f64::from(1u32 << 24)
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (((z ^ (z >> 31)) >> 40) as f64 + 0.5) / f64::from(1u32 << 24)
     };
     let mut value = || 0.02 * (-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos();
     let values: Vec<f32> = (0..rows * cols).map(|_| value() as f32).collect();
@@ -354,10 +357,9 @@ fn a_budget_is_kept_and_spent_at_every_shape() {
         let (got, errors) = (compressed.bits_per_weight(), compressed.errors());
         let context = format!("{rows}x{cols} at {bits}: {got}, {errors:?}, {}", compressed.summary());
         assert!(got <= bits, "{context}");
-        // Within a bit of the bound of any code for a Gaussian; a quarter, where there is room for a few scales.
-        let bound = 2f64.powf(-bits);
-        let slack = if rows * cols < 1 << 14 { 2.0 } else { 1.32 };
-        assert!(f64::from(errors.relative) < slack * bound, "{context}");
+        // Half a bit of what no code for a Gaussian can do better than, or a bit where few weights share the header.
+        let lost = if rows * cols < 1 << 14 { 1.0 } else { 0.5 };
+        assert!(f64::from(errors.relative) < 2f64.powf(lost - bits), "{context}");
         assert!(!errors.has_a_bad_row() && !errors.has_a_bad_block(), "{context}");
     }
 }

@@ -333,8 +333,8 @@ fn what_does_not_fit_is_refused_and_leaves_the_cache_as_it_was() -> Result<()> {
     let tokens: Vec<u32> = (0..33).collect();
     model.forward(&ids(&tokens[..30])?, Some(&mut cache))?;
     let full = model.forward(&ids(&tokens[..3])?, Some(&mut cache));
-    assert_refused(full, &["30 positions in the cache", "3 new ones", "context of 32"]);
-    assert_refused(model.forward(&ids(&tokens)?, None), &["33 new ones", "context of 32"]);
+    assert_refused(full, &["context of 32 positions", "30 are taken", "3 more"]);
+    assert_refused(model.forward(&ids(&tokens)?, None), &["33 tokens are more", "context of 32"]);
     let two = Tensor::zeros((2, 1), DType::U32, &CPU)?;
     assert_refused(model.forward(&two, Some(&mut cache)), &["batch of 1", "batch of 2"]);
     assert_refused(model.forward(&Tensor::new(&[1u32], &CPU)?, None), &["(batch, seq)"]);

@@ -4,7 +4,7 @@ use super::random::Random;
 use super::seeds::Seed;
 
 /// Bytes of the header.
-const HEADER: usize = 36;
+const HEADER: usize = 40;
 /// Bytes of the checksum.
 const CHECKSUM: usize = 4;
 /// Where in the header the number of terms lies.

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 /// A payload of one term without signs, or with them.
 fn payload(rows: u32, cols: u32, edge: u16, signs: bool, term: &[u8]) -> Vec<u8> {
-    let mut bytes = b"RBET\x01\0\x01\0".to_vec();
+    let mut bytes = b"RBET\x02\0\x01\0".to_vec();
     bytes.extend(rows.to_le_bytes());
     bytes.extend(cols.to_le_bytes());
     bytes.extend(edge.to_le_bytes());
     bytes.extend([u8::from(signs), 1]);
     bytes.extend(if signs { 7u64 } else { 0 }.to_le_bytes());
-    bytes.extend([0; 8]);
+    bytes.extend([0; 12]);
     bytes.extend(term);
     bytes.extend([0; 4]);
     seal(&mut bytes);

@@ -22,7 +22,7 @@ use super::spectrum::Spectrum;
 use crate::codec::Block;
 use crate::codec::term::Trellis;
 use crate::codec::term::trellis::{
-    COARSE_BITS, Code, MAX_BITS, QuantizedStrip, STATE_BITS, column_bytes, strips,
+    COARSE_BITS, Code, MAX_BITS, QuantizedStrip, STATE_BITS, strip_bytes, strips,
 };
 use crate::cpu::{Codebook, Search};
 use half::f16;
@@ -215,7 +215,7 @@ impl<'a> Plan<'a> {
     /// Payload bits of a strip's columns.
     fn bits(&self, index: usize, bits: u8) -> usize {
         let strip = self.strips[index];
-        halves(bits).map(|bits| 8 * strip.width * column_bytes(strip.height, bits)).iter().sum()
+        halves(bits).map(|bits| 8 * strip_bytes(strip, bits)).iter().sum()
     }
 
     /// Payload bits of all columns with so many bits each.

@@ -176,23 +176,21 @@ impl Code {
     }
 }
 
-/// A column's cycle of bits.
+/// A column's cycle of bits, somewhere in those of its strip.
 #[derive(Clone, Copy, Debug)]
 pub struct Column<'a> {
     code: Code,
     rows: usize,
+    /// The strip's bytes from the one in which the cycle begins.
     bytes: &'a [u8],
+    /// The bit of that byte.
+    first: usize,
 }
 
 impl Column<'_> {
     /// The bits' code.
     pub fn code(&self) -> Code {
         self.code
-    }
-
-    /// The cycle, first row in the lowest bits of the first byte.
-    pub fn bytes(&self) -> &[u8] {
-        self.bytes
     }
 
     /// Sixteen bits from row `row`'s own on; the state is the first `L` of them.
@@ -206,8 +204,9 @@ impl Column<'_> {
         let (mut state, mut have) = (0u32, 0);
         let mut at = at % cycle;
         while have < 16 {
-            let byte = |n: usize| u32::from(self.bytes.get(at / 8 + n).copied().unwrap_or(0)) << (8 * n);
-            let bits = (byte(0) | byte(1) | byte(2)) >> (at % 8);
+            let here = self.first + at;
+            let byte = |n: usize| u32::from(self.bytes.get(here / 8 + n).copied().unwrap_or(0)) << (8 * n);
+            let bits = (byte(0) | byte(1) | byte(2)) >> (here % 8);
             let take = (cycle - at).min(16 - have);
             state |= (bits & ((1 << take) - 1)) << have;
             have += take;
@@ -245,7 +244,7 @@ pub struct Trellis {
     scales: Vec<f16>,
     /// Where each strip's columns begin in `data`; one more than there are strips.
     starts: Vec<usize>,
-    /// Columns one after another, each in whole bytes.
+    /// Strip after strip in whole bytes, and in each its columns, bit by bit.
     data: Vec<u8>,
 }
 
@@ -264,9 +263,9 @@ pub fn strips(layout: Layout) -> impl Iterator<Item = Block> {
     })
 }
 
-/// Bytes of a column.
-pub(crate) fn column_bytes(rows: usize, bits: u8) -> usize {
-    (rows * usize::from(bits)).div_ceil(8)
+/// Bytes of a strip.
+pub(crate) fn strip_bytes(strip: Block, bits: u8) -> usize {
+    (strip.len() * usize::from(bits)).div_ceil(8)
 }
 
 impl Trellis {
@@ -290,16 +289,14 @@ impl Trellis {
                 continue;
             }
             assert_eq!(source.codes.len(), strip.len());
-            let columns = data[starts[strip.index]..].chunks_mut(column_bytes(strip.height, source.bits));
-            for (codes, bytes) in source.codes.chunks_exact(strip.height).zip(columns) {
-                for (row, code) in codes.iter().enumerate() {
-                    assert!(*code < 1 << source.bits);
-                    let at = row * usize::from(source.bits);
-                    let [low, high] = (u16::from(*code) << (at % 8)).to_le_bytes();
-                    bytes[at / 8] |= low;
-                    if high != 0 {
-                        bytes[at / 8 + 1] |= high;
-                    }
+            let bytes = &mut data[starts[strip.index]..];
+            for (n, code) in source.codes.iter().enumerate() {
+                assert!(*code < 1 << source.bits);
+                let at = n * usize::from(source.bits);
+                let [low, high] = (u16::from(*code) << (at % 8)).to_le_bytes();
+                bytes[at / 8] |= low;
+                if high != 0 {
+                    bytes[at / 8 + 1] |= high;
                 }
             }
         }
@@ -362,10 +359,10 @@ impl Trellis {
         if bits == 0 {
             return None;
         }
-        let len = column_bytes(block.height, bits);
-        let start = self.starts[strip] + col % STRIP * len;
+        let first = col % STRIP * block.height * usize::from(bits);
+        let bytes = &self.data[self.starts[strip]..self.starts[strip + 1]][first / 8..];
         let code = Code::new(bits, self.state_bits);
-        let column = Column { code, rows: block.height, bytes: &self.data[start..start + len] };
+        let column = Column { code, rows: block.height, bytes, first: first % 8 };
         Some((column, self.scales[strip].to_f32() * self.unit))
     }
 
@@ -425,23 +422,22 @@ impl Trellis {
 
     /// Refuses bits that mean nothing.
     fn check(&self, strip: Block) -> Result<()> {
-        let bits = strip.height * usize::from(self.bits[strip.index]);
-        let data = &self.data[self.starts[strip.index]..self.starts[strip.index + 1]];
-        let padding = 0xff00u16 >> ((8 - bits % 8) % 8);
-        if bits > 0 && data.chunks_exact(bits.div_ceil(8)).any(|c| c[c.len() - 1] & padding as u8 != 0) {
+        let bits = strip.len() * usize::from(self.bits[strip.index]);
+        let last = self.data[self.starts[strip.index]..self.starts[strip.index + 1]].last();
+        if last.is_some_and(|last| bits % 8 > 0 && last >> (bits % 8) != 0) {
             return Err(Error::payload(format!("trellis strip {}: padding bits are set", strip.index)));
         }
         Ok(())
     }
 }
 
-/// Where each strip's columns begin, and where the last end.
+/// Where each strip begins, and where the last ends.
 fn starts(layout: Layout, bits: &[u8]) -> Vec<usize> {
     let mut end = 0;
     let mut starts = Vec::with_capacity(bits.len() + 1);
     starts.push(0);
     for (strip, bits) in strips(layout).zip(bits) {
-        end += strip.width * column_bytes(strip.height, *bits);
+        end += strip_bytes(strip, *bits);
         starts.push(end);
     }
     starts
