@@ -32,7 +32,7 @@ fn view_shape(matrix: &LoadedMatrix, view: View) -> Shape {
 /// A compressed tensor of rank 1 or 2: `W^ = sum of terms`, as [`codec`](crate::codec) defines it.
 ///
 /// Cloning and [`t`](Self::t) share the compressed data.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct RbeTensor {
     matrix: Arc<LoadedMatrix>,
     view: View,
@@ -41,6 +41,13 @@ pub struct RbeTensor {
     /// The layout on a CUDA device.
     #[cfg(feature = "cuda")]
     on_cuda: Option<Arc<DeviceMatrix<CudaMachine>>>,
+}
+
+impl std::fmt::Debug for RbeTensor {
+    /// A line, not the data.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RbeTensor({:?}, {}, {:?})", self.shape, self.summary(), self.device)
+    }
 }
 
 impl RbeTensor {

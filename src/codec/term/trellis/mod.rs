@@ -424,7 +424,7 @@ impl Trellis {
     fn check(&self, strip: Block) -> Result<()> {
         let bits = strip.len() * usize::from(self.bits[strip.index]);
         let last = self.data[self.starts[strip.index]..self.starts[strip.index + 1]].last();
-        if last.is_some_and(|last| bits % 8 > 0 && last >> (bits % 8) != 0) {
+        if last.is_some_and(|last| !bits.is_multiple_of(8) && last >> (bits % 8) != 0) {
             return Err(Error::payload(format!("trellis strip {}: padding bits are set", strip.index)));
         }
         Ok(())
