@@ -59,7 +59,7 @@ fn formats(matrix: &Matrix) -> Vec<(String, Matrix)> {
     let entries: Vec<_> = layout.iter().map(|block| sparse.entries(block)).collect();
     let with = |format| {
         let term = Sparse::pack(layout, format, &entries).ok()?;
-        let matrix = Matrix::new(layout, matrix.transform(), matrix.seed(), vec![Term::Sparse(term)], 0.0);
+        let matrix = matrix.with_terms(vec![Term::Sparse(term)], 0.0);
         Some((format!("{format:?}"), matrix))
     };
     FORMATS.into_iter().filter_map(with).collect()

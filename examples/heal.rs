@@ -18,7 +18,6 @@
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW, VarBuilder, VarMap, ops};
-use candle_rbe::codec::Matrix;
 use candle_rbe::codec::term::{Basis, Term};
 use candle_rbe::models::{CausalLm, Model, Windows, evaluate};
 use candle_rbe::{
@@ -186,7 +185,7 @@ fn trainable(
             Term::Basis(Basis::new(matrix.layout(), &vec![[0.0; 8]; matrix.layout().blocks()], false));
         let terms = [&[basis], matrix.terms()].concat();
         let error = matrix.relative_error();
-        let matrix = Matrix::new(matrix.layout(), matrix.transform(), matrix.seed(), terms, error);
+        let matrix = matrix.with_terms(terms, error);
         weight = RbeTensor::from_matrix(&matrix, weight.view())?;
     }
     let bias = match rates.contains_key("bias") {

@@ -1,4 +1,4 @@
-// The operator `A = blockdiag(T, .., T_short) D` of one axis, random signs and then an orthonormal transform of each
+// The operator `A = blockdiag(T, .., T_short) D` of one axis, scales and random signs and then an orthonormal transform of each
 // block, and its inverse, for many vectors.
 //
 // A warp takes 256 elements: one whole block of 256, two of 128, and so on; or one of the shorter blocks. The DCT of a power of
@@ -79,6 +79,7 @@ template <bool INVERSE> __device__ void fast_dct(Buffers &at, int n, const float
 // One axis, in one direction.
 struct Axis {
     const uint32_t *signs;     // a bit an element; null without
+    const float *scales;       // a number an element; null without
     const float2 *rotations;   // `(c_k, s_k)` of `T_IV(2h)` at `h + k`; null where powers of two have matrices too
     const float *whole, *shorter; // matrices `m`, `out_o = sum_i m(i, o) in_i`; those of the shorter blocks one after another
     int len, edge;
@@ -105,8 +106,10 @@ struct Axis {
         }
         return matrix;
     }
-    __device__ float sign(int element) const {
-        return signs != nullptr && (signs[element / 32] >> element % 32 & 1) ? -1.0f : 1.0f;
+    // The element's sign times its scale.
+    __device__ float factor(int element) const {
+        const float scale = scales != nullptr ? __ldg(scales + element) : 1.0f;
+        return signs != nullptr && (signs[element / 32] >> element % 32 & 1) ? -scale : scale;
     }
 };
 
@@ -148,7 +151,7 @@ __device__ void analyze(const Axis &axis, const In *in, Out *out, int out_stride
     float *own = reinterpret_cast<float *>(dynamic_shared) + warp * 2 * ELEMENTS;
     in += (size_t)blockIdx.x * axis.len, out += (size_t)blockIdx.x * out_stride;
     transform_item<false>(
-        axis, item, own, lane, [&](int n) { return to_float(in[n]) * axis.sign(n); },
+        axis, item, own, lane, [&](int n) { return to_float(in[n]) * axis.factor(n); },
         [&](int n, float value) { out[n] = from_float<Out>(value * scale); });
     if (item == axis.items() - 1) {
         for (int n = axis.len + lane; n < out_stride; n += WARP) out[n] = from_float<Out>(0.0f);
@@ -174,7 +177,7 @@ __device__ void synthesize(const Axis &axis, const In *in, int splits, int in_st
             return sum;
         },
         [&](int n, float value) {
-            const float sum = value * scale * axis.sign(n) + (addend != nullptr ? addend[n] : 0.0f);
+            const float sum = value * scale * axis.factor(n) + (addend != nullptr ? addend[n] : 0.0f);
             out[n] = from_float<Out>(sum);
         });
 }
@@ -188,17 +191,17 @@ __device__ void analyze_unit(const Axis &axis, const uint32_t *ids, float *out) 
     const uint32_t id = ids[blockIdx.x];
     if (id >= (uint32_t)axis.len) return;
     const Block block = axis.cut().holding((int)id);
-    const float sign = axis.sign((int)id);
+    const float factor = axis.factor((int)id);
     transform_item<false>(
-        axis, axis.item_of(block), own, lane, [&](int n) { return n == (int)id ? sign : 0.0f; },
+        axis, axis.item_of(block), own, lane, [&](int n) { return n == (int)id ? factor : 0.0f; },
         [&](int n, float value) {
             if (n >= block.start && n < block.end()) out[n - block.start] = value;
         });
 }
 
 #define AXIS_PARAMETERS \
-    const uint32_t *signs, const float2 *rotations, const float *whole, const float *shorter, int len, int edge
-#define AXIS Axis { signs, rotations, whole, shorter, len, edge }
+    const uint32_t *signs, const float *scales, const float2 *rotations, const float *whole, const float *shorter, int len, int edge
+#define AXIS Axis { signs, scales, rotations, whole, shorter, len, edge }
 #define KERNEL extern "C" __global__ void __launch_bounds__(TRANSFORM_WARPS * WARP)
 
 #define ANALYZE(IN_NAME, In, OUT_NAME, Out) \

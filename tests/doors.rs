@@ -161,27 +161,27 @@ fn norms_refuse_rows_of_another_length() {
 
 #[test]
 fn rows_and_blocks_that_are_not_there_are_refused() {
-    let own = layout(70, 40, 32);
+    let own = layout(102, 72, 32);
     let matrix =
         LoadedMatrix::new(&Matrix::new(own, Transform::Dct, Some(1), terms(own)[1..2].to_vec(), 0.0));
-    assert_eq!(matrix.decode_block_at(2, 1).len(), 6 * 8);
+    assert_eq!(matrix.decode_block_at(2, 1).len(), 38 * 40);
     for (i, j) in [(3, 0), (0, 2), (usize::MAX, 0), (0, usize::MAX), (usize::MAX / 32, 0), (1 << 59, 1 << 59)]
     {
         let text = refusal(|| matrix.decode_block_at(i, j));
         assert!(text.contains("of a matrix that has 3 x 2"), "{text}");
     }
     for (band, len) in [
-        (0..4, 70 * 40),
+        (0..4, 102 * 72),
         (3..3, 0),
         (std::ops::Range { start: 2, end: 1 }, 0),
         (0..usize::MAX, 0),
-        (0..1, 32 * 40 - 1),
+        (0..1, 32 * 72 - 1),
     ] {
         refusal(|| matrix.decode_band(false, band, &mut vec![0.0; len], &Serial));
     }
-    let error = matrix.gather(&[70], &mut [0.0; 40], &Serial).unwrap_err().to_string();
-    assert!(error.contains("row 70 of a matrix with 70 rows"), "{error}");
-    refusal(|| matrix.gather(&[0, 1], &mut [0.0; 40], &Serial));
+    let error = matrix.gather(&[102], &mut [0.0; 72], &Serial).unwrap_err().to_string();
+    assert!(error.contains("row 102 of a matrix with 102 rows"), "{error}");
+    refusal(|| matrix.gather(&[0, 1], &mut [0.0; 72], &Serial));
 }
 
 #[test]

@@ -386,3 +386,39 @@ fn a_second_trellis_is_not_begun_for_crumbs() {
     let more = encode(Rate::BitsPerWeight(4.5), &gaussian(576, 576)).unwrap();
     assert_eq!(more.summary().matches("trellis").count(), 2, "{}", more.summary());
 }
+
+#[test]
+fn scales_even_out_rows_and_columns_that_differ() {
+    // Rows over three octaves, columns over four.
+    let (rows, cols) = (576, 320);
+    let octaves = |n: usize, of: f32, len: usize| (of * (n * 37 % len) as f32 / len as f32).exp2();
+    let size: Vec<f32> =
+        (0..rows * cols).map(|n| octaves(n / cols, 3.0, rows) * octaves(n % cols, 4.0, cols)).collect();
+    let even = gaussian(rows, cols);
+    let weight = (&even * Tensor::from_vec(size, (rows, cols), &Device::Cpu).unwrap()).unwrap();
+    for bits in [3.1, 4.1, 6.1] {
+        let with = |scales: bool, weight: &Tensor| {
+            encode(EncoderConfig { scales, ..Rate::BitsPerWeight(bits).into() }, weight).unwrap()
+        };
+        let (plain, scaled) = (with(false, &weight), with(true, &weight));
+        assert!(scaled.summary().ends_with("scales of rows and columns"), "{}", scaled.summary());
+        assert!(scaled.bits_per_weight() <= bits);
+        assert!(scaled.relative_error() < 0.75 * plain.relative_error(), "{plain:?} {scaled:?}");
+        assert!((scaled.relative_error() - measured_error(&weight, &scaled)).abs() < 1e-5);
+        // Small rows have half the share of the noise that they had.
+        let [plain_row, row] = [&plain, &scaled].map(|t| t.errors().worst_row);
+        assert!(row < 0.7 * plain_row, "{plain_row} {row}");
+        let again = RbeTensor::from_bytes(&scaled.to_bytes()).unwrap();
+        assert_eq!(again.to_bytes(), scaled.to_bytes());
+        // Where all are alike they cost more than they save.
+        assert_eq!(with(true, &even).to_bytes(), with(false, &even).to_bytes());
+    }
+    // Neither errors nor sparse terms ask for them.
+    for config in [
+        Rate::RelativeError(0.1).into(),
+        EncoderConfig { term: TermChoice::Sparse, ..Rate::BitsPerWeight(1.0).into() },
+    ] {
+        let scaled = encode(EncoderConfig { scales: true, ..config }, &weight).unwrap();
+        assert!(!scaled.summary().contains("scales"), "{}", scaled.summary());
+    }
+}

@@ -7,7 +7,7 @@ use candle_rbe::codec::term::planes::{Planes, QuantizedBlock, ScaleGroup};
 use candle_rbe::codec::term::sparse::{Entry, FORMATS, Sparse};
 use candle_rbe::codec::term::trellis::{QuantizedStrip, Trellis, strips};
 use candle_rbe::codec::term::{Basis, Term};
-use candle_rbe::codec::{Layout, Matrix, Transform};
+use candle_rbe::codec::{AxisScales, Layout, Matrix, Transform};
 use candle_rbe::{
     AdapterConfig, Encoder, EncoderConfig, Positions, Rate, RbeLinear, RbeTensor, SpectralAdapter,
     TermChoice, TrainableLinear, archive, ops,
@@ -122,7 +122,10 @@ fn every_term_type_orientation_and_border_has_autograds_gradients() -> Result<()
         let layout = Layout::new(*rows, *cols, *edge).unwrap();
         for terms in terms(layout) {
             let seed = (n % 2 == 0).then_some(9);
-            let matrix = Matrix::new(layout, TRANSFORMS[n % 3], seed, terms, 0.0);
+            let mut matrix = Matrix::new(layout, TRANSFORMS[n % 3], seed, terms, 0.0);
+            if n % 3 == 2 {
+                matrix = matrix.with_scales(scales(*rows), scales(*cols));
+            }
             for view in [View::Matrix, View::Transposed] {
                 let weight = RbeTensor::from_matrix(&matrix, view).unwrap();
                 let (out, input) = weight.shape().dims2()?;
@@ -167,6 +170,11 @@ fn every_term_type_orientation_and_border_has_autograds_gradients() -> Result<()
     Ok(())
 }
 
+/// Scales over two octaves.
+fn scales(len: usize) -> Option<AxisScales> {
+    AxisScales::new(&(0..len).map(|n| (2.0 * (n * 5 % len) as f32 / len as f32).exp2()).collect::<Vec<_>>())
+}
+
 /// Differences in F64 of a loss whose weight is `sum p_n M_n`, made of the decoded `M_n`.
 #[test]
 fn parameter_gradients_are_finite_differences() -> Result<()> {
@@ -183,7 +191,10 @@ fn parameter_gradients_are_finite_differences() -> Result<()> {
             }
             other => other,
         });
-        let matrix = Matrix::new(layout, TRANSFORMS[n % 3], Some(4), terms.collect(), 0.0);
+        let mut matrix = Matrix::new(layout, TRANSFORMS[n % 3], Some(4), terms.collect(), 0.0);
+        if n % 2 == 1 {
+            matrix = matrix.with_scales(scales(rows), scales(cols));
+        }
         let start = matrix.parameters();
         let directions = (0..start.len()).map(|n| {
             let mut unit = vec![0.0; start.len()];
@@ -306,11 +317,15 @@ fn an_adapter_learns_is_kept_and_merges_on_every_base() -> Result<()> {
         Encoder::new(config).unwrap().encode(&original).unwrap()
     };
     let sparse = Encoder::new(Rate::Coefficients(300).into()).unwrap().encode(&original).unwrap();
+    // An adapter has the scales of its base.
+    let scaled = compressed(64, true).to_matrix().with_scales(scales(70), scales(90));
+    let scaled = RbeTensor::from_matrix(&scaled, View::Matrix).unwrap();
     let bases: Vec<candle_rbe::Linear> = vec![
         candle_rbe::Linear::new(original.clone(), None),
         RbeLinear::new(compressed(64, true), None).into(),
         RbeLinear::new(compressed(64, false), Some(wave(&[70], 1.0)?)).into(),
         RbeLinear::new(sparse, None).into(),
+        RbeLinear::new(scaled, None).into(),
         RbeLinear::new(compressed(64, false).t().unwrap().t().unwrap(), None).into(),
     ];
     for base in bases {
@@ -333,7 +348,7 @@ fn an_adapter_learns_is_kept_and_merges_on_every_base() -> Result<()> {
             assert!(after < gain * before, "{before} {after}");
 
             let file = adapter.to_tensor()?.to_bytes();
-            assert!(file.len() < 4 * 400 + 64, "{} bytes", file.len());
+            assert!(file.len() < 4 * 400 + 64 + (70 + 90) / 2 + 2, "{} bytes", file.len());
             let again = SpectralAdapter::from_tensor(base.clone(), RbeTensor::from_bytes(&file).unwrap())?;
             assert!(relative_error(&again.forward(&x)?, &adapter.forward(&x)?, 0.0)? < 1e-3);
             let merged = again.clone().merge()?;

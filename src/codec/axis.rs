@@ -1,18 +1,31 @@
 //! One side of a matrix: the orthonormal operator between its vectors and their coefficients.
 
 use super::layout::{Block, Cut, Layout};
+use super::scales::AxisScales;
 use super::signs::{Side, Signs};
 use super::transform::{Plan, Transform};
+use std::sync::Arc;
 
-/// `A = blockdiag(T, T, .., T_short) D`: random signs `D` (or none), then the transform of each block.
+/// `A = blockdiag(T, T, .., T_short) D`: scales and random signs `D` (or none), then the transform of each block.
+///
+/// With scales it is no longer orthonormal: back from the coefficient domain means its transpose here, which is what products and
+/// the decoded matrix take.
 #[derive(Clone, Debug)]
 pub struct Axis {
     cut: Cut,
     transform: Transform,
     signs: Option<Signs>,
+    scales: Option<Scaling>,
     /// The transform of a whole block, where there is one, and those of the shorter blocks.
     plans: Vec<Plan>,
     scratch_len: usize,
+}
+
+/// Scales as the payload has them, and as numbers.
+#[derive(Clone, Debug)]
+struct Scaling {
+    stored: AxisScales,
+    values: Arc<[f32]>,
 }
 
 impl Axis {
@@ -22,7 +35,31 @@ impl Axis {
         let plans: Vec<_> =
             (first..cut.blocks()).map(|block| Plan::new(transform, cut.range(block).len())).collect();
         let scratch_len = plans.iter().map(Plan::scratch_len).max().unwrap_or(0);
-        Self { cut, transform, signs: seed.map(|seed| Signs::new(seed, side)), plans, scratch_len }
+        let signs = seed.map(|seed| Signs::new(seed, side));
+        Self { cut, transform, signs, scales: None, plans, scratch_len }
+    }
+
+    /// The same with these scales in front of the signs.
+    ///
+    /// # Panics
+    /// When there are not as many as elements.
+    #[must_use]
+    pub fn with_scales(mut self, scales: Option<AxisScales>) -> Self {
+        self.scales = scales.map(|stored| {
+            assert_eq!(stored.len(), self.len(), "scales of an axis of another length");
+            Scaling { values: stored.values().into(), stored }
+        });
+        self
+    }
+
+    /// The scales, where there are any.
+    pub fn scales(&self) -> Option<&AxisScales> {
+        self.scales.as_ref().map(|scales| &scales.stored)
+    }
+
+    /// The scales as numbers.
+    pub(crate) fn scale_values(&self) -> Option<&[f32]> {
+        self.scales.as_ref().map(|scales| &*scales.values)
     }
 
     /// Elements of a vector.
@@ -45,10 +82,14 @@ impl Axis {
         self.transform
     }
 
-    /// Multiplies a block of a vector by its signs, where there are signs.
-    pub(crate) fn flip(&self, block: usize, x: &mut [f32]) {
+    /// Multiplies a block of a vector by `D`: its signs and scales, where there are any.
+    pub(crate) fn weigh(&self, block: usize, x: &mut [f32]) {
+        let start = self.cut.range(block).start;
         if let Some(signs) = self.signs {
-            signs.flip(self.cut.range(block).start, x);
+            signs.flip(start, x);
+        }
+        if let Some(scales) = self.scale_values() {
+            x.iter_mut().zip(&scales[start..]).for_each(|(x, scale)| *x *= scale);
         }
     }
 
@@ -64,14 +105,14 @@ impl Axis {
 
     /// A block of a vector into the coefficient domain: `x <- T D x`.
     pub fn analyze_block(&self, block: usize, x: &mut [f32], scratch: &mut [f32]) {
-        self.flip(block, x);
+        self.weigh(block, x);
         self.plan(block).forward(x, scratch);
     }
 
     /// A block of a vector back from the coefficient domain: `x <- D T' x`.
     pub fn synthesize_block(&self, block: usize, x: &mut [f32], scratch: &mut [f32]) {
         self.plan(block).inverse(x, scratch);
-        self.flip(block, x);
+        self.weigh(block, x);
     }
 
     /// A whole vector into the coefficient domain: `x <- A x`.
@@ -97,7 +138,7 @@ impl Axis {
     }
 }
 
-/// Both sides of a matrix: `S = A_rows W A_cols'` and back, block by block.
+/// Both sides of a matrix: without scales `S = A_rows W A_cols'`, and with them too `W = A_rows' S A_cols`, block by block.
 #[derive(Clone, Debug)]
 pub struct Axes {
     /// The operator on vectors as long as a column (outputs).
@@ -120,7 +161,7 @@ impl Axes {
         self.rows.cut.longest() + self.rows.scratch_len().max(self.cols.scratch_len())
     }
 
-    /// A block of weights (`height x width`) into the coefficient domain.
+    /// A block (`height x width`) through both operators: into the coefficient domain, where there are no scales.
     pub fn analyze_tile(&self, block: Block, tile: &mut [f32], scratch: &mut [f32]) {
         let (column, scratch) = scratch.split_at_mut(block.height);
         let (i, j) = (self.rows.cut.block_of(block.row), self.cols.cut.block_of(block.col));

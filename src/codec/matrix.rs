@@ -4,6 +4,7 @@ use super::axis::Axes;
 use super::errors::Errors;
 use super::layout::{Block, Layout};
 use super::payload::{self, Form};
+use super::scales::AxisScales;
 use super::term::{Domain, Planes, Term};
 use super::transform::Transform;
 use crate::error::{Error, Result};
@@ -35,26 +36,31 @@ impl Matrix {
         terms: Vec<Term>,
         errors: impl Into<Errors>,
     ) -> Self {
-        // Kernels look at places that the layout names without looking whether the term has them.
-        for term in &terms {
-            let other = term.layout();
-            assert!(
-                other == layout,
-                "the {} term is cut for {}x{} in blocks of {}, the matrix is {}x{} in blocks of {}",
-                term.name(),
-                other.rows(),
-                other.cols(),
-                other.block(),
-                layout.rows(),
-                layout.cols(),
-                layout.block()
-            );
-        }
-        for (n, term) in terms.iter().enumerate() {
-            assert!(may_follow(term, &terms[..n]), "a {} term after {}", term.name(), terms[n - 1].name());
-        }
+        check_terms(layout, &terms);
         let axes = Axes::new(layout, transform, seed);
         Self { layout, transform, seed, terms, errors: Errors::default(), axes }.with_errors(errors.into())
+    }
+
+    /// The same layout, transform, signs and scales with other terms.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new).
+    #[must_use]
+    pub fn with_terms(&self, terms: Vec<Term>, errors: impl Into<Errors>) -> Self {
+        check_terms(self.layout, &terms);
+        Self { terms, errors: Errors::default(), axes: self.axes.clone(), ..*self }.with_errors(errors.into())
+    }
+
+    /// The same with these scales of rows and columns ([`AxisScales`]): the matrix is what it was, each row and column
+    /// times its scale, but for a basis term, which they leave as it is.
+    ///
+    /// # Panics
+    /// When there are not as many as rows or columns.
+    #[must_use]
+    pub fn with_scales(mut self, rows: Option<AxisScales>, cols: Option<AxisScales>) -> Self {
+        self.axes.rows = self.axes.rows.with_scales(rows);
+        self.axes.cols = self.axes.cols.with_scales(cols);
+        self
     }
 
     /// Reads and checks a payload.
@@ -134,7 +140,13 @@ impl Matrix {
     pub fn summary(&self) -> String {
         let terms: Vec<_> = self.terms.iter().map(Term::summary).collect();
         let signs = if self.seed.is_some() { " signs" } else { "" };
-        format!("{}, {} {}{signs}", terms.join(" + "), self.transform.name(), self.layout.block())
+        let scales = match [&self.axes.rows, &self.axes.cols].map(|axis| axis.scales().is_some()) {
+            [true, true] => ", scales of rows and columns",
+            [true, false] => ", scales of rows",
+            [false, true] => ", scales of columns",
+            [false, false] => "",
+        };
+        format!("{}, {} {}{signs}{scales}", terms.join(" + "), self.transform.name(), self.layout.block())
     }
 
     /// The same matrix with other recorded errors.
@@ -163,7 +175,7 @@ impl Matrix {
             other => Ok(other.clone()),
         };
         let terms = self.terms.iter().map(cut).collect::<Result<_>>()?;
-        Ok(Self::new(self.layout, self.transform, self.seed, terms, 1.0))
+        Ok(self.with_terms(terms, 1.0))
     }
 
     /// The matrix times `2^exponent`, to the bit, with the same recorded error.
@@ -172,7 +184,7 @@ impl Matrix {
     /// When a term's unit leaves what a payload may hold.
     pub fn times_power_of_two(&self, exponent: i32) -> Result<Self> {
         let terms = self.terms.iter().map(|term| term.times_power_of_two(exponent)).collect::<Result<_>>()?;
-        Ok(Self::new(self.layout, self.transform, self.seed, terms, self.errors))
+        Ok(self.with_terms(terms, self.errors))
     }
 
     /// Adds the terms of one domain for all rows of a block to `out`.
@@ -339,6 +351,27 @@ impl Matrix {
 pub(super) fn may_follow(term: &Term, before: &[Term]) -> bool {
     let allowed = usize::from(matches!((before.last(), term), (Some(Term::Trellis(_)), Term::Trellis(_))));
     before.iter().filter(|other| other.code() >= term.code()).count() <= allowed
+}
+
+/// Kernels look at places that the layout names without looking whether the term has them.
+fn check_terms(layout: Layout, terms: &[Term]) {
+    for term in terms {
+        let other = term.layout();
+        assert!(
+            other == layout,
+            "the {} term is cut for {}x{} in blocks of {}, the matrix is {}x{} in blocks of {}",
+            term.name(),
+            other.rows(),
+            other.cols(),
+            other.block(),
+            layout.rows(),
+            layout.cols(),
+            layout.block()
+        );
+    }
+    for (n, term) in terms.iter().enumerate() {
+        assert!(may_follow(term, &terms[..n]), "a {} term after {}", term.name(), terms[n - 1].name());
+    }
 }
 
 #[cfg(test)]

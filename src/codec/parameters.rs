@@ -38,7 +38,7 @@ impl Matrix {
             (own, rest) = rest.split_at(count);
             terms.push(term.with_parameters(own)?);
         }
-        Ok(Self::new(self.layout(), self.transform(), self.seed(), terms, 1.0))
+        Ok(self.with_terms(terms, 1.0))
     }
 
     /// The reference gradient `<M_n, g>` for `g = dL/dW` (`rows x cols`).

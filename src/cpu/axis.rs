@@ -137,7 +137,7 @@ fn run(
                     for (at, row) in segments.zip(rows.iter_mut()) {
                         let row = &mut row[..alike.len];
                         if in_lanes && way == Way::Synthesize {
-                            axis.flip(at.1, row);
+                            axis.weigh(at.1, row);
                         }
                         take(at.0, at.1, row);
                     }
@@ -148,12 +148,12 @@ fn run(
     });
 }
 
-/// A segment on its way into lanes: with the transform's norm and, where they come first, its signs.
+/// A segment on its way into lanes: with the transform's norm and, where they come first, its signs and scales.
 fn begin(axis: &Axis, way: Way, block: usize, source: &[f32], row: &mut [f32]) {
     let norm = 1.0 / (row.len() as f32).sqrt();
     row.iter_mut().zip(source).for_each(|(row, x)| *row = x * norm);
     if way == Way::Analyze {
-        axis.flip(block, row);
+        axis.weigh(block, row);
     }
 }
 

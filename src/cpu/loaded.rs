@@ -90,6 +90,7 @@ impl LoadedMatrix {
             Loaded::Trellis(strips) => Term::Trellis(strips.to_term()),
         });
         Matrix::new(self.layout, self.transform, self.seed, terms.collect(), self.errors)
+            .with_scales(self.axes.rows.scales().cloned(), self.axes.cols.scales().cloned())
     }
 
     /// How the matrix is cut into blocks.
@@ -141,7 +142,7 @@ impl LoadedMatrix {
     pub(super) fn shares_input(&self, other: &Self) -> bool {
         let input =
             |matrix: &Self| (matrix.layout.cols(), matrix.layout.block(), matrix.transform, matrix.seed);
-        input(self) == input(other)
+        input(self) == input(other) && self.axes.cols.scales() == other.axes.cols.scales()
     }
 
     /// Terms in the coefficient domain.

@@ -9,7 +9,7 @@ use crate::codec::term::Term;
 use crate::codec::term::planes::{Planes, QuantizedBlock, ScaleGroup};
 use crate::codec::term::sparse::{Entry, FORMATS, Sparse};
 use crate::codec::term::trellis::{QuantizedStrip, Trellis, strips};
-use crate::codec::{Layout, Matrix, Transform};
+use crate::codec::{AxisScales, Layout, Matrix, Transform};
 use half::f16;
 
 mod sides;
@@ -98,8 +98,24 @@ pub(in crate::cpu) fn matrices() -> Vec<Matrix> {
         }
         let two = vec![trellis(layout), trellis(layout)];
         matrices.push(Matrix::new(layout, Transform::Dct, Some(5), two, 0.0));
+        for transform in [Transform::Dct, Transform::Haar] {
+            let all = vec![
+                basis(layout),
+                sparse(layout, FORMATS[0]),
+                planes(layout, ScaleGroup::Block),
+                trellis(layout),
+            ];
+            let matrix = Matrix::new(layout, transform, Some(5), all, 0.0);
+            matrices.push(matrix.with_scales(scales(rows), scales(cols)));
+        }
     }
     matrices
+}
+
+/// Scales over four octaves.
+fn scales(len: usize) -> Option<AxisScales> {
+    let wanted: Vec<f32> = (0..len).map(|n| (4.0 * (n * 7 % len) as f32 / len as f32 - 2.0).exp2()).collect();
+    AxisScales::new(&wanted)
 }
 
 fn largest(values: &[f32]) -> f32 {

@@ -1,6 +1,7 @@
 //! One side of a matrix on the device: the signs and tables of its transform.
 
 use super::machine::{Arg, Element, Launch, Machine, Module};
+use crate::codec::axis::Axis;
 use crate::codec::layout::SHORTEST;
 use crate::codec::signs::{Side, Signs};
 use crate::codec::sizes;
@@ -26,6 +27,8 @@ pub(super) struct DeviceAxis<M> {
     pub len: usize,
     pub cut: Cut,
     signs: Option<M>,
+    /// A number an element.
+    scales: Option<M>,
     /// For the fast DCT of powers of two.
     rotations: Option<M>,
     /// For whole blocks of other transforms.
@@ -66,11 +69,11 @@ pub(super) struct Target<'a, M> {
 impl<M> DeviceAxis<M> {
     pub(super) fn new(
         machine: &impl Machine<Memory = M>,
-        transform: Transform,
+        axis: &Axis,
         side: Side,
-        cut: Cut,
         seed: Option<u64>,
     ) -> Result<Self> {
+        let (transform, cut) = (axis.transform(), *axis.cut());
         let fast = transform == Transform::Dct;
         let matrices = |blocks: std::ops::Range<usize>| -> Result<_> {
             let lengths = blocks.map(|block| cut.range(block).len());
@@ -83,6 +86,10 @@ impl<M> DeviceAxis<M> {
             cut,
             signs: match seed {
                 Some(seed) => Some(machine.upload(&sign_bits(Signs::new(seed, side), len))?),
+                None => None,
+            },
+            scales: match axis.scale_values() {
+                Some(scales) => Some(machine.upload(&floats(scales.iter().copied()))?),
                 None => None,
             },
             rotations: if fast { Some(machine.upload(&floats(rotations()))?) } else { None },
@@ -103,6 +110,7 @@ impl<M> DeviceAxis<M> {
         let sign_bytes = part.first / 8;
         vec![
             Arg::optional(self.signs.as_ref(), sign_bytes),
+            Arg::optional(self.scales.as_ref(), part.first * size_of::<f32>()),
             Arg::optional(self.rotations.as_ref(), 0),
             Arg::optional(self.whole.as_ref().map(matrix), 0),
             Arg::optional(self.shorter.as_ref().map(matrix), 0),

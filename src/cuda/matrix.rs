@@ -8,7 +8,7 @@ use super::strips::{DeviceStrips, Panel, StripPlan};
 use crate::codec::signs::Side;
 use crate::codec::sizes;
 use crate::codec::term::Term;
-use crate::codec::{Cut, Layout, Matrix};
+use crate::codec::{Layout, Matrix};
 use crate::error::Result;
 
 /// The most vectors that are multiplied with the coefficients as they are stored; more take a dense panel.
@@ -47,6 +47,8 @@ enum Share {
 pub struct DeviceMatrix<D: Machine> {
     machine: D,
     layout: Layout,
+    /// The farthest that a scale of either side is from 1, up or down.
+    largest_scale: f32,
     rows: DeviceAxis<D::Memory>,
     cols: DeviceAxis<D::Memory>,
     terms: Vec<DeviceTerm<D::Memory>>,
@@ -66,8 +68,9 @@ impl<D: Machine> DeviceMatrix<D> {
     /// When the device has not enough of it.
     pub fn new(machine: D, matrix: &Matrix) -> Result<Self> {
         let layout = matrix.layout();
-        let axis = |side, cut: &Cut| DeviceAxis::new(&machine, matrix.transform(), side, *cut, matrix.seed());
-        let (rows, cols) = (axis(Side::Rows, layout.row_cut())?, axis(Side::Cols, layout.col_cut())?);
+        let axis = |side, axis| DeviceAxis::new(&machine, axis, side, matrix.seed());
+        let axes = matrix.axes();
+        let (rows, cols) = (axis(Side::Rows, &axes.rows)?, axis(Side::Cols, &axes.cols)?);
         let (mut terms, mut basis) = (Vec::new(), None);
         for term in matrix.terms() {
             match term {
@@ -81,7 +84,9 @@ impl<D: Machine> DeviceMatrix<D> {
                 }
             }
         }
-        Ok(Self { machine, layout, rows, cols, terms, basis })
+        let scales = [&axes.rows, &axes.cols].map(|axis| axis.scale_values().unwrap_or_default());
+        let largest_scale = scales.concat().iter().fold(1f32, |largest, s| largest.max(*s).max(s.recip()));
+        Ok(Self { machine, layout, largest_scale, rows, cols, terms, basis })
     }
 
     /// The device.
@@ -214,13 +219,13 @@ impl<D: Machine> DeviceMatrix<D> {
         let machine = &self.machine;
         let element = x.element;
         let (input, output) = self.sides(transposed);
-        // `|T x| <= sqrt(length of a block) max|x|` for each coefficient: so divided, none leaves the type that held `x`, nor do
-        // those of a result that the type holds.
+        // `|T D x| <= sqrt(length of a block) max|D| max|x|` for each coefficient: so divided, none leaves the type that held
+        // `x`, nor do those of a result that the type holds.
         let guard = match element {
             Element::F32 => 1.0,
             Element::F16 | Element::BF16 => {
                 let longest = self.layout.row_cut().longest().max(self.layout.col_cut().longest());
-                (longest as f32).sqrt().log2().ceil().exp2()
+                ((longest as f32).sqrt() * self.largest_scale).log2().ceil().exp2()
             }
         };
         let inner = if transposed { input.len.next_multiple_of(PIECE) } else { input.len };

@@ -11,6 +11,7 @@ mod fewest_bits;
 mod planes;
 mod prune;
 mod rate;
+mod scales;
 mod search;
 mod share;
 mod sparse;
@@ -55,6 +56,11 @@ pub struct EncoderConfig {
     pub signs: Option<bool>,
     /// A basis term.
     pub basis: Option<bool>,
+    /// Scales of rows and columns ([`AxisScales`](crate::codec::AxisScales)) in front of a trellis or planes, where bits are asked
+    /// for and they save more of the weights' error than they cost. For models whose rows and columns differ in size:
+    /// SmolLM2-135M at 4.01 bits diverges by 0.318 nats per token with them and 0.365 without. Layers that share an input no
+    /// longer share its transform. Calibration does without.
+    pub scales: bool,
     /// What the random signs are drawn from. Layers that share an input must share the seed to share its
     /// transform.
     pub seed: u64,
@@ -71,6 +77,7 @@ impl Default for EncoderConfig {
             transform: Transform::Dct,
             signs: None,
             basis: None,
+            scales: false,
             seed: 0x5242_4531,
         }
     }
@@ -272,6 +279,12 @@ impl Encoder {
         statistics: Option<&LayerStatistics>,
     ) -> Result<Matrix> {
         let (preparation, carrier) = search::choose(&self.config, values, rows, cols, statistics.is_some())?;
+        if statistics.is_none()
+            && self.may_scale(&preparation, carrier)
+            && let Some(matrix) = self.encode_scaled(&preparation, carrier, values, rows, cols)?
+        {
+            return Ok(matrix);
+        }
         let spectrum = search::prepare(&self.config, &preparation, values, rows, cols)?;
         let feedback = statistics.map(|statistics| {
             let axes = Axes::new(spectrum.layout, spectrum.transform, spectrum.seed);
@@ -307,6 +320,35 @@ impl Encoder {
             }
         }
         Err(unreachable())
+    }
+}
+
+impl Encoder {
+    fn may_scale(&self, preparation: &search::Preparation, carrier: search::Carrier) -> bool {
+        // A sparse term and a basis are for smooth matrices, and scales of a few steps would not leave them smooth.
+        let even = !matches!(carrier, search::Carrier::Sparse(..)) && !preparation.basis;
+        even && self.config.scales && matches!(self.config.rate, Rate::BitsPerWeight(_))
+    }
+
+    /// The matrix with scales of rows, columns or both in front; `None` where none pays or the budget does not hold them.
+    fn encode_scaled(
+        &self,
+        preparation: &search::Preparation,
+        carrier: search::Carrier,
+        values: &[f32],
+        rows: usize,
+        cols: usize,
+    ) -> Result<Option<Matrix>> {
+        let Some(scales) = scales::choose(values, rows, cols)? else { return Ok(None) };
+        let Target::Bits(bits) = self.config.rate.target(values.len(), 0.0) else { return Ok(None) };
+        let Some(bits) = bits.checked_sub(scales.bits()) else { return Ok(None) };
+        let spectrum = search::prepare(&self.config, preparation, &scales.even(values, cols), rows, cols)?;
+        let encoded = search::carry(&spectrum, None, carrier, Target::Bits(bits))?;
+        Ok(encoded.map(|encoded| {
+            let matrix = encoded.matrix.with_scales(scales.rows, scales.cols);
+            let errors = compare(&matrix, values).errors();
+            matrix.with_errors(errors)
+        }))
     }
 }
 

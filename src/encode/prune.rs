@@ -117,7 +117,7 @@ pub fn prune(matrix: &Matrix, threshold: f32) -> Result<Matrix> {
         Term::Sparse(Sparse::pack(layout, sparse.format(), &kept)?),
     ];
     terms.extend(matrix.terms().iter().filter(|t| !matches!(t, Term::Basis(_) | Term::Sparse(_))).cloned());
-    Ok(Matrix::new(layout, matrix.transform(), matrix.seed(), terms, matrix.errors()))
+    Ok(matrix.with_terms(terms, matrix.errors()))
 }
 
 /// A block's weights from some of its coefficients.

@@ -35,7 +35,7 @@ const TILE: usize = 256;
 pub(super) struct Preparation {
     block: usize,
     seed: Option<u64>,
-    basis: bool,
+    pub(super) basis: bool,
 }
 
 /// The term that carries the spectrum.

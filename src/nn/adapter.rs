@@ -162,16 +162,15 @@ fn positions(base: &Linear, config: AdapterConfig) -> Result<RbeTensor> {
         Linear::Trainable(linear) => Some(linear.weight()),
         Linear::Dense(_) | Linear::Adapted(_) | Linear::Recorded(_) => None,
     };
-    let (layout, transform, seed, view) = match (config.axes, compressed) {
-        (None, Some(weight)) => {
-            let matrix = weight.to_matrix();
-            (matrix.layout(), matrix.transform(), matrix.seed(), weight.view())
-        }
+    // A matrix of zeros on the axes that the adapter's coefficients belong to.
+    let (axes, view) = match (config.axes, compressed) {
+        (None, Some(weight)) => (weight.to_matrix().with_terms(vec![], 1.0), weight.view()),
         (axes, _) => {
             let (transform, block) = axes.unwrap_or((Transform::Dct, 256));
-            (Layout::new(out, input, block)?, transform, None, View::Matrix)
+            (Matrix::new(Layout::new(out, input, block)?, transform, None, vec![], 1.0), View::Matrix)
         }
     };
+    let layout = axes.layout();
     let chosen = match config.positions {
         _ if config.coefficients > layout.elements() => {
             let reason = format!("{} coefficients of a {out}x{input} matrix", config.coefficients);
@@ -187,22 +186,21 @@ fn positions(base: &Linear, config: AdapterConfig) -> Result<RbeTensor> {
             let stored = if view == View::Transposed { matrix.t()? } else { matrix.clone() };
             let stored =
                 stored.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-            largest(&Matrix::new(layout, transform, seed, vec![], 1.0), &stored, config.coefficients)
+            largest(&axes, &stored, config.coefficients)
         }
     };
-    let matrix = sparse_matrix(layout, transform, seed, chosen, || 0.0)?;
+    let matrix = sparse_matrix(&axes, chosen, || 0.0)?;
     Ok(RbeTensor::from_matrix(&matrix, view)?)
 }
 
-/// A matrix of a sparse term alone, with `value` at some positions in rising order: they count block after block, in each
+/// A matrix on these axes of a sparse term alone, with `value` at some positions in rising order: they count block after block, in each
 /// row by row.
 pub(super) fn sparse_matrix(
-    layout: Layout,
-    transform: Transform,
-    seed: Option<u64>,
+    axes: &Matrix,
     chosen: Vec<usize>,
     mut value: impl FnMut() -> f32,
 ) -> Result<Matrix> {
+    let layout = axes.layout();
     let mut chosen = chosen.into_iter().peekable();
     let mut first = 0;
     let mut blocks = Vec::new();
@@ -216,7 +214,7 @@ pub(super) fn sparse_matrix(
         blocks.push(entries);
     }
     let term = Term::Sparse(Sparse::pack(layout, Format::Word32, &blocks)?);
-    Ok(Matrix::new(layout, transform, seed, vec![term], 1.0))
+    Ok(axes.with_terms(vec![term], 1.0))
 }
 
 /// `count` different numbers below `end` in rising order (Floyd's algorithm).
@@ -239,9 +237,17 @@ fn largest(axes: &Matrix, values: &[f32], count: usize) -> Vec<usize> {
     let layout = axes.layout();
     let mut coefficients = Vec::with_capacity(layout.elements());
     let mut scratch = vec![0.0; axes.axes().scratch_len()];
+    // The operators multiply by the scales; coefficients of a matrix are those of what they were divided by.
+    let squares = [&axes.axes().rows, &axes.axes().cols].map(|axis| {
+        let square = |n: usize| axis.scale_values().map_or(1.0, |scales| scales[n] * scales[n]);
+        (0..axis.len()).map(square).collect::<Vec<f32>>()
+    });
     for block in layout.iter() {
-        let row = |row: usize| &values[(block.row + row) * layout.cols() + block.col..][..block.width];
-        let mut tile: Vec<f32> = (0..block.height).flat_map(row).copied().collect();
+        let value = |n: usize| {
+            let (row, col) = (block.row + n / block.width, block.col + n % block.width);
+            values[row * layout.cols() + col] / (squares[0][row] * squares[1][col])
+        };
+        let mut tile: Vec<f32> = (0..block.len()).map(value).collect();
         axes.axes().analyze_tile(block, &mut tile, &mut scratch);
         coefficients.extend(tile);
     }
@@ -258,7 +264,10 @@ fn largest(axes: &Matrix, values: &[f32], count: usize) -> Vec<usize> {
 /// A compressed weight with an adapter's coefficients in its sparse term.
 fn add_sparse(weight: &RbeTensor, adapter: &RbeTensor) -> Result<RbeTensor> {
     let (base, change) = (weight.to_matrix(), adapter.to_matrix());
-    let axes = |matrix: &Matrix| (matrix.layout(), matrix.transform(), matrix.seed());
+    let axes = |matrix: &Matrix| {
+        let scales = [&matrix.axes().rows, &matrix.axes().cols].map(|axis| axis.scales().cloned());
+        (matrix.layout(), matrix.transform(), matrix.seed(), scales)
+    };
     if axes(&base) != axes(&change) || weight.view() != adapter.view() {
         let reason =
             format!("the adapter ({}) has other axes than the weight ({})", change.summary(), base.summary());
@@ -289,6 +298,6 @@ fn add_sparse(weight: &RbeTensor, adapter: &RbeTensor) -> Result<RbeTensor> {
         base.terms().iter().filter(|t| !matches!(t, Term::Sparse(_))).cloned().collect();
     let at = terms.iter().take_while(|term| term.domain() == Domain::Weights).count();
     terms.insert(at, merged);
-    let matrix = Matrix::new(base.layout(), base.transform(), base.seed(), terms, 1.0);
+    let matrix = base.with_terms(terms, 1.0);
     Ok(RbeTensor::from_matrix(&matrix, weight.view())?)
 }

@@ -30,7 +30,7 @@ use super::RbeLinear;
 use super::adapter::{draw, sparse_matrix};
 use crate::codec::matrix::View;
 use crate::codec::signs::split_mix_64;
-use crate::codec::{Layout, Transform};
+use crate::codec::{Layout, Matrix, Transform};
 use crate::{Error, RbeTensor, ops};
 use candle_core::{DType, Result, Tensor};
 use candle_nn::{Init, Module, VarBuilder};
@@ -112,7 +112,8 @@ impl TrainableLinear {
             let unit = (split_mix_64(&mut state) >> 11) as f64 / (1u64 << 53) as f64;
             (half_width * (2.0 * unit - 1.0)) as f32
         };
-        let matrix = sparse_matrix(layout, Transform::Dct, Some(seed), chosen, value)?;
+        let axes = Matrix::new(layout, Transform::Dct, Some(seed), vec![], 1.0);
+        let matrix = sparse_matrix(&axes, chosen, value)?;
         let weight = RbeTensor::from_matrix(&matrix, View::Matrix)?;
         Self::new(RbeLinear::new(weight, None), vb)
     }

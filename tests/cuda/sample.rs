@@ -5,7 +5,7 @@ use candle_rbe::codec::term::planes::{QuantizedBlock, ScaleGroup};
 use candle_rbe::codec::term::sparse::{Entry, FORMATS, Format};
 use candle_rbe::codec::term::trellis::{QuantizedStrip, strips};
 use candle_rbe::codec::term::{Basis, Planes, Sparse, Term, Trellis};
-use candle_rbe::codec::{Layout, Matrix};
+use candle_rbe::codec::{AxisScales, Layout, Matrix};
 use half::f16;
 
 /// The same numbers at every run.
@@ -107,7 +107,15 @@ pub(crate) fn matrix(
             ]
         }
     };
-    Some(Matrix::new(layout, transform, signs.then_some(7), terms, 0.5))
+    let matrix = Matrix::new(layout, transform, signs.then_some(7), terms, 0.5);
+    // Over two octaves, where there are signs and an even number of columns.
+    let scales = |len: usize| {
+        AxisScales::new(
+            &(0..len).map(|n| (2.0 * (n * 5 % len) as f32 / len as f32).exp2()).collect::<Vec<_>>(),
+        )
+    };
+    let scaled = signs && layout.cols().is_multiple_of(2);
+    Some(if scaled { matrix.with_scales(scales(layout.rows()), scales(layout.cols())) } else { matrix })
 }
 
 /// Blocks of every number of planes.

@@ -6,7 +6,7 @@ use candle_rbe::codec::term::planes::{Planes, QuantizedBlock, ScaleGroup};
 use candle_rbe::codec::term::sparse::{Entry, FORMATS, Format, Sparse};
 use candle_rbe::codec::term::trellis::{QuantizedStrip, Trellis, strips};
 use candle_rbe::codec::term::{Basis, Term};
-use candle_rbe::codec::{Layout, Matrix, Transform};
+use candle_rbe::codec::{AxisScales, Layout, Matrix, Transform};
 use half::f16;
 
 /// A payload and what it holds.
@@ -127,6 +127,11 @@ fn sums(layout: Layout, random: &mut Random) -> Vec<(String, Vec<Term>)> {
     sums
 }
 
+/// Scales over up to six octaves.
+fn scales(len: usize, random: &mut Random) -> Option<AxisScales> {
+    AxisScales::new(&(0..len).map(|_| (random.below(7) as f32).exp2()).collect::<Vec<_>>())
+}
+
 /// Payloads of at most `most` bytes, and two that are large enough for several chunks and packed codes.
 pub(crate) fn seeds(random: &mut Random, most: usize) -> Vec<Seed> {
     let mut seeds = vec![];
@@ -141,7 +146,11 @@ pub(crate) fn seeds(random: &mut Random, most: usize) -> Vec<Seed> {
                 _ => View::Matrix,
             };
             let signs = (n % 2 == 0).then_some(0x1234_5678_9abc_def0 + n as u64);
-            let matrix = Matrix::new(layout, TRANSFORMS[n % 3], signs, terms, 0.125);
+            let mut matrix = Matrix::new(layout, TRANSFORMS[n % 3], signs, terms, 0.125);
+            if n % 4 < 2 {
+                matrix =
+                    matrix.with_scales(scales(rows, random), scales(cols, random).filter(|_| n % 4 == 1));
+            }
             let (coded, plain) = (matrix.to_bytes(view), matrix.to_plain_bytes(view));
             let own = |form: &str| format!("{name}, {rows}x{cols} by {edge}, {form}");
             if coded != plain && coded.len() <= most {

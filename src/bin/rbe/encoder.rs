@@ -36,6 +36,9 @@ pub(crate) struct EncoderArgs {
     /// Bits of a trellis state, 12 to 16: with each the error is 1 to 2 % smaller and compressing takes twice as long
     #[arg(long, value_name = "N")]
     state_bits: Option<u8>,
+    /// Scales of rows and columns where they save more than they cost: for models whose rows and columns differ in size
+    #[arg(long)]
+    scales: bool,
     /// Transform of the blocks
     #[arg(long, value_enum, default_value = "dct")]
     transform: TransformArg,
@@ -104,7 +107,16 @@ impl EncoderArgs {
         let budget = if self.in_memory || self.plain { Budget::Memory } else { Budget::File };
         let default = EncoderConfig::default();
         let trellis_state_bits = self.state_bits.unwrap_or(default.trellis_state_bits);
-        let block = self.block;
-        Encoder::new(EncoderConfig { rate, budget, term, block, trellis_state_bits, transform, ..default })
+        let (block, scales) = (self.block, self.scales);
+        Encoder::new(EncoderConfig {
+            rate,
+            budget,
+            term,
+            block,
+            trellis_state_bits,
+            transform,
+            scales,
+            ..default
+        })
     }
 }

@@ -3,10 +3,12 @@
 //! A payload is untrusted input. Every count is checked against the bytes that are left before anything is
 //! allocated for it; unknown codes are refused by name; a checksum covers all bytes; nothing may follow it.
 
+use super::axis::Axis;
 use super::entropy::LARGEST_RATIO;
 use super::errors::Errors;
 use super::layout::Layout;
 use super::matrix::{Matrix, may_follow};
+use super::scales::{AxisScales, MAX_STEP};
 use super::term::{LARGEST_UNIT, Term};
 use super::transform::Transform;
 use crate::error::{Error, Result};
@@ -95,7 +97,20 @@ fn bytes_of(matrix: &Matrix, form: Form) -> usize {
         Form::Smallest => Term::coded_size_in_bytes,
         Form::Plain => Term::size_in_bytes,
     });
-    HEADER_BYTES + terms.sum::<usize>() + CHECKSUM_BYTES
+    HEADER_BYTES
+        + scales_of(matrix).flatten().map(AxisScales::size_in_bytes).sum::<usize>()
+        + terms.sum::<usize>()
+        + CHECKSUM_BYTES
+}
+
+/// Bits of the flags: random signs, scales of rows, scales of columns.
+const SIGNS: u8 = 1;
+const ROW_SCALES: u8 = 2;
+const COL_SCALES: u8 = 4;
+
+/// The scales of rows and of columns.
+fn scales_of(matrix: &Matrix) -> impl Iterator<Item = Option<&AxisScales>> {
+    [&matrix.axes().rows, &matrix.axes().cols].into_iter().map(Axis::scales)
 }
 
 /// The payload of a matrix seen through `view`.
@@ -118,11 +133,17 @@ pub(super) fn to_bytes(matrix: &Matrix, view: View, form: Form) -> Vec<u8> {
     writer.u32(layout.rows() as u32);
     writer.u32(layout.cols() as u32);
     writer.u16(layout.block() as u16);
-    writer.u8(u8::from(matrix.seed().is_some()));
+    let scaled = scales_of(matrix).zip([ROW_SCALES, COL_SCALES]);
+    let flags = scaled.map(|(scales, flag)| if scales.is_some() { flag } else { 0 });
+    writer.u8(if matrix.seed().is_some() { SIGNS } else { 0 } | flags.sum::<u8>());
     writer.u8(matrix.terms().len() as u8);
     writer.u64(matrix.seed().unwrap_or(0));
     let Errors { relative, worst_row, worst_block } = matrix.errors();
     [relative, worst_row, worst_block].into_iter().for_each(|error| writer.f32(error));
+    for scales in scales_of(matrix).flatten() {
+        writer.u8(scales.step());
+        writer.bytes(scales.codes());
+    }
     matrix.terms().iter().for_each(|term| term.write(&mut writer, form));
     let checksum = crc32fast::hash(&writer.bytes);
     writer.u32(checksum);
@@ -169,12 +190,12 @@ pub(super) fn from_bytes(bytes: &[u8]) -> Result<(Matrix, View)> {
     }
     expect_proportion(layout, bytes.len()).map_err(Error::payload)?;
     let flags = reader.u8("flags")?;
-    if flags > 1 {
+    if flags > SIGNS | ROW_SCALES | COL_SCALES {
         return Err(Error::payload(format!("unknown flags {flags:#04x}")));
     }
     let term_count = reader.u8("term count")?;
     let seed = reader.u64("seed")?;
-    if flags == 0 && seed != 0 {
+    if flags & SIGNS == 0 && seed != 0 {
         return Err(Error::payload("a seed without random signs"));
     }
     let mut error = |what: &str| match reader.f32(what)? {
@@ -189,6 +210,11 @@ pub(super) fn from_bytes(bytes: &[u8]) -> Result<(Matrix, View)> {
     if term_count == 0 {
         return Err(Error::payload("no terms"));
     }
+    let mut scales = |flag: u8, len: usize, what: &str| {
+        (flags & flag != 0).then(|| read_scales(&mut reader, len, what)).transpose()
+    };
+    let row_scales = scales(ROW_SCALES, rows, "row scales")?;
+    let col_scales = scales(COL_SCALES, cols, "column scales")?;
     let mut terms: Vec<Term> = Vec::new();
     for _ in 0..term_count {
         let term = Term::read(&mut reader, layout)?;
@@ -200,8 +226,19 @@ pub(super) fn from_bytes(bytes: &[u8]) -> Result<(Matrix, View)> {
     if !reader.bytes.is_empty() {
         return Err(Error::payload(format!("{} bytes follow the last term", reader.bytes.len())));
     }
-    let seed = (flags == 1).then_some(seed);
-    Ok((Matrix::new(layout, transform, seed, terms, errors), view))
+    let seed = (flags & SIGNS != 0).then_some(seed);
+    let matrix = Matrix::new(layout, transform, seed, terms, errors).with_scales(row_scales, col_scales);
+    Ok((matrix, view))
+}
+
+fn read_scales(reader: &mut Reader, len: usize, what: &str) -> Result<AxisScales> {
+    let step = reader.u8(what)?;
+    let codes = reader.take(len.div_ceil(2), what)?.to_vec();
+    AxisScales::from_codes(step, len, codes).ok_or_else(|| {
+        let reason =
+            format!("{what} of step {step}, which must be 1 to {MAX_STEP}, or with a code after the last");
+        Error::payload(reason)
+    })
 }
 
 /// Appends little-endian numbers.

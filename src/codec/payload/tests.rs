@@ -96,9 +96,13 @@ fn every_term_comes_back_as_it_was() {
     all.push(vec![trellis(layout)]);
     all.push(vec![trellis(layout), trellis(layout)]);
     all.push(vec![sparse(layout, Format::RowMask), planes(layout, ScaleGroup::Row), trellis(layout)]);
-    for terms in all {
+    let scales = |len: usize| AxisScales::new(&(1..=len).map(|n| n as f32).collect::<Vec<_>>());
+    for (n, terms) in all.into_iter().enumerate() {
         for (seed, view) in [(None, View::Matrix), (Some(7), View::Transposed)] {
-            let matrix = Matrix::new(layout, Transform::Daubechies4, seed, terms.clone(), 0.5);
+            let matrix = Matrix::new(layout, Transform::Daubechies4, seed, terms.clone(), 0.5).with_scales(
+                scales(layout.rows()).filter(|_| n % 4 > 1),
+                scales(layout.cols()).filter(|_| n % 2 == 1),
+            );
             let (coded, plain) = (matrix.to_bytes(view), matrix.to_plain_bytes(view));
             assert_eq!((coded.len(), plain.len()), (matrix.size_in_bytes(), matrix.plain_size_in_bytes()));
             assert!(coded.len() <= plain.len());
@@ -186,7 +190,7 @@ fn header_fields_are_checked() {
     refused(&altered(bytes(), 8, &[0; 4]), "no elements");
     refused(&altered(bytes(), 8, &[0xff; 8]), "too large");
     refused(&altered(bytes(), 16, &[48, 0]), "block edge 48");
-    refused(&altered(bytes(), 18, &[6]), "unknown flags 0x06");
+    refused(&altered(bytes(), 18, &[9]), "unknown flags 0x09");
     refused(&altered(bytes(), 18, &[0]), "a seed without random signs");
     refused(&altered(bytes(), 19, &[2]), "term code need 1 bytes");
     refused(&altered(bytes(), 19, &[0]), "no terms");
@@ -194,6 +198,28 @@ fn header_fields_are_checked() {
     refused(&altered(bytes(), 28, &(-1f32).to_le_bytes()), "relative error -1");
     refused(&altered(bytes(), 32, &f32::INFINITY.to_le_bytes()), "worst row's error inf");
     refused(&altered(bytes(), 36, &(-1f32).to_le_bytes()), "worst block's error -1");
+}
+
+#[test]
+fn scales_are_checked() {
+    let scales = |len: usize| AxisScales::new(&(1..=len).map(|n| n as f32).collect::<Vec<_>>());
+    let bytes = || {
+        let matrix = matrix(vec![sparse(layout(), Format::Word32)]).with_scales(scales(72), scales(67));
+        matrix.to_plain_bytes(View::Matrix)
+    };
+    assert_eq!(bytes()[18], SIGNS | ROW_SCALES | COL_SCALES);
+    // A step and 36 bytes for 72 rows, a step and 34 for 67 columns: the last half byte belongs to none.
+    refused(&altered(bytes(), 40, &[0]), "row scales of step 0, which must be 1 to 64");
+    refused(&altered(bytes(), 40, &[65]), "row scales of step 65");
+    refused(&altered(bytes(), 40 + 37, &[0]), "column scales of step 0");
+    let last = 40 + 37 + 34;
+    refused(&altered(bytes(), last, &[bytes()[last] | 0x10]), "with a code after the last");
+    refused(&altered(bytes(), 18, &[8]), "unknown flags 0x08");
+    let (back, _) = from_bytes(&bytes()).unwrap();
+    assert_eq!(
+        (back.axes().rows.scales(), back.axes().cols.scales()),
+        (scales(72).as_ref(), scales(67).as_ref())
+    );
 }
 
 #[test]

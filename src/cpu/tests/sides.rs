@@ -18,7 +18,8 @@ fn all_terms(rows: usize, cols: usize, n: usize) -> Matrix {
         planes(layout, [ScaleGroup::Block, ScaleGroup::Row][n % 2]),
         trellis(layout),
     ];
-    Matrix::new(layout, Transform::Dct, (!n.is_multiple_of(5)).then_some(n as u64), terms, 0.0)
+    let matrix = Matrix::new(layout, Transform::Dct, (!n.is_multiple_of(5)).then_some(n as u64), terms, 0.0);
+    if n % 3 == 1 { matrix.with_scales(scales(rows), scales(cols)) } else { matrix }
 }
 
 /// `(vectors, rows)` products with a dense row-major matrix of `cols` columns.
