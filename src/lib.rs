@@ -62,7 +62,7 @@
 //!
 //! `A` is random signs (or none) and then an orthonormal transform of each block. So the error of `W` is that of
 //! `S`, and a product needs no decompression: `W x = A_out' (S (A_in x))` plus the basis term's share. [`codec`] defines
-//! it, [`archive`] and `FORMAT.md` beside it say how it lies in a file.
+//! it; `FORMAT.md` in the crate `rbe-core` states every byte of it, and of a model file ([`archive`]).
 //!
 //! # Which should I use?
 //!
@@ -114,7 +114,7 @@
 //! A file imports only from layers to its right:
 //!
 //! ```text
-//!     bin, examples -> models, archive -> nn -> ops -> tensor -> encode -> cpu, cuda -> codec -> file -> error, clock
+//!     bin, examples -> models, archive -> nn -> ops -> encoder -> tensor -> cuda -> file -> error, clock
 //! ```
 //!
 //! | module | what |
@@ -129,7 +129,7 @@
 //! | [`cuda`] | the same products on a CUDA device (feature `cuda`) |
 //! | [`codec`] | the definition, in plain Rust, and the bytes |
 //!
-//! `codec`, `encode` and `cpu` know nothing of Candle. Without the feature `cuda` there are no PTX and no device in [`cuda`],
+//! `codec`, `encode` and `cpu` are those of the crate `rbe-core`, which knows nothing of Candle. Without the feature `cuda` there are no PTX and no device in [`cuda`],
 //! only the layouts and launches, which the tests run on a CPU.
 //!
 //! # Targets
@@ -144,7 +144,7 @@
 //! - A run on a CUDA card. The kernels of the feature `cuda` compile, agree with [`codec`] when they run on a CPU, thread
 //!   by thread, with addresses and races checked, and Candle's device is bound to them; no card has run them yet, and how
 //!   fast they are is not known. `examples/gpu` tests and times them on one.
-//! - Products on Metal. A compressed tensor on such a device is [`Error::Unsupported`], and says so.
+//! - Products on Metal. A compressed tensor on such a device is [`CodecError::Unsupported`](crate::CodecError::Unsupported), and says so.
 //! - A run on an ARM machine. The NEON kernels agree with the plain Rust ones, in integers to the bit, on emulated
 //!   processors with and without dot products; how fast they are is not known.
 //! - Training of what a compressed weight holds fixed: positions, codes, signs. Its numbers are trained ([`TrainableLinear`]).
@@ -154,10 +154,8 @@
 
 pub mod archive;
 mod clock;
-pub mod codec;
-pub mod cpu;
 pub mod cuda;
-pub mod encode;
+mod encoder;
 mod error;
 mod file;
 pub mod models;
@@ -165,13 +163,18 @@ pub mod nn;
 pub mod ops;
 mod tensor;
 
-pub use codec::Transform;
-pub use cpu::Precision;
-pub use encode::{Budget, Encoder, EncoderConfig, Quality, Rate, TermChoice};
+pub use encoder::{BlockSizeScore, BlockSizeWeights, Encoder};
 pub use error::{Error, Result};
 pub use nn::{
     AdapterConfig, DecodeMode, Embedding, LayerConfig, Linear, Positions, RbeAttention, RbeDropout,
     RbeEmbedding, RbeLayerNorm, RbeLinear, RbeMlp, RbeRmsNorm, SpectralAdapter, TrainableLinear, embedding,
     layer_norm, linear, linear_b, linear_conv1d, linear_no_bias, rms_norm, set_default_layer_config,
+};
+#[doc(inline)]
+pub use rbe_core::{Error as CodecError, codec, cpu, encode};
+pub use rbe_core::{
+    codec::Transform,
+    cpu::Precision,
+    encode::{Budget, EncoderConfig, Quality, Rate, TermChoice},
 };
 pub use tensor::RbeTensor;

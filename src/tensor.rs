@@ -1,13 +1,13 @@
 //! A compressed tensor on a Candle device.
 
-use crate::codec::sizes::zeroed;
-use crate::codec::term::Term;
-use crate::codec::term::planes::MAX_PLANES;
-use crate::codec::{Errors, Matrix, matrix::View};
-use crate::cpu::{LoadedMatrix, Rayon, requested_level};
-use crate::encode::{Encoder, LayerStatistics, Offer, PruneReport, check_largest};
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
+use rbe_core::codec::sizes::zeroed;
+use rbe_core::codec::term::Term;
+use rbe_core::codec::term::planes::MAX_PLANES;
+use rbe_core::codec::{Errors, Matrix, matrix::View};
+use rbe_core::cpu::{LoadedMatrix, Rayon, requested_level};
+use rbe_core::encode::PruneReport;
 use std::sync::Arc;
 
 #[cfg(feature = "cuda")]
@@ -29,7 +29,7 @@ fn view_shape(matrix: &LoadedMatrix, view: View) -> Shape {
     }
 }
 
-/// A compressed tensor of rank 1 or 2: `W^ = sum of terms`, as [`codec`](crate::codec) defines it.
+/// A compressed tensor of rank 1 or 2: `W^ = sum of terms`, as [`codec`](rbe_core::codec) defines it.
 ///
 /// Cloning and [`t`](Self::t) share the compressed data.
 #[derive(Clone)]
@@ -52,7 +52,7 @@ impl std::fmt::Debug for RbeTensor {
 
 impl RbeTensor {
     /// On the CPU.
-    fn new(matrix: Arc<LoadedMatrix>, view: View) -> Self {
+    pub(crate) fn new(matrix: Arc<LoadedMatrix>, view: View) -> Self {
         let shape = view_shape(&matrix, view);
         Self {
             matrix,
@@ -130,7 +130,7 @@ impl RbeTensor {
     }
 
     /// Takes away the sparse term's coefficients of magnitude below `threshold`, with what the basis functions can say of them
-    /// absorbed into their parameters ([`encode::prune`](crate::encode::prune)), and reports what that changed. The error that the
+    /// absorbed into their parameters ([`encode::prune`](rbe_core::encode::prune)), and reports what that changed. The error that the
     /// tensor records is then measured against `original`, or without one the most that it can be.
     ///
     /// # Errors
@@ -157,7 +157,7 @@ impl RbeTensor {
             }
         };
         let before = self.to_matrix();
-        let after = crate::encode::prune(&before, threshold)?;
+        let after = rbe_core::encode::prune(&before, threshold)?;
         let report = PruneReport::new(&before, &after, original.as_deref());
         let error_after = report.error_after as f32;
         if !error_after.is_finite() {
@@ -234,12 +234,10 @@ impl RbeTensor {
                 matrix.prepare(self.is_transposed())?;
                 Ok(Self { device: device.clone(), on_cuda: Some(Arc::new(matrix)), ..self.clone() })
             }
-            _ => Err(Error::Unsupported {
-                what: format!(
-                    "RBE tensors on {:?}; this build has kernels for {KERNELS} only",
-                    device.location()
-                ),
-            }),
+            _ => Err(Error::unsupported(format!(
+                "RBE tensors on {:?}; this build has kernels for {KERNELS} only",
+                device.location()
+            ))),
         }
     }
 
@@ -249,8 +247,8 @@ impl RbeTensor {
     /// When it is not on one.
     #[cfg(feature = "cuda")]
     pub(crate) fn on_cuda(&self) -> Result<&DeviceMatrix<CudaMachine>> {
-        self.on_cuda.as_deref().ok_or_else(|| Error::Unsupported {
-            what: "an input on a CUDA device with a compressed tensor on the CPU".to_owned(),
+        self.on_cuda.as_deref().ok_or_else(|| {
+            Error::unsupported("an input on a CUDA device with a compressed tensor on the CPU")
         })
     }
 
@@ -324,7 +322,7 @@ impl RbeTensor {
     /// Reads and checks a payload; the tensor is on the CPU.
     ///
     /// # Errors
-    /// [`Error::Payload`] with the first thing found wrong; as [`requested_level`].
+    /// [`CodecError::Payload`](crate::CodecError::Payload) with the first thing found wrong; as [`requested_level`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         requested_level()?;
         let (matrix, view) = Matrix::from_bytes(bytes)?;
@@ -366,66 +364,5 @@ impl RbeTensor {
     /// Bytes that the layout for products takes in memory.
     pub fn memory_in_bytes(&self) -> usize {
         self.matrix.memory_in_bytes()
-    }
-}
-
-/// A tensor's values in F32, row-major.
-///
-/// # Errors
-/// When they are F64 of a size that F32 makes infinities or zeros of.
-fn weights(weight: &Tensor) -> Result<Vec<f32>> {
-    let weight = weight.to_device(&Device::Cpu)?;
-    if weight.dtype() == DType::F64 {
-        let values = weight.flatten_all()?.to_vec1::<f64>()?;
-        let magnitudes = values.iter().map(|value| value.abs()).filter(|value| value.is_finite());
-        check_largest(magnitudes.fold(0.0, f64::max))?;
-    }
-    Ok(weight.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
-}
-
-impl Encoder {
-    /// Compresses a tensor of rank 1 or 2 of any float type and layout.
-    ///
-    /// # Errors
-    /// When the rank is another, a weight is not finite, the largest is beyond 1.1e30 or, not being zero, below 1e-30, or the
-    /// rate cannot be reached.
-    pub fn encode(&self, weight: &Tensor) -> Result<RbeTensor> {
-        self.encode_for(weight, None)
-    }
-
-    /// Compresses a weight `(out, in)` of a layer of which calibration knows these statistics: the model's predictions,
-    /// not the weights, are kept as close as the rate allows.
-    ///
-    /// # Errors
-    /// As [`encode`](Self::encode); when the statistics are those of a weight of another shape or of no token; when the
-    /// rate is no number of bits, or the term sparse.
-    pub fn encode_calibrated(&self, weight: &Tensor, statistics: &LayerStatistics) -> Result<RbeTensor> {
-        self.encode_for(weight, Some(statistics))
-    }
-
-    /// What sizes a weight `(out, in)` can have when it is calibrated, and what each is expected to cost.
-    ///
-    /// # Errors
-    /// When the weight is no matrix or the statistics are those of a weight of another shape.
-    pub fn offers(&self, weight: &Tensor, statistics: &LayerStatistics) -> Result<Vec<Offer>> {
-        let (rows, cols) = weight.dims2()?;
-        let values = weights(weight)?;
-        self.offers_of_matrix(&values, rows, cols, statistics)
-    }
-
-    fn encode_for(&self, weight: &Tensor, statistics: Option<&LayerStatistics>) -> Result<RbeTensor> {
-        let (rows, cols, view) = match *weight.dims() {
-            [len] => (1, len, View::Vector),
-            [rows, cols] => (rows, cols, View::Matrix),
-            _ => {
-                return Err(Error::shape(format!(
-                    "{:?}; only vectors and matrices can be compressed",
-                    weight.shape()
-                )));
-            }
-        };
-        let values = weights(weight)?;
-        let matrix = self.encode_matrix_for(&values, rows, cols, statistics)?;
-        Ok(RbeTensor::new(Arc::new(LoadedMatrix::new(&matrix)), view))
     }
 }

@@ -262,7 +262,7 @@ fn what_cannot_be_done_is_an_error_that_says_what_to_do() {
     let refused = |config: EncoderConfig, weight: &Tensor| encode(config, weight).unwrap_err();
     let weight = projection();
     let error = refused(Rate::RelativeError(1e-6).into(), &weight);
-    assert!(matches!(error, Error::UnreachableRate { .. }), "{error}");
+    assert!(matches!(error, Error::Codec(candle_rbe::CodecError::UnreachableRate { .. })), "{error}");
     assert!(error.to_string().contains("a relative error of 0.000001"), "{error}");
     let error = refused(Rate::BitsPerWeight(0.0001).into(), &weight);
     assert!(error.to_string().contains("ask for more bits"), "{error}");
@@ -290,7 +290,10 @@ fn what_cannot_be_done_is_an_error_that_says_what_to_do() {
         values[65] = bad;
         let weight = Tensor::from_vec(values, (64, 64), &Device::Cpu).unwrap();
         let error = refused(EncoderConfig::default(), &weight);
-        assert!(matches!(error, Error::NonFinite { index: 65, .. }), "{error}");
+        assert!(
+            matches!(error, Error::Codec(candle_rbe::CodecError::NonFinite { index: 65, .. })),
+            "{error}"
+        );
     }
     let huge = Tensor::full(1e31f32, (64, 64), &Device::Cpu).unwrap();
     assert!(refused(EncoderConfig::default(), &huge).to_string().contains("a weight of 1e31"));

@@ -7,10 +7,10 @@ use super::{
     TENSORS_KEY, TIED_KEY, measure,
 };
 use crate::clock::Instant;
-use crate::encode::{Offer, share};
 use crate::nn::Calibration;
 use crate::{Encoder, EncoderConfig, Error, Rate, RbeTensor, Result};
 use candle_core::{Device, Tensor};
+use rbe_core::encode::{Offer, share};
 use regex::Regex;
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -2,7 +2,7 @@
 //!
 //! A compressed matrix `NAME` is one `U8` tensor `NAME.rbe`; every other tensor keeps its name, type, shape and
 //! bytes. So each safetensors reader opens the file, and a layer is dense or compressed per tensor, by what the
-//! file holds. `FORMAT.md` beside this module gives every byte.
+//! file holds. `FORMAT.md` in the crate `rbe-core` gives every byte.
 //!
 //! | I want to | use |
 //! |---|---|

@@ -6,9 +6,9 @@ use super::{
     Archive, Entry, FORMAT_KEY, FORMAT_VERSION, Original, SUFFIX, SafetensorsWriter, Slot, TENSORS_KEY,
     TIED_KEY,
 };
-use crate::encode::PruneReport;
 use crate::{Error, RbeTensor, Result};
 use candle_core::Device;
+use rbe_core::encode::PruneReport;
 use std::collections::BTreeMap;
 use std::path::Path;
 

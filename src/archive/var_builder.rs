@@ -110,7 +110,7 @@ impl SimpleBackend for Stored {
             Asked::Tensor(entry) => self.0.tensor(entry, device)?.to_dtype(dtype),
             Asked::Payload(_) if dtype != DType::U8 => {
                 let what = format!("the payload {name:?} as {dtype:?}; it is U8");
-                Err(Error::Unsupported { what }.into())
+                Err(Error::unsupported(what).into())
             }
             Asked::Payload(entry) => {
                 Tensor::from_raw_buffer(self.0.bytes(entry), DType::U8, &[entry.bytes], device)

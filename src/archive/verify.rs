@@ -3,7 +3,7 @@
 use super::{Archive, Entry, NonFinite, measure};
 use crate::Result;
 use crate::clock::Instant;
-use crate::codec::errors::{BlockRowErrors, Comparison};
+use rbe_core::codec::errors::{BlockRowErrors, Comparison};
 use std::path::Path;
 
 /// How far a measured relative error may lie from the recorded one: encoder and decoder round in F32, in different

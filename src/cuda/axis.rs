@@ -1,13 +1,13 @@
 //! One side of a matrix on the device: the signs and tables of its transform.
 
 use super::machine::{Arg, Element, Launch, Machine, Module};
-use crate::codec::axis::Axis;
-use crate::codec::layout::SHORTEST;
-use crate::codec::signs::{Side, Signs};
-use crate::codec::sizes;
-use crate::codec::transform::Plan;
-use crate::codec::{Cut, Transform};
 use crate::error::Result;
+use rbe_core::codec::axis::Axis;
+use rbe_core::codec::layout::SHORTEST;
+use rbe_core::codec::signs::{Side, Signs};
+use rbe_core::codec::sizes;
+use rbe_core::codec::transform::Plan;
+use rbe_core::codec::{Cut, Transform};
 use std::f64::consts::PI;
 
 /// `TRANSFORM_WARPS`, `ELEMENTS` and a warp, as the kernels have them.

@@ -3,11 +3,11 @@
 use super::axis::floats;
 use super::machine::{Arg, Element, Launch, Machine, Module};
 use super::strips::{THREADS, TOKENS, WARPS};
-use crate::codec::Layout;
-use crate::codec::basis::coordinate;
-use crate::codec::sizes;
-use crate::codec::term::Basis;
 use crate::error::Result;
+use rbe_core::codec::Layout;
+use rbe_core::codec::basis::coordinate;
+use rbe_core::codec::sizes;
+use rbe_core::codec::term::Basis;
 use std::f64::consts::PI;
 
 pub(super) struct DeviceBasis<M> {

@@ -3,12 +3,12 @@
 use super::device::{CudaMachine, CudaMemory};
 use super::machine::Element;
 use super::matrix::{DeviceMatrix, Operand};
-use crate::codec::sizes;
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DeviceRepr};
 use candle_core::cuda_backend::{CudaDType, CudaStorageSlice};
 use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, bail};
 use half::{bf16, f16};
+use rbe_core::codec::sizes;
 
 /// The elements that a contiguous layout sees.
 fn range(layout: &Layout, op: &str) -> Result<std::ops::Range<usize>> {

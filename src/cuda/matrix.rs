@@ -5,11 +5,11 @@ use super::basis::DeviceBasis;
 use super::machine::{Dense, Element, Machine};
 use super::sparse::DeviceSparse;
 use super::strips::{DeviceStrips, Panel, StripPlan};
-use crate::codec::signs::Side;
-use crate::codec::sizes;
-use crate::codec::term::Term;
-use crate::codec::{Layout, Matrix};
 use crate::error::Result;
+use rbe_core::codec::signs::Side;
+use rbe_core::codec::sizes;
+use rbe_core::codec::term::Term;
+use rbe_core::codec::{Layout, Matrix};
 
 /// The most vectors that are multiplied with the coefficients as they are stored; more take a dense panel.
 pub const FEW: usize = 8;

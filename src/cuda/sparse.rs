@@ -3,11 +3,11 @@
 use super::axis::{floats, words};
 use super::machine::{Arg, Launch, Machine, Module};
 use super::strips::{Panel, THREADS, TOKENS, WARPS};
-use crate::codec::Layout;
-use crate::codec::term::Sparse;
-use crate::codec::term::sparse::Format;
-use crate::codec::term::sparse::format::MU_LAW;
 use crate::error::{Error, Result};
+use rbe_core::codec::Layout;
+use rbe_core::codec::term::Sparse;
+use rbe_core::codec::term::sparse::Format;
+use rbe_core::codec::term::sparse::format::MU_LAW;
 use std::sync::OnceLock;
 
 /// Inputs that a 16-bit position can name.

@@ -2,13 +2,13 @@
 
 use super::axis::{floats, words};
 use super::machine::{Arg, Element, Launch, Machine, Module};
-use crate::codec::Block;
-use crate::codec::Layout;
-use crate::codec::term::planes::ScaleGroup;
-use crate::codec::term::trellis::{COARSE_MAGNITUDES, FINE_MAGNITUDES, STRIP, strips};
-use crate::codec::term::{Planes, Trellis};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
+use rbe_core::codec::Block;
+use rbe_core::codec::Layout;
+use rbe_core::codec::term::planes::ScaleGroup;
+use rbe_core::codec::term::trellis::{COARSE_MAGNITUDES, FINE_MAGNITUDES, STRIP, strips};
+use rbe_core::codec::term::{Planes, Trellis};
 
 /// Threads of a block, and its warps, as the kernels have them.
 pub(super) const THREADS: usize = 256;

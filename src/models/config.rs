@@ -78,7 +78,7 @@ impl Config {
         };
         let Some((_, read)) = READERS.iter().find(|(name, _)| *name == model_type) else {
             let what = format!("model_type {model_type:?}; supported are {}", supported());
-            return Err(Error::Unsupported { what });
+            return Err(Error::unsupported(what));
         };
         read(json.clone())
     }

@@ -99,8 +99,8 @@ impl TryFrom<File> for Config {
 
     fn try_from(file: File) -> Result<Self> {
         if file.add_cross_attention {
-            let what = "add_cross_attention; this GPT-2 is a decoder without an encoder".into();
-            return Err(Error::Unsupported { what });
+            let what = "add_cross_attention; this GPT-2 is a decoder without an encoder";
+            return Err(Error::unsupported(what));
         }
         let config = Self {
             vocab_size: file.vocab_size,

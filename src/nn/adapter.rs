@@ -12,13 +12,13 @@
 //! `archive::save_adapters` and `archive::load_adapters` keep them in a file of their own.
 
 use super::{Linear, RbeLinear};
-use crate::codec::matrix::View;
-use crate::codec::term::sparse::{Entry, Format, Sparse};
-use crate::codec::term::{Domain, Term};
-use crate::codec::{Layout, Matrix, Transform};
 use crate::{Error, RbeTensor, ops};
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Init, Module, VarBuilder};
+use rbe_core::codec::matrix::View;
+use rbe_core::codec::term::sparse::{Entry, Format, Sparse};
+use rbe_core::codec::term::{Domain, Term};
+use rbe_core::codec::{Layout, Matrix, Transform};
 
 /// Which coefficients are trained.
 #[derive(Clone, Copy, Debug)]
@@ -167,7 +167,16 @@ fn positions(base: &Linear, config: AdapterConfig) -> Result<RbeTensor> {
         (None, Some(weight)) => (weight.to_matrix().with_terms(vec![], 1.0), weight.view()),
         (axes, _) => {
             let (transform, block) = axes.unwrap_or((Transform::Dct, 256));
-            (Matrix::new(Layout::new(out, input, block)?, transform, None, vec![], 1.0), View::Matrix)
+            (
+                Matrix::new(
+                    Layout::new(out, input, block).map_err(Error::from)?,
+                    transform,
+                    None,
+                    vec![],
+                    1.0,
+                ),
+                View::Matrix,
+            )
         }
     };
     let layout = axes.layout();
@@ -213,7 +222,7 @@ pub(super) fn sparse_matrix(
         first += block.len();
         blocks.push(entries);
     }
-    let term = Term::Sparse(Sparse::pack(layout, Format::Word32, &blocks)?);
+    let term = Term::Sparse(Sparse::pack(layout, Format::Word32, &blocks).map_err(Error::from)?);
     Ok(axes.with_terms(vec![term], 1.0))
 }
 
@@ -222,7 +231,7 @@ pub(super) fn draw(seed: u64, count: usize, end: usize) -> Vec<usize> {
     let mut state = seed;
     let mut chosen = std::collections::BTreeSet::new();
     for bound in end - count..end {
-        let word = crate::codec::signs::split_mix_64(&mut state);
+        let word = rbe_core::codec::signs::split_mix_64(&mut state);
         // The high half of a 128-bit product is the number's share of the range.
         let n = ((u128::from(word) * (bound as u128 + 1)) >> 64) as usize;
         if !chosen.insert(n) {
@@ -293,7 +302,7 @@ fn add_sparse(weight: &RbeTensor, adapter: &RbeTensor) -> Result<RbeTensor> {
         })
         .collect();
     // A sum of formats is held by the general one.
-    let merged = Term::Sparse(Sparse::pack(base.layout(), Format::Word32, &blocks)?);
+    let merged = Term::Sparse(Sparse::pack(base.layout(), Format::Word32, &blocks).map_err(Error::from)?);
     let mut terms: Vec<Term> =
         base.terms().iter().filter(|t| !matches!(t, Term::Sparse(_))).cloned().collect();
     let at = terms.iter().take_while(|term| term.domain() == Domain::Weights).count();

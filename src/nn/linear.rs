@@ -50,10 +50,10 @@ use super::counters::{Counters, Counts, register};
 use super::mode::{BlockCache, DecodeMode, LayerConfig, default_layer_config};
 use super::{Recorded, SpectralAdapter, TrainableLinear, compressed};
 use crate::clock::Instant;
-use crate::cpu::Precision;
 use crate::{RbeTensor, ops};
 use candle_core::{Result, Tensor, bail};
 use candle_nn::{Init, Module, VarBuilder};
+use rbe_core::cpu::Precision;
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -1,10 +1,10 @@
 //! How a layer uses its compressed weight.
 
 use super::counters::Counters;
-use crate::cpu::Precision;
 use crate::{Error, Quality, RbeTensor};
 use candle_core::{D, DType, Result, Tensor};
 use lru::LruCache;
+use rbe_core::cpu::Precision;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};

@@ -31,11 +31,11 @@
 //! [`Encoder::encode_calibrated`]: crate::Encoder::encode_calibrated
 
 use super::Linear;
-use crate::codec::signs::{Side, signs};
-use crate::encode::LayerStatistics;
 use crate::{Error, Result};
 use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::Module;
+use rbe_core::codec::signs::{Side, signs};
+use rbe_core::encode::LayerStatistics;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -264,7 +264,7 @@ impl Recorder {
         let shape = (squares.dim(1)?, x.dim(1)?);
         let new = || LayerStatistics::new(shape.0, shape.1);
         let layer = self.layers.entry(tap.name.clone()).or_insert_with(new);
-        layer.add(&moments, weight, &squares.sum(0)?.to_vec1()?, x.dim(0)? as u64)
+        Ok(layer.add(&moments, weight, &squares.sum(0)?.to_vec1()?, x.dim(0)? as u64)?)
     }
 
     /// Whether memory had no room for the layer.

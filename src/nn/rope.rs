@@ -129,7 +129,7 @@ impl RopeParameters {
     pub(crate) fn resolve(self, rope_theta: Option<f64>) -> Result<Rope> {
         if let Some(part) = self.partial_rotary_factor.filter(|&part| part != 1.) {
             let what = format!("partial_rotary_factor {part}; every pair of a head is rotated");
-            return Err(Error::Unsupported { what });
+            return Err(Error::unsupported(what));
         }
         let theta = self.rope_theta.or(rope_theta).unwrap_or(10_000.);
         if !(theta.is_finite() && theta > 0.) {
@@ -171,9 +171,9 @@ impl RopeParameters {
                 }
             }
             Some(other) => {
-                return Err(Error::Unsupported {
-                    what: format!("rope_type {other:?}; supported are default, llama3"),
-                });
+                return Err(Error::unsupported(format!(
+                    "rope_type {other:?}; supported are default, llama3"
+                )));
             }
         };
         Ok(Rope { theta, scaling })

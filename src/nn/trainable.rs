@@ -28,12 +28,12 @@
 
 use super::RbeLinear;
 use super::adapter::{draw, sparse_matrix};
-use crate::codec::matrix::View;
-use crate::codec::signs::split_mix_64;
-use crate::codec::{Layout, Matrix, Transform};
 use crate::{Error, RbeTensor, ops};
 use candle_core::{DType, Result, Tensor};
 use candle_nn::{Init, Module, VarBuilder};
+use rbe_core::codec::matrix::View;
+use rbe_core::codec::signs::split_mix_64;
+use rbe_core::codec::{Layout, Matrix, Transform};
 
 /// A linear layer over a compressed weight whose numbers are variables.
 ///
@@ -99,7 +99,7 @@ impl TrainableLinear {
         seed: u64,
         vb: VarBuilder,
     ) -> Result<Self> {
-        let layout = Layout::new(out_dim, in_dim, 256)?;
+        let layout = Layout::new(out_dim, in_dim, 256).map_err(Error::from)?;
         if coefficients == 0 || coefficients > layout.elements() {
             let reason = format!("{coefficients} coefficients of a {out_dim}x{in_dim} matrix");
             return Err(Error::config(reason).into());

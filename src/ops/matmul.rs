@@ -2,12 +2,12 @@
 
 use super::{CandlePool, dtype_of, from_f32, to_f32};
 use crate::RbeTensor;
-use crate::cpu::{self, Precision};
 #[cfg(feature = "cuda")]
 use crate::cuda;
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use rbe_core::cpu::{self, Precision};
 
 /// `y = x W'` for `x` of shape `(.., in)` and a compressed `W` of shape `(out, in)`; `y` is `(.., out)` of
 /// `x`'s type. Differentiable in `x`: `dx = dy W`.

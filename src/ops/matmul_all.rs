@@ -3,8 +3,8 @@
 use super::matmul::{matmul, output_shape};
 use super::{CandlePool, dtype_of, from_f32, to_f32};
 use crate::RbeTensor;
-use crate::cpu::{self, LoadedMatrix, Precision};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use rbe_core::cpu::{self, LoadedMatrix, Precision};
 
 /// `y_n = x W_n'` for `x` of shape `(.., in)` and compressed `W_n` of shapes `(out_n, in)`; each `y_n` is `(.., out_n)` of
 /// `x`'s type. The same bits as [`matmul`] of each, but neighbours with one seed, block edge and transform, as one encoder

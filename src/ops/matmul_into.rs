@@ -2,8 +2,8 @@
 
 use super::{CandlePool, to_f32};
 use crate::RbeTensor;
-use crate::cpu::{self, Precision};
 use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, bail};
+use rbe_core::cpu::{self, Precision};
 
 /// `y <- x W' + b`, in place: `x` `(.., in)`, `y` `(.., out)`, `b` `(out)`, contiguous F32 tensors on the CPU. Nothing goes
 /// into Candle's graph, and nothing is allocated here once as many vectors have been multiplied before.

@@ -2,8 +2,8 @@
 
 use super::{CandlePool, dtype_of, from_f32, to_f32, values_of};
 use crate::RbeTensor;
-use crate::cpu;
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
+use rbe_core::cpu;
 
 /// `y = x W(p)'` for `x` of shape `(.., in)` and the compressed `weight` of shape `(out, in)` with `parameters` in the place
 /// of its own: F32, `(count)`, as [`RbeTensor::parameters`] orders them. `y` is `(.., out)` of `x`'s type.

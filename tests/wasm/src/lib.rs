@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Module, Result, Tensor};
 use candle_rbe::archive::{self, SafetensorsWriter, Slot};
-use candle_rbe::encode::BlockSizeWeights;
+use candle_rbe::BlockSizeWeights;
 use candle_rbe::{
     DecodeMode, Encoder, EncoderConfig, Error, Linear, Precision, Rate, RbeLinear, RbeTensor, TermChoice,
     linear,
@@ -107,5 +107,5 @@ fn what_is_not_there_says_so() {
     let samples = [(&[1.0, 2.0][..], 1, 2)];
     let error =
         encoder.optimize_block_size(&samples, BlockSizeWeights::default()).expect_err("there is no clock");
-    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+    assert!(matches!(error, Error::Codec(candle_rbe::CodecError::Unsupported { .. })), "{error}");
 }

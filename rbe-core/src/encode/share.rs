@@ -4,7 +4,7 @@ use super::calibrate::LayerStatistics;
 use super::feedback::Feedback;
 use super::rate::{Budget, Target, TermChoice};
 use super::spectrum::Spectrum;
-use super::{Encoder, planes, step, trellis};
+use super::{MatrixEncoder, planes, step, trellis};
 use crate::codec::axis::Axes;
 use crate::codec::{BLOCK_EDGES, Layout, Matrix};
 use crate::error::Result;
@@ -25,7 +25,7 @@ const MOST_BITS: f64 = 8.25;
 /// From offer to offer.
 const STEP: f64 = 0.125;
 
-impl Encoder {
+impl MatrixEncoder {
     /// What sizes a calibrated matrix can have and what each is expected to cost, by the Gaussian's curve: from small to
     /// large, each step saving less per bit than the one before.
     ///
@@ -100,7 +100,7 @@ fn hull(mut offers: Vec<Offer>) -> Vec<Offer> {
     hull
 }
 
-/// Shares bits out between matrices, each with its number of weights and its [`offers`](Encoder::offers): one offer
+/// Shares bits out between matrices, each with its number of weights and its [`offers`](MatrixEncoder::offers): one offer
 /// for each (its index), bought one after another by what they save per bit, as long as `fits(bits, divergence)` allows the sums so
 /// far.
 pub fn share(matrices: &[(u64, &[Offer])], mut fits: impl FnMut(f64, f64) -> bool) -> Vec<usize> {

@@ -7,7 +7,7 @@
 use crate::error::{Error, Result};
 
 /// How many elements have these sides, where a `usize` holds it.
-pub(crate) fn checked(sides: &[usize]) -> Option<usize> {
+pub fn checked(sides: &[usize]) -> Option<usize> {
     sides.iter().try_fold(1usize, |product, side| product.checked_mul(*side))
 }
 
@@ -15,7 +15,7 @@ pub(crate) fn checked(sides: &[usize]) -> Option<usize> {
 ///
 /// # Panics
 /// When it is more than a `usize` holds.
-pub(crate) fn elements(sides: &[usize]) -> usize {
+pub fn elements(sides: &[usize]) -> usize {
     checked(sides).unwrap_or_else(|| panic!("{} elements are more than memory can hold", shape(sides)))
 }
 
@@ -23,12 +23,12 @@ pub(crate) fn elements(sides: &[usize]) -> usize {
 ///
 /// # Panics
 /// When it has more or fewer.
-pub(crate) fn expect_len(what: &str, len: usize, sides: &[usize]) {
+pub fn expect_len(what: &str, len: usize, sides: &[usize]) {
     assert!(checked(sides) == Some(len), "{what} has {len} elements, and {} are expected", shape(sides));
 }
 
 /// How many elements a slice needs in which `count` parts of `len` begin `stride` apart.
-pub(crate) fn strided(count: usize, stride: usize, len: usize) -> Option<usize> {
+pub fn strided(count: usize, stride: usize, len: usize) -> Option<usize> {
     match count.checked_sub(1) {
         None => Some(0),
         Some(last) => last.checked_mul(stride)?.checked_add(len),
@@ -39,7 +39,7 @@ pub(crate) fn strided(count: usize, stride: usize, len: usize) -> Option<usize> 
 ///
 /// # Errors
 /// When the system has no memory for them; `what` is named then.
-pub(crate) fn zeroed<T: Clone + Default>(sides: &[usize], what: &str) -> Result<Vec<T>> {
+pub fn zeroed<T: Clone + Default>(sides: &[usize], what: &str) -> Result<Vec<T>> {
     let mut values = Vec::new();
     match checked(sides).filter(|len| values.try_reserve_exact(*len).is_ok()) {
         Some(len) => {

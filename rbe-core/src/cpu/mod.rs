@@ -24,7 +24,7 @@ mod kernels;
 mod loaded;
 mod norm;
 mod parametric;
-pub(crate) mod pool;
+mod pool;
 mod product;
 mod slices;
 mod sparse;

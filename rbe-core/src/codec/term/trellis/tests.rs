@@ -161,7 +161,7 @@ fn an_index_is_the_sum_of_its_bits() {
 
 #[test]
 fn the_formats_numbers_are_these() {
-    let format = include_str!("../../../archive/FORMAT.md");
+    let format = include_str!("../../../../FORMAT.md");
     let (_, section) = format.split_once("#### Trellis (code 4)").unwrap();
     let (section, _) = section.split_once("\n### ").unwrap();
     let numbers = |text: &str| -> Vec<u8> {

@@ -4,7 +4,6 @@
 //! planes or sparse, bits per block, step of each quantiser. What it reports is measured by decoding.
 
 mod allocate;
-mod block_size;
 mod calibrate;
 mod feedback;
 mod fewest_bits;
@@ -19,7 +18,6 @@ mod spectrum;
 mod step;
 mod trellis;
 
-pub use block_size::{BlockSizeScore, BlockSizeWeights};
 pub use calibrate::LayerStatistics;
 pub use fewest_bits::fewest_bits;
 pub use prune::{PruneReport, prune};
@@ -108,7 +106,7 @@ const ORDINARY_EXPONENT: i32 = 16;
 ///
 /// # Errors
 /// When products with it would overflow, or lose what there is.
-pub(crate) fn check_largest(largest: f64) -> Result<()> {
+pub fn check_largest(largest: f64) -> Result<()> {
     // With as many digits as tell the value in F32, where that has it.
     let shown = match largest as f32 {
         near if near.is_normal() => format!("{near:e}"),
@@ -133,24 +131,20 @@ const SPARE_EDGE: usize = 128;
 /// Turns matrices into compressed tensors.
 ///
 /// ```
-/// use candle_core::{Device, Tensor};
-/// use candle_rbe::{Encoder, EncoderConfig, Rate};
+/// use rbe_core::encode::{EncoderConfig, MatrixEncoder, Rate};
 ///
-/// # fn main() -> candle_rbe::Result<()> {
-/// let weight = Tensor::randn(0f32, 0.02, (256, 512), &Device::Cpu)?;
-/// let encoder = Encoder::new(EncoderConfig::from(Rate::RelativeError(0.1)))?;
-/// let compressed = encoder.encode(&weight)?;
+/// # fn main() -> rbe_core::Result<()> {
+/// let weights: Vec<f32> = (0..256 * 512).map(|n| (n as f32 * 12.9898).sin()).collect();
+/// let encoder = MatrixEncoder::new(EncoderConfig::from(Rate::RelativeError(0.1)))?;
+/// let compressed = encoder.encode_matrix(&weights, 256, 512)?;
 /// assert!(compressed.relative_error() <= 0.1);
-/// // A Gaussian needs 4.2 bits for that with a uniform quantiser.
-/// assert!(compressed.bits_per_weight() < 4.25);
-/// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
-pub struct Encoder {
+pub struct MatrixEncoder {
     config: EncoderConfig,
 }
 
-impl Encoder {
+impl MatrixEncoder {
     /// An encoder with these settings.
     ///
     /// # Errors
@@ -237,7 +231,11 @@ impl Encoder {
         Ok(())
     }
 
-    pub(crate) fn encode_matrix_for(
+    /// Compresses a row-major matrix, [calibrated](Self::encode_matrix_calibrated) where there are statistics.
+    ///
+    /// # Errors
+    /// As [`encode_matrix`](Self::encode_matrix) or [`encode_matrix_calibrated`](Self::encode_matrix_calibrated).
+    pub fn encode_matrix_for(
         &self,
         values: &[f32],
         rows: usize,
@@ -323,7 +321,7 @@ impl Encoder {
     }
 }
 
-impl Encoder {
+impl MatrixEncoder {
     fn may_scale(&self, preparation: &search::Preparation, carrier: search::Carrier) -> bool {
         // A sparse term and a basis are for smooth matrices, and scales of a few steps would not leave them smooth.
         let even = !matches!(carrier, search::Carrier::Sparse(..)) && !preparation.basis;

@@ -11,7 +11,7 @@
 //! row-major order, so none occurs twice.
 
 mod coded;
-pub(crate) mod format;
+pub mod format;
 
 use crate::codec::layout::{Block, Layout};
 use crate::codec::payload::{Reader, Writer};
@@ -186,7 +186,7 @@ impl Sparse {
 
     /// Calls `f(row, column, field)` for each entry of the block in these rows, in row-major order.
     #[inline]
-    pub(crate) fn for_each_field(&self, block: Block, rows: Range<usize>, f: impl FnMut(usize, usize, u16)) {
+    pub fn for_each_field(&self, block: Block, rows: Range<usize>, f: impl FnMut(usize, usize, u16)) {
         let data = &self.data[self.starts[block.index]..self.starts[block.index + 1]];
         self.format.for_each(data, block, rows, f);
     }

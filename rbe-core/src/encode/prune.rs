@@ -30,7 +30,7 @@ pub struct PruneReport {
 
 impl PruneReport {
     /// The report of two matrices and, where there is one, the original's weights.
-    pub(crate) fn new(before: &Matrix, after: &Matrix, original: Option<&[f32]>) -> Self {
+    pub fn new(before: &Matrix, after: &Matrix, original: Option<&[f32]>) -> Self {
         let coefficients = |matrix: &Matrix| {
             let counts =
                 matrix.terms().iter().map(|t| if let Term::Sparse(s) = t { s.coefficients() } else { 0 });

@@ -4,23 +4,20 @@ use std::ops::Range;
 
 /// Runs independent items, on one thread or several.
 ///
-/// Nobody else can have one: two calls with one item would write to the same memory at once, and nothing would say so.
-pub trait Pool: Sealed + Sync {
+/// # Safety
+/// [`run`](Self::run) calls `f` with ranges of which no two overlap: two calls with one item would write to the same memory at
+/// once, and nothing would say so.
+pub unsafe trait Pool: Sync {
     /// Calls `f` with ranges that together are `0..items`, each item once, and returns when all are done.
     fn run(&self, items: usize, f: &(dyn Fn(Range<usize>) + Sync));
 }
-
-/// What only this crate can be.
-pub trait Sealed {}
-
-impl Sealed for Serial {}
-impl Sealed for Rayon {}
 
 /// The calling thread alone.
 #[derive(Clone, Copy, Debug)]
 pub struct Serial;
 
-impl Pool for Serial {
+// SAFETY: one range, of all items.
+unsafe impl Pool for Serial {
     fn run(&self, items: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
         f(0..items);
     }
@@ -30,7 +27,8 @@ impl Pool for Serial {
 #[derive(Clone, Copy, Debug)]
 pub struct Rayon;
 
-impl Pool for Rayon {
+// SAFETY: a range an item, each item once.
+unsafe impl Pool for Rayon {
     fn run(&self, items: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
         use rayon::prelude::*;
         (0..items).into_par_iter().for_each(|item| f(item..item + 1));

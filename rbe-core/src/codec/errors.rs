@@ -28,7 +28,7 @@ impl From<f32> for Errors {
 
 impl Errors {
     /// Whether a payload may record them: finite, none of them negative.
-    pub(crate) fn are_valid(&self) -> bool {
+    pub fn are_valid(&self) -> bool {
         [self.relative, self.worst_row, self.worst_block]
             .iter()
             .all(|error| error.is_finite() && *error >= 0.0)
@@ -80,19 +80,14 @@ impl Part {
 
 /// One block row, compared.
 #[derive(Clone, Debug)]
-pub(crate) struct BlockRowErrors {
+pub struct BlockRowErrors {
     rows: Vec<Part>,
     blocks: Vec<Part>,
 }
 
 impl BlockRowErrors {
     /// Compares block row `i`, decoded into `(rows of the block row, cols)`, with `original(row, col)`.
-    pub(crate) fn new(
-        layout: Layout,
-        i: usize,
-        original: impl Fn(usize, usize) -> f64,
-        decoded: &[f32],
-    ) -> Self {
+    pub fn new(layout: Layout, i: usize, original: impl Fn(usize, usize) -> f64, decoded: &[f32]) -> Self {
         let mut blocks = vec![Part::default(); layout.block_cols()];
         let rows = layout.row_range(i).zip(decoded.chunks_exact(layout.cols())).map(|(row, decoded)| {
             let mut whole = Part::default();
@@ -115,20 +110,20 @@ impl BlockRowErrors {
 
 /// A matrix compared with its original.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Comparison {
+pub struct Comparison {
     /// `|W - W^|^2`.
-    pub(crate) squared_error: f64,
+    pub squared_error: f64,
     /// `|W|^2`.
-    pub(crate) squared_norm: f64,
+    pub squared_norm: f64,
     /// The row with the largest relative error, and that error; none in a matrix of zeros.
-    pub(crate) worst_row: Option<(usize, f64)>,
+    pub worst_row: Option<(usize, f64)>,
     /// The same of the blocks, in row-major order.
-    pub(crate) worst_block: Option<(usize, f64)>,
+    pub worst_block: Option<(usize, f64)>,
 }
 
 impl Comparison {
     /// All block rows, in their order.
-    pub(crate) fn new(block_rows: &[BlockRowErrors]) -> Self {
+    pub fn new(block_rows: &[BlockRowErrors]) -> Self {
         let worst = |parts: &mut dyn Iterator<Item = Part>| {
             let errors = parts.enumerate().filter_map(|(n, part)| Some((n, part.relative()?)));
             errors.max_by(|a, b| a.1.total_cmp(&b.1))
@@ -144,12 +139,12 @@ impl Comparison {
     }
 
     /// `|W - W^| / |W|`; 0 without an error.
-    pub(crate) fn relative_error(&self) -> f64 {
+    pub fn relative_error(&self) -> f64 {
         if self.squared_error == 0.0 { 0.0 } else { (self.squared_error / self.squared_norm).sqrt() }
     }
 
     /// A sentence where a row or a block has much more than the matrix's error.
-    pub(crate) fn warning(&self) -> Option<String> {
+    pub fn warning(&self) -> Option<String> {
         let (errors, whole) = (self.errors(), self.relative_error());
         let text = |what: &str, (n, error): (usize, f64)| {
             format!("{what} {n} has a relative error of {error:.3}, the whole one of {whole:.3}")
@@ -159,7 +154,7 @@ impl Comparison {
     }
 
     /// As a payload records them.
-    pub(crate) fn errors(&self) -> Errors {
+    pub fn errors(&self) -> Errors {
         let finite = |error: f64| (error as f32).min(f32::MAX);
         let of = |worst: Option<(usize, f64)>| worst.map_or(0.0, |(_, error)| finite(error));
         Errors {

@@ -1,10 +1,11 @@
 //! Which block edge suits a kind of matrix, by trying them on samples.
 
-use super::{Encoder, EncoderConfig};
+use super::Encoder;
 use crate::clock::{self, Instant};
-use crate::codec::BLOCK_EDGES;
-use crate::cpu::{LoadedMatrix, Precision, Rayon, product};
 use crate::error::{Error, Result};
+use rbe_core::codec::BLOCK_EDGES;
+use rbe_core::cpu::{LoadedMatrix, Precision, Rayon, product};
+use rbe_core::encode::EncoderConfig;
 use serde::Serialize;
 
 /// Products that are timed, the best of which counts.
@@ -68,7 +69,7 @@ impl Encoder {
         if speed > 0.0 && !clock::RUNS {
             let what =
                 "a speed to choose by: this target has no clock without the feature `js`; weigh it by 0";
-            return Err(Error::Unsupported { what: what.into() });
+            return Err(Error::unsupported(what));
         }
         if samples.is_empty() {
             return Err(Error::config("no samples to choose a block size by"));
@@ -79,7 +80,9 @@ impl Encoder {
             let encoder = Encoder::new(EncoderConfig { block: Some(block), ..self.config().clone() })?;
             match encoder.measure(block, samples) {
                 Ok(score) => scores.push(score),
-                Err(error @ Error::UnreachableRate { .. }) => unreachable = Some(error),
+                Err(error @ Error::Codec(rbe_core::Error::UnreachableRate { .. })) => {
+                    unreachable = Some(error)
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -112,7 +115,7 @@ impl Encoder {
         let (mut squared_error, mut energy) = (0.0, 0.0);
         for &(values, rows, cols) in samples {
             let matrix = self.encode_matrix(values, rows, cols)?;
-            let norm = super::spectrum::energy(values);
+            let norm = values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>();
             bytes += matrix.plain_size_in_bytes();
             elements += values.len();
             energy += norm;

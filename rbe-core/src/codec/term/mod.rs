@@ -18,7 +18,6 @@ use std::ops::Range;
 
 /// One summand of a compressed matrix.
 #[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
 pub enum Term {
     /// Eight smooth functions per block, in the weight domain.
     Basis(Basis),

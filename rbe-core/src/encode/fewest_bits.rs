@@ -22,10 +22,10 @@ type Try = (f64, f64);
 ///
 /// ```
 /// // What a model loses falls to about a quarter with every bit.
-/// let loss = |bits: f64| -> candle_rbe::Result<f64> { Ok(3.9f64.powf(-bits)) };
-/// let bits = candle_rbe::encode::fewest_bits(1e-3, loss)?;
+/// let loss = |bits: f64| -> rbe_core::Result<f64> { Ok(3.9f64.powf(-bits)) };
+/// let bits = rbe_core::encode::fewest_bits(1e-3, loss)?;
 /// assert!((5.0..5.15).contains(&bits));
-/// # Ok::<(), candle_rbe::Error>(())
+/// # Ok::<(), rbe_core::Error>(())
 /// ```
 ///
 /// # Errors

@@ -10,7 +10,7 @@ pub const BLOCK_EDGES: [usize; 4] = [32, 64, 128, 256];
 ///
 /// A trellis's columns need rows to share bits among: what a fine-tune adds to a vocabulary of 32,000, a row or two, would
 /// be lost in a block of its own.
-pub(crate) const SHORTEST: usize = 32;
+pub const SHORTEST: usize = 32;
 
 /// One axis cut into blocks: as many of the edge as fit, then ever shorter ones.
 ///
@@ -36,7 +36,7 @@ const MOST_SHORT: usize = 4;
 
 impl Cut {
     /// The blocks of `len` elements, at least one; the edge is one of [`BLOCK_EDGES`].
-    pub(crate) fn new(len: usize, edge: usize) -> Self {
+    pub fn new(len: usize, edge: usize) -> Self {
         let rest = len % edge;
         let whole = if rest == 0 || rest >= SHORTEST { len / edge } else { (len / edge).saturating_sub(1) };
         let (mut short, mut left) = ([0; MOST_SHORT], len - whole * edge);

@@ -58,7 +58,7 @@ impl Axis {
     }
 
     /// The scales as numbers.
-    pub(crate) fn scale_values(&self) -> Option<&[f32]> {
+    pub fn scale_values(&self) -> Option<&[f32]> {
         self.scales.as_ref().map(|scales| &*scales.values)
     }
 

@@ -28,7 +28,7 @@ const MU: f32 = 255.0;
 pub(crate) const LARGEST_FRACTION: u16 = 511;
 
 /// The value in `-1..=1` of each mu-law code: `((1 + mu)^(level / 127) - 1) / mu`, the sign above seven bits of level.
-pub(crate) static MU_LAW: LazyLock<[f32; 256]> = LazyLock::new(|| {
+pub static MU_LAW: LazyLock<[f32; 256]> = LazyLock::new(|| {
     std::array::from_fn(|code| {
         let magnitude = ((code & 127) as f32 / 127.0 * MU.ln_1p()).exp_m1() / MU;
         if code >> 7 == 1 { -magnitude } else { magnitude }

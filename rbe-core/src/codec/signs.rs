@@ -90,7 +90,8 @@ pub fn signs(seed: u64, side: Side, len: usize) -> Vec<f32> {
 /// What SplitMix64's state grows by from one output to the next.
 const INCREMENT: u64 = 0x9e37_79b9_7f4a_7c15;
 
-pub(crate) fn split_mix_64(state: &mut u64) -> u64 {
+/// The next output of SplitMix64 (Steele, Lea and Flood 2014) with this state.
+pub fn split_mix_64(state: &mut u64) -> u64 {
     *state = state.wrapping_add(INCREMENT);
     let mut z = *state;
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -19,14 +19,14 @@ pub mod axis;
 pub mod basis;
 mod bits;
 mod entropy;
-pub(crate) mod errors;
-pub(crate) mod layout;
+pub mod errors;
+pub mod layout;
 pub mod matrix;
 mod parameters;
 mod payload;
-pub(crate) mod scales;
+pub mod scales;
 pub mod signs;
-pub(crate) mod sizes;
+pub mod sizes;
 pub mod term;
 pub mod transform;
 
