@@ -144,7 +144,7 @@
 //! - A run on a CUDA card. The kernels of the feature `cuda` compile, agree with [`codec`] when they run on a CPU, thread
 //!   by thread, with addresses and races checked, and Candle's device is bound to them; no card has run them yet, and how
 //!   fast they are is not known. `examples/gpu` tests and times them on one.
-//! - Products on Metal. A compressed tensor on such a device is [`CodecError::Unsupported`](crate::CodecError::Unsupported), and says so.
+//! - Products on Metal. A compressed tensor on such a device is [`CodecError::Unsupported`], and says so.
 //! - A run on an ARM machine. The NEON kernels agree with the plain Rust ones, in integers to the bit, on emulated
 //!   processors with and without dot products; how fast they are is not known.
 //! - Training of what a compressed weight holds fixed: positions, codes, signs. Its numbers are trained ([`TrainableLinear`]).

@@ -138,6 +138,7 @@ const SPARE_EDGE: usize = 128;
 /// let encoder = MatrixEncoder::new(EncoderConfig::from(Rate::RelativeError(0.1)))?;
 /// let compressed = encoder.encode_matrix(&weights, 256, 512)?;
 /// assert!(compressed.relative_error() <= 0.1);
+/// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
 pub struct MatrixEncoder {

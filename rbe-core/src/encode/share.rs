@@ -100,7 +100,7 @@ fn hull(mut offers: Vec<Offer>) -> Vec<Offer> {
     hull
 }
 
-/// Shares bits out between matrices, each with its number of weights and its [`offers`](MatrixEncoder::offers): one offer
+/// Shares bits out between matrices, each with its number of weights and its [`offers`](MatrixEncoder::offers_of_matrix): one offer
 /// for each (its index), bought one after another by what they save per bit, as long as `fits(bits, divergence)` allows the sums so
 /// far.
 pub fn share(matrices: &[(u64, &[Offer])], mut fits: impl FnMut(f64, f64) -> bool) -> Vec<usize> {
