@@ -20,6 +20,7 @@ use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW, VarBuilder, VarMap, ops};
 use candle_rbe::codec::term::{Basis, Term};
 use candle_rbe::models::{CausalLm, Model, Windows, evaluate};
+use candle_rbe::nn::Layer;
 use candle_rbe::{
     AdapterConfig, Encoder, EncoderConfig, Linear, Positions, Rate, RbeLinear, RbeTensor, SpectralAdapter,
     TrainableLinear,
@@ -85,7 +86,7 @@ fn main() -> Result<()> {
     let row = |name: &str, model: &mut Model, parameters: usize, seconds: f64| -> Result<()> {
         let (mut bytes, mut elements) = (0, 0);
         for (name, linear) in projections(model) {
-            let Linear::Rbe(linear) = &*linear else { bail!("{name} is not compressed") };
+            let Layer::Rbe(linear) = linear.layer() else { bail!("{name} is not compressed") };
             bytes += linear.weight().size_in_bytes() + 2 * linear.bias().map_or(0, Tensor::elem_count);
             elements += linear.weight().shape().elem_count();
         }
@@ -205,12 +206,12 @@ fn trainable(
 
 /// What would be stored of a trained layer.
 fn stored(linear: &Linear) -> Result<Linear> {
-    Ok(match linear {
-        Linear::Trainable(trained) => trained.to_linear()?.into(),
-        Linear::Adapted(adapter) => {
+    Ok(match linear.layer() {
+        Layer::Trainable(trained) => trained.to_linear()?.into(),
+        Layer::Adapted(adapter) => {
             SpectralAdapter::from_tensor(stored(adapter.base())?, adapter.to_tensor()?)?.merge()?
         }
-        other => other.clone(),
+        Layer::Dense(_) | Layer::Rbe(_) => linear.clone(),
     })
 }
 

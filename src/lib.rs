@@ -26,9 +26,9 @@
 //! # Ok(()) }
 //! ```
 //!
-//! In a model of your own one line changes, `use candle_nn::{linear, Linear}` becomes
-//! `use candle_rbe::{linear, Linear}`. Each layer is then dense or compressed, by what the file holds
-//! ([`nn`]; the example `swap` shows the whole way). A model that this crate has ([`models`]) needs three calls:
+//! In a model of your own, or in a copy of one of `candle_transformers`, one line is added at the top of the file,
+//! `use candle_rbe::candle_nn;`. Each layer is then dense or compressed, by what the file holds
+//! ([`candle_nn`]; the example `swap` shows the whole way). A model that this crate has ([`models`]) needs three calls:
 //!
 //! ```no_run
 //! use candle_core::{DType, Device};
@@ -69,9 +69,11 @@
 //! | I have | I call |
 //! |---|---|
 //! | a matrix | [`Encoder::encode`], then [`RbeLinear::new`] |
-//! | a Candle model of my own | [`archive::compress`] on its safetensors file; the one-line swap to [`linear`], [`linear_no_bias`], [`linear_b`], [`embedding`] |
+//! | a Candle model of my own | [`archive::compress`] on its safetensors file; one line, `use candle_rbe::candle_nn;`, in each file of the model ([`candle_nn`]) |
+//! | a model of `candle_transformers` | a copy of its file with that line, and [`with_tracing`] from here where it takes layers from there |
 //! | a Hugging Face directory with GPT-2 or LLaMA | [`archive::compress`], [`archive::open`], [`models::Model::load`] |
 //! | a model whose code I cannot change | [`archive::open`] in place of Candle's mmap builder: it decodes on load, and saves file size alone |
+//! | a model that takes more memory than it should | [`nn::decoded_weights`]: what was decoded, and why |
 //! | weights stored `(in, out)`, as GPT-2's `Conv1D` | [`linear_conv1d`], or [`RbeTensor::t`] |
 //! | a compressed layer to be trained as it is stored, or healed | [`TrainableLinear`]: scales, basis parameters, sparse coefficients, bias |
 //! | a layer to be trained from the beginning without ever being dense | [`TrainableLinear::from_scratch`] |
@@ -114,11 +116,12 @@
 //! A file imports only from layers to its right:
 //!
 //! ```text
-//!     bin, examples -> models, archive -> nn -> ops -> encoder -> tensor -> cuda -> file -> error, clock
+//!     bin, examples -> facade, models, archive -> nn -> ops -> encoder -> tensor -> cuda -> file -> error, clock
 //! ```
 //!
 //! | module | what |
 //! |---|---|
+//! | [`candle_nn`], [`with_tracing`] | Candle's modules with this crate's layers in them: `facade` |
 //! | [`models`] | GPT-2, LLaMA and BERT over [`nn`], text generation, comparison of two models |
 //! | [`archive`] | compressed models as safetensors files: write, read, decode, verify |
 //! | [`nn`] | layers that are dense or compressed, by what the file holds; those that train; norms, attention, feed-forward, dropout |
@@ -157,6 +160,7 @@ mod clock;
 pub mod cuda;
 mod encoder;
 mod error;
+mod facade;
 mod file;
 pub mod models;
 pub mod nn;
@@ -165,10 +169,11 @@ mod tensor;
 
 pub use encoder::{BlockSizeScore, BlockSizeWeights, Encoder};
 pub use error::{Error, Result};
+pub use facade::{candle_nn, with_tracing};
 pub use nn::{
     AdapterConfig, DecodeMode, Embedding, LayerConfig, Linear, Positions, RbeAttention, RbeDropout,
-    RbeEmbedding, RbeLayerNorm, RbeLinear, RbeMlp, RbeRmsNorm, SpectralAdapter, TrainableLinear, embedding,
-    layer_norm, linear, linear_b, linear_conv1d, linear_no_bias, rms_norm, set_default_layer_config,
+    RbeLayerNorm, RbeLinear, RbeMlp, RbeRmsNorm, SpectralAdapter, TrainableLinear, embedding, layer_norm,
+    linear, linear_b, linear_conv1d, linear_no_bias, rms_norm, set_default_layer_config,
 };
 #[doc(inline)]
 pub use rbe_core::{Error as CodecError, codec, cpu, encode};

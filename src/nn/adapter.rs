@@ -11,7 +11,7 @@
 //!
 //! `archive::save_adapters` and `archive::load_adapters` keep them in a file of their own.
 
-use super::{Linear, RbeLinear};
+use super::{Layer, Linear, RbeLinear};
 use crate::{Error, RbeTensor, ops};
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Init, Module, VarBuilder};
@@ -80,7 +80,7 @@ impl SpectralAdapter {
     /// # Errors
     /// When it has another shape than the layer, or other terms than a sparse one.
     pub fn from_tensor(base: Linear, adapter: RbeTensor) -> Result<Self> {
-        let expected = shape(&base)?;
+        let expected = base.weight().dims2()?;
         if adapter.shape().dims() != [expected.0, expected.1] {
             let reason = format!("an adapter of shape {:?} for a layer of {expected:?}", adapter.shape());
             return Err(Error::shape(reason).into());
@@ -118,17 +118,17 @@ impl SpectralAdapter {
     /// ([`AdapterConfig::axes`]), or is itself being trained.
     pub fn merge(self) -> Result<Linear> {
         let adapter = self.to_tensor()?;
-        match *self.base {
-            Linear::Dense(base) => {
+        match self.base.into_layer() {
+            Layer::Dense(base) => {
                 let change = adapter.dequantize()?.to_dtype(base.weight().dtype())?;
                 Ok(Linear::new((base.weight() + change)?, base.bias().cloned()))
             }
-            Linear::Rbe(base) => {
+            Layer::Rbe(base) => {
                 let weight = add_sparse(base.weight(), &adapter)?;
                 let bias = base.bias().cloned();
                 Ok(RbeLinear::new(weight, bias).with_precision(base.config().precision).into())
             }
-            Linear::Trainable(_) | Linear::Adapted(_) | Linear::Recorded(_) => {
+            Layer::Trainable(_) | Layer::Adapted(_) => {
                 let reason = "an adapter is merged into a dense or a compressed layer; merge or convert its base first";
                 Err(Error::config(reason).into())
             }
@@ -143,24 +143,12 @@ impl Module for SpectralAdapter {
     }
 }
 
-/// `(out, in)` of a layer's weight.
-fn shape(linear: &Linear) -> Result<(usize, usize)> {
-    match linear {
-        Linear::Dense(linear) => linear.weight().dims2(),
-        Linear::Rbe(linear) => linear.weight().shape().dims2(),
-        Linear::Trainable(linear) => linear.weight().shape().dims2(),
-        Linear::Adapted(adapter) => adapter.positions.shape().dims2(),
-        Linear::Recorded(recorded) => shape(recorded.layer()),
-    }
-}
-
 /// Where a layer's adapter has its coefficients, all of them zero.
 fn positions(base: &Linear, config: AdapterConfig) -> Result<RbeTensor> {
-    let (out, input) = shape(base)?;
-    let compressed = match base {
-        Linear::Rbe(linear) => Some(linear.weight()),
-        Linear::Trainable(linear) => Some(linear.weight()),
-        Linear::Dense(_) | Linear::Adapted(_) | Linear::Recorded(_) => None,
+    let (out, input) = base.weight().dims2()?;
+    let compressed = match base.layer() {
+        Layer::Rbe(_) | Layer::Trainable(_) => base.weight().rbe(),
+        Layer::Dense(_) | Layer::Adapted(_) => None,
     };
     // A matrix of zeros on the axes that the adapter's coefficients belong to.
     let (axes, view) = match (config.axes, compressed) {

@@ -1,6 +1,6 @@
 //! Layers that see the same input.
 
-use super::{Linear, RbeLinear};
+use super::{Layer, Linear, RbeLinear};
 use crate::clock::Instant;
 use crate::ops;
 use candle_core::{Result, Tensor};
@@ -39,8 +39,8 @@ pub fn forward_all<const N: usize>(layers: [&Linear; N], x: &Tensor) -> Result<[
 
 /// The layers, where one operation can take them all.
 fn together<const N: usize>(layers: [&Linear; N]) -> Option<Vec<&RbeLinear>> {
-    let rbe = layers.iter().map(|layer| match layer {
-        Linear::Rbe(layer) if layer.is_direct() => Some(layer),
+    let rbe = layers.iter().map(|linear| match linear.layer() {
+        Layer::Rbe(layer) if layer.is_direct() && !linear.has_hooks() => Some(layer),
         _ => None,
     });
     let rbe: Vec<&RbeLinear> = rbe.collect::<Option<_>>()?;
