@@ -1,8 +1,8 @@
 //! Many vectors through one side's operator, sixteen segments of blocks at a time.
 
-use super::kernels::{EDGE, Kernels};
+use super::kernels::{Kernels, supports};
+use super::layout::{EDGE, FOUR, FourLanes, LANES, Lanes};
 use super::pool::{Pool, Shared};
-use super::transform::{FOUR, FourLanes, LANES, Lanes, supports};
 use crate::codec::axis::Axis;
 use crate::codec::{Cut, Transform};
 use std::cell::RefCell;

@@ -1,72 +1,65 @@
 //! What the running processor can do, and how to ask for less.
 
+use super::kernels::{Kernels, LEVELS, LevelSpec};
 use crate::error::{Error, Result};
+use std::cmp::Ordering;
 use std::ffi::OsStr;
+use std::fmt;
 use std::sync::OnceLock;
 
 /// A set of instructions that kernels are built for. Ordered: a later level is never slower.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
-    /// What every processor of the target has.
-    Scalar,
-    /// x86-64 with AVX2, FMA and F16C (Haswell, Zen).
-    Avx2,
-    /// x86-64 with AVX-512 F, BW, DQ, VL, VBMI, VBMI2, VNNI and GFNI (Ice Lake, Zen 4).
-    Avx512,
-    /// AArch64 with NEON (Cortex-A53, A72).
-    Neon,
-    /// AArch64 with NEON and its dot products of bytes, `dotprod` (Cortex-A55, A76, Neoverse, Apple M1).
-    NeonDot,
-}
+///
+/// | architecture | levels, lowest first |
+/// |---|---|
+/// | every | `scalar`: what every processor of the target has |
+/// | x86-64 | `avx2`: AVX2, FMA and F16C (Haswell, Zen) |
+/// | | `avx512`: AVX-512 F, BW, DQ, VL, VBMI, VBMI2, VNNI and GFNI (Ice Lake, Zen 4) |
+/// | AArch64, little-endian | `neon`: NEON (Cortex-A53, A72) |
+/// | | `neon-dot`: NEON and its dot products of bytes, `dotprod` (Cortex-A55, A76, Neoverse, Apple M1) |
+#[derive(Clone, Copy)]
+pub struct Level(&'static LevelSpec);
 
 impl Level {
     /// The name that `RBE_CPU` takes.
     pub fn name(self) -> &'static str {
-        match self {
-            Level::Scalar => "scalar",
-            Level::Avx2 => "avx2",
-            Level::Avx512 => "avx512",
-            Level::Neon => "neon",
-            Level::NeonDot => "neon-dot",
-        }
+        self.0.name
+    }
+
+    /// Its place among the architecture's.
+    fn rank(self) -> Option<usize> {
+        LEVELS.iter().position(|level| level.name == self.name())
+    }
+}
+
+impl fmt::Debug for Level {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl PartialEq for Level {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
+impl Eq for Level {}
+
+impl PartialOrd for Level {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Level {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.rank().cmp(&other.rank())
     }
 }
 
 /// The levels this processor has, lowest first; never empty.
 pub fn levels() -> Vec<Level> {
-    // Nothing is added on an architecture without kernels of its own.
-    #[allow(unused_mut)]
-    let mut levels = vec![Level::Scalar];
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::is_x86_feature_detected as has;
-        if has!("avx2") && has!("fma") && has!("f16c") && has!("popcnt") {
-            levels.push(Level::Avx2);
-            if has!("avx512f")
-                && has!("avx512bw")
-                && has!("avx512dq")
-                && has!("avx512vl")
-                && has!("avx512vbmi")
-                && has!("avx512vbmi2")
-                && has!("avx512vnni")
-                && has!("gfni")
-            {
-                levels.push(Level::Avx512);
-            }
-        }
-    }
-    // Bytes of a register are numbered from the lowest.
-    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-    {
-        use std::arch::is_aarch64_feature_detected as has;
-        if has!("neon") {
-            levels.push(Level::Neon);
-            if has!("dotprod") {
-                levels.push(Level::NeonDot);
-            }
-        }
-    }
-    levels
+    LEVELS.iter().filter(|level| level.is_available()).map(|level| Level(level)).collect()
 }
 
 /// The level that the environment variable `RBE_CPU` asks for, or the highest this processor has where it is not set.
@@ -89,6 +82,22 @@ pub fn requested_level() -> Result<Level> {
 /// it.
 pub fn level() -> Level {
     requested_level().unwrap_or_else(|error| panic!("{error}"))
+}
+
+impl Kernels {
+    /// The kernels of the level in use.
+    pub(super) fn get() -> &'static Self {
+        static KERNELS: OnceLock<&Kernels> = OnceLock::new();
+        KERNELS.get_or_init(|| {
+            let level = level();
+            Self::new(level).unwrap_or_else(|| unreachable!("{level:?} was detected"))
+        })
+    }
+
+    /// The kernels of a level, `None` where the processor lacks it.
+    pub(super) fn new(level: Level) -> Option<&'static Self> {
+        level.0.kernels()
+    }
 }
 
 /// The level of that name among those of this processor.

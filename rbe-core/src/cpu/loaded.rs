@@ -1,7 +1,8 @@
 //! A compressed matrix as the kernels want it in memory.
 
 use super::basis::BasisProduct;
-use super::kernels::{EDGE, Input, Kernels};
+use super::kernels::Kernels;
+use super::layout::{EDGE, Input};
 use super::pool::{Pool, Shared};
 use super::slices::SparseSlices;
 use super::strips::TrellisStrips;

@@ -21,6 +21,7 @@ mod basis;
 mod features;
 mod gemm;
 mod kernels;
+mod layout;
 mod loaded;
 mod norm;
 mod parametric;
@@ -30,7 +31,6 @@ mod slices;
 mod sparse;
 mod strips;
 mod tiles;
-mod transform;
 mod viterbi;
 
 pub use attention::{Attention, Heads, attention, attention_gradients};

@@ -1,6 +1,6 @@
 //! Norms over the last dimension, many rows at once.
 
-use super::kernels::Kernels;
+use super::kernels::{Kernels, NormGradient, NormRow};
 use super::pool::{Pool, Shared};
 
 /// Rows that one item of work takes.
@@ -13,6 +13,12 @@ pub struct Norm {
     pub eps: f32,
     /// Whether the mean is taken away first.
     pub centered: bool,
+}
+
+impl Norm {
+    fn row<'a>(&self, x: &'a [f32], weight: &'a [f32]) -> NormRow<'a> {
+        NormRow { x, weight, eps: self.eps, centered: self.centered }
+    }
 }
 
 /// `out = norm(x) weight + bias` for every row of `x`, which are as long as `weight`; an empty bias is none.
@@ -28,7 +34,7 @@ pub fn norm(norm: Norm, x: &[f32], weight: &[f32], bias: &[f32], out: &mut [f32]
         for row in items.start * ROWS_AT_ONCE..(items.end * ROWS_AT_ONCE).min(rows) {
             // SAFETY: each row is one item's.
             let out = unsafe { out.part(row * len..(row + 1) * len) };
-            kernels.norm(&x[row * len..(row + 1) * len], weight, bias, norm.eps, norm.centered, out);
+            kernels.norm(norm.row(&x[row * len..(row + 1) * len], weight), bias, out);
         }
     });
 }
@@ -61,8 +67,8 @@ pub fn norm_gradients(
                 let at = row * len..(row + 1) * len;
                 // SAFETY: as above.
                 let dx = unsafe { dx.part(at.clone()) };
-                let (x, g) = (&x[at.clone()], &g[at]);
-                kernels.norm_gradient(x, weight, g, norm.eps, norm.centered, dx, dweight, dbias);
+                let row = norm.row(&x[at.clone()], weight);
+                kernels.norm_gradient(row, &g[at], NormGradient { x: dx, weight: dweight, bias: dbias });
             }
         }
     });

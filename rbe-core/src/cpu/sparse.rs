@@ -1,8 +1,8 @@
 //! The product of a sparse term with many vectors: these in lanes, so that an entry is one multiply-add for sixteen of them.
 
-use super::kernels::{Kernels, LaneInput, Place};
+use super::kernels::Kernels;
+use super::layout::{LANES, LaneInput, Lanes, Place, SortedEntries};
 use super::pool::{Pool, Shared};
-use super::transform::{LANES, Lanes};
 use crate::codec::{Block, Layout};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -72,47 +72,6 @@ impl InLanes {
     pub(super) fn part(&self, groups: &Range<usize>, start: usize) -> LaneInput<'_> {
         let lanes = &self.lanes[groups.start * self.len + start..];
         LaneInput { lanes, stride: self.len, groups: groups.len() }
-    }
-}
-
-/// A block's entries sorted by where they go to.
-#[derive(Default)]
-pub(super) struct SortedEntries {
-    /// Where the entries of each target begin; one more than there are targets.
-    starts: Vec<u32>,
-    /// Where the next entry of each target goes, while they are sorted.
-    next: Vec<u32>,
-    /// Where an entry comes from, and its value.
-    entries: Vec<(u32, f32)>,
-}
-
-impl SortedEntries {
-    /// Sorts other entries; those of one target keep their order.
-    fn sort(&mut self, places: &[Place], values: &[f32], targets: usize) {
-        let Self { starts, next, entries } = self;
-        next.clear();
-        next.resize(targets, 0);
-        places.iter().for_each(|place| next[usize::from(place.to)] += 1);
-        starts.clear();
-        let mut end = 0;
-        for next in next.iter_mut() {
-            starts.push(end);
-            end += std::mem::replace(next, end);
-        }
-        starts.push(end);
-        entries.resize(places.len(), (0, 0.0));
-        for (place, value) in places.iter().zip(values) {
-            let at = &mut next[usize::from(place.to)];
-            entries[*at as usize] = (place.from.into(), *value);
-            *at += 1;
-        }
-    }
-
-    /// Targets that have entries, and these.
-    #[inline(always)]
-    pub(super) fn by_target(&self) -> impl Iterator<Item = (usize, &[(u32, f32)])> {
-        let ranges = self.starts.windows(2).enumerate().filter(|(_, range)| range[0] < range[1]);
-        ranges.map(|(to, range)| (to, &self.entries[range[0] as usize..range[1] as usize]))
     }
 }
 

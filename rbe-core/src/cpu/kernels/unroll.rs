@@ -1,13 +1,13 @@
 //! Loops over constants, for kernels whose state must stay in registers, and tables of them.
 
-/// Calls `$f::<PLANES, VECTORS>` for run-time numbers of planes and the most vectors that fit.
+/// Calls `$f::<PLANES, BATCH>` for run-time numbers of planes and the most digits that fit.
 macro_rules! dispatch {
-    ($planes:expr, $vectors:expr, $f:ident $args:tt, $choices:tt) => {
-        $crate::cpu::kernels::unroll::dispatch!($planes, $vectors, $f $args, $choices, 1 2 3 4 5 6 7 8)
+    ($planes:expr, $batch:expr, $f:ident $args:tt, $choices:tt) => {
+        $crate::cpu::kernels::unroll::dispatch!($planes, $batch, $f $args, $choices, 1 2 3 4 5 6 7 8)
     };
-    ($planes:expr, $vectors:expr, $f:ident $args:tt, $choices:tt, $($p:literal)*) => {
+    ($planes:expr, $batch:expr, $f:ident $args:tt, $choices:tt, $($p:literal)*) => {
         match $planes {
-            $($p => $crate::cpu::kernels::unroll::dispatch_vectors!($p, $vectors, $f $args, $choices),)*
+            $($p => $crate::cpu::kernels::unroll::dispatch_batch!($p, $batch, $f $args, $choices),)*
             other => unreachable!("{other} planes"),
         }
     };
@@ -15,15 +15,15 @@ macro_rules! dispatch {
 pub(super) use dispatch;
 
 /// The second half of [`dispatch`].
-macro_rules! dispatch_vectors {
-    ($p:literal, $vectors:expr, $f:ident $args:tt, [$($v:literal),*]) => {
-        match $vectors {
+macro_rules! dispatch_batch {
+    ($p:literal, $batch:expr, $f:ident $args:tt, [$($v:literal),*]) => {
+        match $batch {
             $(n if n >= $v => $f::<$p, $v> $args,)*
-            _ => unreachable!("no vectors"),
+            _ => unreachable!("no digits"),
         }
     };
 }
-pub(super) use dispatch_vectors;
+pub(super) use dispatch_batch;
 
 /// Calls `$f::<BITS, STATE>` for a trellis's code, `STATE` being 12 or, for all larger states, 16.
 macro_rules! dispatch_code {
@@ -43,7 +43,7 @@ macro_rules! dispatch_code {
 }
 pub(super) use dispatch_code;
 
-/// A [`PerCode`](super::trellis::PerCode), `$of` being what makes a code's of it and `$first` anything.
+/// A [`PerCode`](super::generic::decode::PerCode), `$of` being what makes a code's of it and `$first` anything.
 macro_rules! per_code {
     ($of:ident, $first:expr) => {{
         let mut all = [$first; Code::COUNT];

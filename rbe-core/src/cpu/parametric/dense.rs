@@ -11,7 +11,8 @@
 //! either), `P` holds both what a scale's gradient is made of and, times the scale, the product itself.
 
 use super::super::gemm::{View, Write, multiply};
-use super::super::kernels::{EDGE, Kernels};
+use super::super::kernels::Kernels;
+use super::super::layout::EDGE;
 use super::super::loaded::Loaded;
 use super::super::pool::{Pool, Shared};
 use super::super::tiles::row_tiles;

@@ -1,6 +1,7 @@
 //! The sparse term with values of its own.
 
-use super::super::kernels::{Kernels, Place};
+use super::super::kernels::Kernels;
+use super::super::layout::Place;
 use super::super::pool::{Pool, Shared};
 use super::super::slices::SparseSlices;
 use super::super::sparse::{self, GROUPS_AT_ONCE, InLanes};

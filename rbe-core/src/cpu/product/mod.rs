@@ -3,7 +3,8 @@
 mod terms;
 
 use super::activations::{Activations, Digit, quantize};
-use super::kernels::{Kernels, RowSums};
+use super::kernels::Kernels;
+use super::layout::RowSums;
 use super::loaded::{Loaded, LoadedMatrix};
 use super::parametric::add_dense;
 use super::pool::{Pool, Serial, Shared};

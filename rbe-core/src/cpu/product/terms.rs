@@ -1,7 +1,8 @@
 //! The terms' shares of a product, in the coefficient domain.
 
 use super::super::activations::Activations;
-use super::super::kernels::{Input, Kernels, RowSums};
+use super::super::kernels::Kernels;
+use super::super::layout::{Input, RowSums};
 use super::super::loaded::{Loaded, LoadedMatrix};
 use super::super::pool::{Pool, Shared};
 use super::super::strips::{Packing, TrellisStrips};

@@ -15,19 +15,9 @@
 //! The column is a cycle. A first search lets its ends be free; a second goes over the rows on both sides of the
 //! seam, where the ends meet, and begins and ends with what the first found farther away.
 
-// The calls through `Advance` are unsafe only because a level's instructions must exist; `advance_of` sees to that.
-#![allow(unsafe_code)]
-
-#[cfg(target_arch = "aarch64")]
-mod aarch64;
-#[cfg(target_arch = "x86_64")]
-mod x86_64;
-
-use super::features::{self, Level};
+use super::kernels::{Kernels, OVERREAD, cost};
 use crate::codec::term::trellis::Code;
 
-/// Elements of `costs` that a step may read beyond the last class, a register's.
-const OVERREAD: usize = 32;
 /// Costs from which the least is taken away, far from where they saturate.
 const RENORMALIZE: u16 = 1 << 13;
 /// Lengths of a state that the second search goes to each side of the seam. (Half of this costs half a percent of
@@ -36,29 +26,25 @@ const DEPTH: usize = 12;
 /// The most rows it goes, so that it takes at most three quarters of the first search's time in a column of 256.
 const MAX_DEPTH: usize = 96;
 
-/// `next[j] = min ..` of the module's formula for `W = 2^k`, and the least of them; `costs` has [`OVERREAD`] elements
-/// more than `next`.
-type Advance = unsafe fn(costs: &[u16], values: &[i16], target: i16, next: &mut [u16]) -> u16;
-
 /// The values of all states of a code, as fixed-point numbers.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Codebook {
     code: Code,
-    advance: Advance,
+    kernels: &'static Kernels,
     /// `2^shift` times the value of each state.
     values: Vec<i16>,
 }
 
 impl Codebook {
     pub(crate) fn new(code: Code) -> Self {
-        Self::with_level(code, features::level())
+        Self::with_kernels(code, Kernels::get())
     }
 
-    pub(super) fn with_level(code: Code, level: Level) -> Self {
+    fn with_kernels(code: Code, kernels: &'static Kernels) -> Self {
         let shift = shift(code);
         let states = 0..=u16::MAX >> (16 - code.state_bits());
         let values = states.map(|state| i16::from(code.value(state)) << shift).collect();
-        Self { code, advance: advance_of(code.bits(), level), values }
+        Self { code, kernels, values }
     }
 
     /// Classes of states.
@@ -76,50 +62,6 @@ impl Codebook {
 /// for every `k`, so that rounding does not show and 4000 times as much still fits.
 fn shift(code: Code) -> u32 {
     u32::from(code.bits()) + 4
-}
-
-/// The cost of a value: `(target - value)^2 / 2^15`, rounded.
-#[inline(always)]
-fn cost(target: i16, value: i16) -> u16 {
-    let difference = i32::from(target.saturating_sub(value));
-    ((difference * difference + (1 << 14)) >> 15) as u16
-}
-
-fn advance_of(bits: u8, level: Level) -> Advance {
-    macro_rules! of {
-        ($($path:ident)::+) => {
-            match bits {
-                1 => $($path)::+::<2>,
-                2 => $($path)::+::<4>,
-                3 => $($path)::+::<8>,
-                _ => $($path)::+::<16>,
-            }
-        };
-    }
-    assert!(features::levels().contains(&level));
-    match level {
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => of!(x86_64::avx512),
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => of!(x86_64::avx2),
-        #[cfg(target_arch = "aarch64")]
-        Level::Neon | Level::NeonDot => of!(aarch64::neon),
-        _ => of!(scalar),
-    }
-}
-
-fn scalar<const W: usize>(costs: &[u16], values: &[i16], target: i16, next: &mut [u16]) -> u16 {
-    let classes = next.len();
-    next.fill(u16::MAX);
-    for (i, values) in values.chunks_exact(classes).enumerate() {
-        let costs = &costs[i * (classes / W)..][..classes / W];
-        for ((next, values), before) in next.chunks_exact_mut(W).zip(values.chunks_exact(W)).zip(costs) {
-            for (next, value) in next.iter_mut().zip(values) {
-                *next = (*next).min(before.saturating_add(cost(target, *value)));
-            }
-        }
-    }
-    next.iter().copied().fold(u16::MAX, u16::min)
 }
 
 /// A search with its memory: about `2 rows 2^(L-k)` bytes, kept from column to column.
@@ -215,8 +157,7 @@ impl Search {
         for (step, target) in self.part.iter().rev().enumerate() {
             let (before, next) = self.costs[step * stride..].split_at_mut(stride);
             let next = &mut next[..classes];
-            // SAFETY: `Codebook::new` chose this function after finding its instructions on this processor.
-            let least = unsafe { (book.advance)(before, &book.values, *target, next) };
+            let least = book.kernels.viterbi_step(book.code.bits(), before, &book.values, *target, next);
             if least >= RENORMALIZE {
                 next.iter_mut().for_each(|cost| *cost -= least);
             }

@@ -1,7 +1,12 @@
 //! The search against every bit sequence, every level against the portable one, the seam.
 
 use super::*;
-use crate::cpu::levels;
+use crate::cpu::{Level, levels};
+
+/// The codebook that a level's kernels search.
+fn on(level: Level, code: Code) -> Codebook {
+    Codebook::with_kernels(code, Kernels::new(level).unwrap())
+}
 
 /// A deterministic unit Gaussian: sums of twelve uniform numbers.
 fn gaussian(count: usize, seed: u64) -> Vec<f32> {
@@ -89,7 +94,7 @@ fn every_level_finds_the_same_bits() {
             for rows in [1, 3, 4, 13, 64, 256] {
                 let column = gaussian(rows, rows as u64);
                 let results = levels().into_iter().map(|level| {
-                    let book = Codebook::with_level(Code::new(bits, state_bits), level);
+                    let book = on(level, Code::new(bits, state_bits));
                     let (mut codes, mut values) = (vec![0; rows], vec![0; rows]);
                     Search::default().column(&book, &column, 0.023, &mut codes, &mut values);
                     (codes, values)
@@ -108,16 +113,15 @@ fn every_level_finds_the_same_bits() {
 fn a_step_is_the_same_on_every_level_to_the_last_unit_of_cost() {
     for bits in 1..=4 {
         let step = |level, target| {
-            let book = Codebook::with_level(Code::new(bits, 12), level);
+            let book = on(level, Code::new(bits, 12));
             let costs: Vec<u16> = (0..book.classes() + OVERREAD).map(|n| (n * 7919 % 32749) as u16).collect();
             let mut next = vec![0; book.classes()];
-            // SAFETY: `with_level` chose the function after finding its instructions on this processor.
-            let least = unsafe { (book.advance)(&costs, &book.values, target, &mut next) };
+            let least = book.kernels.viterbi_step(bits, &costs, &book.values, target, &mut next);
             (next, least)
         };
         // The differences of the first saturate at -2^15, whose square is the only one to need 16 bits.
         for target in [i16::MIN, -20_000, -1, 0, 333, i16::MAX] {
-            let expected = step(Level::Scalar, target);
+            let expected = step(levels()[0], target);
             assert_eq!(expected.1, expected.0.iter().copied().fold(u16::MAX, u16::min));
             for level in levels() {
                 assert!(step(level, target) == expected, "{level:?} k {bits} target {target}");

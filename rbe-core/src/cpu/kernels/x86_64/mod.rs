@@ -1,8 +1,9 @@
 //! x86-64.
 
-pub(super) mod avx2;
-pub(super) mod avx512;
-mod sparse_avx2;
-mod sparse_avx512;
-mod trellis_avx2;
-mod trellis_avx512;
+use super::{LevelSpec, scalar};
+
+mod avx2;
+mod avx512;
+
+/// Lowest first.
+pub(super) const LEVELS: &[&LevelSpec] = &[&scalar::LEVEL, &avx2::LEVEL, &avx512::LEVEL];
