@@ -11,6 +11,8 @@
 //! | get an ordinary model back | [`decode`] |
 //! | run this crate's layers on the compressed weights | [`open`] and [`crate::linear`]; of a file in memory [`open_bytes`] |
 //! | run an unmodified Candle model | [`open`], which decodes what is asked for by its plain name |
+//! | see what was decoded, and why | [`decoded_weights`](crate::nn::decoded_weights) |
+//! | give each process of several its part of every tensor | [`open_sharded`] |
 //! | look into a file, tensor by tensor | [`Archive`] |
 //! | keep what was fine-tuned, apart from the model | [`save_adapters`], [`load_adapters`] |
 //! | compare a compressed model with its original | [`verify`] |
@@ -27,6 +29,7 @@ mod decode;
 mod measure;
 mod prune;
 mod read;
+mod sharded;
 mod stage;
 mod var_builder;
 mod verify;
@@ -42,6 +45,7 @@ pub use measure::NonFinite;
 pub use prune::prune;
 pub use read::{Archive, Entry};
 pub use safetensors::Dtype;
+pub use sharded::{ShardedArchive, open_sharded};
 pub use stage::{Scratch, Stage, abandon_outputs};
 pub use var_builder::{open, open_bytes, open_decoded};
 pub use verify::{CheckedTensor, VerifyReport, verify};

@@ -37,8 +37,8 @@
 //! ]);
 //! candle_core::safetensors::save(&tensors, &dense)?;
 //! let encoder = Encoder::new(EncoderConfig::from(Rate::BitsPerWeight(4.2)))?;
-//! let going_on = &mut |_| std::ops::ControlFlow::Continue(());
-//! archive::compress(&dense, &compressed, &encoder, &CompressOptions::default(), going_on)?;
+//! let options = CompressOptions::default();
+//! archive::compress(&dense, &compressed, &encoder, &options, &mut |_| std::ops::ControlFlow::Continue(()))?;
 //!
 //! let model = Model::new(96, 64, archive::open(&compressed, DType::F32, &Device::Cpu)?)?;
 //! let logits = model.forward(&Tensor::new(&[3u32, 95], &Device::Cpu)?)?;

@@ -15,7 +15,7 @@ use candle_nn::{Init, VarBuilder};
 /// for on a device that this build has no kernels for.
 pub fn linear(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<Linear> {
     match compressed(&vb, "weight", (out_dim, in_dim))? {
-        Some(weight) => layer(weight, Some(vb.get(out_dim, "bias")?), &vb),
+        Some((tensor, weight)) => layer(tensor, weight, Some(vb.get(out_dim, "bias")?), &vb),
         None => Ok(candle_nn::linear(in_dim, out_dim, vb)?.into()),
     }
 }
@@ -27,7 +27,7 @@ pub fn linear(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<Linear> {
 /// As [`linear`].
 pub fn linear_no_bias(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<Linear> {
     match compressed(&vb, "weight", (out_dim, in_dim))? {
-        Some(weight) => layer(weight, None, &vb),
+        Some((tensor, weight)) => layer(tensor, weight, None, &vb),
         None => Ok(candle_nn::linear_no_bias(in_dim, out_dim, vb)?.into()),
     }
 }
@@ -50,7 +50,11 @@ pub fn linear_b(in_dim: usize, out_dim: usize, bias: bool, vb: VarBuilder) -> Re
 pub fn linear_conv1d(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<Linear> {
     let bias = Some(vb.get_with_hints(out_dim, "bias", Init::Const(0.0))?);
     match compressed(&vb, "weight", (in_dim, out_dim))? {
-        Some(weight) => layer(weight.t()?, bias, &vb),
+        Some((tensor, _)) => {
+            let transposed = tensor.t()?;
+            let weight = Weight::named(transposed.clone(), vb.dtype(), path(&vb, "weight"));
+            layer(transposed, weight, bias, &vb)
+        }
         None => {
             let weight =
                 vb.get_with_hints((in_dim, out_dim), "weight", Init::Randn { mean: 0.0, stdev: 0.02 })?;
@@ -69,18 +73,17 @@ pub fn linear_conv1d(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<Li
 /// As [`linear`].
 pub fn embedding(in_size: usize, out_size: usize, vb: VarBuilder) -> Result<Embedding> {
     match compressed(&vb, "weight", (in_size, out_size))? {
-        Some(table) => Ok(Embedding::new(Weight::named(table, vb.dtype(), path(&vb, "weight")), out_size)),
+        Some((_, table)) => Ok(Embedding::new(table, out_size)),
         None => Ok(candle_nn::embedding(in_size, out_size, vb)?.into()),
     }
 }
 
 /// A layer as the process's default configuration has it, listed under the weight's path.
-fn layer(weight: RbeTensor, bias: Option<Tensor>, vb: &VarBuilder) -> Result<Linear> {
+fn layer(tensor: RbeTensor, weight: Weight, bias: Option<Tensor>, vb: &VarBuilder) -> Result<Linear> {
     let LayerConfig { precision, mode } = default_layer_config();
-    let layer = RbeLinear::new(weight.clone(), bias).with_precision(precision).with_mode(mode);
+    let layer = RbeLinear::new(tensor, bias).with_precision(precision).with_mode(mode);
     let layer = layer.map_err(|error| error.in_tensor(vb.prefix()))?;
     register(vb.prefix(), layer.counters());
-    let weight = Weight::named(weight, vb.dtype(), path(vb, "weight"));
     Ok(Linear::of(Layer::Rbe(layer), weight))
 }
 
@@ -89,12 +92,16 @@ fn path(vb: &VarBuilder, name: &str) -> String {
     [&vb.prefix(), name].iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(".")
 }
 
-/// The compressed tensor `name` under `vb`, or `None` where the file holds a dense one (or nothing, so that a
+/// The compressed tensor `name` under `vb`, itself and as a weight, or `None` where the file holds a dense one (or nothing, so that a
 /// `VarMap` can initialise it). That `vb` has `name` itself says nothing: it may be ready to decode it.
 ///
 /// # Errors
 /// When the payload is damaged or has another shape than `expected`.
-fn compressed(vb: &VarBuilder, name: &str, expected: impl Into<Shape>) -> Result<Option<RbeTensor>> {
+fn compressed(
+    vb: &VarBuilder,
+    name: &str,
+    expected: impl Into<Shape>,
+) -> Result<Option<(RbeTensor, Weight)>> {
     let payload_name = format!("{name}{RBE_SUFFIX}");
     if !vb.contains_tensor(&payload_name) {
         return Ok(None);
@@ -102,15 +109,20 @@ fn compressed(vb: &VarBuilder, name: &str, expected: impl Into<Shape>) -> Result
     // Payloads are read on the host; only what products need goes to the device.
     let on_host = vb.clone().set_device(Device::Cpu);
     let payload = on_host.get_unchecked_dtype(&payload_name, DType::U8)?;
-    let tensor = parse(&payload)?
-        .and_then(|tensor| tensor.to_device(vb.device()))
-        .map_err(|error| error.in_tensor(path(vb, name)))?;
+    let tensor = match Weight::read_before(&payload, vb.device()) {
+        Some(tensor) => tensor,
+        None => parse(&payload)?
+            .and_then(|tensor| tensor.to_device(vb.device()))
+            .map_err(|error| error.in_tensor(path(vb, name)))?,
+    };
     let expected = expected.into();
     if *tensor.shape() != expected {
         let reason = format!("expected {expected:?}, the file holds {:?}", tensor.shape());
         return Err(Error::shape(reason).in_tensor(path(vb, name)).into());
     }
-    Ok(Some(tensor))
+    let weight = Weight::named(tensor.clone(), vb.dtype(), path(vb, name));
+    weight.was_read_from(&payload);
+    Ok(Some((tensor, weight)))
 }
 
 /// The tensor of a payload on the host, read where it lies.
@@ -122,4 +134,33 @@ fn parse(payload: &Tensor) -> Result<crate::Result<RbeTensor>> {
     };
     let (start, len) = (layout.start_offset(), layout.shape().elem_count());
     Ok(RbeTensor::from_bytes(&storage.as_slice::<u8>()?[start..start + len]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Encoder, EncoderConfig, Rate};
+    use std::collections::HashMap;
+
+    #[test]
+    fn a_payload_is_read_once_while_a_weight_has_it() -> anyhow::Result<()> {
+        let table = Tensor::randn(0f32, 0.1, (96, 64), &Device::Cpu)?;
+        let payload = Encoder::new(EncoderConfig::from(Rate::BitsPerWeight(4.5)))?.encode(&table)?.to_bytes();
+        let payload = Tensor::from_vec(payload.clone(), payload.len(), &Device::Cpu)?;
+        let other = payload.copy()?;
+        let tensors = [("embed", &payload), ("head", &payload), ("other", &other)];
+        let tensors = tensors.map(|(name, payload)| (format!("{name}.weight.rbe"), payload.clone()));
+        let vb = VarBuilder::from_tensors(HashMap::from(tensors), DType::F32, &Device::Cpu);
+        let embedding = embedding(96, 64, vb.pp("embed"))?;
+        let head = linear_no_bias(64, 96, vb.pp("head"))?;
+        let other = linear_no_bias(64, 96, vb.pp("other"))?;
+        let at = |weight: &Weight| weight.rbe().map(|tensor| std::ptr::from_ref(tensor.loaded()));
+        assert_eq!(at(embedding.embeddings()), at(head.weight()));
+        assert_ne!(at(embedding.embeddings()), at(other.weight()));
+        // What nobody has any more is read again.
+        drop((embedding, head));
+        assert!(Weight::read_before(&payload, &Device::Cpu).is_none());
+        assert!(linear_no_bias(64, 96, vb.pp("head")).is_ok());
+        Ok(())
+    }
 }

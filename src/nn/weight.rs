@@ -3,10 +3,10 @@
 use super::decoded::{DecodeReason, note};
 use crate::{RbeTensor, Result};
 use candle_core::shape::Dim;
-use candle_core::{DType, Device, Shape, Tensor};
+use candle_core::{DType, Device, Shape, Tensor, TensorId};
 use std::borrow::Borrow;
 use std::ops::Deref;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 /// A dense tensor, or a compressed one that behaves as the tensor it decodes to.
 ///
@@ -74,7 +74,30 @@ impl Compressed {
     }
 }
 
+/// What was read from which payload and is still there: a builder gives the same tensor for names that are tied.
+static READ: Mutex<Vec<(TensorId, Weak<Compressed>)>> = Mutex::new(Vec::new());
+
 impl Weight {
+    /// What was read from this payload before, on this device, while a weight has it.
+    pub(super) fn read_before(payload: &Tensor, device: &Device) -> Option<RbeTensor> {
+        let read = READ.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |(id, weight): &(TensorId, Weak<Compressed>)| {
+            weight
+                .upgrade()
+                .filter(|weight| *id == payload.id() && weight.tensor.device().same_device(device))
+        };
+        read.iter().find_map(same).map(|weight| weight.tensor.clone())
+    }
+
+    /// Remembers which payload the weight was read from.
+    pub(super) fn was_read_from(&self, payload: &Tensor) {
+        let mut read = READ.lock().unwrap_or_else(PoisonError::into_inner);
+        read.retain(|(_, weight)| weight.strong_count() > 0);
+        if let Form::Compressed(weight) = &self.0 {
+            read.push((payload.id(), Arc::downgrade(weight)));
+        }
+    }
+
     /// A compressed weight that decodes to a tensor of this type.
     pub fn compressed(tensor: RbeTensor, dtype: DType) -> Self {
         Self::named(tensor, dtype, String::new())
