@@ -71,7 +71,7 @@
 //! | a matrix | [`Encoder::encode`], then [`RbeLinear::new`] |
 //! | a Candle model of my own | [`archive::compress`] on its safetensors file; one line, `use candle_rbe::candle_nn;`, in each file of the model ([`candle_nn`]) |
 //! | a model of `candle_transformers` | a copy of its file with that line, and [`with_tracing`] from here where it takes layers from there |
-//! | a Hugging Face directory with GPT-2 or LLaMA | [`archive::compress`], [`archive::open`], [`models::Model::load`] |
+//! | a Hugging Face directory of a family that [`models`] knows | [`archive::compress`], [`archive::open`], [`models::Model::load`] |
 //! | a model whose code I cannot change | [`archive::open`] in place of Candle's mmap builder: it decodes on load, and saves file size alone |
 //! | a model that takes more memory than it should | [`nn::decoded_weights`]: what was decoded, and why |
 //! | weights stored `(in, out)`, as GPT-2's `Conv1D` | [`linear_conv1d`], or [`RbeTensor::t`] |
@@ -116,13 +116,13 @@
 //! A file imports only from layers to its right:
 //!
 //! ```text
-//!     bin, examples -> facade, models, archive -> nn -> ops -> encoder -> tensor -> cuda -> file -> error, clock
+//!     bin, examples -> facade, archive -> models -> nn -> ops -> encoder -> tensor -> cuda -> file -> error, clock
 //! ```
 //!
 //! | module | what |
 //! |---|---|
 //! | [`candle_nn`], [`with_tracing`] | Candle's modules with this crate's layers in them: `facade` |
-//! | [`models`] | GPT-2, LLaMA and BERT over [`nn`], text generation, comparison of two models |
+//! | [`models`] | decoders of many families and BERT over [`nn`], text generation, comparison of two models |
 //! | [`archive`] | compressed models as safetensors files: write, read, decode, verify |
 //! | [`nn`] | layers that are dense or compressed, by what the file holds; those that train; norms, attention, feed-forward, dropout |
 //! | [`ops`] | Candle custom ops with gradients: products, norms, attention; gather |
