@@ -70,7 +70,8 @@ fn copy(from: &Path, to: &Path) -> Result<(), Box<dyn Error>> {
 
 /// A file with the line before its first item; one for weights that are quantised otherwise stays as it is.
 fn swapped(path: &Path) -> Result<String, Box<dyn Error>> {
-    let mut text = fs::read_to_string(path)?;
+    // A macro that is included cannot be exported; the files have candle-transformers' own.
+    let mut text = fs::read_to_string(path)?.replace("#[macro_export]\n", "");
     let name = path.file_name().ok_or("a file without a name")?.to_string_lossy();
     if name.starts_with("quantized") {
         return Ok(text);

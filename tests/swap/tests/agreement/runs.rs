@@ -1,34 +1,32 @@
 // Small models of every kind, from the weights of a builder to their outputs. `main.rs` compiles this file twice: `models` are
 // candle-transformers' own, and the same files with the line that swaps them.
 
-use candle::{DType, Device, IndexOp, Result, Tensor, D};
-use candle_nn::{Module, VarBuilder};
+use candle::{DType, Device, Result, Tensor};
+use candle_nn::VarBuilder;
 use serde::de::DeserializeOwned;
 use serde_json::{json, Value};
 
 pub(crate) type Run = fn(VarBuilder) -> Result<Tensor>;
 
 /// What the configurations of most models say, under the names that they have for it.
-fn common() -> Value {
-    json!({
-        "vocab_size": 96, "hidden_size": 64, "dim": 64, "d_model": 64, "intermediate_size": 96, "hidden_dim": 96, "d_ff": 96,
-        "num_hidden_layers": 2, "n_layers": 2, "num_layers": 2, "num_attention_heads": 4, "n_heads": 4, "num_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 16, "d_kv": 16, "hidden_act": "silu", "hidden_activation": "gelu",
-        "activation": "gelu", "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "layer_norm_eps": 1e-5,
-        "layer_norm_epsilon": 1e-5, "norm_epsilon": 1e-5, "norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true,
-        "attention_bias": true, "mlp_bias": false, "use_bias": true, "qkv_bias": true, "bos_token_id": 1, "eos_token_id": 2,
-        "pad_token_id": 0, "initializer_range": 0.02, "use_cache": true, "sliding_window": 64, "max_window_layers": 2,
-        "use_sliding_window": false, "partial_rotary_factor": 0.5, "qk_layernorm": true, "query_pre_attn_scalar": 16,
-        "sliding_window_pattern": 2, "rope_local_base_freq": 10000.0, "final_logit_softcapping": 30.0,
-        "attn_logit_softcapping": 50.0, "num_experts_per_tok": 2, "num_local_experts": 4, "use_flash_attn": false,
-        "hidden_dropout": 0.0, "attention_dropout": 0.0, "hidden_dropout_prob": 0.0, "dropout_rate": 0.0,
-        "type_vocab_size": 2, "model_type": "any",
-    })
-}
+const COMMON: &str = r#"{
+    "vocab_size": 96, "hidden_size": 64, "dim": 64, "d_model": 64, "intermediate_size": 96, "hidden_dim": 96, "d_ff": 96,
+    "num_hidden_layers": 2, "n_layers": 2, "num_layers": 2, "num_attention_heads": 4, "n_heads": 4, "num_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "d_kv": 16, "hidden_act": "silu", "hidden_activation": "gelu",
+    "activation": "gelu", "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "layer_norm_eps": 1e-5,
+    "layer_norm_epsilon": 1e-5, "norm_epsilon": 1e-5, "norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true,
+    "attention_bias": true, "mlp_bias": false, "use_bias": true, "qkv_bias": true, "bos_token_id": 1, "eos_token_id": 2,
+    "pad_token_id": 0, "initializer_range": 0.02, "use_cache": true, "sliding_window": 64, "max_window_layers": 2,
+    "use_sliding_window": false, "partial_rotary_factor": 0.5, "qk_layernorm": false, "query_pre_attn_scalar": 16,
+    "sliding_window_pattern": 2, "rope_local_base_freq": 10000.0, "final_logit_softcapping": 30.0,
+    "attn_logit_softcapping": 50.0, "num_experts_per_tok": 2, "num_local_experts": 4, "use_flash_attn": false,
+    "hidden_dropout": 0.0, "attention_dropout": 0.0, "hidden_dropout_prob": 0.0, "dropout_rate": 0.0,
+    "type_vocab_size": 2, "model_type": "any"
+}"#;
 
 /// A configuration of these values and the common ones; a `null` takes away.
 fn config<C: DeserializeOwned>(own: Value) -> C {
-    let mut all = common();
+    let mut all: Value = serde_json::from_str(COMMON).expect("JSON");
     for (name, value) in own.as_object().expect("an object") {
         all[name] = value.clone();
     }
@@ -64,7 +62,7 @@ decoders! {
     qwen3: ModelForCausalLM() {};
     gemma: Model(false) {"hidden_act": null};
     gemma2: Model(false) {};
-    gemma3: Model(false) {};
+    gemma3: Model(false) {"num_key_value_heads": 1};
     phi3: Model() {"partial_rotary_factor": null, "rope_scaling": null};
     mixtral: Model() {};
     stable_lm: Model() {"use_qkv_bias": true};
