@@ -1,7 +1,8 @@
 //! A trellis's states to 8-bit codes: the tables, and the way that every level's own is compared with.
 
 use crate::codec::term::trellis::{COARSE_MAGNITUDES, Code, FINE_MAGNITUDES, MAX_BITS};
-use crate::cpu::kernels::unroll::per_code;
+use crate::cpu::kernels::isa::Bytes;
+use crate::cpu::kernels::unroll::{each, per_code};
 use crate::cpu::layout::planes::{GROUP, Line};
 use crate::cpu::layout::trellis::{BIAS, Bundle, FOLLOWING, PERIOD};
 
@@ -102,6 +103,54 @@ pub(in crate::cpu) fn decode_bundle(bundle: Bundle, codes: &mut [Line], stride: 
             let state = (low | middle << 8 | high << 16) >> o;
             *value = (i32::from(bundle.code.value(state as u16)) + BIAS) as u8;
         }
+    }
+}
+
+/// Look-ups in tables of sixteen bytes, and from an index to its code.
+pub(in crate::cpu) trait Nibbles: Bytes {
+    /// What [`codes_of`](Self::codes_of) looks up in.
+    type Tables: Copy;
+
+    /// Where either has a bit, but not both.
+    fn xor(self, a: Self::Register, b: Self::Register) -> Self::Register;
+    /// The table's bytes at indices below 16.
+    fn look_up(self, table: &[u8; 16], index: Self::Register) -> Self::Register;
+    /// The tables of a trellis of `BITS` bits.
+    fn tables<const BITS: usize>(self) -> Self::Tables;
+    /// `value + BIAS` of indices.
+    fn codes_of<const BITS: usize>(self, tables: Self::Tables, index: Self::Register) -> Self::Register;
+    /// Writes a part of a line.
+    fn store(self, bytes: Self::Register, line: &mut Line, part: usize);
+}
+
+/// [`decode_bundle`], half a byte of all states at a time, for numbers of bits that are constants.
+#[inline(always)]
+pub(in crate::cpu) fn decode_nibbles<I: Nibbles, const BITS: usize, const STATE: usize>(
+    isa: I,
+    bundle: Bundle,
+    codes: &mut [Line],
+    stride: usize,
+) {
+    assert!(codes.len() > (PERIOD - 1) * stride);
+    let tables = NIBBLE_TABLES.of(bundle.code);
+    let lines = with_following(bundle, BITS);
+    let (low, tables_of_codes) = (isa.splat(0x0f), isa.tables::<BITS>());
+    for part in 0..I::PARTS {
+        let mut nibbles = [isa.splat(0); 2 * BYTES];
+        for (nibbles, line) in nibbles.as_chunks_mut::<2>().0.iter_mut().zip(&lines) {
+            let bytes = isa.load(line, part);
+            *nibbles = [isa.and(bytes, low), isa.and(isa.shift_right(bytes, 4), low)];
+        }
+        each!(S in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15] {
+            let (first, o) = (BITS * S / 4, BITS * S % 4);
+            let mut index = isa.splat(0);
+            for (table, nibble) in tables[o][..pieces(o, STATE, 4)].iter().zip(&nibbles[first..]) {
+                index = isa.xor(index, isa.look_up(table, *nibble));
+            }
+            let values = isa.codes_of::<BITS>(tables_of_codes, index);
+            // SAFETY: one of `codes`, by the assertion above.
+            isa.store(values, unsafe { codes.get_unchecked_mut(S * stride) }, part);
+        });
     }
 }
 

@@ -110,7 +110,7 @@ pub(in crate::cpu) fn product<I: Decode>(
 ) {
     // Whole vectors, so that the digits of one come one after another.
     let batch_at_once = DIGITS_AT_ONCE / x.per_vector();
-    let tiles = sums.len() / x.vectors();
+    let tiles = sums.len() / x.len();
     let mut codes = [[Line([0; 64]); STRIP_LINES]; MOST_STRIPS];
     for j in blocks {
         let mut places = [(0, 0.0); MOST_STRIPS];

@@ -5,16 +5,14 @@
 //! zero, and `tbx` leaves what there was, where an index less the table's first lies outside. From 3 bits on the eighth is
 //! the sign.
 
-use super::Neon;
+use super::isa::Neon;
 use crate::codec::Block;
 use crate::codec::term::trellis::COARSE_BITS;
-use crate::cpu::kernels::generic::decode::{
-    BYTES, COARSE_CODES, FINE_CODES, NIBBLE_TABLES, pieces, with_following,
-};
+use crate::cpu::kernels::generic::decode::{COARSE_CODES, FINE_CODES, Nibbles, decode_nibbles};
 use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, StripRows};
 use crate::cpu::kernels::unroll::{dispatch_code, each};
 use crate::cpu::layout::planes::Line;
-use crate::cpu::layout::trellis::{Bundle, PERIOD, Strip, TrellisStrips};
+use crate::cpu::layout::trellis::{Bundle, Strip, TrellisStrips};
 use crate::cpu::layout::{Batch, Input, RowDots, RowSums};
 use std::arch::aarch64::*;
 use std::ops::Range;
@@ -64,28 +62,41 @@ pub(in crate::cpu::kernels::aarch64) fn decode_bundle(bundle: Bundle, codes: &mu
 
 #[target_feature(enable = "neon")]
 fn decode<const BITS: usize, const STATE: usize>(bundle: Bundle, codes: &mut [Line], stride: usize) {
-    assert!(codes.len() > (PERIOD - 1) * stride);
-    let tables = NIBBLE_TABLES.of(bundle.code);
-    let lines = with_following(bundle, BITS);
-    let codes_of_indices = code_tables::<BITS>();
-    for quarter in 0..4 {
-        let mut nibbles = [vdupq_n_u8(0); 2 * BYTES];
-        for (nibbles, line) in nibbles.as_chunks_mut::<2>().0.iter_mut().zip(&lines) {
-            // SAFETY: a quarter of a line is sixteen bytes.
-            let bytes = unsafe { vld1q_u8(line.0[16 * quarter..][..16].as_ptr()) };
-            *nibbles = [vandq_u8(bytes, vdupq_n_u8(0x0f)), vshrq_n_u8::<4>(bytes)];
-        }
-        each!(S in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15] {
-            let (first, o) = (BITS * S / 4, BITS * S % 4);
-            let mut index = vdupq_n_u8(0);
-            for (table, nibble) in tables[o][..pieces(o, STATE, 4)].iter().zip(&nibbles[first..]) {
-                // SAFETY: a table is sixteen bytes.
-                index = veorq_u8(index, vqtbl1q_u8(unsafe { vld1q_u8(table.as_ptr()) }, *nibble));
-            }
-            let values = look_up::<BITS>(codes_of_indices, index);
-            // SAFETY: a quarter of one of `codes`, by the assertion above.
-            unsafe { vst1q_u8(codes.as_mut_ptr().add(S * stride).cast::<u8>().add(16 * quarter), values) };
-        });
+    decode_nibbles::<_, BITS, STATE>(Neon::new(), bundle, codes, stride);
+}
+
+impl Nibbles for Neon {
+    type Tables = [uint8x16x4_t; 2];
+
+    #[inline(always)]
+    fn xor(self, a: uint8x16_t, b: uint8x16_t) -> uint8x16_t {
+        // SAFETY: here and below, the token proves the instructions.
+        unsafe { veorq_u8(a, b) }
+    }
+
+    #[inline(always)]
+    fn look_up(self, table: &[u8; 16], index: uint8x16_t) -> uint8x16_t {
+        // SAFETY: as above, and a table is sixteen bytes.
+        unsafe { vqtbl1q_u8(vld1q_u8(table.as_ptr()), index) }
+    }
+
+    #[inline(always)]
+    fn tables<const BITS: usize>(self) -> [uint8x16x4_t; 2] {
+        // SAFETY: as above.
+        unsafe { code_tables::<BITS>() }
+    }
+
+    #[inline(always)]
+    fn codes_of<const BITS: usize>(self, tables: [uint8x16x4_t; 2], index: uint8x16_t) -> uint8x16_t {
+        // SAFETY: as above.
+        unsafe { look_up::<BITS>(tables, index) }
+    }
+
+    #[inline(always)]
+    fn store(self, bytes: uint8x16_t, line: &mut Line, part: usize) {
+        let quarter = &mut line.0[16 * part..][..16];
+        // SAFETY: a quarter of a line is sixteen bytes.
+        unsafe { vst1q_u8(quarter.as_mut_ptr(), bytes) }
     }
 }
 

@@ -5,14 +5,14 @@
 //! look 64 up, eight where there are 128. Table `t` holds `T_t ^ T_(t-1)` and is shuffled by `index - 16 t`, which gives
 //! zero where it is negative, so the sum (in `^`) of tables 0 to `index / 16` is what remains.
 
-use super::Avx2;
+use super::isa::Avx2;
 use crate::codec::Block;
 use crate::codec::term::trellis::{COARSE_BITS, COARSE_MAGNITUDES, FINE_MAGNITUDES};
-use crate::cpu::kernels::generic::decode::{BYTES, NIBBLE_TABLES, pieces, with_following};
+use crate::cpu::kernels::generic::decode::{Nibbles, decode_nibbles};
 use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, StripRows};
-use crate::cpu::kernels::unroll::{dispatch_code, each};
+use crate::cpu::kernels::unroll::dispatch_code;
 use crate::cpu::layout::planes::Line;
-use crate::cpu::layout::trellis::{Bundle, PERIOD, Strip, TrellisStrips};
+use crate::cpu::layout::trellis::{Bundle, Strip, TrellisStrips};
 use crate::cpu::layout::{Batch, Input, RowDots, RowSums};
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -72,41 +72,46 @@ const fn tables<const N: usize>(magnitudes: &[i8]) -> Tables<N> {
     tables
 }
 
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
 fn decode_bundle(bundle: Bundle, codes: &mut [Line], stride: usize) {
     dispatch_code!(bundle.code, decode(bundle, codes, stride))
 }
 
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
 fn decode<const BITS: usize, const STATE: usize>(bundle: Bundle, codes: &mut [Line], stride: usize) {
-    assert!(codes.len() > (PERIOD - 1) * stride);
-    let tables = NIBBLE_TABLES.of(bundle.code);
-    let lines = with_following(bundle, BITS);
-    let low = _mm256_set1_epi8(0x0f);
-    for half in 0..2 {
-        let mut nibbles = [_mm256_setzero_si256(); 2 * BYTES];
-        for (nibbles, line) in nibbles.as_chunks_mut::<2>().0.iter_mut().zip(&lines) {
-            let bytes = load(line, half);
-            *nibbles = [_mm256_and_si256(bytes, low), _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), low)];
-        }
-        each!(S in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15] {
-            let (first, o) = (BITS * S / 4, BITS * S % 4);
-            let mut index = _mm256_setzero_si256();
-            for (table, nibble) in tables[o][..pieces(o, STATE, 4)].iter().zip(&nibbles[first..]) {
-                index = _mm256_xor_si256(index, _mm256_shuffle_epi8(twice(table), *nibble));
-            }
-            let line = &mut codes[S * stride].0[32 * half..];
-            // SAFETY: half a line is 32 bytes.
-            unsafe { _mm256_storeu_si256(line.as_mut_ptr().cast(), codes_of::<BITS>(index)) };
-        });
-    }
+    decode_nibbles::<_, BITS, STATE>(Avx2::new(), bundle, codes, stride);
 }
 
-#[target_feature(enable = "avx2")]
-#[inline]
-fn load(line: &Line, half: usize) -> __m256i {
-    // SAFETY: half a line is 32 aligned bytes.
-    unsafe { _mm256_load_si256(line.0[32 * half..].as_ptr().cast()) }
+impl Nibbles for Avx2 {
+    type Tables = ();
+
+    #[inline(always)]
+    fn xor(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: here and below, the token proves the instructions.
+        unsafe { _mm256_xor_si256(a, b) }
+    }
+
+    #[inline(always)]
+    fn look_up(self, table: &[u8; 16], index: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_shuffle_epi8(twice(table), index) }
+    }
+
+    #[inline(always)]
+    fn tables<const BITS: usize>(self) {}
+
+    #[inline(always)]
+    fn codes_of<const BITS: usize>(self, (): (), index: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe { codes_of::<BITS>(index) }
+    }
+
+    #[inline(always)]
+    fn store(self, bytes: __m256i, line: &mut Line, part: usize) {
+        let half = &mut line.0[32 * part..][..32];
+        // SAFETY: half a line is 32 aligned bytes.
+        unsafe { _mm256_store_si256(half.as_mut_ptr().cast(), bytes) }
+    }
 }
 
 /// A table for both halves of a shuffle.
