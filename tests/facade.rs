@@ -169,6 +169,31 @@ fn layers_of_with_tracing_have_its_constructors() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn models_in_f64_run_in_f64() -> Result<()> {
+    let bias = Tensor::randn(0f32, 1.0, 96, &CPU)?;
+    let file = compressed_file(&[
+        ("double.up.weight", random((96, 64))),
+        ("double.up.bias", bias),
+        ("double.embed.weight", random((70, 64))),
+    ]);
+    let vb = file.open(DType::F64).pp("double");
+    let up = linear(64, 96, vb.pp("up"))?;
+    let x = embedding(70, 64, vb.pp("embed"))?.forward(&Tensor::new(&[[3u32, 69]], &CPU)?)?;
+    assert_eq!((x.dtype(), x.dims()), (DType::F64, &[1, 2, 64][..]));
+    assert_eq!(decoded("double"), [], "rows are not counted");
+    let exact = ::candle_nn::linear(64, 96, vb.pp("up"))?.forward(&x)?;
+    let [y, again] = forward_all([&up, &up], &x)?;
+    assert_eq!(relative_error(&y, &exact), 0.0);
+    assert_eq!(relative_error(&again, &exact), 0.0);
+    let reasons: Vec<_> = decoded("double").iter().map(|weight| (weight.reason, weight.times)).collect();
+    assert_eq!(reasons, [(DecodeReason::AskedByName, 1), (DecodeReason::DoublePrecision, 1)]);
+    // A weight of another type than the input is an error, as it is with Candle's layer.
+    let single = linear(64, 96, file.open(DType::F32).pp("double").pp("up"))?;
+    assert!(single.forward(&x).is_err());
+    Ok(())
+}
+
 /// Multiplies a layer's output.
 #[derive(Debug)]
 struct Times(f64);

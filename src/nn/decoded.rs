@@ -14,6 +14,8 @@ pub enum DecodeReason {
     /// A model used the weight of a layer as a tensor ([`Weight`](super::Weight)): it multiplies by itself, adds an adapter,
     /// or cuts the weight.
     LookedAt,
+    /// The model computes in F64, which compressed products do not: Candle's product with the decoded weight does.
+    DoublePrecision,
     /// A builder of shards was asked for a part of it.
     Shard,
 }
@@ -23,6 +25,7 @@ impl fmt::Display for DecodeReason {
         f.write_str(match self {
             Self::AskedByName => "asked for by its plain name: is the layer Candle's own, not swapped?",
             Self::LookedAt => "the model used its layer's weight as a tensor",
+            Self::DoublePrecision => "products in F64 are Candle's",
             Self::Shard => "asked for in shards",
         })
     }

@@ -2,11 +2,12 @@
 
 use super::{Linear, Weight};
 use crate::ops;
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::Module;
 
 /// An embedding with all that `candle_nn::Embedding` has, over a table that is dense or compressed. Of a compressed one only
 /// the rows asked for are decoded.
+#[doc(alias = "RBEEmbedding")]
 #[derive(Clone, Debug)]
 pub struct Embedding {
     table: Weight,
@@ -41,7 +42,10 @@ impl Module for Embedding {
     fn forward(&self, ids: &Tensor) -> Result<Tensor> {
         match self.table.rbe() {
             Some(table) => {
-                let rows = ops::gather(table, ids, self.table.dtype())?;
+                let rows = match self.table.dtype() {
+                    DType::F64 => ops::gather(table, ids, DType::F32)?.to_dtype(DType::F64)?,
+                    dtype => ops::gather(table, ids, dtype)?,
+                };
                 rows.reshape([ids.dims(), &[self.hidden_size]].concat())
             }
             None => candle_nn::Embedding::new(self.table.clone().into(), self.hidden_size).forward(ids),

@@ -46,8 +46,8 @@
 //! # Ok(()) }
 //! ```
 
-use super::{RbeLinear, SpectralAdapter, TrainableLinear, Weight};
-use candle_core::{Result, Tensor};
+use super::{DecodeReason, RbeLinear, SpectralAdapter, TrainableLinear, Weight};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::Module;
 use std::sync::Arc;
 
@@ -141,16 +141,26 @@ impl Linear {
 }
 
 impl Module for Linear {
-    /// `(.., in)` to `(.., out)`, of the input's type.
+    /// `(.., in)` to `(.., out)`, of the input's type. A compressed layer takes F32, F16 and BF16; one from a builder of F64, which takes
+    /// F64, is decoded at its first forward ([`DecodeReason::DoublePrecision`]).
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = match &self.layer {
             Layer::Dense(linear) => linear.forward(x),
+            Layer::Rbe(linear) if in_f64(x, &self.weight) => {
+                let weight = self.weight.tensor_for(DecodeReason::DoublePrecision)?;
+                candle_nn::Linear::new(weight.clone(), linear.bias().cloned()).forward(x)
+            }
             Layer::Rbe(linear) => linear.forward(x),
             Layer::Trainable(linear) => linear.forward(x),
             Layer::Adapted(adapter) => adapter.forward(x),
         };
         self.hooks.iter().try_fold(y?, |y, hook| hook.after(x, y))
     }
+}
+
+/// Whether a product of these is one in F64.
+pub(super) fn in_f64(x: &Tensor, weight: &Weight) -> bool {
+    (x.dtype(), weight.dtype()) == (DType::F64, DType::F64)
 }
 
 impl From<RbeLinear> for Linear {

@@ -64,12 +64,12 @@ impl std::fmt::Debug for Compressed {
 }
 
 impl Compressed {
-    fn dense(&self) -> Result<&Tensor> {
+    fn dense(&self, reason: DecodeReason) -> Result<&Tensor> {
         if let Some(dense) = self.dense.get() {
             return Ok(dense);
         }
         let dense = self.tensor.dequantize()?.to_dtype(self.dtype)?;
-        note(&self.name, &dense, DecodeReason::LookedAt);
+        note(&self.name, &dense, reason);
         Ok(self.dense.get_or_init(|| dense))
     }
 }
@@ -89,11 +89,13 @@ impl Weight {
         read.iter().find_map(same).map(|weight| weight.tensor.clone())
     }
 
-    /// Remembers which payload the weight was read from.
+    /// Remembers which payload the weight was read from, unless it is a variable, which can change.
     pub(super) fn was_read_from(&self, payload: &Tensor) {
         let mut read = READ.lock().unwrap_or_else(PoisonError::into_inner);
         read.retain(|(_, weight)| weight.strong_count() > 0);
-        if let Form::Compressed(weight) = &self.0 {
+        if let Form::Compressed(weight) = &self.0
+            && !payload.is_variable()
+        {
             read.push((payload.id(), Arc::downgrade(weight)));
         }
     }
@@ -121,9 +123,14 @@ impl Weight {
     /// # Errors
     /// When there is no memory for it; Candle's.
     pub fn tensor(&self) -> Result<&Tensor> {
+        self.tensor_for(DecodeReason::LookedAt)
+    }
+
+    /// The dense tensor, for this reason.
+    pub(super) fn tensor_for(&self, reason: DecodeReason) -> Result<&Tensor> {
         match &self.0 {
             Form::Dense(tensor) => Ok(tensor),
-            Form::Compressed(compressed) => compressed.dense(),
+            Form::Compressed(compressed) => compressed.dense(reason),
         }
     }
 
