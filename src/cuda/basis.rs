@@ -2,12 +2,12 @@
 
 use super::axis::floats;
 use super::machine::{Arg, Element, Launch, Machine, Module};
-use super::strips::{THREADS, TOKENS, WARPS};
+use super::groups::{THREADS, TOKENS, WARPS};
 use crate::error::Result;
 use rbe_core::codec::Layout;
-use rbe_core::codec::basis::coordinate;
 use rbe_core::codec::sizes;
 use rbe_core::codec::term::Basis;
+use rbe_core::codec::term::basis::coordinate;
 use std::f64::consts::PI;
 
 pub(super) struct DeviceBasis<M> {

@@ -3,8 +3,8 @@
 use super::axis::{DeviceAxis, Part, Sum, Target, transpose};
 use super::basis::DeviceBasis;
 use super::machine::{Dense, Element, Machine};
+use super::groups::{DeviceStrips, Panel, StripPlan};
 use super::sparse::DeviceSparse;
-use super::strips::{DeviceStrips, Panel, StripPlan};
 use crate::error::Result;
 use rbe_core::codec::signs::Side;
 use rbe_core::codec::sizes;

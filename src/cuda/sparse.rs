@@ -2,7 +2,7 @@
 
 use super::axis::{floats, words};
 use super::machine::{Arg, Launch, Machine, Module};
-use super::strips::{Panel, THREADS, TOKENS, WARPS};
+use super::groups::{Panel, THREADS, TOKENS, WARPS};
 use crate::error::{Error, Result};
 use rbe_core::codec::Layout;
 use rbe_core::codec::term::Sparse;

@@ -16,7 +16,6 @@
 //! versions of the same steps, tested against these.
 
 pub mod axis;
-pub mod basis;
 mod bits;
 mod entropy;
 pub mod errors;

@@ -10,7 +10,7 @@
 
 use super::Precision;
 use super::kernels::Kernels;
-use super::tiles::TILE_COLS;
+use super::packed::planes::TILE_COLS;
 use crate::codec::Layout;
 use crate::codec::sizes::elements;
 use std::ops::Range;

@@ -1,14 +1,14 @@
 //! A compressed matrix as the kernels want it in memory.
 
-use super::basis::BasisProduct;
 use super::kernels::{EDGE, Input, Kernels};
+use super::packed::basis::BasisProduct;
+use super::packed::planes::{PlaneTiles, TILE_ROWS, row_tiles};
+use super::packed::sparse::SparseSlices;
+use super::packed::trellis::TrellisStrips;
 use super::pool::{Pool, Shared};
-use super::slices::SparseSlices;
-use super::strips::TrellisStrips;
-use super::tiles::{PlaneTiles, TILE_ROWS, row_tiles};
 use crate::codec::axis::Axes;
-use crate::codec::basis::FUNCTIONS;
 use crate::codec::sizes::{expect_len, zeroed};
+use crate::codec::term::basis::FUNCTIONS;
 use crate::codec::term::trellis::STRIP;
 use crate::codec::term::{Basis, Term};
 use crate::codec::{Block, Errors, Layout, Matrix, Transform};

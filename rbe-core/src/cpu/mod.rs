@@ -17,19 +17,16 @@
 mod activations;
 mod attention;
 mod axis;
-mod basis;
 mod features;
 mod gemm;
 mod kernels;
 mod loaded;
 mod norm;
+mod packed;
 mod parametric;
 mod pool;
 mod product;
-mod slices;
-mod sparse;
-mod strips;
-mod tiles;
+mod spmm;
 mod transform;
 mod viterbi;
 

@@ -1,6 +1,6 @@
 //! Fewer coefficients after the fact: small ones go, and what the basis functions can say of them stays.
 
-use crate::codec::basis::{Basis, FUNCTIONS, Fit};
+use crate::codec::term::basis::{Basis, FUNCTIONS, Fit};
 use crate::codec::term::sparse::Entry;
 use crate::codec::term::{Sparse, Term};
 use crate::codec::{Block, Matrix};

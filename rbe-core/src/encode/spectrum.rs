@@ -1,7 +1,7 @@
 //! A matrix in the coefficient domain, block by block, ready to be quantised.
 
 use crate::codec::axis::Axes;
-use crate::codec::basis::{Basis, FUNCTIONS, Fit};
+use crate::codec::term::basis::{Basis, FUNCTIONS, Fit};
 use crate::codec::transform::Transform;
 use crate::codec::{Block, Layout};
 use rayon::prelude::*;

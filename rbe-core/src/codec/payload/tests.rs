@@ -1,7 +1,7 @@
 //! Every field of a payload, damaged: each is refused for its own reason, and nothing panics.
 
 use super::*;
-use crate::codec::basis::Basis;
+use crate::codec::term::basis::Basis;
 use crate::codec::term::planes::{Planes, QuantizedBlock, ScaleGroup};
 use crate::codec::term::sparse::{Entry, FORMATS, Format, Sparse};
 use crate::codec::term::trellis::{QuantizedStrip, Trellis, strips};

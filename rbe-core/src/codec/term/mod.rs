@@ -1,11 +1,12 @@
 //! The terms of the sum. A new term is one new file here, one line in each `match` below, and one file per
 //! back-end.
 
+pub mod basis;
 pub mod planes;
 pub mod sparse;
 pub mod trellis;
 
-pub use super::basis::Basis;
+pub use basis::Basis;
 pub use planes::Planes;
 pub use sparse::Sparse;
 pub use trellis::Trellis;
@@ -89,7 +90,7 @@ impl Term {
     /// How many of the parameters are a block's.
     pub fn parameters_in(&self, block: Block) -> usize {
         match self {
-            Term::Basis(_) => super::basis::FUNCTIONS,
+            Term::Basis(_) => basis::FUNCTIONS,
             Term::Sparse(sparse) => sparse.count(block),
             Term::Planes(planes) => planes.group().scales_in(block),
             Term::Trellis(_) => block.width.div_ceil(trellis::STRIP),

@@ -3,9 +3,9 @@
 
 use super::{EDGE, Input, LaneInput, Place};
 use crate::codec::Block;
-use crate::cpu::slices::{SLICE_ROWS, SparseSlices};
-use crate::cpu::sparse::SortedEntries;
-use crate::cpu::tiles::{GROUP, GROUPS, PlaneTiles, TILE_COLS, TILE_ROWS, row_tiles, unpack};
+use crate::cpu::packed::planes::{GROUP, GROUPS, PlaneTiles, TILE_COLS, TILE_ROWS, row_tiles, unpack};
+use crate::cpu::packed::sparse::{SLICE_ROWS, SparseSlices};
+use crate::cpu::spmm::SortedEntries;
 use crate::cpu::transform::{LANES, Lanes};
 
 /// Slots of a slice that are unpacked together.

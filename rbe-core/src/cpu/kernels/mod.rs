@@ -20,10 +20,10 @@ mod x86_64;
 use self::trellis::StripRows;
 use super::activations::Batch;
 use super::features::{self, Level};
-use super::slices::SparseSlices;
-use super::sparse::SortedEntries;
-use super::strips::{Strip, TrellisStrips};
-use super::tiles::{PlaneTiles, TILE_ROWS};
+use super::packed::planes::{PlaneTiles, TILE_ROWS};
+use super::packed::sparse::SparseSlices;
+use super::packed::trellis::{Strip, TrellisStrips};
+use super::spmm::SortedEntries;
 use super::transform::{FourLanes, LANES, Lanes};
 use crate::codec::Block;
 use std::ops::Range;
@@ -115,7 +115,7 @@ pub(super) struct Table {
     sparse_in_lanes: unsafe fn(&SortedEntries, LaneInput, acc: &mut [Lanes], stride: usize),
     correlate: unsafe fn(&[Place], LaneInput, LaneInput, sums: &mut [f32]),
     /// `sums[v * tiles + t] += S_ij x_vj` over blocks `j` of block row `i`, the rows in the order of
-    /// [`Packing::row`](super::strips::Packing::row).
+    /// [`Packing::row`](super::packed::trellis::Packing::row).
     trellis: unsafe fn(&TrellisStrips, i: usize, blocks: Range<usize>, Batch, &mut [RowSums]),
     /// As `planes_transposed`.
     trellis_transposed: unsafe fn(&TrellisStrips, Block, Input, acc: &mut [f32]),

@@ -5,8 +5,8 @@ use super::EDGE;
 use super::unroll::per_code;
 use crate::codec::term::trellis::{COARSE_MAGNITUDES, Code, FINE_MAGNITUDES, MAX_BITS, STRIP};
 use crate::cpu::activations::Batch;
-use crate::cpu::strips::{BIAS, Bundle, FOLLOWING, PERIOD, Strip, StripCodes};
-use crate::cpu::tiles::{GROUP, GROUPS, Line, TILE_ROWS};
+use crate::cpu::packed::planes::{GROUP, GROUPS, Line, TILE_ROWS};
+use crate::cpu::packed::trellis::{BIAS, Bundle, FOLLOWING, PERIOD, Strip, StripCodes};
 
 /// The coefficients of a strip, row by row.
 pub(in crate::cpu) type StripRows = [[f32; STRIP]; EDGE];

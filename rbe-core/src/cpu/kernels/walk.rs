@@ -1,7 +1,7 @@
 //! The walks over a block row that all levels share. A level brings
 //!
 //! - `dot_row_tile(lines, planes, values, stride, left, dots)`: the integer products of one row tile's lines (see
-//!   [`tiles`](crate::cpu::tiles)) with up to `left` digits, `stride` apart; it says how many it took;
+//!   [`planes`](crate::cpu::packed::planes)) with up to `left` digits, `stride` apart; it says how many it took;
 //! - `BYTE_BIAS`, what `dot_row_tile` takes away from codes of eight bits: 128 where it multiplies signed bytes, else 0;
 //! - `decode_bundle(bundle, codes, stride)`: one register's columns of a trellis as 8-bit codes (see
 //!   [`trellis`](super::trellis));
@@ -16,8 +16,8 @@ macro_rules! walks {
         use super::super::{EDGE, RowDots, RowSums};
         use crate::codec::term::trellis::STRIP;
         use crate::cpu::activations::Batch;
-        use crate::cpu::strips::{BIAS, PERIOD, Packing, STRIP_LINES, Strip, StripCodes, TrellisStrips};
-        use crate::cpu::tiles::{GROUP, GROUPS, Line, TILE_COLS, TILE_ROWS};
+        use crate::cpu::packed::trellis::{BIAS, PERIOD, Packing, STRIP_LINES, Strip, StripCodes, TrellisStrips};
+        use crate::cpu::packed::planes::{GROUP, GROUPS, Line, TILE_COLS, TILE_ROWS};
         use std::ops::Range;
 
         /// Block by block: integer products, then one multiple of them.

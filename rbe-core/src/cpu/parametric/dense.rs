@@ -13,8 +13,8 @@
 use super::super::gemm::{View, Write, multiply};
 use super::super::kernels::{EDGE, Kernels};
 use super::super::loaded::Loaded;
+use super::super::packed::planes::row_tiles;
 use super::super::pool::{Pool, Shared};
-use super::super::tiles::row_tiles;
 use super::{Part, VECTORS_AT_ONCE};
 use crate::codec::term::planes::ScaleGroup;
 use crate::codec::term::trellis::STRIP;

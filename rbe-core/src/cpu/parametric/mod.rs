@@ -16,16 +16,16 @@ mod sparse;
 #[cfg(test)]
 mod tests;
 
-use super::basis::{self, BasisProduct};
 use super::kernels::Kernels;
 use super::loaded::{Loaded, LoadedMatrix};
+use super::packed::basis::{self, BasisProduct};
 use super::pool::{Pool, Shared};
-use super::sparse::InLanes;
+use super::spmm::InLanes;
 use super::{axis, kernels};
 use crate::codec::Block;
 use crate::codec::axis::Axis;
-use crate::codec::basis::Basis;
 use crate::codec::sizes::expect_len;
+use crate::codec::term::basis::Basis;
 use crate::codec::term::trellis::STRIP;
 
 /// Vectors that one item of work takes.
@@ -120,7 +120,7 @@ fn name(term: &Loaded) -> &'static str {
 /// As `codec`'s `Term::parameters_in`.
 fn parameters_in(term: &Loaded, block: Block) -> usize {
     match term {
-        Loaded::Basis(_) => crate::codec::basis::FUNCTIONS,
+        Loaded::Basis(_) => crate::codec::term::basis::FUNCTIONS,
         Loaded::Sparse(sparse) => sparse.count(block),
         Loaded::Planes(tiles) => tiles.group().scales_in(block),
         Loaded::Trellis(_) => block.width.div_ceil(STRIP),

@@ -1,9 +1,9 @@
 //! The sparse term with values of its own.
 
 use super::super::kernels::{Kernels, Place};
+use super::super::packed::sparse::SparseSlices;
 use super::super::pool::{Pool, Shared};
-use super::super::slices::SparseSlices;
-use super::super::sparse::{self, GROUPS_AT_ONCE, InLanes};
+use super::super::spmm::{self, GROUPS_AT_ONCE, InLanes};
 use super::Part;
 use crate::codec::Block;
 use std::ops::Range;
@@ -34,7 +34,7 @@ pub(super) fn product(
         values.clear();
         values.extend_from_slice(part.of(block));
     };
-    sparse::product(kernels, term.layout(), &unpack, transposed, x, out, pool);
+    spmm::product(kernels, term.layout(), &unpack, transposed, x, out, pool);
 }
 
 /// Adds the gradient of every entry: `sum over vectors of v[row] u[col]`.

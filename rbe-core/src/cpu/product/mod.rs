@@ -5,10 +5,10 @@ mod terms;
 use super::activations::{Activations, Digit, quantize};
 use super::kernels::{Kernels, RowSums};
 use super::loaded::{Loaded, LoadedMatrix};
+use super::packed::planes::TILE_COLS;
 use super::parametric::add_dense;
 use super::pool::{Pool, Serial, Shared};
-use super::sparse::{self, InLanes};
-use super::tiles::TILE_COLS;
+use super::spmm::{self, InLanes};
 use super::{Precision, axis};
 use crate::codec::Layout;
 use crate::codec::sizes::expect_len;
@@ -146,7 +146,7 @@ fn one_forward(
             Loaded::Sparse(slices) if vectors >= kernels.worth_lanes() => {
                 let unpack =
                     |block, places: &mut _, values: &mut _| slices.unpack(block, false, places, values);
-                sparse::product(kernels, matrix.layout(), &unpack, false, in_lanes, out, pool);
+                spmm::product(kernels, matrix.layout(), &unpack, false, in_lanes, out, pool);
             }
             other => accumulate(kernels, matrix, other, false, spectrum, vectors, out, pool),
         }
@@ -193,7 +193,7 @@ pub(super) fn transposed(
                         let unpack = |block, places: &mut _, values: &mut _| {
                             slices.unpack(block, true, places, values)
                         };
-                        sparse::product(kernels, layout, &unpack, true, in_lanes, out, pool);
+                        spmm::product(kernels, layout, &unpack, true, in_lanes, out, pool);
                     }
                     _ => accumulate(kernels, matrix, term, true, spectrum, vectors, out, pool),
                 }

@@ -3,9 +3,9 @@
 use super::super::activations::Activations;
 use super::super::kernels::{Input, Kernels, RowSums};
 use super::super::loaded::{Loaded, LoadedMatrix};
+use super::super::packed::planes::{PlaneTiles, TILE_ROWS};
+use super::super::packed::trellis::{Packing, TrellisStrips};
 use super::super::pool::{Pool, Shared};
-use super::super::strips::{Packing, TrellisStrips};
-use super::super::tiles::{PlaneTiles, TILE_ROWS};
 use std::cell::RefCell;
 
 /// Vectors whose sums one thread holds at a time: 4 KiB, beside a row tile's codes in the first cache.

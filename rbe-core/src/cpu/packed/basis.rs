@@ -13,10 +13,10 @@
 //! them parameters 3 and 4, and 5 and 6. A parameter's gradient is a sum of products of the input's moments with
 //! those of the output's gradient.
 
-use super::gemm::{View, Write, multiply};
-use super::pool::{Pool, Shared};
-use crate::codec::basis::{Basis, FUNCTIONS, coordinate};
+use crate::codec::term::basis::{Basis, FUNCTIONS, coordinate};
 use crate::codec::{Block, Cut, Layout};
+use crate::cpu::gemm::{View, Write, multiply};
+use crate::cpu::pool::{Pool, Shared};
 use std::f32::consts::PI;
 
 /// Functions of one coordinate.
@@ -46,7 +46,7 @@ fn table(len: usize, out_len: usize) -> Vec<f32> {
 }
 
 /// The moments of every input block, for `tokens` vectors, and what they are multiplied with.
-pub(super) struct BasisProduct<'a> {
+pub(in crate::cpu) struct BasisProduct<'a> {
     basis: &'a Basis,
     layout: Layout,
     transposed: bool,
@@ -71,7 +71,7 @@ fn cuts(layout: &Layout, transposed: bool) -> (&Cut, &Cut) {
 
 impl<'a> BasisProduct<'a> {
     /// Gathers the moments of `input`, `tokens` vectors of the matrix's `cols` (`rows` when transposed).
-    pub(super) fn new(
+    pub(in crate::cpu) fn new(
         basis: &'a Basis,
         layout: Layout,
         transposed: bool,
@@ -117,7 +117,7 @@ impl<'a> BasisProduct<'a> {
     }
 
     /// Adds the product to `out` (`tokens x length of an output`), output block by output block.
-    pub(super) fn add(&self, out: &mut [f32], pool: &dyn Pool) {
+    pub(in crate::cpu) fn add(&self, out: &mut [f32], pool: &dyn Pool) {
         let (_, cut) = cuts(&self.layout, self.transposed);
         let out = Shared::new(out);
         pool.run(cut.blocks(), &|range| {
@@ -157,7 +157,7 @@ impl<'a> BasisProduct<'a> {
 }
 
 /// `d (sum of v' W u) / d theta` of every block: `u` holds `tokens` vectors of the matrix's `cols`, `v` of its `rows`.
-pub(super) fn gradient(
+pub(in crate::cpu) fn gradient(
     basis: &Basis,
     layout: Layout,
     u: &[f32],

@@ -1,4 +1,4 @@
-//! Planes and trellis on the device: strips of 32 columns as `strips.cuh` has them.
+//! Planes and trellis on the device: strips of 32 columns as `groups.cuh` has them.
 
 use super::axis::{floats, words};
 use super::machine::{Arg, Element, Launch, Machine, Module};
@@ -265,7 +265,7 @@ impl<M> DeviceStrips<M> {
         machine.launch(self.launch("transposed_1", grid, self.transposed_floats(1), args))
     }
 
-    /// A range of block rows and strips, decoded: see `panel` in `strips.cuh`.
+    /// A range of block rows and strips, decoded: see `panel` in `groups.cuh`.
     pub(super) fn panel(
         &self,
         machine: &impl Machine<Memory = M>,

@@ -15,17 +15,17 @@
 //! So one expansion by the mask puts a slot's columns into the lanes of their rows, and its fields likewise; the inputs of a
 //! block are looked up in registers. An entry takes three bytes, and its slot two more.
 
-use super::kernels::Place;
 use crate::codec::term::Sparse;
 use crate::codec::term::sparse::Format;
 use crate::codec::{Block, Layout};
+use crate::cpu::kernels::Place;
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
 /// Rows of a slice: the lanes of a 64-byte register.
-pub(super) const SLICE_ROWS: usize = 16;
+pub(in crate::cpu) const SLICE_ROWS: usize = 16;
 /// Entries that may be read beyond the last.
-pub(super) const SLACK: usize = SLICE_ROWS;
+pub(in crate::cpu) const SLACK: usize = SLICE_ROWS;
 
 /// How many slots and entries a slice has.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +36,7 @@ struct Extent {
 
 /// The sparse entries of every block in slices.
 #[derive(Clone, Debug)]
-pub(super) struct SparseSlices {
+pub(in crate::cpu) struct SparseSlices {
     /// The term without its entries.
     head: Sparse,
     /// The first slot and the first entry of each block.
@@ -53,7 +53,7 @@ pub(super) struct SparseSlices {
 
 /// The entries of sixteen rows of a block.
 #[derive(Clone, Copy)]
-pub(super) struct Slice<'a> {
+pub(in crate::cpu) struct Slice<'a> {
     /// The first of its rows, in the block.
     pub row: usize,
     /// Slot by slot, which rows have an entry.
@@ -71,7 +71,7 @@ fn slices(block: Block) -> usize {
 
 impl SparseSlices {
     /// Lays out a term.
-    pub(super) fn new(term: &Sparse) -> Self {
+    pub(in crate::cpu) fn new(term: &Sparse) -> Self {
         let entries = term.coefficients();
         let mut laid_out = Self {
             head: term.head(),
@@ -119,38 +119,38 @@ impl SparseSlices {
     }
 
     /// The term that was laid out, bit for bit.
-    pub(super) fn to_term(&self) -> Sparse {
+    pub(in crate::cpu) fn to_term(&self) -> Sparse {
         self.head.filled(|block, put| self.for_each_field(block, put))
     }
 
     /// The layout of the matrix.
-    pub(super) fn layout(&self) -> Layout {
+    pub(in crate::cpu) fn layout(&self) -> Layout {
         self.head.layout()
     }
 
     /// How fields are to be read.
-    pub(super) fn format(&self) -> Format {
+    pub(in crate::cpu) fn format(&self) -> Format {
         self.head.format()
     }
 
     /// What the numbers of a block's fields are multiplied by.
-    pub(super) fn scale(&self, block: Block) -> f32 {
+    pub(in crate::cpu) fn scale(&self, block: Block) -> f32 {
         self.head.scale(block)
     }
 
     /// Entries of a block.
-    pub(super) fn count(&self, block: Block) -> usize {
+    pub(in crate::cpu) fn count(&self, block: Block) -> usize {
         self.head.count(block)
     }
 
     /// Entries of all blocks.
-    pub(super) fn coefficients(&self) -> usize {
+    pub(in crate::cpu) fn coefficients(&self) -> usize {
         self.cols.len() - SLACK
     }
 
     /// A block's slices from the top.
     #[inline(always)]
-    pub(super) fn slices(&self, block: Block) -> impl Iterator<Item = Slice<'_>> {
+    pub(in crate::cpu) fn slices(&self, block: Block) -> impl Iterator<Item = Slice<'_>> {
         let layout = self.layout();
         // Every block begins at a multiple of a slice's rows: those above fill theirs.
         let first = block.row / SLICE_ROWS * layout.block_cols() + layout.place(block).1 * slices(block);
@@ -169,7 +169,7 @@ impl SparseSlices {
     }
 
     /// Visits the entries of a block as `(row, column, field)` in row-major order.
-    pub(super) fn for_each_field(&self, block: Block, mut f: impl FnMut(usize, usize, u16)) {
+    pub(in crate::cpu) fn for_each_field(&self, block: Block, mut f: impl FnMut(usize, usize, u16)) {
         for slice in self.slices(block) {
             for lane in 0..SLICE_ROWS {
                 let mut first = 0;
@@ -184,12 +184,12 @@ impl SparseSlices {
 
     /// The places of a block's entries in row-major order, from its columns to its rows or the other way around, after
     /// those that `places` holds.
-    pub(super) fn push_places(&self, block: Block, transposed: bool, places: &mut Vec<Place>) {
+    pub(in crate::cpu) fn push_places(&self, block: Block, transposed: bool, places: &mut Vec<Place>) {
         self.for_each_field(block, |row, col, _| places.push(Place::new(row as u8, col as u8, transposed)));
     }
 
     /// The entries of a block, slot by slot: their places and values, in place of what the vectors held.
-    pub(super) fn unpack(
+    pub(in crate::cpu) fn unpack(
         &self,
         block: Block,
         transposed: bool,
@@ -222,7 +222,7 @@ impl SparseSlices {
     }
 
     /// Adds a block's coefficients to `out` (`height x width`).
-    pub(super) fn add_to(&self, block: Block, out: &mut [f32]) {
+    pub(in crate::cpu) fn add_to(&self, block: Block, out: &mut [f32]) {
         let (format, scale) = (self.format(), self.scale(block));
         self.for_each_field(block, |row, col, field| {
             out[row * block.width + col] += format.value(field, scale);
@@ -230,7 +230,7 @@ impl SparseSlices {
     }
 
     /// Bytes in memory.
-    pub(super) fn bytes(&self) -> usize {
+    pub(in crate::cpu) fn bytes(&self) -> usize {
         self.head.size_in_bytes()
             + size_of_val(&self.starts[..])
             + size_of_val(&self.extents[..])

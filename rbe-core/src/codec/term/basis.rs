@@ -1,8 +1,8 @@
 //! The basis term: eight smooth functions per block, fitted by least squares.
 
-use super::layout::{Block, Layout};
-use super::payload::{Reader, Writer};
-use super::term::{in_units, unit_for};
+use super::{in_units, unit_for};
+use crate::codec::layout::{Block, Layout};
+use crate::codec::payload::{Reader, Writer};
 use crate::error::{Error, Result};
 use half::f16;
 use std::f64::consts::PI;
@@ -128,10 +128,10 @@ impl Basis {
     pub(super) fn times_power_of_two(&self, exponent: i32) -> Result<Self> {
         let parameters = match &self.parameters {
             Parameters::F16 { unit, values } => {
-                Parameters::F16 { unit: super::term::scaled_unit(*unit, exponent)?, values: values.clone() }
+                Parameters::F16 { unit: super::scaled_unit(*unit, exponent)?, values: values.clone() }
             }
             Parameters::F32(values) => {
-                let factor = super::term::scaled_unit(1.0, exponent)?;
+                let factor = super::scaled_unit(1.0, exponent)?;
                 Parameters::F32(values.iter().map(|value| value * factor).collect())
             }
         };

@@ -8,64 +8,64 @@
 //! ```
 //!
 //! Row `16 p + s` has its state at bit `k s` of its period: from bit `k s mod 8` of byte `floor(k s / 8)` on. The bytes that
-//! it lies in are so many lines, and what the code makes of them has the order of [`tiles`](super::tiles).
+//! it lies in are so many lines, and what the code makes of them has the order of [`planes`](super::planes).
 //!
 //! A column of 256 rows fills the sixteen lanes, and its last byte is followed by its first: one rotation of the
 //! first lines. Shorter columns share the lanes: a register takes 2, 4 or 8 groups side by side. Where a column does not
 //! fill its lanes, the bytes that follow each period are stored as [two more lines](FOLLOWING), for the cycle begins again
 //! inside a period. At 256 rows nothing but the cycles themselves is stored.
 
-use super::tiles::{GROUP, GROUPS, Line, TILE_ROWS};
+use super::planes::{GROUP, GROUPS, Line, TILE_ROWS};
 use crate::codec::term::Trellis;
 use crate::codec::term::trellis::{Code, QuantizedStrip, STRIP, strips};
 use crate::codec::{Block, Layout};
 use half::f16;
 
 /// Rows of a period: those of a tile.
-pub(super) const PERIOD: usize = 16;
+pub(in crate::cpu) const PERIOD: usize = 16;
 /// Bytes after a period's own that states of its rows lie in.
-pub(super) const FOLLOWING: usize = 2;
+pub(in crate::cpu) const FOLLOWING: usize = 2;
 /// Codes of the largest strip: sixteen tiles of eight groups.
-pub(super) const STRIP_LINES: usize = PERIOD * GROUPS;
+pub(in crate::cpu) const STRIP_LINES: usize = PERIOD * GROUPS;
 
 /// A strip's columns as 8-bit codes, [`BIAS`] added: for each tile of sixteen rows the lines of its eight groups.
-pub(super) type StripCodes = [Line; STRIP_LINES];
+pub(in crate::cpu) type StripCodes = [Line; STRIP_LINES];
 
 /// What is added to values to make unsigned codes of them.
-pub(super) const BIAS: i32 = 128;
+pub(in crate::cpu) const BIAS: i32 = 128;
 
 /// How columns of one height lie in the lanes of a register.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Packing {
+pub(in crate::cpu) struct Packing {
     height: usize,
     /// Lanes of a column, a power of two.
     lanes: usize,
 }
 
 impl Packing {
-    pub(super) fn new(height: usize) -> Self {
+    pub(in crate::cpu) fn new(height: usize) -> Self {
         let lanes = height.div_ceil(PERIOD).next_power_of_two();
         // A strip has no more groups than eight.
         Self { height, lanes: lanes.max(TILE_ROWS / GROUPS) }
     }
 
     /// The lane of the period after a lane's; after a column's last comes its first.
-    pub(super) fn next_lane(self, lane: usize) -> usize {
+    pub(in crate::cpu) fn next_lane(self, lane: usize) -> usize {
         lane / self.lanes * self.lanes + (lane + 1) % self.lanes
     }
 
     /// Groups side by side in a register.
-    pub(super) fn groups(self) -> usize {
+    pub(in crate::cpu) fn groups(self) -> usize {
         TILE_ROWS / self.lanes
     }
 
     /// Tiles of sixteen rows.
-    pub(super) fn tiles(self) -> usize {
+    pub(in crate::cpu) fn tiles(self) -> usize {
         self.lanes
     }
 
     /// Whether the byte after a column's last is its first.
-    pub(super) fn is_full(self) -> bool {
+    pub(in crate::cpu) fn is_full(self) -> bool {
         self.height == PERIOD * self.lanes
     }
 
@@ -80,14 +80,14 @@ impl Packing {
     }
 
     /// The row in a lane of a tile; beyond the height there is none.
-    pub(super) fn row(self, tile: usize, lane: usize) -> usize {
+    pub(in crate::cpu) fn row(self, tile: usize, lane: usize) -> usize {
         lane % self.lanes * PERIOD + tile * self.groups() + lane / self.lanes
     }
 }
 
 /// The columns of every strip, laid out.
 #[derive(Clone, Debug)]
-pub(super) struct TrellisStrips {
+pub(in crate::cpu) struct TrellisStrips {
     layout: Layout,
     state_bits: u8,
     unit: f32,
@@ -100,7 +100,7 @@ pub(super) struct TrellisStrips {
 
 /// One strip, ready to decode. There is none where all coefficients are zero.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Strip<'a> {
+pub(in crate::cpu) struct Strip<'a> {
     pub packing: Packing,
     pub code: Code,
     /// What multiplies the values.
@@ -111,14 +111,14 @@ pub(super) struct Strip<'a> {
 
 /// The groups of a strip that lie side by side in a register.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bundle<'a> {
+pub(in crate::cpu) struct Bundle<'a> {
     pub lines: &'a [Line],
     pub code: Code,
     pub packing: Packing,
 }
 
 impl<'a> Strip<'a> {
-    pub(super) fn bundles(self) -> impl ExactSizeIterator<Item = Bundle<'a>> {
+    pub(in crate::cpu) fn bundles(self) -> impl ExactSizeIterator<Item = Bundle<'a>> {
         let lines = self.lines.chunks_exact(self.packing.bundle_lines(self.code.bits()));
         lines.map(move |lines| Bundle { lines, code: self.code, packing: self.packing })
     }
@@ -146,7 +146,7 @@ impl<'a> Strip<'a> {
 
 impl TrellisStrips {
     /// Lays out a term.
-    pub(super) fn new(term: &Trellis) -> Self {
+    pub(in crate::cpu) fn new(term: &Trellis) -> Self {
         let layout = term.layout();
         let count = layout.block_rows() * layout.cols().div_ceil(STRIP);
         let (mut bits, mut scales) = (Vec::with_capacity(count), Vec::with_capacity(count));
@@ -184,7 +184,7 @@ impl TrellisStrips {
     }
 
     /// The term that was laid out, bit for bit.
-    pub(super) fn to_term(&self) -> Trellis {
+    pub(in crate::cpu) fn to_term(&self) -> Trellis {
         let strips: Vec<_> = strips(self.layout)
             .map(|place| {
                 let bits = self.bits[place.index];
@@ -201,12 +201,12 @@ impl TrellisStrips {
     }
 
     /// The layout of the matrix.
-    pub(super) fn layout(&self) -> Layout {
+    pub(in crate::cpu) fn layout(&self) -> Layout {
         self.layout
     }
 
     /// What multiplies the values of each strip.
-    pub(super) fn scales(&self) -> Vec<f32> {
+    pub(in crate::cpu) fn scales(&self) -> Vec<f32> {
         self.scales.iter().map(|scale| scale.to_f32() * self.unit).collect()
     }
 
@@ -222,7 +222,7 @@ impl TrellisStrips {
     }
 
     /// The strips of a block from left to right, each with its first column in the block.
-    pub(super) fn block_strips(&self, block: Block) -> impl Iterator<Item = (usize, Strip<'_>)> {
+    pub(in crate::cpu) fn block_strips(&self, block: Block) -> impl Iterator<Item = (usize, Strip<'_>)> {
         let first = self.layout.place(block).0 * self.layout.cols().div_ceil(STRIP) + block.col / STRIP;
         (0..block.width.div_ceil(STRIP)).filter_map(move |n| {
             let width = STRIP.min(block.width - n * STRIP);
@@ -231,7 +231,7 @@ impl TrellisStrips {
     }
 
     /// Bytes in memory.
-    pub(super) fn bytes(&self) -> usize {
+    pub(in crate::cpu) fn bytes(&self) -> usize {
         size_of_val(&self.lines[..])
             + size_of_val(&self.starts[..])
             + size_of_val(&self.scales[..])

@@ -22,27 +22,27 @@ use crate::codec::{Block, Layout};
 use half::f16;
 
 /// Rows of a tile: the lanes of a 64-byte register.
-pub(super) const TILE_ROWS: usize = 16;
+pub(in crate::cpu) const TILE_ROWS: usize = 16;
 /// Columns of a tile: the bits that one byte of a one-bit part can hold, times four.
-pub(super) const TILE_COLS: usize = 32;
+pub(in crate::cpu) const TILE_COLS: usize = 32;
 /// Columns whose codes share a lane: what one dot-product instruction multiplies.
-pub(super) const GROUP: usize = 4;
+pub(in crate::cpu) const GROUP: usize = 4;
 /// Column groups of a tile.
-pub(super) const GROUPS: usize = TILE_COLS / GROUP;
+pub(in crate::cpu) const GROUPS: usize = TILE_COLS / GROUP;
 
 /// 64 bytes at a 64-byte boundary: a cache line and the largest register.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C, align(64))]
-pub(super) struct Line(pub [u8; 64]);
+pub(in crate::cpu) struct Line(pub [u8; 64]);
 
 /// Bits of the parts that `planes` bits are split into, most significant first.
-pub(super) const fn parts(planes: u8) -> [u8; 4] {
+pub(in crate::cpu) const fn parts(planes: u8) -> [u8; 4] {
     [planes & 8, planes & 4, planes & 2, planes & 1]
 }
 
 /// The bit-planes of every block in tiles.
 #[derive(Clone, Debug)]
-pub(super) struct PlaneTiles {
+pub(in crate::cpu) struct PlaneTiles {
     layout: Layout,
     group: ScaleGroup,
     unit: f32,
@@ -59,18 +59,18 @@ pub(super) struct PlaneTiles {
 }
 
 /// Tiles across a block.
-pub(super) fn col_tiles(block: Block) -> usize {
+pub(in crate::cpu) fn col_tiles(block: Block) -> usize {
     block.width.div_ceil(TILE_COLS)
 }
 
 /// Tiles down a block.
-pub(super) fn row_tiles(block: Block) -> usize {
+pub(in crate::cpu) fn row_tiles(block: Block) -> usize {
     block.height.div_ceil(TILE_ROWS)
 }
 
 impl PlaneTiles {
     /// Lays out a term.
-    pub(super) fn new(term: &Planes) -> Self {
+    pub(in crate::cpu) fn new(term: &Planes) -> Self {
         let layout = term.layout();
         let mut tiles = Self {
             layout,
@@ -126,7 +126,7 @@ impl PlaneTiles {
     }
 
     /// The term that was laid out, bit for bit.
-    pub(super) fn to_term(&self) -> Planes {
+    pub(in crate::cpu) fn to_term(&self) -> Planes {
         let (planes, scales) = (self.planes.clone(), self.scales.clone());
         Planes::filled(self.layout, self.group, self.unit, planes, scales, |block, codes| {
             for row_tile in 0..row_tiles(block) {
@@ -154,34 +154,34 @@ impl PlaneTiles {
     }
 
     /// The layout of the matrix.
-    pub(super) fn layout(&self) -> Layout {
+    pub(in crate::cpu) fn layout(&self) -> Layout {
         self.layout
     }
 
     /// The scales of all blocks one after another.
-    pub(super) fn scales(&self) -> Vec<f32> {
+    pub(in crate::cpu) fn scales(&self) -> Vec<f32> {
         self.scales.iter().map(|scale| scale.to_f32() * self.unit).collect()
     }
 
     /// Which coefficients share a scale.
-    pub(super) fn group(&self) -> ScaleGroup {
+    pub(in crate::cpu) fn group(&self) -> ScaleGroup {
         self.group
     }
 
     /// Planes of a block.
-    pub(super) fn planes(&self, block: Block) -> u8 {
+    pub(in crate::cpu) fn planes(&self, block: Block) -> u8 {
         self.planes[block.index]
     }
 
     /// The tiles of one row tile of a block, [`planes`](Self::planes) lines each.
-    pub(super) fn row_tile(&self, block: Block, row_tile: usize) -> &[Line] {
+    pub(in crate::cpu) fn row_tile(&self, block: Block, row_tile: usize) -> &[Line] {
         let (first, width) = self.bands[self.layout.place(block).0];
         &self.lines[first + row_tile * width + self.offsets[block.index]..][..self.lines_across(block)]
     }
 
     /// The lines of a row tile of block row `i` over the whole width, and where each block's begin.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-    pub(super) fn band(&self, i: usize, row_tile: usize) -> (&[Line], &[usize]) {
+    pub(in crate::cpu) fn band(&self, i: usize, row_tile: usize) -> (&[Line], &[usize]) {
         let ((first, width), blocks) = (self.bands[i], self.layout.block_cols());
         let lines = &self.lines[first + row_tile * width..][..width];
         (lines, &self.offsets[i * blocks..(i + 1) * blocks])
@@ -189,7 +189,7 @@ impl PlaneTiles {
 
     /// Half the steps of the sixteen rows of a row tile; 0 for rows below the block.
     #[inline(always)]
-    pub(super) fn half_steps(&self, block: Block, row_tile: usize) -> [f32; TILE_ROWS] {
+    pub(in crate::cpu) fn half_steps(&self, block: Block, row_tile: usize) -> [f32; TILE_ROWS] {
         match self.group {
             ScaleGroup::Block => [self.half_steps[block.index]; TILE_ROWS],
             ScaleGroup::Row => {
@@ -203,7 +203,7 @@ impl PlaneTiles {
     }
 
     /// Visits the codes of a row tile as `(row, column, code)` in the block.
-    pub(super) fn codes(&self, block: Block, row_tile: usize, mut f: impl FnMut(usize, usize, u8)) {
+    pub(in crate::cpu) fn codes(&self, block: Block, row_tile: usize, mut f: impl FnMut(usize, usize, u8)) {
         let planes = self.planes(block);
         let tiles = self.row_tile(block, row_tile);
         for col_tile in 0..col_tiles(block) {
@@ -219,7 +219,7 @@ impl PlaneTiles {
     }
 
     /// Adds a row tile's coefficients to `out` (`rows of the tile x width`).
-    pub(super) fn add_row_tile(&self, block: Block, row_tile: usize, out: &mut [f32]) {
+    pub(in crate::cpu) fn add_row_tile(&self, block: Block, row_tile: usize, out: &mut [f32]) {
         if self.planes(block) == 0 {
             return;
         }
@@ -233,7 +233,7 @@ impl PlaneTiles {
     }
 
     /// Bytes in memory.
-    pub(super) fn bytes(&self) -> usize {
+    pub(in crate::cpu) fn bytes(&self) -> usize {
         size_of_val(&self.lines[..])
             + size_of_val(&self.offsets[..])
             + size_of_val(&self.scales[..])
@@ -262,7 +262,7 @@ fn pack(codes: &[[u8; 64]; GROUPS], planes: u8, lines: &mut Vec<Line>) {
 
 /// The codes of a tile, as [`pack`] takes them. The reference of every level's own.
 #[inline(always)]
-pub(super) fn unpack(tile: &[Line], planes: u8) -> [[u8; 64]; GROUPS] {
+pub(in crate::cpu) fn unpack(tile: &[Line], planes: u8) -> [[u8; 64]; GROUPS] {
     debug_assert!(planes <= MAX_PLANES);
     let mut codes = [[0; 64]; GROUPS];
     let mut lines = tile;
