@@ -1,8 +1,8 @@
 //! The basis term on the device: its parameters, and the functions' parts that belong to one row or one column.
 
 use super::axis::floats;
-use super::machine::{Arg, Element, Launch, Machine, Module};
 use super::groups::{THREADS, TOKENS, WARPS};
+use super::machine::{Arg, Element, Launch, Machine, Module};
 use crate::error::Result;
 use rbe_core::codec::Layout;
 use rbe_core::codec::sizes;

@@ -4,7 +4,7 @@ use super::Encoder;
 use crate::clock::{self, Instant};
 use crate::error::{Error, Result};
 use rbe_core::codec::BLOCK_EDGES;
-use rbe_core::cpu::{LoadedMatrix, Precision, Rayon, product};
+use rbe_core::cpu::{PackedMatrix, Precision, Rayon, product};
 use rbe_core::encode::EncoderConfig;
 use serde::Serialize;
 
@@ -120,7 +120,7 @@ impl Encoder {
             elements += values.len();
             energy += norm;
             squared_error += norm * f64::from(matrix.relative_error()).powi(2);
-            let loaded = LoadedMatrix::new(&matrix);
+            let loaded = PackedMatrix::new(&matrix);
             let (x, mut y) = (vec![1.0; cols], vec![0.0; rows]);
             let times = (0..PRODUCTS).map(|_| {
                 let start = Instant::now();

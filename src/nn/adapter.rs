@@ -15,7 +15,7 @@ use super::{Linear, RbeLinear};
 use crate::{Error, RbeTensor, ops};
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Init, Module, VarBuilder};
-use rbe_core::codec::matrix::View;
+use rbe_core::codec::matrix::Orientation;
 use rbe_core::codec::term::sparse::{Entry, Format, Sparse};
 use rbe_core::codec::term::{Domain, Term};
 use rbe_core::codec::{Layout, Matrix, Transform};
@@ -164,7 +164,7 @@ fn positions(base: &Linear, config: AdapterConfig) -> Result<RbeTensor> {
     };
     // A matrix of zeros on the axes that the adapter's coefficients belong to.
     let (axes, view) = match (config.axes, compressed) {
-        (None, Some(weight)) => (weight.to_matrix().with_terms(vec![], 1.0), weight.view()),
+        (None, Some(weight)) => (weight.to_matrix().with_terms(vec![], 1.0), weight.orientation()),
         (axes, _) => {
             let (transform, block) = axes.unwrap_or((Transform::Dct, 256));
             (
@@ -175,7 +175,7 @@ fn positions(base: &Linear, config: AdapterConfig) -> Result<RbeTensor> {
                     vec![],
                     1.0,
                 ),
-                View::Matrix,
+                Orientation::Matrix,
             )
         }
     };
@@ -192,7 +192,7 @@ fn positions(base: &Linear, config: AdapterConfig) -> Result<RbeTensor> {
                     format!("a matrix of {:?} to choose from for a weight of {out}x{input}", matrix.shape());
                 return Err(Error::shape(reason).into());
             }
-            let stored = if view == View::Transposed { matrix.t()? } else { matrix.clone() };
+            let stored = if view == Orientation::Transposed { matrix.t()? } else { matrix.clone() };
             let stored =
                 stored.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
             largest(&axes, &stored, config.coefficients)
@@ -257,7 +257,7 @@ fn largest(axes: &Matrix, values: &[f32], count: usize) -> Vec<usize> {
             values[row * layout.cols() + col] / (squares[0][row] * squares[1][col])
         };
         let mut tile: Vec<f32> = (0..block.len()).map(value).collect();
-        axes.axes().analyze_tile(block, &mut tile, &mut scratch);
+        axes.axes().forward_block(block, &mut tile, &mut scratch);
         coefficients.extend(tile);
     }
     let mut order: Vec<usize> = (0..coefficients.len()).collect();
@@ -277,7 +277,7 @@ fn add_sparse(weight: &RbeTensor, adapter: &RbeTensor) -> Result<RbeTensor> {
         let scales = [&matrix.axes().rows, &matrix.axes().cols].map(|axis| axis.scales().cloned());
         (matrix.layout(), matrix.transform(), matrix.seed(), scales)
     };
-    if axes(&base) != axes(&change) || weight.view() != adapter.view() {
+    if axes(&base) != axes(&change) || weight.orientation() != adapter.orientation() {
         let reason =
             format!("the adapter ({}) has other axes than the weight ({})", change.summary(), base.summary());
         return Err(Error::config(reason).into());
@@ -308,5 +308,5 @@ fn add_sparse(weight: &RbeTensor, adapter: &RbeTensor) -> Result<RbeTensor> {
     let at = terms.iter().take_while(|term| term.domain() == Domain::Weights).count();
     terms.insert(at, merged);
     let matrix = base.with_terms(terms, 1.0);
-    Ok(RbeTensor::from_matrix(&matrix, weight.view())?)
+    Ok(RbeTensor::from_matrix(&matrix, weight.orientation())?)
 }

@@ -31,7 +31,7 @@ use super::adapter::{draw, sparse_matrix};
 use crate::{Error, RbeTensor, ops};
 use candle_core::{DType, Result, Tensor};
 use candle_nn::{Init, Module, VarBuilder};
-use rbe_core::codec::matrix::View;
+use rbe_core::codec::matrix::Orientation;
 use rbe_core::codec::signs::split_mix_64;
 use rbe_core::codec::{Layout, Matrix, Transform};
 
@@ -114,7 +114,7 @@ impl TrainableLinear {
         };
         let axes = Matrix::new(layout, Transform::Dct, Some(seed), vec![], 1.0);
         let matrix = sparse_matrix(&axes, chosen, value)?;
-        let weight = RbeTensor::from_matrix(&matrix, View::Matrix)?;
+        let weight = RbeTensor::from_matrix(&matrix, Orientation::Matrix)?;
         Self::new(RbeLinear::new(weight, None), vb)
     }
 

@@ -70,7 +70,7 @@ impl CustomOp1 for RbeMatMul {
         let mut y = vec![0.0; shape.elem_count()];
         let tokens = layout.shape().elem_count() / layout.dims().last().copied().unwrap_or(1);
         if self.weight.is_transposed() {
-            cpu::transposed_product(self.weight.loaded(), &x, tokens, &mut y, &CandlePool);
+            cpu::matmul_t(self.weight.loaded(), &x, tokens, &mut y, &CandlePool);
         } else {
             cpu::product(self.weight.loaded(), &x, tokens, &mut y, self.precision, &CandlePool);
         }

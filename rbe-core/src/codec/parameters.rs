@@ -56,7 +56,7 @@ impl Matrix {
             let row = |row: usize| &g[(block.row + row) * layout.cols() + block.col..][..block.width];
             let weights: Vec<f32> = (0..block.height).flat_map(row).copied().collect();
             let mut coefficients = weights.clone();
-            self.axes().analyze_tile(block, &mut coefficients, &mut scratch);
+            self.axes().forward_block(block, &mut coefficients, &mut scratch);
             for ((term, gradient), start) in self.terms().iter().zip(&mut gradients).zip(&mut starts) {
                 let tile = if term.domain() == Domain::Weights { &weights } else { &coefficients };
                 let end = *start + term.parameters_in(block);

@@ -4,9 +4,9 @@
 //!     x_c  =  s_1 d_1c + s_2 d_2c + s_3 d_3c,    d in -127..=127
 //! ```
 //!
-//! One digit (8 bits) is what Candle's and llama.cpp's quantised products use. Each further digit holds what the
+//! One slice (8 bits, as in Ozaki's scheme) is what Candle's and llama.cpp's quantised products use. Each further slice holds what the
 //! one before lost, 254 times finer: three give `|error| <= max|x| / 16 million`, F32's own resolution, and the
-//! sums over a block stay exact integers. To the kernel a digit is one more vector.
+//! sums over a block stay exact integers. To the kernel a slice is one more vector.
 
 use super::Precision;
 use super::kernels::Kernels;
@@ -15,32 +15,32 @@ use crate::codec::Layout;
 use crate::codec::sizes::elements;
 use std::ops::Range;
 
-/// The largest digit.
+/// The largest slice.
 const TOP: f32 = 127.0;
 /// Bytes of a line of the processor's caches.
 const CACHE_LINE: usize = 64;
 
-/// Input vectors in digits.
+/// Input vectors in slices.
 #[derive(Debug, Default)]
 pub(super) struct Activations {
     /// Digits of each vector.
-    pub digits: usize,
-    /// Bytes of one digit of one vector: every block filled up to whole tiles, and room to the next.
+    pub slices: usize,
+    /// Bytes of one slice of one vector: every block filled up to whole tiles, and room to the next.
     pub stride: usize,
     /// Where each block begins in it.
     pub starts: Vec<usize>,
-    /// `vectors x digits x stride`.
+    /// `batch x slices x stride`.
     pub values: Vec<i8>,
-    /// `s` of each block: `vectors x digits x blocks`.
+    /// `s` of each block: `batch x slices x blocks`.
     pub scales: Vec<f32>,
-    /// Sum of each block's digits, likewise.
+    /// Sum of each block's slices, likewise.
     pub sums: Vec<i32>,
-    /// Sum of the digits of each tile of [`TILE_COLS`] columns: `vectors x digits x tiles`.
+    /// Sum of the slices of each tile of [`TILE_COLS`] columns: `batch x slices x tiles`.
     pub tile_sums: Vec<i32>,
 }
 
-/// One digit of one block of one vector, to be written.
-pub(super) struct Digit<'a> {
+/// One slice of one block of one vector, to be written.
+pub(super) struct Int8Slice<'a> {
     pub values: &'a mut [i8],
     pub scale: &'a mut f32,
     pub sum: &'a mut i32,
@@ -49,8 +49,8 @@ pub(super) struct Digit<'a> {
 
 impl Activations {
     /// Makes room for `vectors` inputs of a matrix; nothing is allocated when there was room before.
-    pub(super) fn prepare(&mut self, layout: Layout, vectors: usize, precision: Precision) {
-        self.digits = match precision {
+    pub(super) fn prepare(&mut self, layout: Layout, batch: usize, precision: Precision) {
+        self.slices = match precision {
             Precision::Int8 => 1,
             Precision::Exact => 3,
         };
@@ -62,104 +62,104 @@ impl Activations {
         }
         // An odd number of cache lines: a power of two would have all vectors' bytes in one set of the cache.
         self.stride = (self.stride.div_ceil(CACHE_LINE) | 1) * CACHE_LINE;
-        let of_digits = |each: usize| elements(&[vectors, self.digits, each]);
+        let of_slices = |each: usize| elements(&[batch, self.slices, each]);
         let (values, blocks, tiles) =
-            (of_digits(self.stride), of_digits(self.starts.len()), of_digits(self.tiles()));
+            (of_slices(self.stride), of_slices(self.starts.len()), of_slices(self.tiles()));
         self.values.resize(values, 0);
         self.scales.resize(blocks, 0.0);
         self.sums.resize(blocks, 0);
         self.tile_sums.resize(tiles, 0);
     }
 
-    /// Tiles of one digit of one vector.
+    /// Tiles of one slice of one vector.
     pub(super) fn tiles(&self) -> usize {
         self.stride / TILE_COLS
     }
 
-    /// The digits of some vectors.
-    pub(super) fn batch(&self, vectors: Range<usize>) -> Batch<'_> {
-        assert!(self.values.len() >= vectors.end * self.digits * self.stride);
-        Batch { all: self, first: vectors.start * self.digits, vectors: vectors.len() }
+    /// The slices of some vectors.
+    pub(super) fn rows(&self, batch: Range<usize>) -> QuantizedRows<'_> {
+        assert!(self.values.len() >= batch.end * self.slices * self.stride);
+        QuantizedRows { all: self, first: batch.start * self.slices, batch: batch.len() }
     }
 }
 
-/// The digits of neighbouring vectors, as products read them: counted from 0, those of a vector one after another.
+/// The slices of neighbouring vectors, as products read them: counted from 0, those of a vector one after another.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Batch<'a> {
+pub(super) struct QuantizedRows<'a> {
     all: &'a Activations,
-    /// The first of all digits that is the batch's.
+    /// The first of all slices that is the batch's.
     first: usize,
-    vectors: usize,
+    batch: usize,
 }
 
-impl<'a> Batch<'a> {
-    pub(super) fn vectors(self) -> usize {
-        self.vectors
+impl<'a> QuantizedRows<'a> {
+    pub(super) fn batch(self) -> usize {
+        self.batch
     }
 
     /// Digits of each vector.
     #[inline(always)]
-    pub(super) fn per_vector(self) -> usize {
-        self.all.digits
+    pub(super) fn slices_per_row(self) -> usize {
+        self.all.slices
     }
 
     /// Digits of all vectors.
     #[inline(always)]
-    pub(super) fn digits(self) -> usize {
-        self.vectors * self.all.digits
+    pub(super) fn slices(self) -> usize {
+        self.batch * self.all.slices
     }
 
-    /// Distance of two digits' values.
+    /// Distance of two slices' values.
     #[inline(always)]
     pub(super) fn stride(self) -> usize {
         self.all.stride
     }
 
     /// The batch of some of these vectors.
-    pub(super) fn part(self, vectors: Range<usize>) -> Self {
-        let before = self.first / self.all.digits;
-        self.all.batch(before + vectors.start..before + vectors.end)
+    pub(super) fn part(self, batch: Range<usize>) -> Self {
+        let before = self.first / self.all.slices;
+        self.all.rows(before + batch.start..before + batch.end)
     }
 
-    /// A digit's values from column `col` of block `j` on, the other digits' after them.
+    /// A slice's values from column `col` of block `j` on, the other slices' after them.
     #[inline(always)]
-    pub(super) fn values(self, digit: usize, j: usize, col: usize) -> &'a [i8] {
-        &self.all.values[(self.first + digit) * self.all.stride + self.all.starts[j] + col..]
+    pub(super) fn values(self, slice: usize, j: usize, col: usize) -> &'a [i8] {
+        &self.all.values[(self.first + slice) * self.all.stride + self.all.starts[j] + col..]
     }
 
     /// `s` of block `j`.
     #[inline(always)]
-    pub(super) fn scale(self, digit: usize, j: usize) -> f32 {
-        self.all.scales[(self.first + digit) * self.all.starts.len() + j]
+    pub(super) fn scale(self, slice: usize, j: usize) -> f32 {
+        self.all.scales[(self.first + slice) * self.all.starts.len() + j]
     }
 
-    /// The sum of a digit's values in block `j`.
+    /// The sum of a slice's values in block `j`.
     #[inline(always)]
-    pub(super) fn sum(self, digit: usize, j: usize) -> i32 {
-        self.all.sums[(self.first + digit) * self.all.starts.len() + j]
+    pub(super) fn sum(self, slice: usize, j: usize) -> i32 {
+        self.all.sums[(self.first + slice) * self.all.starts.len() + j]
     }
 
     /// The sum of those of the tile that begins with column `col` of block `j`.
     #[inline(always)]
-    pub(super) fn tile_sum(self, digit: usize, j: usize, col: usize) -> i32 {
-        self.all.tile_sums[(self.first + digit) * self.all.tiles() + (self.all.starts[j] + col) / TILE_COLS]
+    pub(super) fn tile_sum(self, slice: usize, j: usize, col: usize) -> i32 {
+        self.all.tile_sums[(self.first + slice) * self.all.tiles() + (self.all.starts[j] + col) / TILE_COLS]
     }
 }
 
-/// The digits of one block of one vector, each with its scale and sums; bytes beyond the block become zero.
-/// `x` is left with what the last digit lost.
-pub(super) fn quantize<'a>(kernels: &Kernels, x: &mut [f32], digits: impl Iterator<Item = Digit<'a>>) {
+/// The slices of one block of one vector, each with its scale and sums; bytes beyond the block become zero.
+/// `x` is left with what the last slice lost.
+pub(super) fn quantize<'a>(kernels: &Kernels, x: &mut [f32], slices: impl Iterator<Item = Int8Slice<'a>>) {
     let mut scale = kernels.largest(x) / TOP;
-    for digit in digits {
-        let (used, padding) = digit.values.split_at_mut(x.len());
-        kernels.take_digit(x, scale, used);
-        *digit.scale = scale;
+    for slice in slices {
+        let (used, padding) = slice.values.split_at_mut(x.len());
+        kernels.quantize_slice(x, scale, used);
+        *slice.scale = scale;
         padding.fill(0);
-        for (sum, tile) in digit.tile_sums.iter_mut().zip(digit.values.as_chunks::<TILE_COLS>().0) {
-            // 32 digits of at most 127: the sum fits.
+        for (sum, tile) in slice.tile_sums.iter_mut().zip(slice.values.as_chunks::<TILE_COLS>().0) {
+            // 32 slices of at most 127: the sum fits.
             *sum = i32::from(tile.iter().map(|value| i16::from(*value)).sum::<i16>());
         }
-        *digit.sum = digit.tile_sums.iter().sum();
+        *slice.sum = slice.tile_sums.iter().sum();
         scale /= 2.0 * TOP;
     }
 }

@@ -2,14 +2,14 @@
 
 use super::kernels::{EDGE, Input, Kernels};
 use super::packed::basis::BasisProduct;
-use super::packed::planes::{PlaneTiles, TILE_ROWS, row_tiles};
-use super::packed::sparse::SparseSlices;
-use super::packed::trellis::TrellisStrips;
+use super::packed::planes::{PackedPlanes, TILE_ROWS, row_tiles};
+use super::packed::sparse::PackedSparse;
+use super::packed::trellis::PackedTrellis;
 use super::pool::{Pool, Shared};
 use crate::codec::axis::Axes;
 use crate::codec::sizes::{expect_len, zeroed};
 use crate::codec::term::basis::FUNCTIONS;
-use crate::codec::term::trellis::STRIP;
+use crate::codec::term::trellis::GROUP_COLS;
 use crate::codec::term::{Basis, Term};
 use crate::codec::{Block, Errors, Layout, Matrix, Transform};
 use crate::error::{Error, Result};
@@ -26,16 +26,16 @@ thread_local! {
 #[derive(Clone, Debug)]
 pub(super) enum Loaded {
     Basis(Basis),
-    Sparse(SparseSlices),
-    Planes(PlaneTiles),
-    Trellis(TrellisStrips),
+    Sparse(PackedSparse),
+    Planes(PackedPlanes),
+    Trellis(PackedTrellis),
 }
 
 /// A matrix ready for products; made once, from a [`Matrix`], and turned back without loss.
 ///
 /// It takes about as much memory as the compressed bytes: terms that are laid out anew replace their first form.
 #[derive(Clone, Debug)]
-pub struct LoadedMatrix {
+pub struct PackedMatrix {
     layout: Layout,
     transform: Transform,
     seed: Option<u64>,
@@ -58,14 +58,14 @@ fn coefficients(term: &Term, layout: Layout) -> usize {
     }
 }
 
-impl LoadedMatrix {
+impl PackedMatrix {
     /// Lays out a matrix.
     pub fn new(matrix: &Matrix) -> Self {
         let terms = matrix.terms().iter().map(|term| match term {
             Term::Basis(basis) => Loaded::Basis(basis.clone()),
-            Term::Sparse(sparse) => Loaded::Sparse(SparseSlices::new(sparse)),
-            Term::Planes(planes) => Loaded::Planes(PlaneTiles::new(planes)),
-            Term::Trellis(trellis) => Loaded::Trellis(TrellisStrips::new(trellis)),
+            Term::Sparse(sparse) => Loaded::Sparse(PackedSparse::new(sparse)),
+            Term::Planes(planes) => Loaded::Planes(PackedPlanes::new(planes)),
+            Term::Trellis(trellis) => Loaded::Trellis(PackedTrellis::new(trellis)),
         });
         Self {
             layout: matrix.layout(),
@@ -87,7 +87,7 @@ impl LoadedMatrix {
             Loaded::Basis(basis) => Term::Basis(basis.clone()),
             Loaded::Sparse(slices) => Term::Sparse(slices.to_term()),
             Loaded::Planes(tiles) => Term::Planes(tiles.to_term()),
-            Loaded::Trellis(strips) => Term::Trellis(strips.to_term()),
+            Loaded::Trellis(scale_groups) => Term::Trellis(scale_groups.to_term()),
         });
         Matrix::new(self.layout, self.transform, self.seed, terms.collect(), self.errors)
             .with_scales(self.axes.rows.scales().cloned(), self.axes.cols.scales().cloned())
@@ -129,7 +129,7 @@ impl LoadedMatrix {
             Loaded::Basis(basis) => basis.size_in_bytes(),
             Loaded::Sparse(slices) => slices.bytes(),
             Loaded::Planes(tiles) => tiles.bytes(),
-            Loaded::Trellis(strips) => strips.bytes(),
+            Loaded::Trellis(scale_groups) => scale_groups.bytes(),
         };
         self.terms.iter().map(bytes).sum()
     }
@@ -151,8 +151,8 @@ impl LoadedMatrix {
     }
 
     /// The basis terms' products with these vectors.
-    pub(super) fn bases(&self, transposed: bool, input: &[f32], vectors: usize) -> Vec<BasisProduct<'_>> {
-        let product = |basis| BasisProduct::new(basis, self.layout, transposed, input, vectors);
+    pub(super) fn bases(&self, transposed: bool, input: &[f32], batch: usize) -> Vec<BasisProduct<'_>> {
+        let product = |basis| BasisProduct::new(basis, self.layout, transposed, input, batch);
         self.terms
             .iter()
             .filter_map(|term| if let Loaded::Basis(basis) = term { Some(product(basis)) } else { None })
@@ -236,12 +236,12 @@ impl LoadedMatrix {
             match term {
                 Loaded::Basis(_) => {}
                 Loaded::Sparse(slices) => slices.add_to(block, out),
-                Loaded::Trellis(strips) => {
-                    let mut rows = [[0.0; STRIP]; EDGE];
-                    for (first, strip) in strips.block_strips(block) {
-                        kernels.trellis_rows(&strip, &mut rows);
+                Loaded::Trellis(scale_groups) => {
+                    let mut rows = [[0.0; GROUP_COLS]; EDGE];
+                    for (first, scale_group) in scale_groups.block_groups(block) {
+                        kernels.trellis_rows(&scale_group, &mut rows);
                         for (out, row) in out.chunks_exact_mut(block.width).zip(&rows) {
-                            let out = &mut out[first..][..strip.width];
+                            let out = &mut out[first..][..scale_group.width];
                             out.iter_mut().zip(row).for_each(|(out, value)| *out += value);
                         }
                     }
@@ -254,7 +254,7 @@ impl LoadedMatrix {
             }
         }
         if self.spectral().next().is_some() {
-            self.axes.synthesize_tile(block, out, scratch);
+            self.axes.inverse_block(block, out, scratch);
         }
         for term in &self.terms {
             if let Loaded::Basis(basis) = term {
@@ -292,7 +292,7 @@ impl LoadedMatrix {
         let mut scratch = vec![0.0; self.axes.scratch_len()];
         let mut weights = vec![0.0; rows.len()];
         weights[row - rows.start] = 1.0;
-        self.axes.rows.analyze_block(i, &mut weights, &mut scratch);
+        self.axes.rows.forward_block(i, &mut weights, &mut scratch);
         let weights = Input { values: &weights, stride: rows.len() };
         for j in 0..self.layout.block_cols() {
             let block = self.layout.block_at(i, j);
@@ -306,7 +306,7 @@ impl LoadedMatrix {
                     Loaded::Basis(_) => {}
                 }
             }
-            self.axes.cols.synthesize_block(j, out, &mut scratch);
+            self.axes.cols.inverse_block(j, out, &mut scratch);
             for term in &self.terms {
                 if let Loaded::Basis(basis) = term {
                     basis.add_rows(block, row - rows.start..row - rows.start + 1, out);

@@ -1,11 +1,11 @@
 //! The fast products on the CPU: what `codec` defines, for many vectors at once and on all cores.
 //!
-//! [`product`] and [`transposed_product`] are the doors. Both follow the same three steps:
+//! [`product`] and [`matmul_t`] are the doors. Both follow the same three steps:
 //!
 //! 1. every input vector goes into the coefficient domain once (`axis`, `transform`: sixteen blocks in the
 //!    lanes of a register), for a planes term as signed bytes with scales (`activations`);
 //! 2. each row tile (or block row) accumulates the terms' shares over all blocks of its row, for all vectors, on
-//!    layouts made for that when the matrix was loaded (`tiles`, `strips`, `slices`);
+//!    layouts made for that when the matrix was loaded (`tiles`, `scale_groups`, `slices`);
 //! 3. each result comes back from the coefficient domain once.
 //!
 //! The inner loops are `kernels::Kernels`, a table chosen for the running processor. They take a range of work
@@ -32,11 +32,11 @@ mod viterbi;
 
 pub use attention::{Attention, Heads, attention, attention_gradients};
 pub use features::{Level, level, levels, requested_level};
-pub use loaded::LoadedMatrix;
+pub use loaded::PackedMatrix;
 pub use norm::{Norm, norm, norm_gradients};
 pub use parametric::{parametric_gradients, parametric_product};
 pub use pool::{Pool, Rayon, Serial};
-pub use product::{product, products, transposed_product};
+pub use product::{matmul_t, product, products};
 pub(crate) use viterbi::{Codebook, Search};
 
 /// How activations enter the product with a planes term.

@@ -15,14 +15,14 @@ pub(super) const GROUPS_AT_ONCE: usize = 8;
 pub(super) struct InLanes {
     lanes: Vec<Lanes>,
     len: usize,
-    vectors: usize,
+    batch: usize,
 }
 
 impl InLanes {
     /// Lays out `vectors` rows of `len` elements.
-    pub(super) fn new(kernels: &Kernels, rows: &[f32], len: usize, vectors: usize, pool: &dyn Pool) -> Self {
+    pub(super) fn new(kernels: &Kernels, rows: &[f32], len: usize, batch: usize, pool: &dyn Pool) -> Self {
         let mut laid_out = Self::default();
-        laid_out.fill(kernels, rows, len, vectors, pool);
+        laid_out.fill(kernels, rows, len, batch, pool);
         laid_out
     }
 
@@ -32,12 +32,12 @@ impl InLanes {
         kernels: &Kernels,
         rows: &[f32],
         len: usize,
-        vectors: usize,
+        batch: usize,
         pool: &dyn Pool,
     ) {
-        let groups = vectors.div_ceil(LANES);
+        let groups = batch.div_ceil(LANES);
         self.lanes.resize(groups * len, Lanes::ZERO);
-        (self.len, self.vectors) = (len, vectors);
+        (self.len, self.batch) = (len, batch);
         let shared = Shared::new(&mut self.lanes);
         pool.run(groups, &|range| {
             let mut tile = [0.0; LANES * LANES];
@@ -45,7 +45,7 @@ impl InLanes {
                 // SAFETY: each group is one item.
                 let lanes = unsafe { shared.part(group * len..(group + 1) * len) };
                 let rows = &rows[group * LANES * len..];
-                let count = LANES.min(vectors - group * LANES);
+                let count = LANES.min(batch - group * LANES);
                 for (n, lanes) in lanes.chunks_mut(LANES).enumerate() {
                     if let (LANES, Ok(lanes)) = (count, <&mut [Lanes; LANES]>::try_from(&mut *lanes)) {
                         kernels.tile_to_lanes(&rows[n * LANES..], len, lanes);
@@ -65,7 +65,7 @@ impl InLanes {
 
     /// Groups of sixteen vectors.
     pub(super) fn groups(&self) -> usize {
-        self.vectors.div_ceil(LANES)
+        self.batch.div_ceil(LANES)
     }
 
     /// Some groups, from an element on.
@@ -132,7 +132,7 @@ thread_local! {
 /// Puts a block's entries in place of others.
 pub(super) type Unpack<'a> = dyn Fn(Block, &mut Vec<Place>, &mut Vec<f32>) + Sync + 'a;
 
-/// Adds the share of a term to `out` (`vectors x length`), all in the coefficient domain.
+/// Adds the share of a term to `out` (`batch x length`), all in the coefficient domain.
 pub(super) fn product(
     kernels: &Kernels,
     layout: Layout,
@@ -163,10 +163,10 @@ pub(super) fn product(
                     let from = if transposed { block.row } else { block.col };
                     unpack(block, places, values);
                     sorted.sort(places, values, to.len());
-                    kernels.sparse_in_lanes(sorted, x.part(&groups, from), acc, to.len());
+                    kernels.spmm(sorted, x.part(&groups, from), acc, to.len());
                 }
                 for (group, acc) in groups.zip(acc.chunks_exact(to.len())) {
-                    for vector in group * LANES..((group + 1) * LANES).min(x.vectors) {
+                    for vector in group * LANES..((group + 1) * LANES).min(x.batch) {
                         let start = vector * out_len;
                         // SAFETY: an output block of a range of vectors is one item.
                         let out = unsafe { out.part(start + to.start..start + to.end) };

@@ -114,7 +114,9 @@ impl Spectrum {
 
     fn transform(&mut self) {
         let axes = Axes::new(self.layout, self.transform, self.seed);
-        self.for_each_block(|block, tile| axes.analyze_tile(block, tile, &mut vec![0.0; axes.scratch_len()]));
+        self.for_each_block(|block, tile| {
+            axes.forward_block(block, tile, &mut vec![0.0; axes.scratch_len()])
+        });
     }
 }
 

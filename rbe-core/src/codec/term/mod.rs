@@ -12,7 +12,7 @@ pub use sparse::Sparse;
 pub use trellis::Trellis;
 
 use super::layout::{Block, Layout};
-use super::payload::{Form, Reader, Writer};
+use super::payload::{Compression, Reader, Writer};
 use crate::error::{Error, Result};
 use half::f16;
 use std::ops::Range;
@@ -69,7 +69,7 @@ impl Term {
     }
 
     /// The numbers in which this term is linear, block after block: the basis functions' parameters, the sparse
-    /// coefficients in row-major order, the scales of planes (of rows) and strips. Positions and codes are fixed.
+    /// coefficients in row-major order, the scales of planes (of rows) and scale groups. Positions and codes are fixed.
     pub fn parameters(&self) -> Vec<f32> {
         match self {
             Term::Basis(basis) => basis.parameters(),
@@ -93,7 +93,7 @@ impl Term {
             Term::Basis(_) => basis::FUNCTIONS,
             Term::Sparse(sparse) => sparse.count(block),
             Term::Planes(planes) => planes.group().scales_in(block),
-            Term::Trellis(_) => block.width.div_ceil(trellis::STRIP),
+            Term::Trellis(_) => block.width.div_ceil(trellis::GROUP_COLS),
         }
     }
 
@@ -168,7 +168,7 @@ impl Term {
                     let Some((column, _)) = trellis.column(block, col) else { continue };
                     let product =
                         |row: usize| f64::from(g[row * block.width + col]) * f64::from(column.value(row));
-                    gradient[col / trellis::STRIP] += (0..block.height).map(product).sum::<f64>() as f32;
+                    gradient[col / trellis::GROUP_COLS] += (0..block.height).map(product).sum::<f64>() as f32;
                 }
             }
         }
@@ -213,12 +213,12 @@ impl Term {
         }
     }
 
-    /// Writes the term as `form` says.
-    pub(super) fn write(&self, writer: &mut Writer, form: Form) {
+    /// Writes the term as `compression` says.
+    pub(super) fn write(&self, writer: &mut Writer, compression: Compression) {
         // The bits of a trellis are as good as random, the parameters of a basis few.
-        let coded = match (form, self) {
-            (Form::Smallest, Term::Sparse(sparse)) => sparse.coded(),
-            (Form::Smallest, Term::Planes(planes)) => planes.coded(),
+        let coded = match (compression, self) {
+            (Compression::Entropy, Term::Sparse(sparse)) => sparse.coded(),
+            (Compression::Entropy, Term::Planes(planes)) => planes.coded(),
             _ => None,
         };
         if let Some(coded) = coded {

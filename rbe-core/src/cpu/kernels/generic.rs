@@ -3,12 +3,12 @@
 
 use super::{EDGE, Input, LaneInput, Place};
 use crate::codec::Block;
-use crate::cpu::packed::planes::{GROUP, GROUPS, PlaneTiles, TILE_COLS, TILE_ROWS, row_tiles, unpack};
-use crate::cpu::packed::sparse::{SLICE_ROWS, SparseSlices};
+use crate::cpu::packed::planes::{PackedPlanes, QUAD, QUADS, TILE_COLS, TILE_ROWS, row_tiles, unpack};
+use crate::cpu::packed::sparse::{CHUNK_ROWS, PackedSparse};
 use crate::cpu::spmm::SortedEntries;
 use crate::cpu::transform::{LANES, Lanes};
 
-/// Slots of a slice that are unpacked together.
+/// Slots of a chunk that are unpacked together.
 const SLOTS_AT_ONCE: usize = 8;
 
 #[inline(always)]
@@ -21,7 +21,7 @@ pub(super) const FEW_VECTORS: usize = 4;
 
 /// Sums over the rows of a column tile, before the sixteen lanes of each column are added up: as a tile's lines have them,
 /// four columns in each lane.
-pub(super) type ColumnSums = [[f32; 64]; GROUPS];
+pub(super) type ColumnSums = [[f32; 64]; QUADS];
 
 /// Adds sixteen rows' codes, each less `bias` and times its row's weight; `weights` has each four times, for its columns.
 #[inline(always)]
@@ -42,11 +42,11 @@ pub(super) fn add_rows<'a, const FMA: bool>(
 /// The sums of columns, added to `out`.
 #[inline(always)]
 pub(super) fn add_column_sums(sums: &ColumnSums, factor: f32, out: &mut [f32]) {
-    for (sums, out) in sums.iter().zip(out.chunks_mut(GROUP)) {
-        let mut columns = [0f32; GROUP];
+    for (sums, out) in sums.iter().zip(out.chunks_mut(QUAD)) {
+        let mut columns = [0f32; QUAD];
         for lane in 0..TILE_ROWS {
-            for column in 0..GROUP {
-                columns[column] += sums[lane * GROUP + column];
+            for column in 0..QUAD {
+                columns[column] += sums[lane * QUAD + column];
             }
         }
         out.iter_mut().zip(columns).for_each(|(out, sum)| *out += sum * factor);
@@ -56,7 +56,7 @@ pub(super) fn add_column_sums(sums: &ColumnSums, factor: f32, out: &mut [f32]) {
 /// `acc += S' g` for one block.
 #[inline(always)]
 pub(super) fn planes_transposed<const FMA: bool>(
-    tiles: &PlaneTiles,
+    tiles: &PackedPlanes,
     block: Block,
     g: Input,
     acc: &mut [f32],
@@ -72,12 +72,12 @@ pub(super) fn planes_transposed<const FMA: bool>(
     let bias = (1i32 << planes) - 1;
     for (vector, acc) in acc.chunks_exact_mut(block.width).enumerate() {
         let g = g.vector(vector, block.height);
-        let mut sums = [[[0f32; 64]; GROUPS]; EDGE / TILE_COLS];
+        let mut sums = [[[0f32; 64]; QUADS]; EDGE / TILE_COLS];
         for (row_tile, g) in g.chunks(TILE_ROWS).enumerate() {
             let half_steps = tiles.half_steps(block, row_tile);
             let mut weights = [0f32; 64];
             for (lane, g) in g.iter().enumerate() {
-                weights[lane * GROUP..][..GROUP].fill(g * half_steps[lane]);
+                weights[lane * QUAD..][..QUAD].fill(g * half_steps[lane]);
             }
             let lines = tiles.row_tile(block, row_tile).chunks_exact(planes.into());
             for (lines, sums) in lines.zip(&mut sums) {
@@ -93,7 +93,7 @@ pub(super) fn planes_transposed<const FMA: bool>(
 
 /// Sixteen rows at a time: unpack them once, add multiples of them for each vector.
 #[inline(always)]
-fn planes_transposed_by_rows<const FMA: bool>(tiles: &PlaneTiles, block: Block, g: Input, acc: &mut [f32]) {
+fn planes_transposed_by_rows<const FMA: bool>(tiles: &PackedPlanes, block: Block, g: Input, acc: &mut [f32]) {
     let mut coefficients = [0f32; TILE_ROWS * EDGE];
     for row_tile in 0..row_tiles(block) {
         let first = row_tile * TILE_ROWS;
@@ -115,7 +115,7 @@ fn planes_transposed_by_rows<const FMA: bool>(tiles: &PlaneTiles, block: Block, 
 /// `acc += S x` for one block, or `acc += S' g` when transposed: a few entries unpacked at a time, then vector by vector.
 #[inline(always)]
 pub(super) fn sparse<const FMA: bool, const TRANSPOSED: bool>(
-    term: &SparseSlices,
+    term: &PackedSparse,
     block: Block,
     input: Input,
     acc: &mut [f32],
@@ -123,15 +123,15 @@ pub(super) fn sparse<const FMA: bool, const TRANSPOSED: bool>(
     let (in_len, out_len) =
         if TRANSPOSED { (block.height, block.width) } else { (block.width, block.height) };
     let (format, scale) = (term.format(), term.scale(block));
-    let mut entries = [(Place { to: 0, from: 0 }, 0f32); SLOTS_AT_ONCE * SLICE_ROWS];
-    for slice in term.slices(block) {
-        let (mut cols, mut fields) = (slice.cols, slice.fields);
-        for masks in slice.masks.chunks(SLOTS_AT_ONCE) {
+    let mut entries = [(Place { to: 0, from: 0 }, 0f32); SLOTS_AT_ONCE * CHUNK_ROWS];
+    for chunk in term.chunks(block) {
+        let (mut cols, mut fields) = (chunk.cols, chunk.fields);
+        for masks in chunk.masks.chunks(SLOTS_AT_ONCE) {
             let mut count = 0;
             for mask in masks {
                 let mut mask = *mask;
                 while mask != 0 {
-                    let row = slice.row as u8 + mask.trailing_zeros() as u8;
+                    let row = chunk.row as u8 + mask.trailing_zeros() as u8;
                     let place = Place::new(row, cols[count], TRANSPOSED);
                     entries[count] = (place, format.value(fields[count], scale));
                     count += 1;
@@ -152,12 +152,7 @@ pub(super) fn sparse<const FMA: bool, const TRANSPOSED: bool>(
 
 /// `acc[to] += sum of value * x[from]` over the entries that go there, in every lane; `acc` holds groups `stride` apart.
 #[inline(always)]
-pub(super) fn sparse_in_lanes<const FMA: bool>(
-    entries: &SortedEntries,
-    x: LaneInput,
-    acc: &mut [Lanes],
-    stride: usize,
-) {
+pub(super) fn spmm<const FMA: bool>(entries: &SortedEntries, x: LaneInput, acc: &mut [Lanes], stride: usize) {
     let mut group = 0;
     while group < x.groups {
         let (x_lanes, acc) = (&x.lanes[group * x.stride..], &mut acc[group * stride..]);
@@ -200,7 +195,7 @@ fn some_groups<const FMA: bool, const COUNT: usize>(
 
 /// `sums[n] += sum over all lanes of a[to] * b[from]` for every place.
 #[inline(always)]
-pub(super) fn correlate<const FMA: bool>(places: &[Place], a: LaneInput, b: LaneInput, sums: &mut [f32]) {
+pub(super) fn sddmm<const FMA: bool>(places: &[Place], a: LaneInput, b: LaneInput, sums: &mut [f32]) {
     for (place, sum) in places.iter().zip(sums) {
         let mut lanes = [0f32; LANES];
         for group in 0..a.groups {
@@ -247,22 +242,22 @@ pub(super) fn largest(x: &[f32]) -> f32 {
     largest.into_iter().fold(0.0, f32::max) + poison.into_iter().sum::<f32>()
 }
 
-/// Takes the digit `round(x / scale)` of every element away from it.
+/// Takes the slice `round(x / scale)` of every element away from it.
 ///
 /// Adding 1.5 * 2^23 rounds to the nearest integer, ties to even, and leaves it in the low bits (`|x / scale|`
 /// is below 2^22). A scale of zero, or one that is not finite, gives zeros.
 #[inline(always)]
-pub(super) fn take_digit(x: &mut [f32], scale: f32, digits: &mut [i8]) {
+pub(super) fn quantize_slice(x: &mut [f32], scale: f32, slices: &mut [i8]) {
     const TO_INTEGER: f32 = (3 << 22) as f32;
     let inverse = scale.recip();
     if !inverse.is_finite() || inverse == 0.0 {
-        digits.fill(0);
+        slices.fill(0);
         return;
     }
-    for (digit, x) in digits.iter_mut().zip(x) {
+    for (slice, x) in slices.iter_mut().zip(x) {
         let shifted = *x * inverse + TO_INTEGER;
         let integer = shifted.to_bits().wrapping_sub(TO_INTEGER.to_bits());
-        *digit = (integer as u8).cast_signed();
+        *slice = (integer as u8).cast_signed();
         *x -= (shifted - TO_INTEGER) * scale;
     }
 }

@@ -17,12 +17,12 @@ mod walk;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
-use self::trellis::StripRows;
-use super::activations::Batch;
+use self::trellis::GroupRows;
+use super::activations::QuantizedRows;
 use super::features::{self, Level};
-use super::packed::planes::{PlaneTiles, TILE_ROWS};
-use super::packed::sparse::SparseSlices;
-use super::packed::trellis::{Strip, TrellisStrips};
+use super::packed::planes::{PackedPlanes, TILE_ROWS};
+use super::packed::sparse::PackedSparse;
+use super::packed::trellis::{PackedGroup, PackedTrellis};
 use super::spmm::SortedEntries;
 use super::transform::{FourLanes, LANES, Lanes};
 use crate::codec::Block;
@@ -98,32 +98,32 @@ type NormGradient = unsafe fn(&[f32], &[f32], &[f32], f32, bool, &mut [f32], &mu
 /// The inner loops of one level. Unsafe to call where the level's instructions are missing.
 pub(super) struct Table {
     /// `sums[v] += S_i x_v` for the rows of a row tile of block row `i` and the vectors `v` of a batch.
-    planes: unsafe fn(&PlaneTiles, i: usize, row_tile: usize, Batch, &mut [RowSums]),
-    /// `acc += S' g` for one block; `acc` is `vectors x width`.
-    planes_transposed: unsafe fn(&PlaneTiles, Block, Input, acc: &mut [f32]),
-    /// Vectors from which on `sparse_in_lanes` takes less time than `sparse`, the way into lanes included.
-    worth_lanes: usize,
-    /// `acc += S x` for one block; `acc` is `vectors x height`.
-    sparse: unsafe fn(&SparseSlices, Block, Input, acc: &mut [f32]),
-    /// `acc += S' g` for one block; `acc` is `vectors x width`.
-    sparse_transposed: unsafe fn(&SparseSlices, Block, Input, acc: &mut [f32]),
+    planes: unsafe fn(&PackedPlanes, i: usize, row_tile: usize, QuantizedRows, &mut [RowSums]),
+    /// `acc += S' g` for one block; `acc` is `batch x width`.
+    planes_transposed: unsafe fn(&PackedPlanes, Block, Input, acc: &mut [f32]),
+    /// Vectors from which on `spmm` takes less time than `sparse`, the way into lanes included.
+    spmm_min_batch: usize,
+    /// `acc += S x` for one block; `acc` is `batch x height`.
+    sparse: unsafe fn(&PackedSparse, Block, Input, acc: &mut [f32]),
+    /// `acc += S' g` for one block; `acc` is `batch x width`.
+    sparse_transposed: unsafe fn(&PackedSparse, Block, Input, acc: &mut [f32]),
     /// Rows of norms and their gradients, and exponentials: [`norm`].
     norm: Norm,
     norm_gradient: NormGradient,
     exp: unsafe fn(&mut [f32], f32) -> f32,
-    /// [`generic::sparse_in_lanes`] and [`generic::correlate`].
-    sparse_in_lanes: unsafe fn(&SortedEntries, LaneInput, acc: &mut [Lanes], stride: usize),
-    correlate: unsafe fn(&[Place], LaneInput, LaneInput, sums: &mut [f32]),
+    /// [`generic::spmm`] and [`generic::sddmm`].
+    spmm: unsafe fn(&SortedEntries, LaneInput, acc: &mut [Lanes], stride: usize),
+    sddmm: unsafe fn(&[Place], LaneInput, LaneInput, sums: &mut [f32]),
     /// `sums[v * tiles + t] += S_ij x_vj` over blocks `j` of block row `i`, the rows in the order of
     /// [`Packing::row`](super::packed::trellis::Packing::row).
-    trellis: unsafe fn(&TrellisStrips, i: usize, blocks: Range<usize>, Batch, &mut [RowSums]),
+    trellis: unsafe fn(&PackedTrellis, i: usize, blocks: Range<usize>, QuantizedRows, &mut [RowSums]),
     /// As `planes_transposed`.
-    trellis_transposed: unsafe fn(&TrellisStrips, Block, Input, acc: &mut [f32]),
-    /// The coefficients of a strip; columns beyond its width have no meaning.
-    trellis_rows: unsafe fn(&Strip, &mut StripRows),
-    /// The largest magnitude of a block of activations, and one digit of it: [`generic::take_digit`].
+    trellis_transposed: unsafe fn(&PackedTrellis, Block, Input, acc: &mut [f32]),
+    /// The coefficients of a scale group; columns beyond its width have no meaning.
+    trellis_rows: unsafe fn(&PackedGroup, &mut GroupRows),
+    /// The largest magnitude of a block of activations, and one slice of it: [`generic::quantize_slice`].
     largest: unsafe fn(&[f32]) -> f32,
-    take_digit: unsafe fn(&mut [f32], f32, &mut [i8]),
+    quantize_slice: unsafe fn(&mut [f32], f32, &mut [i8]),
     /// Sixteen elements of each of sixteen rows, `stride` apart, to lanes and back.
     rows_to_lanes: unsafe fn(rows: &[f32], stride: usize, lanes: &mut [Lanes; LANES]),
     lanes_to_rows: unsafe fn(lanes: &[Lanes; LANES], rows: &mut [f32], stride: usize),
@@ -166,54 +166,48 @@ impl Kernels {
 
     pub(super) fn planes(
         &self,
-        tiles: &PlaneTiles,
+        tiles: &PackedPlanes,
         i: usize,
         row_tile: usize,
-        x: Batch,
+        x: QuantizedRows,
         sums: &mut [RowSums],
     ) {
-        assert_eq!(sums.len(), x.vectors());
+        assert_eq!(sums.len(), x.batch());
         // SAFETY: `new` made this table after finding the level's instructions on this processor.
         unsafe { (self.0.planes)(tiles, i, row_tile, x, sums) }
     }
 
-    pub(super) fn planes_transposed(&self, tiles: &PlaneTiles, block: Block, g: Input, acc: &mut [f32]) {
+    pub(super) fn planes_transposed(&self, tiles: &PackedPlanes, block: Block, g: Input, acc: &mut [f32]) {
         // SAFETY: as in `planes`.
         unsafe { (self.0.planes_transposed)(tiles, block, g, acc) }
     }
 
-    /// Vectors from which on a sparse product is faster [in lanes](Self::sparse_in_lanes).
-    pub(super) fn worth_lanes(&self) -> usize {
-        self.0.worth_lanes
+    /// Vectors from which on a sparse product is faster [in lanes](Self::spmm).
+    pub(super) fn spmm_min_batch(&self) -> usize {
+        self.0.spmm_min_batch
     }
 
-    pub(super) fn sparse(&self, term: &SparseSlices, block: Block, x: Input, acc: &mut [f32]) {
+    pub(super) fn sparse(&self, term: &PackedSparse, block: Block, x: Input, acc: &mut [f32]) {
         assert!(acc.len().is_multiple_of(block.height));
         // SAFETY: as in `planes`.
         unsafe { (self.0.sparse)(term, block, x, acc) }
     }
 
-    pub(super) fn sparse_transposed(&self, term: &SparseSlices, block: Block, g: Input, acc: &mut [f32]) {
+    pub(super) fn sparse_transposed(&self, term: &PackedSparse, block: Block, g: Input, acc: &mut [f32]) {
         // SAFETY: as in `planes`.
         unsafe { (self.0.sparse_transposed)(term, block, g, acc) }
     }
 
     /// `acc[to] += sum of value * x[from]` over the entries that go there, in every lane; `acc` holds groups `stride` apart.
-    pub(super) fn sparse_in_lanes(
-        &self,
-        entries: &SortedEntries,
-        x: LaneInput,
-        acc: &mut [Lanes],
-        stride: usize,
-    ) {
+    pub(super) fn spmm(&self, entries: &SortedEntries, x: LaneInput, acc: &mut [Lanes], stride: usize) {
         // SAFETY: as in `planes`.
-        unsafe { (self.0.sparse_in_lanes)(entries, x, acc, stride) }
+        unsafe { (self.0.spmm)(entries, x, acc, stride) }
     }
 
     /// `sums[n] += sum over all lanes of a[to] * b[from]` for every place.
-    pub(super) fn correlate(&self, places: &[Place], a: LaneInput, b: LaneInput, sums: &mut [f32]) {
+    pub(super) fn sddmm(&self, places: &[Place], a: LaneInput, b: LaneInput, sums: &mut [f32]) {
         // SAFETY: as in `planes`.
-        unsafe { (self.0.correlate)(places, a, b, sums) }
+        unsafe { (self.0.sddmm)(places, a, b, sums) }
     }
 
     /// One row of a norm; an empty bias is none.
@@ -258,32 +252,32 @@ impl Kernels {
         unsafe { (self.0.largest)(x) }
     }
 
-    pub(super) fn take_digit(&self, x: &mut [f32], scale: f32, digits: &mut [i8]) {
+    pub(super) fn quantize_slice(&self, x: &mut [f32], scale: f32, slices: &mut [i8]) {
         // SAFETY: as in `planes`.
-        unsafe { (self.0.take_digit)(x, scale, digits) }
+        unsafe { (self.0.quantize_slice)(x, scale, slices) }
     }
 
     pub(super) fn trellis(
         &self,
-        term: &TrellisStrips,
+        term: &PackedTrellis,
         i: usize,
         blocks: Range<usize>,
-        x: Batch,
+        x: QuantizedRows,
         sums: &mut [RowSums],
     ) {
-        assert!(sums.len().is_multiple_of(x.vectors()));
+        assert!(sums.len().is_multiple_of(x.batch()));
         // SAFETY: as in `planes`.
         unsafe { (self.0.trellis)(term, i, blocks, x, sums) }
     }
 
-    pub(super) fn trellis_transposed(&self, term: &TrellisStrips, block: Block, g: Input, acc: &mut [f32]) {
+    pub(super) fn trellis_transposed(&self, term: &PackedTrellis, block: Block, g: Input, acc: &mut [f32]) {
         // SAFETY: as in `planes`.
         unsafe { (self.0.trellis_transposed)(term, block, g, acc) }
     }
 
-    pub(super) fn trellis_rows(&self, strip: &Strip, rows: &mut StripRows) {
+    pub(super) fn trellis_rows(&self, scale_group: &PackedGroup, rows: &mut GroupRows) {
         // SAFETY: as in `planes`.
-        unsafe { (self.0.trellis_rows)(strip, rows) }
+        unsafe { (self.0.trellis_rows)(scale_group, rows) }
     }
 
     pub(super) fn rows_to_lanes(&self, rows: &[[f32; EDGE]; LANES], lanes: &mut [Lanes]) {
@@ -338,28 +332,28 @@ impl Kernels {
 }
 
 /// Compiles what [`generic`] and [`trellis`] hold for one level, and the level's table. The level brings what [`walk`] names,
-/// `sparse`, `WORTH_LANES` and the ways between rows and lanes.
+/// `sparse`, `SPMM_MIN_BATCH` and the ways between rows and lanes.
 macro_rules! table {
     (fma: $fma:literal $(, $feature:literal)?) => {
-        use super::super::{Block, Input, LaneInput, Place, PlaneTiles, SortedEntries, SparseSlices, Table, generic};
+        use super::super::{Block, Input, LaneInput, Place, PackedPlanes, SortedEntries, PackedSparse, Table, generic};
         use super::super::{norm as rows, trellis as generic_trellis};
 
         pub(in super::super) const TABLE: Table = Table {
             planes,
             planes_transposed,
-            worth_lanes: WORTH_LANES,
+            spmm_min_batch: SPMM_MIN_BATCH,
             sparse,
             sparse_transposed,
             norm,
             norm_gradient,
             exp,
-            sparse_in_lanes,
-            correlate,
+            spmm,
+            sddmm,
             trellis,
             trellis_transposed,
             trellis_rows,
             largest,
-            take_digit,
+            quantize_slice,
             rows_to_lanes,
             lanes_to_rows,
             dct2: lanes::dct2,
@@ -369,11 +363,11 @@ macro_rules! table {
         };
 
         $(#[target_feature(enable = $feature)])?
-        fn planes_transposed(tiles: &PlaneTiles, block: Block, g: Input, acc: &mut [f32]) {
+        fn planes_transposed(tiles: &PackedPlanes, block: Block, g: Input, acc: &mut [f32]) {
             generic::planes_transposed::<$fma>(tiles, block, g, acc);
         }
         $(#[target_feature(enable = $feature)])?
-        fn sparse_transposed(term: &SparseSlices, block: Block, g: Input, acc: &mut [f32]) {
+        fn sparse_transposed(term: &PackedSparse, block: Block, g: Input, acc: &mut [f32]) {
             generic::sparse::<$fma, true>(term, block, g, acc);
         }
         $(#[target_feature(enable = $feature)])?
@@ -399,25 +393,25 @@ macro_rules! table {
             rows::exp(x, shift)
         }
         $(#[target_feature(enable = $feature)])?
-        fn sparse_in_lanes(
+        fn spmm(
             entries: &SortedEntries,
             x: LaneInput,
             acc: &mut [crate::cpu::transform::Lanes],
             stride: usize,
         ) {
-            generic::sparse_in_lanes::<$fma>(entries, x, acc, stride);
+            generic::spmm::<$fma>(entries, x, acc, stride);
         }
         $(#[target_feature(enable = $feature)])?
-        fn correlate(places: &[Place], a: LaneInput, b: LaneInput, sums: &mut [f32]) {
-            generic::correlate::<$fma>(places, a, b, sums);
+        fn sddmm(places: &[Place], a: LaneInput, b: LaneInput, sums: &mut [f32]) {
+            generic::sddmm::<$fma>(places, a, b, sums);
         }
         $(#[target_feature(enable = $feature)])?
         fn largest(x: &[f32]) -> f32 {
             generic::largest(x)
         }
         $(#[target_feature(enable = $feature)])?
-        fn take_digit(x: &mut [f32], scale: f32, digits: &mut [i8]) {
-            generic::take_digit(x, scale, digits);
+        fn quantize_slice(x: &mut [f32], scale: f32, slices: &mut [i8]) {
+            generic::quantize_slice(x, scale, slices);
         }
         mod lanes {
             crate::cpu::transform::transforms!($($feature)?);

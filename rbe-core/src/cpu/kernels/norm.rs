@@ -1,7 +1,7 @@
 //! The row of a norm: `(x - mean) / sqrt(variance + eps) * weight + bias`, or with `mean = 0` and no bias the
 //! root-mean-square norm, and its gradients.
 //!
-//! Statistics take two passes: the variance is that of the differences from the mean, so that a large mean costs no digits.
+//! Statistics take two passes: the variance is that of the differences from the mean, so that a large mean costs no slices.
 //! Sums are in lanes over at most [`CHUNK`] elements and beyond in F64.
 
 use crate::cpu::transform::LANES;

@@ -13,12 +13,12 @@ mod level {
     use trellis_by_blocks as trellis;
 
     /// Vectors from which on a sparse product is faster in lanes.
-    const WORTH_LANES: usize = 8;
+    const SPMM_MIN_BATCH: usize = 8;
     const MAX_VECTORS: usize = 1;
     /// Codes are multiplied as they are.
     const BYTE_BIAS: i32 = 0;
 
-    fn sparse(term: &SparseSlices, block: Block, x: Input, acc: &mut [f32]) {
+    fn sparse(term: &PackedSparse, block: Block, x: Input, acc: &mut [f32]) {
         generic::sparse::<false, false>(term, block, x, acc);
     }
 
@@ -33,9 +33,9 @@ mod level {
         let mut sums = [0; TILE_ROWS];
         for (tile, values) in lines.chunks_exact(usize::from(planes)).zip(values.chunks(TILE_COLS)) {
             let codes = unpack(tile, planes);
-            for group in 0..GROUPS {
+            for group in 0..QUADS {
                 for (n, code) in codes[group].iter().enumerate() {
-                    sums[n / GROUP] += i32::from(*code) * i32::from(values[group * GROUP + n % GROUP]);
+                    sums[n / QUAD] += i32::from(*code) * i32::from(values[group * QUAD + n % QUAD]);
                 }
             }
         }

@@ -1,68 +1,68 @@
-//! A trellis term's strips, decoded once for all vectors: as 8-bit codes for the integer products (see
+//! A trellis term's scale groups, decoded once for all vectors: as 8-bit codes for the integer products (see
 //! [`walk`](super::walk)), as floats for the transposed product.
 
 use super::EDGE;
 use super::unroll::per_code;
-use crate::codec::term::trellis::{COARSE_MAGNITUDES, Code, FINE_MAGNITUDES, MAX_BITS, STRIP};
-use crate::cpu::activations::Batch;
-use crate::cpu::packed::planes::{GROUP, GROUPS, Line, TILE_ROWS};
-use crate::cpu::packed::trellis::{BIAS, Bundle, FOLLOWING, PERIOD, Strip, StripCodes};
+use crate::codec::term::trellis::{COARSE_MAGNITUDES, Code, FINE_MAGNITUDES, GROUP_COLS, MAX_BITS};
+use crate::cpu::activations::QuantizedRows;
+use crate::cpu::packed::planes::{Line, QUAD, QUADS, TILE_ROWS};
+use crate::cpu::packed::trellis::{BIAS, Bundle, FOLLOWING, GroupCodes, PERIOD, PackedGroup};
 
-/// The coefficients of a strip, row by row.
-pub(in crate::cpu) type StripRows = [[f32; STRIP]; EDGE];
+/// The coefficients of a scale group, row by row.
+pub(in crate::cpu) type GroupRows = [[f32; GROUP_COLS]; EDGE];
 
-/// Digits that decoded strips are multiplied with in one go: their values and the codes stay in the nearer caches.
+/// Digits that decoded scale groups are multiplied with in one go: their values and the codes stay in the nearer caches.
 pub(super) const DIGITS_AT_ONCE: usize = 16;
-/// Strips of the widest block.
-pub(super) const MOST_STRIPS: usize = EDGE / STRIP;
+/// Scale groups of the widest block.
+pub(super) const MOST_GROUPS: usize = EDGE / GROUP_COLS;
 
-/// Digits that a strip is to be multiplied with, at most `N`.
+/// Digits that a scale group is to be multiplied with, at most `N`.
 #[derive(Clone, Copy)]
-pub(super) struct StripDigits<'a, const N: usize> {
-    /// Those of the first digit from the strip's first column on, the other digits' after them.
+pub(super) struct GroupSlices<'a, const N: usize> {
+    /// Those of the first slice from the scale group's first column on, the other slices' after them.
     pub values: &'a [i8],
-    /// What is taken away from the strip's product with each digit, and what multiplies the rest.
+    /// What is taken away from the scale group's product with each slice, and what multiplies the rest.
     pub biases: [i32; N],
     pub factors: [f32; N],
 }
 
-impl<'a, const N: usize> StripDigits<'a, N> {
+impl<'a, const N: usize> GroupSlices<'a, N> {
     const NONE: Self = Self { values: &[], biases: [0; N], factors: [0.0; N] };
 
-    /// All digits of `x` for the strip that begins with column `col` of block column `j`; `bias` is in each of its codes.
+    /// All slices of `x` for the scale group that begins with column `col` of block column `j`; `bias` is in each of its codes.
     #[inline(always)]
-    pub(super) fn new(x: Batch<'a>, j: usize, col: usize, scale: f32, bias: i32) -> Self {
-        let mut digits = Self { values: x.values(0, j, col), ..Self::NONE };
-        for digit in 0..x.digits() {
-            digits.biases[digit] = x.tile_sum(digit, j, col) * bias;
-            digits.factors[digit] = scale * x.scale(digit, j);
+    pub(super) fn new(x: QuantizedRows<'a>, j: usize, col: usize, scale: f32, bias: i32) -> Self {
+        let mut slices = Self { values: x.values(0, j, col), ..Self::NONE };
+        for slice in 0..x.slices() {
+            slices.biases[slice] = x.tile_sum(slice, j, col) * bias;
+            slices.factors[slice] = scale * x.scale(slice, j);
         }
-        digits
+        slices
     }
 }
 
-/// Strips of a block, decoded, and the digits that they are to be multiplied with.
+/// Scale groups of a block, decoded, and the slices that they are to be multiplied with.
 pub(super) struct DecodedStrips<'a> {
-    pub codes: &'a [StripCodes],
-    pub x: Batch<'a>,
-    /// For each strip.
-    pub digits: [StripDigits<'a, DIGITS_AT_ONCE>; MOST_STRIPS],
+    pub codes: &'a [GroupCodes],
+    pub x: QuantizedRows<'a>,
+    /// For each scale group.
+    pub slices: [GroupSlices<'a, DIGITS_AT_ONCE>; MOST_GROUPS],
 }
 
 impl<'a> DecodedStrips<'a> {
-    /// `places` are the strips' first columns in block column `j` and their scales; `bias` is in every code.
+    /// `places` are the scale groups' first columns in block column `j` and their scales; `bias` is in every code.
     pub(super) fn new(
-        codes: &'a [StripCodes],
-        places: &[(usize, f32); MOST_STRIPS],
-        x: Batch<'a>,
+        codes: &'a [GroupCodes],
+        places: &[(usize, f32); MOST_GROUPS],
+        x: QuantizedRows<'a>,
         j: usize,
         bias: i32,
     ) -> Self {
-        let mut digits = [StripDigits::NONE; MOST_STRIPS];
-        for (digits, (col, scale)) in digits.iter_mut().zip(&places[..codes.len()]) {
-            *digits = StripDigits::new(x, j, *col, *scale, bias);
+        let mut slices = [GroupSlices::NONE; MOST_GROUPS];
+        for (slices, (col, scale)) in slices.iter_mut().zip(&places[..codes.len()]) {
+            *slices = GroupSlices::new(x, j, *col, *scale, bias);
         }
-        Self { codes, x, digits }
+        Self { codes, x, slices }
     }
 }
 
@@ -141,8 +141,8 @@ pub(super) fn with_following(bundle: Bundle, bits: usize) -> [Line; BYTES] {
     let after = &mut bytes[2 * bits..][..FOLLOWING];
     if bundle.packing.is_full() {
         for (after, own) in after.iter_mut().zip(own) {
-            for (lane, after) in after.0.chunks_exact_mut(GROUP).enumerate() {
-                after.copy_from_slice(&own.0[GROUP * bundle.packing.next_lane(lane)..][..GROUP]);
+            for (lane, after) in after.0.chunks_exact_mut(QUAD).enumerate() {
+                after.copy_from_slice(&own.0[QUAD * bundle.packing.next_lane(lane)..][..QUAD]);
             }
         }
     } else {
@@ -168,26 +168,26 @@ pub(super) fn decode_bundle(bundle: Bundle, codes: &mut [Line], stride: usize) {
 
 /// Rows of a register's groups that share its lanes, to the lines of their groups.
 #[inline(always)]
-pub(super) fn spread(bundle: &[Line; PERIOD], groups: usize, first_group: usize, codes: &mut StripCodes) {
+pub(super) fn spread(bundle: &[Line; PERIOD], groups: usize, first_group: usize, codes: &mut GroupCodes) {
     let bytes = size_of::<Line>() / groups;
     for (s, line) in bundle.iter().enumerate() {
         for (group, piece) in line.0.chunks_exact(bytes).enumerate() {
-            let line = &mut codes[s / groups * GROUPS + first_group + group];
+            let line = &mut codes[s / groups * QUADS + first_group + group];
             line.0[s % groups * bytes..][..bytes].copy_from_slice(piece);
         }
     }
 }
 
-/// A strip's coefficients from its codes.
+/// A scale group's coefficients from its codes.
 #[inline(always)]
-pub(super) fn rows_of_codes(strip: &Strip, codes: &StripCodes, rows: &mut StripRows) {
-    for tile in 0..strip.packing.tiles() {
+pub(super) fn rows_of_codes(scale_group: &PackedGroup, codes: &GroupCodes, rows: &mut GroupRows) {
+    for tile in 0..scale_group.packing.tiles() {
         for lane in 0..TILE_ROWS {
-            let row = &mut rows[strip.packing.row(tile, lane)];
-            for (group, row) in row.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
-                let codes = &codes[tile * GROUPS + group].0[lane * GROUP..][..GROUP];
+            let row = &mut rows[scale_group.packing.row(tile, lane)];
+            for (group, row) in row.as_chunks_mut::<QUAD>().0.iter_mut().enumerate() {
+                let codes = &codes[tile * QUADS + group].0[lane * QUAD..][..QUAD];
                 for (value, code) in row.iter_mut().zip(codes) {
-                    *value = (i32::from(*code) - BIAS) as f32 * strip.scale;
+                    *value = (i32::from(*code) - BIAS) as f32 * scale_group.scale;
                 }
             }
         }

@@ -2,12 +2,12 @@
 
 /// Calls `$f::<PLANES, VECTORS>` for run-time numbers of planes and the most vectors that fit.
 macro_rules! dispatch {
-    ($planes:expr, $vectors:expr, $f:ident $args:tt, $choices:tt) => {
-        $crate::cpu::kernels::unroll::dispatch!($planes, $vectors, $f $args, $choices, 1 2 3 4 5 6 7 8)
+    ($planes:expr, $batch:expr, $f:ident $args:tt, $choices:tt) => {
+        $crate::cpu::kernels::unroll::dispatch!($planes, $batch, $f $args, $choices, 1 2 3 4 5 6 7 8)
     };
-    ($planes:expr, $vectors:expr, $f:ident $args:tt, $choices:tt, $($p:literal)*) => {
+    ($planes:expr, $batch:expr, $f:ident $args:tt, $choices:tt, $($p:literal)*) => {
         match $planes {
-            $($p => $crate::cpu::kernels::unroll::dispatch_vectors!($p, $vectors, $f $args, $choices),)*
+            $($p => $crate::cpu::kernels::unroll::dispatch_vectors!($p, $batch, $f $args, $choices),)*
             other => unreachable!("{other} planes"),
         }
     };
@@ -16,10 +16,10 @@ pub(super) use dispatch;
 
 /// The second half of [`dispatch`].
 macro_rules! dispatch_vectors {
-    ($p:literal, $vectors:expr, $f:ident $args:tt, [$($v:literal),*]) => {
-        match $vectors {
+    ($p:literal, $batch:expr, $f:ident $args:tt, [$($v:literal),*]) => {
+        match $batch {
             $(n if n >= $v => $f::<$p, $v> $args,)*
-            _ => unreachable!("no vectors"),
+            _ => unreachable!("no batch"),
         }
     };
 }

@@ -15,7 +15,7 @@
 
 use crate::codec::term::basis::{Basis, FUNCTIONS, coordinate};
 use crate::codec::{Block, Cut, Layout};
-use crate::cpu::gemm::{View, Write, multiply};
+use crate::cpu::gemm::{Strided, Write, multiply};
 use crate::cpu::pool::{Pool, Shared};
 use std::f32::consts::PI;
 
@@ -90,8 +90,8 @@ impl<'a> BasisProduct<'a> {
                 }
                 let width = SCALARS + out_len;
                 let mut block = vec![0.0; tokens * width];
-                let input = View::new(&input[range.start..], tokens, len, in_cut.elements());
-                multiply(&mut block, width, input, View::new(&known.1, len, width, width), Write::Over);
+                let input = Strided::new(&input[range.start..], tokens, len, in_cut.elements());
+                multiply(&mut block, width, input, Strided::new(&known.1, len, width, width), Write::Over);
                 moments.push(block);
             }
         }
@@ -174,8 +174,8 @@ pub(in crate::cpu) fn gradient(
             let functions = scalars(rows.len());
             let of_token = |token: usize| &v[token * layout.rows()..][rows.clone()];
             let mut outputs = vec![0.0; tokens * SCALARS];
-            let v = View::new(&v[rows.start..], tokens, rows.len(), layout.rows());
-            let functions = View::new(functions.as_flattened(), rows.len(), SCALARS, SCALARS);
+            let v = Strided::new(&v[rows.start..], tokens, rows.len(), layout.rows());
+            let functions = Strided::new(functions.as_flattened(), rows.len(), SCALARS, SCALARS);
             multiply(&mut outputs, SCALARS, v, functions, Write::Over);
             for j in 0..layout.block_cols() {
                 let mut sums = [0f64; FUNCTIONS];

@@ -26,9 +26,9 @@ pub(in crate::cpu) const TILE_ROWS: usize = 16;
 /// Columns of a tile: the bits that one byte of a one-bit part can hold, times four.
 pub(in crate::cpu) const TILE_COLS: usize = 32;
 /// Columns whose codes share a lane: what one dot-product instruction multiplies.
-pub(in crate::cpu) const GROUP: usize = 4;
+pub(in crate::cpu) const QUAD: usize = 4;
 /// Column groups of a tile.
-pub(in crate::cpu) const GROUPS: usize = TILE_COLS / GROUP;
+pub(in crate::cpu) const QUADS: usize = TILE_COLS / QUAD;
 
 /// 64 bytes at a 64-byte boundary: a cache line and the largest register.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,7 +42,7 @@ pub(in crate::cpu) const fn parts(planes: u8) -> [u8; 4] {
 
 /// The bit-planes of every block in tiles.
 #[derive(Clone, Debug)]
-pub(in crate::cpu) struct PlaneTiles {
+pub(in crate::cpu) struct PackedPlanes {
     layout: Layout,
     group: ScaleGroup,
     unit: f32,
@@ -68,7 +68,7 @@ pub(in crate::cpu) fn row_tiles(block: Block) -> usize {
     block.height.div_ceil(TILE_ROWS)
 }
 
-impl PlaneTiles {
+impl PackedPlanes {
     /// Lays out a term.
     pub(in crate::cpu) fn new(term: &Planes) -> Self {
         let layout = term.layout();
@@ -142,12 +142,12 @@ impl PlaneTiles {
 
     fn push_tile(&mut self, block: Block, codes: &[u8], row_tile: usize, col_tile: usize) {
         let (first_row, first_col) = (row_tile * TILE_ROWS, col_tile * TILE_COLS);
-        let mut tile = [[0; 64]; GROUPS];
+        let mut tile = [[0; 64]; QUADS];
         let rows = codes[first_row * block.width..].chunks_exact(block.width).take(TILE_ROWS);
         for (lane, row) in rows.enumerate() {
             let row = &row[first_col..];
-            for (line, codes) in tile.iter_mut().zip(row.chunks(GROUP)) {
-                line[lane * GROUP..][..codes.len()].copy_from_slice(codes);
+            for (line, codes) in tile.iter_mut().zip(row.chunks(QUAD)) {
+                line[lane * QUAD..][..codes.len()].copy_from_slice(codes);
             }
         }
         pack(&tile, self.planes(block), &mut self.lines);
@@ -211,7 +211,7 @@ impl PlaneTiles {
             let unpacked = unpack(tile, planes);
             for lane in 0..TILE_ROWS.min(block.height - row_tile * TILE_ROWS) {
                 for col in 0..TILE_COLS.min(block.width - col_tile * TILE_COLS) {
-                    let code = unpacked[col / GROUP][lane * GROUP + col % GROUP];
+                    let code = unpacked[col / QUAD][lane * QUAD + col % QUAD];
                     f(row_tile * TILE_ROWS + lane, col_tile * TILE_COLS + col, code);
                 }
             }
@@ -243,7 +243,7 @@ impl PlaneTiles {
 }
 
 /// A tile of these codes: for each column group a line of bytes, lane by lane.
-fn pack(codes: &[[u8; 64]; GROUPS], planes: u8, lines: &mut Vec<Line>) {
+fn pack(codes: &[[u8; 64]; QUADS], planes: u8, lines: &mut Vec<Line>) {
     let mut below = planes;
     for bits in parts(planes).into_iter().filter(|bits| *bits > 0) {
         below -= bits;
@@ -262,9 +262,9 @@ fn pack(codes: &[[u8; 64]; GROUPS], planes: u8, lines: &mut Vec<Line>) {
 
 /// The codes of a tile, as [`pack`] takes them. The reference of every level's own.
 #[inline(always)]
-pub(in crate::cpu) fn unpack(tile: &[Line], planes: u8) -> [[u8; 64]; GROUPS] {
+pub(in crate::cpu) fn unpack(tile: &[Line], planes: u8) -> [[u8; 64]; QUADS] {
     debug_assert!(planes <= MAX_PLANES);
-    let mut codes = [[0; 64]; GROUPS];
+    let mut codes = [[0; 64]; QUADS];
     let mut lines = tile;
     for bits in parts(planes).into_iter().filter(|bits| *bits > 0) {
         let (part, rest) = lines.split_at(usize::from(bits));
@@ -307,7 +307,7 @@ mod tests {
                     })
                     .collect();
                 let term = Planes::pack(layout, group, 0.5, &blocks);
-                let tiles = PlaneTiles::new(&term);
+                let tiles = PackedPlanes::new(&term);
                 assert_eq!(tiles.to_term(), term, "{rows}x{cols} by {edge}");
                 for block in layout.iter() {
                     let (mut a, mut b) = (vec![0.0; block.len()], vec![0.0; block.len()]);
@@ -327,7 +327,7 @@ mod tests {
         for planes in 1..=8u8 {
             let block = QuantizedBlock { planes, scales: vec![f16::ONE], codes: vec![0; 256 * 256] };
             let term = Planes::pack(layout, ScaleGroup::Block, 1.0, &[block.clone(), block]);
-            let tiles = PlaneTiles::new(&term);
+            let tiles = PackedPlanes::new(&term);
             assert_eq!(size_of_val(&tiles.lines[..]), 256 * 512 * usize::from(planes) / 8);
         }
     }

@@ -1,11 +1,11 @@
 //! The sparse term laid out for products: sixteen rows in the lanes of a register.
 //!
-//! A block is cut into slices of sixteen rows, and a slice into slots: the first entry of each row that has one, then the
+//! A block is cut into chunks of sixteen rows, and a chunk into slots: the first entry of each row that has one, then the
 //! second, and so on (the sliced ELLPACK of Kreutzer et al., SELL-C, arXiv 1307.6209, with `C = 16`). Nothing is padded: a
 //! slot holds the columns and the fields of its entries alone, and a mask says which rows these belong to.
 //!
 //! ```text
-//!     rows of a slice          slot 0               slot 1            slot 2
+//!     rows of a chunk          slot 0               slot 1            slot 2
 //!     0   a . . b . c          mask  1101           mask  1001        mask  0001
 //!     1   . . . . . .          columns 0 2 1        columns 3 3       columns 5
 //!     2   . . d . . .          fields  a d e        fields  b f       fields  c
@@ -22,21 +22,21 @@ use crate::cpu::kernels::Place;
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
-/// Rows of a slice: the lanes of a 64-byte register.
-pub(in crate::cpu) const SLICE_ROWS: usize = 16;
+/// Rows of a chunk: the lanes of a 64-byte register.
+pub(in crate::cpu) const CHUNK_ROWS: usize = 16;
 /// Entries that may be read beyond the last.
-pub(in crate::cpu) const SLACK: usize = SLICE_ROWS;
+pub(in crate::cpu) const SLACK: usize = CHUNK_ROWS;
 
-/// How many slots and entries a slice has.
+/// How many slots and entries a chunk has.
 #[derive(Clone, Copy, Debug)]
 struct Extent {
     slots: u16,
     entries: u16,
 }
 
-/// The sparse entries of every block in slices.
+/// The sparse entries of every block in chunks.
 #[derive(Clone, Debug)]
-pub(in crate::cpu) struct SparseSlices {
+pub(in crate::cpu) struct PackedSparse {
     /// The term without its entries.
     head: Sparse,
     /// The first slot and the first entry of each block.
@@ -53,7 +53,7 @@ pub(in crate::cpu) struct SparseSlices {
 
 /// The entries of sixteen rows of a block.
 #[derive(Clone, Copy)]
-pub(in crate::cpu) struct Slice<'a> {
+pub(in crate::cpu) struct Chunk<'a> {
     /// The first of its rows, in the block.
     pub row: usize,
     /// Slot by slot, which rows have an entry.
@@ -64,12 +64,12 @@ pub(in crate::cpu) struct Slice<'a> {
     pub fields: &'a [u16],
 }
 
-/// Slices down a block.
-fn slices(block: Block) -> usize {
-    block.height.div_ceil(SLICE_ROWS)
+/// Chunks down a block.
+fn chunks(block: Block) -> usize {
+    block.height.div_ceil(CHUNK_ROWS)
 }
 
-impl SparseSlices {
+impl PackedSparse {
     /// Lays out a term.
     pub(in crate::cpu) fn new(term: &Sparse) -> Self {
         let entries = term.coefficients();
@@ -81,18 +81,18 @@ impl SparseSlices {
             cols: Vec::with_capacity(entries + SLACK),
             fields: Vec::with_capacity(entries + SLACK),
         };
-        let mut rows: [Vec<(u8, u16)>; SLICE_ROWS] = Default::default();
+        let mut rows: [Vec<(u8, u16)>; CHUNK_ROWS] = Default::default();
         for block in term.layout().iter() {
             laid_out.starts.push((laid_out.masks.len(), laid_out.cols.len()));
-            for first in (0..block.height).step_by(SLICE_ROWS) {
+            for first in (0..block.height).step_by(CHUNK_ROWS) {
                 rows.iter_mut().for_each(Vec::clear);
-                let end = (first + SLICE_ROWS).min(block.height);
+                let end = (first + CHUNK_ROWS).min(block.height);
                 term.for_each_field(block, first..end, |row, col, field| {
                     // No term has others; gathers do not look where a block ends.
                     assert!(col < block.width, "column {col} of a block {} wide", block.width);
                     rows[row - first].push((col as u8, field));
                 });
-                laid_out.push_slice(&rows);
+                laid_out.push_chunk(&rows);
             }
         }
         laid_out.cols.resize(entries + SLACK, 0);
@@ -100,7 +100,7 @@ impl SparseSlices {
         laid_out
     }
 
-    fn push_slice(&mut self, rows: &[Vec<(u8, u16)>; SLICE_ROWS]) {
+    fn push_chunk(&mut self, rows: &[Vec<(u8, u16)>; CHUNK_ROWS]) {
         let slots = rows.iter().map(Vec::len).max().unwrap_or(0);
         for slot in 0..slots {
             let mut mask = 0;
@@ -148,34 +148,34 @@ impl SparseSlices {
         self.cols.len() - SLACK
     }
 
-    /// A block's slices from the top.
+    /// A block's chunks from the top.
     #[inline(always)]
-    pub(in crate::cpu) fn slices(&self, block: Block) -> impl Iterator<Item = Slice<'_>> {
+    pub(in crate::cpu) fn chunks(&self, block: Block) -> impl Iterator<Item = Chunk<'_>> {
         let layout = self.layout();
-        // Every block begins at a multiple of a slice's rows: those above fill theirs.
-        let first = block.row / SLICE_ROWS * layout.block_cols() + layout.place(block).1 * slices(block);
+        // Every block begins at a multiple of a chunk's rows: those above fill theirs.
+        let first = block.row / CHUNK_ROWS * layout.block_cols() + layout.place(block).1 * chunks(block);
         let (mut slot, mut entry) = self.starts[block.index];
-        self.extents[first..first + slices(block)].iter().enumerate().map(move |(n, extent)| {
-            let slice = Slice {
-                row: n * SLICE_ROWS,
+        self.extents[first..first + chunks(block)].iter().enumerate().map(move |(n, extent)| {
+            let chunk = Chunk {
+                row: n * CHUNK_ROWS,
                 masks: &self.masks[slot..slot + usize::from(extent.slots)],
                 cols: &self.cols[entry..],
                 fields: &self.fields[entry..],
             };
             slot += usize::from(extent.slots);
             entry += usize::from(extent.entries);
-            slice
+            chunk
         })
     }
 
     /// Visits the entries of a block as `(row, column, field)` in row-major order.
     pub(in crate::cpu) fn for_each_field(&self, block: Block, mut f: impl FnMut(usize, usize, u16)) {
-        for slice in self.slices(block) {
-            for lane in 0..SLICE_ROWS {
+        for chunk in self.chunks(block) {
+            for lane in 0..CHUNK_ROWS {
                 let mut first = 0;
-                for mask in slice.masks.iter().take_while(|mask| **mask >> lane & 1 == 1) {
+                for mask in chunk.masks.iter().take_while(|mask| **mask >> lane & 1 == 1) {
                     let at = first + (mask & ((1 << lane) - 1)).count_ones() as usize;
-                    f(slice.row + lane, slice.cols[at].into(), slice.fields[at]);
+                    f(chunk.row + lane, chunk.cols[at].into(), chunk.fields[at]);
                     first += mask.count_ones() as usize;
                 }
             }
@@ -198,17 +198,17 @@ impl SparseSlices {
     ) {
         places.clear();
         values.clear();
-        for slice in self.slices(block) {
+        for chunk in self.chunks(block) {
             let first = places.len();
-            for mask in slice.masks {
+            for mask in chunk.masks {
                 let mut mask = *mask;
                 while mask != 0 {
-                    let row = slice.row as u8 + mask.trailing_zeros() as u8;
-                    places.push(Place::new(row, slice.cols[places.len() - first], transposed));
+                    let row = chunk.row as u8 + mask.trailing_zeros() as u8;
+                    places.push(Place::new(row, chunk.cols[places.len() - first], transposed));
                     mask &= mask - 1;
                 }
             }
-            let fields = &slice.fields[..places.len() - first];
+            let fields = &chunk.fields[..places.len() - first];
             match self.format() {
                 Format::Word32 | Format::RowMask => {
                     values.resize(places.len(), 0.0);
@@ -255,18 +255,18 @@ mod tests {
         let block: Vec<Entry> = [0, 16].iter().flat_map(|row| (0..6).map(move |n| entry(*row, n))).collect();
         for format in FORMATS {
             let term = Sparse::pack(layout, format, std::slice::from_ref(&block)).unwrap();
-            let slices = SparseSlices::new(&term);
+            let packed = PackedSparse::new(&term);
             let whole = layout.block_at(0, 0);
-            assert_eq!(slices.slices(whole).count(), 2);
-            for (n, slice) in slices.slices(whole).enumerate() {
-                assert_eq!(slice.row, n * SLICE_ROWS);
-                assert_eq!(slice.masks, [0b1101, 0b1001, 0b0001]);
-                assert_eq!(slice.cols[..6], [0, 2, 1, 3, 3, 5]);
+            assert_eq!(packed.chunks(whole).count(), 2);
+            for (n, chunk) in packed.chunks(whole).enumerate() {
+                assert_eq!(chunk.row, n * CHUNK_ROWS);
+                assert_eq!(chunk.masks, [0b1101, 0b1001, 0b0001]);
+                assert_eq!(chunk.cols[..6], [0, 2, 1, 3, 3, 5]);
             }
-            assert_eq!(slices.to_term(), term);
+            assert_eq!(packed.to_term(), term);
             let (mut by_slots, mut values, mut by_rows) = (Vec::new(), Vec::new(), Vec::new());
-            slices.unpack(whole, false, &mut by_slots, &mut values);
-            slices.push_places(whole, true, &mut by_rows);
+            packed.unpack(whole, false, &mut by_slots, &mut values);
+            packed.push_places(whole, true, &mut by_rows);
             assert_eq!(by_slots[..3], [(0, 0), (2, 2), (3, 1)].map(|(to, from)| Place { to, from }));
             assert_eq!(by_rows[..3], [(0, 0), (3, 0), (5, 0)].map(|(to, from)| Place { to, from }));
             let values: Vec<f32> = values[..6].iter().map(|value| value.round()).collect();

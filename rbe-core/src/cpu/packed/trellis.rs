@@ -15,9 +15,9 @@
 //! fill its lanes, the bytes that follow each period are stored as [two more lines](FOLLOWING), for the cycle begins again
 //! inside a period. At 256 rows nothing but the cycles themselves is stored.
 
-use super::planes::{GROUP, GROUPS, Line, TILE_ROWS};
+use super::planes::{Line, QUAD, QUADS, TILE_ROWS};
 use crate::codec::term::Trellis;
-use crate::codec::term::trellis::{Code, QuantizedStrip, STRIP, strips};
+use crate::codec::term::trellis::{Code, GROUP_COLS, QuantizedGroup, scale_groups};
 use crate::codec::{Block, Layout};
 use half::f16;
 
@@ -25,11 +25,11 @@ use half::f16;
 pub(in crate::cpu) const PERIOD: usize = 16;
 /// Bytes after a period's own that states of its rows lie in.
 pub(in crate::cpu) const FOLLOWING: usize = 2;
-/// Codes of the largest strip: sixteen tiles of eight groups.
-pub(in crate::cpu) const STRIP_LINES: usize = PERIOD * GROUPS;
+/// Codes of the largest scale_group: sixteen tiles of eight groups.
+pub(in crate::cpu) const GROUP_LINES: usize = PERIOD * QUADS;
 
-/// A strip's columns as 8-bit codes, [`BIAS`] added: for each tile of sixteen rows the lines of its eight groups.
-pub(in crate::cpu) type StripCodes = [Line; STRIP_LINES];
+/// A scale group's columns as 8-bit codes, [`BIAS`] added: for each tile of sixteen rows the lines of its eight groups.
+pub(in crate::cpu) type GroupCodes = [Line; GROUP_LINES];
 
 /// What is added to values to make unsigned codes of them.
 pub(in crate::cpu) const BIAS: i32 = 128;
@@ -45,8 +45,8 @@ pub(in crate::cpu) struct Packing {
 impl Packing {
     pub(in crate::cpu) fn new(height: usize) -> Self {
         let lanes = height.div_ceil(PERIOD).next_power_of_two();
-        // A strip has no more groups than eight.
-        Self { height, lanes: lanes.max(TILE_ROWS / GROUPS) }
+        // A scale group has no more groups than eight.
+        Self { height, lanes: lanes.max(TILE_ROWS / QUADS) }
     }
 
     /// The lane of the period after a lane's; after a column's last comes its first.
@@ -74,9 +74,9 @@ impl Packing {
         2 * usize::from(bits) + if self.is_full() { 0 } else { FOLLOWING }
     }
 
-    /// Registers of a strip.
+    /// Registers of a scale group.
     fn bundles(self, width: usize) -> usize {
-        width.div_ceil(GROUP * self.groups())
+        width.div_ceil(QUAD * self.groups())
     }
 
     /// The row in a lane of a tile; beyond the height there is none.
@@ -85,22 +85,22 @@ impl Packing {
     }
 }
 
-/// The columns of every strip, laid out.
+/// The columns of every scale group, laid out.
 #[derive(Clone, Debug)]
-pub(in crate::cpu) struct TrellisStrips {
+pub(in crate::cpu) struct PackedTrellis {
     layout: Layout,
     state_bits: u8,
     unit: f32,
     bits: Vec<u8>,
     scales: Vec<f16>,
-    /// The first line of each strip; one more than there are strips.
+    /// The first line of each scale group; one more than there are scale groups.
     starts: Vec<usize>,
     lines: Vec<Line>,
 }
 
-/// One strip, ready to decode. There is none where all coefficients are zero.
+/// One scale group, ready to decode. There is none where all coefficients are zero.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::cpu) struct Strip<'a> {
+pub(in crate::cpu) struct PackedGroup<'a> {
     pub packing: Packing,
     pub code: Code,
     /// What multiplies the values.
@@ -109,7 +109,7 @@ pub(in crate::cpu) struct Strip<'a> {
     lines: &'a [Line],
 }
 
-/// The groups of a strip that lie side by side in a register.
+/// The groups of a scale group that lie side by side in a register.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::cpu) struct Bundle<'a> {
     pub lines: &'a [Line],
@@ -117,7 +117,7 @@ pub(in crate::cpu) struct Bundle<'a> {
     pub packing: Packing,
 }
 
-impl<'a> Strip<'a> {
+impl<'a> PackedGroup<'a> {
     pub(in crate::cpu) fn bundles(self) -> impl ExactSizeIterator<Item = Bundle<'a>> {
         let lines = self.lines.chunks_exact(self.packing.bundle_lines(self.code.bits()));
         lines.map(move |lines| Bundle { lines, code: self.code, packing: self.packing })
@@ -126,14 +126,14 @@ impl<'a> Strip<'a> {
     /// Byte `byte` of a period of a column; those after a period's last are the first of the next.
     fn byte(&self, col: usize, period: usize, byte: usize) -> u8 {
         let (packing, own) = (self.packing, 2 * usize::from(self.code.bits()));
-        let (group, member) = (col / GROUP, col % GROUP);
+        let (group, member) = (col / QUAD, col % QUAD);
         let (line, period) = if byte >= own && packing.is_full() {
             (byte - own, packing.next_lane(period))
         } else {
             (byte, period)
         };
         let bundle = group / packing.groups() * packing.bundle_lines(self.code.bits());
-        self.lines[bundle + line].0[GROUP * (group % packing.groups() * packing.lanes + period) + member]
+        self.lines[bundle + line].0[QUAD * (group % packing.groups() * packing.lanes + period) + member]
     }
 
     /// Sixteen bits from a row's own on; the state is the first of them.
@@ -144,38 +144,40 @@ impl<'a> Strip<'a> {
     }
 }
 
-impl TrellisStrips {
+impl PackedTrellis {
     /// Lays out a term.
     pub(in crate::cpu) fn new(term: &Trellis) -> Self {
         let layout = term.layout();
-        let count = layout.block_rows() * layout.cols().div_ceil(STRIP);
+        let count = layout.block_rows() * layout.cols().div_ceil(GROUP_COLS);
         let (mut bits, mut scales) = (Vec::with_capacity(count), Vec::with_capacity(count));
         let mut starts = Vec::with_capacity(count + 1);
         let mut end = 0;
-        for (strip, (k, scale)) in strips(layout).zip(term.strip_scales()) {
+        for (scale_group, (k, scale)) in scale_groups(layout).zip(term.group_scales()) {
             bits.push(k);
             scales.push(scale);
             starts.push(end);
-            let packing = Packing::new(strip.height);
-            end += if k == 0 { 0 } else { packing.bundle_lines(k) * packing.bundles(strip.width) };
+            let packing = Packing::new(scale_group.height);
+            end += if k == 0 { 0 } else { packing.bundle_lines(k) * packing.bundles(scale_group.width) };
         }
         starts.push(end);
         let mut lines = vec![Line([0; 64]); end];
-        for strip in strips(layout) {
-            let block = layout.block_with(strip.row, strip.col);
-            let packing = Packing::new(strip.height);
-            let lines = &mut lines[starts[strip.index]..starts[strip.index + 1]];
-            for col in 0..strip.width {
-                let Some((column, _)) = term.column(block, strip.col - block.col + col) else { continue };
+        for scale_group in scale_groups(layout) {
+            let block = layout.block_with(scale_group.row, scale_group.col);
+            let packing = Packing::new(scale_group.height);
+            let lines = &mut lines[starts[scale_group.index]..starts[scale_group.index + 1]];
+            for col in 0..scale_group.width {
+                let Some((column, _)) = term.column(block, scale_group.col - block.col + col) else {
+                    continue;
+                };
                 let k = column.code().bits();
-                let (group, member) = (col / GROUP, col % GROUP);
+                let (group, member) = (col / QUAD, col % QUAD);
                 let bundle = packing.bundle_lines(k);
                 let lines = &mut lines[group / packing.groups() * bundle..][..bundle];
-                for period in 0..strip.height.div_ceil(PERIOD) {
+                for period in 0..scale_group.height.div_ceil(PERIOD) {
                     let lane = group % packing.groups() * packing.lanes + period;
                     for (byte, line) in lines.iter_mut().enumerate() {
                         let bits = column.bits_from(PERIOD * usize::from(k) * period + 8 * byte);
-                        line.0[GROUP * lane + member] = bits as u8;
+                        line.0[QUAD * lane + member] = bits as u8;
                     }
                 }
             }
@@ -185,19 +187,22 @@ impl TrellisStrips {
 
     /// The term that was laid out, bit for bit.
     pub(in crate::cpu) fn to_term(&self) -> Trellis {
-        let strips: Vec<_> = strips(self.layout)
+        let scale_groups: Vec<_> = scale_groups(self.layout)
             .map(|place| {
                 let bits = self.bits[place.index];
-                let codes =
-                    self.strip(place.index, place.height, place.width).map_or_else(Vec::new, |strip| {
-                        let own =
-                            |n| strip.state(n % place.height, n / place.height) as u8 & ((1 << bits) - 1);
+                let codes = self.scale_group(place.index, place.height, place.width).map_or_else(
+                    Vec::new,
+                    |scale_group| {
+                        let own = |n| {
+                            scale_group.state(n % place.height, n / place.height) as u8 & ((1 << bits) - 1)
+                        };
                         (0..place.len()).map(own).collect()
-                    });
-                QuantizedStrip { bits, scale: self.scales[place.index], codes }
+                    },
+                );
+                QuantizedGroup { bits, scale: self.scales[place.index], codes }
             })
             .collect();
-        Trellis::pack(self.layout, self.state_bits, self.unit, &strips)
+        Trellis::pack(self.layout, self.state_bits, self.unit, &scale_groups)
     }
 
     /// The layout of the matrix.
@@ -205,14 +210,14 @@ impl TrellisStrips {
         self.layout
     }
 
-    /// What multiplies the values of each strip.
+    /// What multiplies the values of each scale group.
     pub(in crate::cpu) fn scales(&self) -> Vec<f32> {
         self.scales.iter().map(|scale| scale.to_f32() * self.unit).collect()
     }
 
-    fn strip(&self, index: usize, height: usize, width: usize) -> Option<Strip<'_>> {
+    fn scale_group(&self, index: usize, height: usize, width: usize) -> Option<PackedGroup<'_>> {
         let bits = self.bits[index];
-        (bits > 0).then(|| Strip {
+        (bits > 0).then(|| PackedGroup {
             packing: Packing::new(height),
             code: Code::new(bits, self.state_bits),
             scale: self.scales[index].to_f32() * self.unit,
@@ -221,12 +226,16 @@ impl TrellisStrips {
         })
     }
 
-    /// The strips of a block from left to right, each with its first column in the block.
-    pub(in crate::cpu) fn block_strips(&self, block: Block) -> impl Iterator<Item = (usize, Strip<'_>)> {
-        let first = self.layout.place(block).0 * self.layout.cols().div_ceil(STRIP) + block.col / STRIP;
-        (0..block.width.div_ceil(STRIP)).filter_map(move |n| {
-            let width = STRIP.min(block.width - n * STRIP);
-            Some((n * STRIP, self.strip(first + n, block.height, width)?))
+    /// The scale groups of a block from left to right, each with its first column in the block.
+    pub(in crate::cpu) fn block_groups(
+        &self,
+        block: Block,
+    ) -> impl Iterator<Item = (usize, PackedGroup<'_>)> {
+        let first =
+            self.layout.place(block).0 * self.layout.cols().div_ceil(GROUP_COLS) + block.col / GROUP_COLS;
+        (0..block.width.div_ceil(GROUP_COLS)).filter_map(move |n| {
+            let width = GROUP_COLS.min(block.width - n * GROUP_COLS);
+            Some((n * GROUP_COLS, self.scale_group(first + n, block.height, width)?))
         })
     }
 
@@ -243,20 +252,20 @@ impl TrellisStrips {
 mod tests {
     use super::*;
 
-    /// Strips with 1 to 4 bits and none in turn.
+    /// Scale groups with 1 to 4 bits and none in turn.
     pub(in crate::cpu) fn term(layout: Layout) -> Trellis {
-        let strips: Vec<_> = strips(layout)
-            .map(|strip| {
-                let bits = ((strip.index + 1) % 5) as u8;
-                let codes = if bits == 0 { 0 } else { strip.len() };
-                QuantizedStrip {
+        let scale_groups: Vec<_> = scale_groups(layout)
+            .map(|scale_group| {
+                let bits = ((scale_group.index + 1) % 5) as u8;
+                let codes = if bits == 0 { 0 } else { scale_group.len() };
+                QuantizedGroup {
                     bits,
-                    scale: f16::from_f32(0.1 + (strip.index % 7) as f32 / 9.0),
+                    scale: f16::from_f32(0.1 + (scale_group.index % 7) as f32 / 9.0),
                     codes: (0..codes).map(|n| (n * 89 + n / 3) as u8 & ((1 << bits) - 1)).collect(),
                 }
             })
             .collect();
-        Trellis::pack(layout, 12 + (layout.rows() % 5) as u8, 0.03125, &strips)
+        Trellis::pack(layout, 12 + (layout.rows() % 5) as u8, 0.03125, &scale_groups)
     }
 
     #[test]
@@ -267,16 +276,16 @@ mod tests {
             {
                 let layout = Layout::new(rows, cols, edge).unwrap();
                 let term = term(layout);
-                let laid_out = TrellisStrips::new(&term);
+                let laid_out = PackedTrellis::new(&term);
                 assert_eq!(laid_out.to_term(), term, "{rows}x{cols} by {edge}");
                 for block in layout.iter() {
-                    for (first, strip) in laid_out.block_strips(block) {
-                        for col in 0..strip.width {
+                    for (first, scale_group) in laid_out.block_groups(block) {
+                        for col in 0..scale_group.width {
                             let (column, scale) = term.column(block, first + col).unwrap();
-                            assert_eq!(scale, strip.scale);
+                            assert_eq!(scale, scale_group.scale);
                             for row in 0..block.height {
                                 assert_eq!(
-                                    strip.state(row, col),
+                                    scale_group.state(row, col),
                                     column.state(row),
                                     "row {row} of {block:?}"
                                 );
@@ -303,10 +312,10 @@ mod tests {
     fn no_more_bytes_than_the_cycles_have() {
         let layout = Layout::new(256, 512, 256).unwrap();
         for bits in 1..=4u8 {
-            let codes = vec![0; 256 * STRIP];
-            let strip = QuantizedStrip { bits, scale: f16::ONE, codes };
-            let term = Trellis::pack(layout, 12, 1.0, &vec![strip; 512 / STRIP]);
-            let laid_out = TrellisStrips::new(&term);
+            let codes = vec![0; 256 * GROUP_COLS];
+            let scale_group = QuantizedGroup { bits, scale: f16::ONE, codes };
+            let term = Trellis::pack(layout, 12, 1.0, &vec![scale_group; 512 / GROUP_COLS]);
+            let laid_out = PackedTrellis::new(&term);
             assert_eq!(size_of_val(&laid_out.lines[..]), 256 * 512 * usize::from(bits) / 8);
         }
     }

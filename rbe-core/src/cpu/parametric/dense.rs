@@ -7,17 +7,17 @@
 //!     P = v U  (vectors x width)    or    P = u U'  (vectors x height)
 //! ```
 //!
-//! Where the scales divide the side that `P` lies on (strips the columns, row scales the rows; a block's one scale
+//! Where the scales divide the side that `P` lies on (scale groups the columns, row scales the rows; a block's one scale
 //! either), `P` holds both what a scale's gradient is made of and, times the scale, the product itself.
 
-use super::super::gemm::{View, Write, multiply};
+use super::super::gemm::{Strided, Write, multiply};
 use super::super::kernels::{EDGE, Kernels};
 use super::super::loaded::Loaded;
 use super::super::packed::planes::row_tiles;
 use super::super::pool::{Pool, Shared};
-use super::{Part, VECTORS_AT_ONCE};
+use super::{BATCH_TILE, Part};
 use crate::codec::term::planes::ScaleGroup;
-use crate::codec::term::trellis::STRIP;
+use crate::codec::term::trellis::GROUP_COLS;
 use crate::codec::{Block, Layout};
 use std::ops::Range;
 
@@ -34,7 +34,7 @@ fn groups(term: &Loaded, block: Block, prefer: Side) -> (Side, usize) {
         Loaded::Planes(tiles) if tiles.group() == ScaleGroup::Row => (Side::Rows, 1),
         Loaded::Planes(_) if prefer == Side::Rows => (Side::Rows, block.height),
         Loaded::Planes(_) => (Side::Cols, block.width),
-        _ => (Side::Cols, STRIP),
+        _ => (Side::Cols, GROUP_COLS),
     }
 }
 
@@ -51,13 +51,13 @@ fn unscaled(kernels: &Kernels, term: &Loaded, block: Block, tile: &mut [f32]) {
                 });
             }
         }
-        Loaded::Trellis(strips) => {
-            let mut rows = [[0.0; STRIP]; EDGE];
-            for (first, mut strip) in strips.block_strips(block) {
-                strip.scale = 1.0;
-                kernels.trellis_rows(&strip, &mut rows);
+        Loaded::Trellis(scale_groups) => {
+            let mut rows = [[0.0; GROUP_COLS]; EDGE];
+            for (first, mut scale_group) in scale_groups.block_groups(block) {
+                scale_group.scale = 1.0;
+                kernels.trellis_rows(&scale_group, &mut rows);
                 for (out, row) in tile.chunks_exact_mut(block.width).zip(&rows) {
-                    out[first..first + strip.width].copy_from_slice(&row[..strip.width]);
+                    out[first..first + scale_group.width].copy_from_slice(&row[..scale_group.width]);
                 }
             }
         }
@@ -113,13 +113,13 @@ fn fill(
 }
 
 /// Ranges of vectors, one an item.
-fn chunks(vectors: usize) -> impl Fn(usize) -> Range<usize> {
-    move |chunk| chunk * VECTORS_AT_ONCE..((chunk + 1) * VECTORS_AT_ONCE).min(vectors)
+fn chunks(batch: usize) -> impl Fn(usize) -> Range<usize> {
+    move |chunk| chunk * BATCH_TILE..((chunk + 1) * BATCH_TILE).min(batch)
 }
 
 /// A tile as the factor from the other side to `side`.
-fn factor(tile: &[f32], block: Block, side: Side) -> View<'_> {
-    let rows = View::new(tile, block.height, block.width, block.width);
+fn factor(tile: &[f32], block: Block, side: Side) -> Strided<'_> {
+    let rows = Strided::new(tile, block.height, block.width, block.width);
     if side == Side::Rows { rows.t() } else { rows }
 }
 
@@ -127,15 +127,15 @@ fn factor(tile: &[f32], block: Block, side: Side) -> View<'_> {
 fn segment<'a>(
     layout: Layout,
     values: &'a [f32],
-    vectors: &Range<usize>,
+    batch: &Range<usize>,
     block: Block,
     side: Side,
-) -> View<'a> {
+) -> Strided<'a> {
     let (len, start, count) = match side {
         Side::Rows => (layout.rows(), block.row, block.height),
         Side::Cols => (layout.cols(), block.col, block.width),
     };
-    View::new(&values[vectors.start * len + start..], vectors.len(), count, len)
+    Strided::new(&values[batch.start * len + start..], batch.len(), count, len)
 }
 
 fn other(side: Side) -> Side {
@@ -158,7 +158,7 @@ pub(super) fn product(
     layout: Layout,
     transposed: bool,
     x: &[f32],
-    vectors: usize,
+    batch: usize,
     out: &mut [f32],
     pool: &dyn Pool,
 ) {
@@ -172,8 +172,8 @@ pub(super) fn product(
             unscaled(kernels, part.term, block, tile);
             scale(tile, block, groups(part.term, block, side), part.of(block));
         });
-        let chunk = chunks(vectors);
-        pool.run(vectors.div_ceil(VECTORS_AT_ONCE), &|range| {
+        let chunk = chunks(batch);
+        pool.run(batch.div_ceil(BATCH_TILE), &|range| {
             for range in range.map(&chunk) {
                 // SAFETY: each range of vectors is one item.
                 let out = unsafe { out.part(range.start * out_len..range.end * out_len) };
@@ -198,7 +198,7 @@ pub(super) fn backward(
     transposed: bool,
     u: &[f32],
     v: &[f32],
-    vectors: usize,
+    batch: usize,
     dx: Option<&mut [f32]>,
     gradient: &mut [f32],
     pool: &dyn Pool,
@@ -226,10 +226,10 @@ pub(super) fn backward(
             .scan(0, |end, block| Some(std::mem::replace(end, *end + part.of(*block).len())))
             .collect();
         let count: usize = blocks.iter().map(|block| part.of(*block).len()).sum();
-        let chunk_count = vectors.div_ceil(VECTORS_AT_ONCE);
+        let chunk_count = batch.div_ceil(BATCH_TILE);
         let mut shares = vec![0.0; chunk_count * count];
         let shared_shares = Shared::new(&mut shares);
-        let chunk = chunks(vectors);
+        let chunk = chunks(batch);
         pool.run(chunk_count, &|items| {
             let mut product = Vec::new();
             for item in items {

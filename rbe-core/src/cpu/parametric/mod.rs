@@ -4,7 +4,7 @@
 //! For training there are many vectors, so every coefficient is unpacked once and multiplied with all of them:
 //!
 //! - planes and trellis ([`dense`]): tiles of coefficients, a dense product each. The gradient of a scale comes out of
-//!   the product that the input's gradient needs anyway: with `h_s = U_s' g^`, the strip `s` without its scale, the
+//!   the product that the input's gradient needs anyway: with `h_s = U_s' g^`, the scale group `s` without its scale, the
 //!   input's share is `scale h_s` and the scale's gradient `<h_s, x^_s>`;
 //! - sparse: sixteen vectors in the lanes of a register, one multiply-add an entry;
 //! - basis: moments, as in the product.
@@ -17,7 +17,7 @@ mod sparse;
 mod tests;
 
 use super::kernels::Kernels;
-use super::loaded::{Loaded, LoadedMatrix};
+use super::loaded::{Loaded, PackedMatrix};
 use super::packed::basis::{self, BasisProduct};
 use super::pool::{Pool, Shared};
 use super::spmm::InLanes;
@@ -26,10 +26,10 @@ use crate::codec::Block;
 use crate::codec::axis::Axis;
 use crate::codec::sizes::expect_len;
 use crate::codec::term::basis::Basis;
-use crate::codec::term::trellis::STRIP;
+use crate::codec::term::trellis::GROUP_COLS;
 
 /// Vectors that one item of work takes.
-const VECTORS_AT_ONCE: usize = 64;
+const BATCH_TILE: usize = 64;
 
 /// A term and its parameters.
 struct Part<'a> {
@@ -41,7 +41,7 @@ struct Part<'a> {
 
 impl<'a> Part<'a> {
     /// The first of `parameters` are the term's.
-    fn new(matrix: &LoadedMatrix, term: &'a Loaded, parameters: &'a [f32]) -> Self {
+    fn new(matrix: &PackedMatrix, term: &'a Loaded, parameters: &'a [f32]) -> Self {
         let mut starts = vec![0];
         let mut end = 0;
         for block in matrix.layout().iter() {
@@ -56,7 +56,7 @@ impl<'a> Part<'a> {
     }
 }
 
-impl LoadedMatrix {
+impl PackedMatrix {
     /// How many of `codec`'s `Matrix::parameters` each term has, with its name: `residual_trellis` for a trellis that
     /// follows another.
     pub fn parameter_groups(&self) -> Vec<(&'static str, usize)> {
@@ -91,11 +91,11 @@ impl LoadedMatrix {
 #[allow(clippy::too_many_arguments)]
 pub(super) fn add_dense(
     kernels: &Kernels,
-    matrix: &LoadedMatrix,
+    matrix: &PackedMatrix,
     term: &Loaded,
     transposed: bool,
     x: &[f32],
-    vectors: usize,
+    batch: usize,
     out: &mut [f32],
     pool: &dyn Pool,
 ) {
@@ -105,7 +105,7 @@ pub(super) fn add_dense(
         Loaded::Basis(_) | Loaded::Sparse(_) => return,
     };
     let part = Part::new(matrix, term, &scales);
-    dense::product(kernels, &part, matrix.layout(), transposed, x, vectors, out, pool);
+    dense::product(kernels, &part, matrix.layout(), transposed, x, batch, out, pool);
 }
 
 fn name(term: &Loaded) -> &'static str {
@@ -123,7 +123,7 @@ fn parameters_in(term: &Loaded, block: Block) -> usize {
         Loaded::Basis(_) => crate::codec::term::basis::FUNCTIONS,
         Loaded::Sparse(sparse) => sparse.count(block),
         Loaded::Planes(tiles) => tiles.group().scales_in(block),
-        Loaded::Trellis(_) => block.width.div_ceil(STRIP),
+        Loaded::Trellis(_) => block.width.div_ceil(GROUP_COLS),
     }
 }
 
@@ -133,15 +133,15 @@ fn parameters_in(term: &Loaded, block: Block) -> usize {
 /// # Panics
 /// When a slice has another length.
 pub fn parametric_product(
-    matrix: &LoadedMatrix,
+    matrix: &PackedMatrix,
     parameters: &[f32],
     transposed: bool,
     x: &[f32],
-    vectors: usize,
+    batch: usize,
     y: &mut [f32],
     pool: &dyn Pool,
 ) {
-    product(Kernels::get(), matrix, parameters, transposed, x, vectors, y, pool);
+    product(Kernels::get(), matrix, parameters, transposed, x, batch, y, pool);
 }
 
 /// The gradients of `<g, y>` with `y` as [`parametric_product`] has it: that of `x` is written to `dx` where it is asked
@@ -151,21 +151,21 @@ pub fn parametric_product(
 /// When a slice has another length.
 #[allow(clippy::too_many_arguments)]
 pub fn parametric_gradients(
-    matrix: &LoadedMatrix,
+    matrix: &PackedMatrix,
     parameters: &[f32],
     transposed: bool,
     x: &[f32],
     g: &[f32],
-    vectors: usize,
+    batch: usize,
     dx: Option<&mut [f32]>,
     gradients: &mut [f32],
     pool: &dyn Pool,
 ) {
-    backward(Kernels::get(), matrix, parameters, transposed, x, g, vectors, dx, gradients, pool);
+    backward(Kernels::get(), matrix, parameters, transposed, x, g, batch, dx, gradients, pool);
 }
 
 /// The lengths of an input and an output.
-fn lengths(matrix: &LoadedMatrix, transposed: bool) -> (usize, usize) {
+fn lengths(matrix: &PackedMatrix, transposed: bool) -> (usize, usize) {
     let (rows, cols) = (matrix.layout().rows(), matrix.layout().cols());
     if transposed { (rows, cols) } else { (cols, rows) }
 }
@@ -173,32 +173,32 @@ fn lengths(matrix: &LoadedMatrix, transposed: bool) -> (usize, usize) {
 #[allow(clippy::too_many_arguments)]
 pub(super) fn product(
     kernels: &Kernels,
-    matrix: &LoadedMatrix,
+    matrix: &PackedMatrix,
     parameters: &[f32],
     transposed: bool,
     x: &[f32],
-    vectors: usize,
+    batch: usize,
     y: &mut [f32],
     pool: &dyn Pool,
 ) {
     let (in_len, out_len) = lengths(matrix, transposed);
-    expect_len("the input", x.len(), &[vectors, in_len]);
-    expect_len("the output", y.len(), &[vectors, out_len]);
+    expect_len("the input", x.len(), &[batch, in_len]);
+    expect_len("the output", y.len(), &[batch, out_len]);
     let parts = matrix.parts(parameters);
-    if vectors == 0 {
+    if batch == 0 {
         return;
     }
     if matrix.spectral().next().is_none() {
         y.fill(0.0);
     } else {
         let (in_axis, out_axis) = axes(matrix, transposed);
-        let spectrum = analyze(kernels, in_axis, x, pool);
+        let spectrum = forward(kernels, in_axis, x, pool);
         let mut out = vec![0.0; y.len()];
         for part in &parts {
             match part.term {
                 Loaded::Basis(_) => {}
                 Loaded::Sparse(term) => {
-                    let spectrum = InLanes::new(kernels, &spectrum, in_len, vectors, pool);
+                    let spectrum = InLanes::new(kernels, &spectrum, in_len, batch, pool);
                     sparse::product(kernels, term, part, transposed, &spectrum, &mut out, pool);
                 }
                 _ => dense::product(
@@ -207,18 +207,18 @@ pub(super) fn product(
                     matrix.layout(),
                     transposed,
                     &spectrum,
-                    vectors,
+                    batch,
                     &mut out,
                     pool,
                 ),
             }
         }
-        axis::synthesize(kernels, out_axis, &out, y, pool);
+        axis::inverse(kernels, out_axis, &out, y, pool);
     }
     for part in parts {
         if let Loaded::Basis(_) = part.term {
             let basis = Basis::new(matrix.layout(), part.parameters.as_chunks().0, false);
-            BasisProduct::new(&basis, matrix.layout(), transposed, x, vectors).add(y, pool);
+            BasisProduct::new(&basis, matrix.layout(), transposed, x, batch).add(y, pool);
         }
     }
 }
@@ -226,24 +226,24 @@ pub(super) fn product(
 #[allow(clippy::too_many_arguments)]
 pub(super) fn backward(
     kernels: &Kernels,
-    matrix: &LoadedMatrix,
+    matrix: &PackedMatrix,
     parameters: &[f32],
     transposed: bool,
     x: &[f32],
     g: &[f32],
-    vectors: usize,
+    batch: usize,
     mut dx: Option<&mut [f32]>,
     gradients: &mut [f32],
     pool: &dyn Pool,
 ) {
     let (in_len, out_len) = lengths(matrix, transposed);
-    expect_len("the input", x.len(), &[vectors, in_len]);
-    expect_len("the output's gradient", g.len(), &[vectors, out_len]);
+    expect_len("the input", x.len(), &[batch, in_len]);
+    expect_len("the output's gradient", g.len(), &[batch, out_len]);
     assert!(dx.as_ref().is_none_or(|dx| dx.len() == x.len()));
     assert_eq!(gradients.len(), parameters.len());
     gradients.fill(0.0);
     let parts = matrix.parts(parameters);
-    if vectors == 0 {
+    if batch == 0 {
         return;
     }
     let mut rest = gradients;
@@ -252,7 +252,7 @@ pub(super) fn backward(
     let spectral = matrix.spectral().next().is_some();
     let (in_axis, out_axis) = axes(matrix, transposed);
     let (x_spectrum, g_spectrum) = if spectral {
-        (analyze(kernels, in_axis, x, pool), analyze(kernels, out_axis, g, pool))
+        (forward(kernels, in_axis, x, pool), forward(kernels, out_axis, g, pool))
     } else {
         (Vec::new(), Vec::new())
     };
@@ -263,11 +263,11 @@ pub(super) fn backward(
         match part.term {
             Loaded::Basis(basis) => {
                 let (u, v) = sides(x, g);
-                basis::gradient(basis, matrix.layout(), u, v, vectors, gradient, pool);
+                basis::gradient(basis, matrix.layout(), u, v, batch, gradient, pool);
             }
             Loaded::Sparse(term) => {
-                let x = InLanes::new(kernels, &x_spectrum, in_len, vectors, pool);
-                let g = InLanes::new(kernels, &g_spectrum, out_len, vectors, pool);
+                let x = InLanes::new(kernels, &x_spectrum, in_len, batch, pool);
+                let g = InLanes::new(kernels, &g_spectrum, out_len, batch, pool);
                 let (u, v) = if transposed { (&g, &x) } else { (&x, &g) };
                 sparse::gradient(kernels, term, part, u, v, gradient, pool);
                 if let Some(dx) = &mut dx_spectrum {
@@ -277,45 +277,34 @@ pub(super) fn backward(
             _ => {
                 let (u, v) = sides(&x_spectrum[..], &g_spectrum[..]);
                 let dx = dx_spectrum.as_deref_mut();
-                dense::backward(
-                    kernels,
-                    part,
-                    matrix.layout(),
-                    transposed,
-                    u,
-                    v,
-                    vectors,
-                    dx,
-                    gradient,
-                    pool,
-                );
+                dense::backward(kernels, part, matrix.layout(), transposed, u, v, batch, dx, gradient, pool);
             }
         }
     }
     let Some(dx) = dx.as_mut() else { return };
     match dx_spectrum {
-        Some(spectrum) => axis::synthesize(kernels, in_axis, &spectrum, dx, pool),
+        Some(spectrum) => axis::inverse(kernels, in_axis, &spectrum, dx, pool),
         None => dx.fill(0.0),
     }
     for part in &parts {
         if let Loaded::Basis(_) = part.term {
             let basis = Basis::new(matrix.layout(), part.parameters.as_chunks().0, false);
-            BasisProduct::new(&basis, matrix.layout(), !transposed, g, vectors).add(dx, pool);
+            BasisProduct::new(&basis, matrix.layout(), !transposed, g, batch).add(dx, pool);
         }
     }
 }
 
 /// The operators of an input and an output.
-fn axes(matrix: &LoadedMatrix, transposed: bool) -> (&Axis, &Axis) {
+fn axes(matrix: &PackedMatrix, transposed: bool) -> (&Axis, &Axis) {
     let axes = matrix.axes();
     if transposed { (&axes.rows, &axes.cols) } else { (&axes.cols, &axes.rows) }
 }
 
 /// Every vector into the coefficient domain.
-fn analyze(kernels: &kernels::Kernels, axis: &Axis, x: &[f32], pool: &dyn Pool) -> Vec<f32> {
+fn forward(kernels: &kernels::Kernels, axis: &Axis, x: &[f32], pool: &dyn Pool) -> Vec<f32> {
     let mut spectrum = vec![0.0; x.len()];
     let shared = Shared::new(&mut spectrum);
-    axis::analyze(kernels, axis, x, pool, &|vector, block, segment| {
+    axis::forward(kernels, axis, x, pool, &|vector, block, segment| {
         let start = vector * axis.len() + axis.cut().range(block).start;
         // SAFETY: each vector's blocks are its own, and each is taken once.
         unsafe { shared.part(start..start + segment.len()) }.copy_from_slice(segment);

@@ -1,7 +1,7 @@
 //! The sparse term with values of its own.
 
 use super::super::kernels::{Kernels, Place};
-use super::super::packed::sparse::SparseSlices;
+use super::super::packed::sparse::PackedSparse;
 use super::super::pool::{Pool, Shared};
 use super::super::spmm::{self, GROUPS_AT_ONCE, InLanes};
 use super::Part;
@@ -12,16 +12,16 @@ use std::ops::Range;
 const ENTRIES_AT_ONCE: usize = 1024;
 
 /// The positions of every block's entries, in the order of the parameters.
-fn places(term: &SparseSlices, transposed: bool) -> Vec<Place> {
+fn places(term: &PackedSparse, transposed: bool) -> Vec<Place> {
     let mut places = Vec::with_capacity(term.coefficients());
     term.layout().iter().for_each(|block| term.push_places(block, transposed, &mut places));
     places
 }
 
-/// Adds the term's share to `out` (`vectors x length`), all in the coefficient domain.
+/// Adds the term's share to `out` (`batch x length`), all in the coefficient domain.
 pub(super) fn product(
     kernels: &Kernels,
-    term: &SparseSlices,
+    term: &PackedSparse,
     part: &Part,
     transposed: bool,
     x: &InLanes,
@@ -40,7 +40,7 @@ pub(super) fn product(
 /// Adds the gradient of every entry: `sum over vectors of v[row] u[col]`.
 pub(super) fn gradient(
     kernels: &Kernels,
-    term: &SparseSlices,
+    term: &PackedSparse,
     part: &Part,
     u: &InLanes,
     v: &InLanes,
@@ -63,7 +63,7 @@ pub(super) fn gradient(
             for first in (0..u.groups()).step_by(GROUPS_AT_ONCE) {
                 let groups = first..(first + GROUPS_AT_ONCE).min(u.groups());
                 let (v, u) = (v.part(&groups, block.row), u.part(&groups, block.col));
-                kernels.correlate(&places[entries.clone()], v, u, sums);
+                kernels.sddmm(&places[entries.clone()], v, u, sums);
             }
         }
     });

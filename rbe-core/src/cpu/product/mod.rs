@@ -2,9 +2,9 @@
 
 mod terms;
 
-use super::activations::{Activations, Digit, quantize};
+use super::activations::{Activations, Int8Slice, quantize};
 use super::kernels::{Kernels, RowSums};
-use super::loaded::{Loaded, LoadedMatrix};
+use super::loaded::{Loaded, PackedMatrix};
 use super::packed::planes::TILE_COLS;
 use super::parametric::add_dense;
 use super::pool::{Pool, Serial, Shared};
@@ -43,14 +43,14 @@ thread_local! {
 /// # Panics
 /// When a slice has another length.
 pub fn product(
-    matrix: &LoadedMatrix,
+    matrix: &PackedMatrix,
     x: &[f32],
-    vectors: usize,
+    batch: usize,
     y: &mut [f32],
     precision: Precision,
     pool: &dyn Pool,
 ) {
-    products(&[matrix], x, vectors, &mut [y], precision, pool);
+    products(&[matrix], x, batch, &mut [y], precision, pool);
 }
 
 /// `y = x W'` for several matrices: as [`product`] for each. Neighbours that see their input through one operator (as
@@ -59,29 +59,29 @@ pub fn product(
 /// # Panics
 /// When a slice has another length, or there are not as many outputs as matrices.
 pub fn products(
-    matrices: &[&LoadedMatrix],
+    matrices: &[&PackedMatrix],
     x: &[f32],
-    vectors: usize,
+    batch: usize,
     ys: &mut [&mut [f32]],
     precision: Precision,
     pool: &dyn Pool,
 ) {
-    forward(Kernels::get(), matrices, x, vectors, ys, precision, pool);
+    forward(Kernels::get(), matrices, x, batch, ys, precision, pool);
 }
 
 /// `x = g W`: `g` holds `vectors` rows of the matrix's `rows`, `x` as many of its `cols`.
 ///
 /// # Panics
 /// When a slice has another length.
-pub fn transposed_product(matrix: &LoadedMatrix, g: &[f32], vectors: usize, x: &mut [f32], pool: &dyn Pool) {
-    transposed(Kernels::get(), matrix, g, vectors, x, pool);
+pub fn matmul_t(matrix: &PackedMatrix, g: &[f32], batch: usize, x: &mut [f32], pool: &dyn Pool) {
+    transposed(Kernels::get(), matrix, g, batch, x, pool);
 }
 
 pub(super) fn forward(
     kernels: &Kernels,
-    matrices: &[&LoadedMatrix],
+    matrices: &[&PackedMatrix],
     x: &[f32],
-    vectors: usize,
+    batch: usize,
     ys: &mut [&mut [f32]],
     precision: Precision,
     pool: &dyn Pool,
@@ -89,21 +89,21 @@ pub(super) fn forward(
     assert_eq!(matrices.len(), ys.len());
     for (matrix, y) in matrices.iter().zip(&*ys) {
         let layout = matrix.layout();
-        expect_len("the input", x.len(), &[vectors, layout.cols()]);
-        expect_len("the output", y.len(), &[vectors, layout.rows()]);
+        expect_len("the input", x.len(), &[batch, layout.cols()]);
+        expect_len("the output", y.len(), &[batch, layout.rows()]);
     }
-    if vectors == 0 {
+    if batch == 0 {
         return;
     }
     WORKSPACE.with_borrow_mut(|workspace| {
         let mut ys = ys.iter_mut();
         for group in matrices.chunk_by(|a, b| a.shares_input(b)) {
             let in_pool = shared_if(pool, x.len(), TRANSFORM_WORTH_SHARING);
-            into_spectrum(kernels, group, x, vectors, precision, in_pool, workspace);
+            into_spectrum(kernels, group, x, batch, precision, in_pool, workspace);
             for (matrix, y) in group.iter().zip(&mut ys) {
-                one_forward(kernels, matrix, vectors, y, pool, workspace);
-                let pool = shared_if(pool, work(vectors, matrix.layout()), WORTH_SHARING);
-                for basis in matrix.bases(false, x, vectors) {
+                one_forward(kernels, matrix, batch, y, pool, workspace);
+                let pool = shared_if(pool, work(batch, matrix.layout()), WORTH_SHARING);
+                for basis in matrix.bases(false, x, batch) {
                     basis.add(y, pool);
                 }
             }
@@ -112,8 +112,8 @@ pub(super) fn forward(
 }
 
 /// Multiply-adds of so many vectors with a dense matrix.
-fn work(vectors: usize, layout: Layout) -> usize {
-    vectors.saturating_mul(layout.elements())
+fn work(batch: usize, layout: Layout) -> usize {
+    batch.saturating_mul(layout.elements())
 }
 
 /// A pool, or this thread alone where the work is too little.
@@ -124,8 +124,8 @@ fn shared_if(pool: &dyn Pool, work: usize, worth: usize) -> &dyn Pool {
 /// The terms in the coefficient domain of one matrix, on inputs that are there already.
 fn one_forward(
     kernels: &Kernels,
-    matrix: &LoadedMatrix,
-    vectors: usize,
+    matrix: &PackedMatrix,
+    batch: usize,
     y: &mut [f32],
     pool: &dyn Pool,
     workspace: &mut Workspace,
@@ -136,39 +136,41 @@ fn one_forward(
     }
     let Workspace { spectrum, in_lanes, activations, partial, out } = workspace;
     let out_pool = shared_if(pool, y.len(), TRANSFORM_WORTH_SHARING);
-    let pool = shared_if(pool, work(vectors, matrix.layout()), WORTH_SHARING);
+    let pool = shared_if(pool, work(batch, matrix.layout()), WORTH_SHARING);
     out.clear();
     out.resize(y.len(), 0.0);
     for term in matrix.spectral() {
         match term {
-            Loaded::Planes(tiles) => planes(kernels, tiles, activations, vectors, out, pool),
-            Loaded::Trellis(strips) => trellis(kernels, strips, activations, vectors, partial, out, pool),
-            Loaded::Sparse(slices) if vectors >= kernels.worth_lanes() => {
+            Loaded::Planes(tiles) => planes(kernels, tiles, activations, batch, out, pool),
+            Loaded::Trellis(scale_groups) => {
+                trellis(kernels, scale_groups, activations, batch, partial, out, pool)
+            }
+            Loaded::Sparse(slices) if batch >= kernels.spmm_min_batch() => {
                 let unpack =
                     |block, places: &mut _, values: &mut _| slices.unpack(block, false, places, values);
                 spmm::product(kernels, matrix.layout(), &unpack, false, in_lanes, out, pool);
             }
-            other => accumulate(kernels, matrix, other, false, spectrum, vectors, out, pool),
+            other => accumulate(kernels, matrix, other, false, spectrum, batch, out, pool),
         }
     }
-    axis::synthesize(kernels, &matrix.axes().rows, out, y, out_pool);
+    axis::inverse(kernels, &matrix.axes().rows, out, y, out_pool);
 }
 
 pub(super) fn transposed(
     kernels: &Kernels,
-    matrix: &LoadedMatrix,
+    matrix: &PackedMatrix,
     g: &[f32],
-    vectors: usize,
+    batch: usize,
     x: &mut [f32],
     pool: &dyn Pool,
 ) {
     let layout = matrix.layout();
-    expect_len("the input", g.len(), &[vectors, layout.rows()]);
-    expect_len("the output", x.len(), &[vectors, layout.cols()]);
-    if vectors == 0 {
+    expect_len("the input", g.len(), &[batch, layout.rows()]);
+    expect_len("the output", x.len(), &[batch, layout.cols()]);
+    if batch == 0 {
         return;
     }
-    let pool = shared_if(pool, work(vectors, layout), WORTH_SHARING);
+    let pool = shared_if(pool, work(batch, layout), WORTH_SHARING);
     if matrix.spectral().next().is_none() {
         x.fill(0.0);
     } else {
@@ -176,7 +178,7 @@ pub(super) fn transposed(
             spectrum.resize(g.len(), 0.0);
             let len = layout.rows();
             let shared = Shared::new(spectrum);
-            axis::analyze(kernels, &matrix.axes().rows, g, pool, &|vector, block, segment| {
+            axis::forward(kernels, &matrix.axes().rows, g, pool, &|vector, block, segment| {
                 let start = vector * len + layout.row_range(block).start;
                 // SAFETY: each vector's blocks are its own, and each is taken once.
                 unsafe { shared.part(start..start + segment.len()) }.copy_from_slice(segment);
@@ -185,23 +187,23 @@ pub(super) fn transposed(
             out.resize(x.len(), 0.0);
             for term in matrix.spectral() {
                 match term {
-                    Loaded::Planes(_) | Loaded::Trellis(_) if vectors >= WORTH_DENSE => {
-                        add_dense(kernels, matrix, term, true, spectrum, vectors, out, pool);
+                    Loaded::Planes(_) | Loaded::Trellis(_) if batch >= WORTH_DENSE => {
+                        add_dense(kernels, matrix, term, true, spectrum, batch, out, pool);
                     }
-                    Loaded::Sparse(slices) if vectors >= WORTH_LANES_TRANSPOSED => {
-                        in_lanes.fill(kernels, spectrum, layout.rows(), vectors, pool);
+                    Loaded::Sparse(slices) if batch >= WORTH_LANES_TRANSPOSED => {
+                        in_lanes.fill(kernels, spectrum, layout.rows(), batch, pool);
                         let unpack = |block, places: &mut _, values: &mut _| {
                             slices.unpack(block, true, places, values)
                         };
                         spmm::product(kernels, layout, &unpack, true, in_lanes, out, pool);
                     }
-                    _ => accumulate(kernels, matrix, term, true, spectrum, vectors, out, pool),
+                    _ => accumulate(kernels, matrix, term, true, spectrum, batch, out, pool),
                 }
             }
-            axis::synthesize(kernels, &matrix.axes().cols, out, x, pool);
+            axis::inverse(kernels, &matrix.axes().cols, out, x, pool);
         });
     }
-    for basis in matrix.bases(true, g, vectors) {
+    for basis in matrix.bases(true, g, batch) {
         basis.add(x, pool);
     }
 }
@@ -209,9 +211,9 @@ pub(super) fn transposed(
 /// Every vector into the coefficient domain of matrices that share it, in the forms that their terms need.
 fn into_spectrum(
     kernels: &Kernels,
-    matrices: &[&LoadedMatrix],
+    matrices: &[&PackedMatrix],
     x: &[f32],
-    vectors: usize,
+    batch: usize,
     precision: Precision,
     pool: &dyn Pool,
     workspace: &mut Workspace,
@@ -225,8 +227,8 @@ fn into_spectrum(
     let (layout, axis) = (matrices[0].layout(), &matrices[0].axes().cols);
     let Workspace { spectrum, in_lanes, activations, .. } = workspace;
     spectrum.resize(if as_floats { x.len() } else { 0 }, 0.0);
-    activations.prepare(layout, if as_digits { vectors } else { 0 }, precision);
-    let (digits, stride, blocks) = (activations.digits, activations.stride, layout.block_cols());
+    activations.prepare(layout, if as_digits { batch } else { 0 }, precision);
+    let (slices, stride, blocks) = (activations.slices, activations.stride, layout.block_cols());
     let tiles = activations.tiles();
     let starts = &activations.starts;
     let floats = Shared::new(spectrum);
@@ -234,7 +236,7 @@ fn into_spectrum(
     let scales = Shared::new(&mut activations.scales);
     let sums = Shared::new(&mut activations.sums);
     let tile_sums = Shared::new(&mut activations.tile_sums);
-    axis::analyze(kernels, axis, x, pool, &|vector, j, segment| {
+    axis::forward(kernels, axis, x, pool, &|vector, j, segment| {
         // SAFETY: here and below, each vector's block has a place of its own in every array and is taken once.
         let floats = |range| unsafe { floats.part(range) };
         if as_floats {
@@ -243,12 +245,12 @@ fn into_spectrum(
         }
         if as_digits {
             let end = starts.get(j + 1).copied().unwrap_or(stride);
-            let parts = (vector * digits..(vector + 1) * digits).map(|digit| {
-                let index = digit * blocks + j;
-                let (values_at, tiles_at) = (digit * stride, digit * tiles);
+            let parts = (vector * slices..(vector + 1) * slices).map(|slice| {
+                let index = slice * blocks + j;
+                let (values_at, tiles_at) = (slice * stride, slice * tiles);
                 // SAFETY: as above.
                 unsafe {
-                    Digit {
+                    Int8Slice {
                         values: values.part(values_at + starts[j]..values_at + end),
                         scale: &mut scales.part(index..index + 1)[0],
                         sum: &mut sums.part(index..index + 1)[0],
@@ -260,7 +262,7 @@ fn into_spectrum(
             quantize(kernels, segment, parts);
         }
     });
-    if as_floats && vectors >= kernels.worth_lanes() {
-        in_lanes.fill(kernels, spectrum, layout.cols(), vectors, pool);
+    if as_floats && batch >= kernels.spmm_min_batch() {
+        in_lanes.fill(kernels, spectrum, layout.cols(), batch, pool);
     }
 }

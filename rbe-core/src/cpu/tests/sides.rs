@@ -46,7 +46,7 @@ fn every_side_is_multiplied_as_its_decoded_matrix() {
     for side in (1..=300).filter(|side| side % one_in == 1 % one_in || (one_in > 1 && side % 32 == 0)) {
         for (rows, cols) in [(side, OTHER), (OTHER, side)] {
             let matrix = all_terms(rows, cols, side);
-            let loaded = LoadedMatrix::new(&matrix);
+            let loaded = PackedMatrix::new(&matrix);
             let weights = matrix.decode();
             let transpose: Vec<f32> = (0..rows * cols).map(|n| weights[n % rows * cols + n / rows]).collect();
             let (all_x, all_g) = (&all[..VECTORS[5] * cols], &all[..VECTORS[5] * rows]);
@@ -54,25 +54,25 @@ fn every_side_is_multiplied_as_its_decoded_matrix() {
             let parameters = matrix.parameters();
             for level in levels() {
                 let kernels = Kernels::new(level).unwrap();
-                for vectors in VECTORS {
-                    let (x, g) = (&all_x[..vectors * cols], &all_g[..vectors * rows]);
-                    let (y, dx) = (&all_y[..vectors * rows], &all_dx[..vectors * cols]);
+                for batch in VECTORS {
+                    let (x, g) = (&all_x[..batch * cols], &all_g[..batch * rows]);
+                    let (y, dx) = (&all_y[..batch * rows], &all_dx[..batch * cols]);
                     let check = |what: &str, out: &[f32], expected: &[f32], input: &[f32]| {
                         let error = relative(out, expected, &weights, input);
-                        assert!(error <= 1e-5, "{level:?} {rows}x{cols} {vectors} {what}: {error}");
+                        assert!(error <= 1e-5, "{level:?} {rows}x{cols} {batch} {what}: {error}");
                     };
                     let (mut out, mut back) = (vec![f32::NAN; y.len()], vec![f32::NAN; dx.len()]);
-                    forward(&kernels, &[&loaded], x, vectors, &mut [&mut out], Precision::Exact, &Serial);
+                    forward(&kernels, &[&loaded], x, batch, &mut [&mut out], Precision::Exact, &Serial);
                     check("forward", &out, y, x);
-                    transposed(&kernels, &loaded, g, vectors, &mut back, &Serial);
+                    transposed(&kernels, &loaded, g, batch, &mut back, &Serial);
                     check("transposed", &back, dx, g);
                     out.fill(f32::NAN);
-                    parametric(&kernels, &loaded, &parameters, false, x, vectors, &mut out, &Serial);
+                    parametric(&kernels, &loaded, &parameters, false, x, batch, &mut out, &Serial);
                     check("parametric", &out, y, x);
                     let mut of_parameters = vec![f32::NAN; parameters.len()];
                     back.fill(f32::NAN);
                     let (dx_place, dp) = (Some(&mut back[..]), &mut of_parameters);
-                    backward(&kernels, &loaded, &parameters, false, x, g, vectors, dx_place, dp, &Serial);
+                    backward(&kernels, &loaded, &parameters, false, x, g, batch, dx_place, dp, &Serial);
                     check("gradient", &back, dx, g);
                     // The product is linear in the parameters, so `<g, y> = <p, d<g, y>/dp>`.
                     let dot = |a: &[f32], b: &[f32]| {

@@ -12,7 +12,7 @@ super::super::table!(fma: true, "neon");
 use super::transpose::{lanes_to_rows, rows_to_lanes};
 
 /// Vectors from which on a sparse product is faster in lanes.
-const WORTH_LANES: usize = 8;
+const SPMM_MIN_BATCH: usize = 8;
 /// Digits multiplied with one unpacked tile.
 const MAX_VECTORS: usize = 4;
 /// Codes of eight bits are made signed.
@@ -26,11 +26,11 @@ use super::trellis::decode_bundle;
 
 /// From entry to entry: no instruction looks sixteen numbers up in as many registers as a block's inputs take.
 #[target_feature(enable = "neon")]
-fn sparse(term: &SparseSlices, block: Block, x: Input, acc: &mut [f32]) {
+fn sparse(term: &PackedSparse, block: Block, x: Input, acc: &mut [f32]) {
     generic::sparse::<true, false>(term, block, x, acc);
 }
 
-/// Integer dot products of a row tile with the next digits, and how many digits it took.
+/// Integer dot products of a row tile with the next slices, and how many slices it took.
 #[target_feature(enable = "neon")]
 fn dot_row_tile(
     lines: &[Line],
@@ -107,7 +107,7 @@ fn four_times<const FOUR: usize>(x: int8x16_t) -> int8x16_t {
     out
 }
 
-/// How many products of a code and a digit, of at most 127, 16 bits hold.
+/// How many products of a code and a slice, of at most 127, 16 bits hold.
 const fn groups_in_16_bits(planes: usize) -> usize {
     match planes {
         0..=5 => 8,

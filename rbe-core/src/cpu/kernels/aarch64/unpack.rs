@@ -1,14 +1,14 @@
 //! The codes of a tile in registers: four rows by four columns in each.
 
 use super::super::unroll::each;
-use crate::cpu::packed::planes::{GROUPS, Line};
+use crate::cpu::packed::planes::{Line, QUADS};
 use std::arch::aarch64::*;
 
 /// [`planes::unpack`](crate::cpu::packed::planes::unpack) of the four rows of a quarter of a line. Codes of eight planes are less
 /// 128, so that all are signed bytes.
 #[target_feature(enable = "neon")]
 #[inline]
-pub(super) fn unpack<const PLANES: usize>(tile: &[Line; PLANES], quarter: usize) -> [int8x16_t; GROUPS] {
+pub(super) fn unpack<const PLANES: usize>(tile: &[Line; PLANES], quarter: usize) -> [int8x16_t; QUADS] {
     if PLANES == 8 {
         return each!(GROUP_INDEX in [0 1 2 3 4 5 6 7] {
             let codes = load(&tile[GROUP_INDEX % PLANES], quarter);
@@ -28,7 +28,7 @@ pub(super) fn unpack<const PLANES: usize>(tile: &[Line; PLANES], quarter: usize)
     if PLANES & 1 != 0 {
         codes = Some(add_part::<1>(&tile[first..], quarter, codes));
     }
-    let codes = codes.unwrap_or([vdupq_n_u8(0); GROUPS]);
+    let codes = codes.unwrap_or([vdupq_n_u8(0); QUADS]);
     each!(GROUP_INDEX in [0 1 2 3 4 5 6 7] vreinterpretq_s8_u8(codes[GROUP_INDEX]))
 }
 
@@ -38,8 +38,8 @@ pub(super) fn unpack<const PLANES: usize>(tile: &[Line; PLANES], quarter: usize)
 fn add_part<const BITS: i32>(
     part: &[Line],
     quarter: usize,
-    above: Option<[uint8x16_t; GROUPS]>,
-) -> [uint8x16_t; GROUPS] {
+    above: Option<[uint8x16_t; QUADS]>,
+) -> [uint8x16_t; QUADS] {
     let bits = BITS as usize;
     each!(GROUP_INDEX in [0 1 2 3 4 5 6 7] {
         let field = shift_right(load(&part[GROUP_INDEX % bits], quarter), GROUP_INDEX / bits * bits);

@@ -10,7 +10,7 @@ super::super::table!(fma: true, "avx2,fma,f16c");
 use generic::{lanes_to_rows, rows_to_lanes};
 
 /// Vectors from which on a sparse product is faster in lanes.
-const WORTH_LANES: usize = 8;
+const SPMM_MIN_BATCH: usize = 8;
 /// Digits multiplied with one unpacked tile.
 const MAX_VECTORS: usize = 4;
 /// Codes are multiplied as they are.
@@ -23,7 +23,7 @@ super::super::walk::multiplies_decoded!("avx2,fma,f16c");
 use super::sparse_avx2::sparse;
 use super::trellis_avx2::decode_bundle;
 
-/// Integer dot products of a row tile with the next digits, and how many digits it took.
+/// Integer dot products of a row tile with the next slices, and how many slices it took.
 #[target_feature(enable = "avx2")]
 fn dot_row_tile(
     lines: &[Line],
@@ -52,7 +52,7 @@ fn dot<const PLANES: usize, const VECTORS: usize>(
             let codes = unpack(tile, half);
             each!(GROUP_INDEX in [0 1 2 3 4 5 6 7] {
                 for (vector, sum) in sums.iter_mut().enumerate() {
-                    let at = vector * stride + t * TILE_COLS + GROUP_INDEX * GROUP;
+                    let at = vector * stride + t * TILE_COLS + GROUP_INDEX * QUAD;
                     // SAFETY: four bytes inside `values`, by the assertion above.
                     let x = unsafe { values.as_ptr().add(at).cast::<i32>().read_unaligned() };
                     let products = products::<PLANES>(codes[GROUP_INDEX], _mm256_set1_epi32(x));
@@ -86,8 +86,8 @@ fn products<const PLANES: usize>(codes: __m256i, x: __m256i) -> __m256i {
 /// [`planes::unpack`](crate::cpu::packed::planes::unpack) of eight rows in registers.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn unpack<const PLANES: usize>(tile: &[Line; PLANES], half: usize) -> [__m256i; GROUPS] {
-    let mut codes = [_mm256_setzero_si256(); GROUPS];
+fn unpack<const PLANES: usize>(tile: &[Line; PLANES], half: usize) -> [__m256i; QUADS] {
+    let mut codes = [_mm256_setzero_si256(); QUADS];
     let mut first = 0;
     if PLANES & 8 != 0 {
         codes = add_part::<8>(&tile[first..], half, codes);
@@ -110,7 +110,7 @@ fn unpack<const PLANES: usize>(tile: &[Line; PLANES], half: usize) -> [__m256i; 
 /// `codes << BITS | field` for every column group of a part.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn add_part<const BITS: usize>(part: &[Line], half: usize, codes: [__m256i; GROUPS]) -> [__m256i; GROUPS] {
+fn add_part<const BITS: usize>(part: &[Line], half: usize, codes: [__m256i; QUADS]) -> [__m256i; QUADS] {
     each!(GROUP_INDEX in [0 1 2 3 4 5 6 7] {
         // SAFETY: half a line is 32 aligned bytes.
         let line = unsafe { _mm256_load_si256(part[GROUP_INDEX % BITS].0[32 * half..].as_ptr().cast()) };

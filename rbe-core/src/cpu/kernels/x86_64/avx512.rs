@@ -12,7 +12,7 @@ use std::arch::x86_64::*;
 super::super::table!(fma: true, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl");
 
 /// Vectors from which on a sparse product is faster in lanes.
-const WORTH_LANES: usize = 64;
+const SPMM_MIN_BATCH: usize = 64;
 /// Digits multiplied with one unpacked tile.
 const MAX_VECTORS: usize = 16;
 /// Codes are multiplied as they are.
@@ -20,15 +20,15 @@ const BYTE_BIAS: i32 = 0;
 
 super::super::walks!(fma: true, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni");
 use super::sparse_avx512::sparse;
-use super::trellis_avx512::{add_strips, adds_strips, decode_bundle, multiply_tile};
+use super::trellis_avx512::{add_groups, adds_groups, decode_bundle, multiply_tile};
 
 /// Digits whose products are multiplied in registers, without a way through memory.
 const FEW_DIGITS: usize = 3;
 
-/// As [`planes_by_blocks`]; with few digits, neighbouring blocks with as many planes in one go.
+/// As [`planes_by_blocks`]; with few slices, neighbouring blocks with as many planes in one go.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni")]
-fn planes(tiles: &PlaneTiles, i: usize, row_tile: usize, x: Batch, sums: &mut [RowSums]) {
-    if x.digits() > FEW_DIGITS {
+fn planes(tiles: &PackedPlanes, i: usize, row_tile: usize, x: QuantizedRows, sums: &mut [RowSums]) {
+    if x.slices() > FEW_DIGITS {
         planes_by_blocks(tiles, i, row_tile, x, sums);
         return;
     }
@@ -41,7 +41,7 @@ fn planes(tiles: &PlaneTiles, i: usize, row_tile: usize, x: Batch, sums: &mut [R
         let end = (j + 1..blocks).find(|j| planes_of(*j) != planes).unwrap_or(blocks);
         if planes > 0 {
             let run = BlockRun { i, row_tile, blocks: j..end };
-            dispatch!(planes, x.digits(), planes_run(tiles, run, x, sums), [3, 2, 1]);
+            dispatch!(planes, x.slices(), planes_run(tiles, run, x, sums), [3, 2, 1]);
         }
         j = end;
     }
@@ -56,9 +56,9 @@ struct BlockRun {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn planes_run<const PLANES: usize, const DIGITS: usize>(
-    tiles: &PlaneTiles,
+    tiles: &PackedPlanes,
     run: BlockRun,
-    x: Batch,
+    x: QuantizedRows,
     sums: &mut [RowSums],
 ) {
     let layout = tiles.layout();
@@ -71,13 +71,13 @@ fn planes_run<const PLANES: usize, const DIGITS: usize>(
         // SAFETY: sixteen numbers.
         let half_steps = unsafe { _mm512_loadu_ps(half_steps.as_ptr()) };
         let dots = dot_registers::<PLANES, DIGITS>(lines, x.values(0, j, 0), x.stride());
-        for (digit, dots) in dots.into_iter().enumerate() {
-            let bias = _mm512_set1_epi32(offset * x.sum(digit, j));
+        for (slice, dots) in dots.into_iter().enumerate() {
+            let bias = _mm512_set1_epi32(offset * x.sum(slice, j));
             let levels = _mm512_add_epi32(_mm512_slli_epi32::<1>(dots), bias);
-            let factor = _mm512_mul_ps(half_steps, _mm512_set1_ps(x.scale(digit, j)));
+            let factor = _mm512_mul_ps(half_steps, _mm512_set1_ps(x.scale(slice, j)));
             let share = _mm512_mul_ps(_mm512_cvtepi32_ps(levels), factor);
-            // Either one digit a vector, or all are one vector's.
-            let sums = &mut sums[if x.per_vector() == 1 { digit } else { 0 }];
+            // Either one slice a vector, or all are one vector's.
+            let sums = &mut sums[if x.slices_per_row() == 1 { slice } else { 0 }];
             // SAFETY: `sums` is 64 aligned bytes.
             unsafe {
                 let sum = _mm512_load_ps(sums.0.as_ptr());
@@ -87,17 +87,17 @@ fn planes_run<const PLANES: usize, const DIGITS: usize>(
     }
 }
 
-/// As [`trellis_by_blocks`]; with few digits, without a way through memory.
+/// As [`trellis_by_blocks`]; with few slices, without a way through memory.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni")]
-fn trellis(term: &TrellisStrips, i: usize, blocks: Range<usize>, x: Batch, sums: &mut [RowSums]) {
-    if adds_strips(Packing::new(term.layout().row_range(i).len()), x) {
-        add_strips(term, i, blocks, x, sums);
+fn trellis(term: &PackedTrellis, i: usize, blocks: Range<usize>, x: QuantizedRows, sums: &mut [RowSums]) {
+    if adds_groups(Packing::new(term.layout().row_range(i).len()), x) {
+        add_groups(term, i, blocks, x, sums);
     } else {
         trellis_by_blocks(term, i, blocks, x, sums);
     }
 }
 
-/// Integer dot products of a row tile with the next digits, and how many digits it took.
+/// Integer dot products of a row tile with the next slices, and how many slices it took.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn dot_row_tile(
     lines: &[Line],
@@ -141,7 +141,7 @@ fn dot_registers<const PLANES: usize, const VECTORS: usize>(
         let codes = unpack(tile);
         each!(GROUP_INDEX in [0 1 2 3 4 5 6 7] {
             for (vector, sums) in sums.iter_mut().enumerate() {
-                let at = vector * stride + t * TILE_COLS + GROUP_INDEX * GROUP;
+                let at = vector * stride + t * TILE_COLS + GROUP_INDEX * QUAD;
                 // SAFETY: four bytes inside `values`, by the assertion above.
                 let x = unsafe { values.as_ptr().add(at).cast::<i32>().read_unaligned() };
                 let sum = &mut sums[GROUP_INDEX % chains];
@@ -159,8 +159,8 @@ fn dot_registers<const PLANES: usize, const VECTORS: usize>(
 /// [`planes::unpack`](crate::cpu::packed::planes::unpack) in registers.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-fn unpack<const PLANES: usize>(tile: &[Line; PLANES]) -> [__m512i; GROUPS] {
-    let mut codes = [_mm512_setzero_si512(); GROUPS];
+fn unpack<const PLANES: usize>(tile: &[Line; PLANES]) -> [__m512i; QUADS] {
+    let mut codes = [_mm512_setzero_si512(); QUADS];
     let mut first = 0;
     if PLANES & 8 != 0 {
         codes = add_part::<8>(&tile[first..], codes);
@@ -183,7 +183,7 @@ fn unpack<const PLANES: usize>(tile: &[Line; PLANES]) -> [__m512i; GROUPS] {
 /// `codes << BITS | field` for every column group of a part.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-fn add_part<const BITS: usize>(part: &[Line], codes: [__m512i; GROUPS]) -> [__m512i; GROUPS] {
+fn add_part<const BITS: usize>(part: &[Line], codes: [__m512i; QUADS]) -> [__m512i; QUADS] {
     each!(GROUP_INDEX in [0 1 2 3 4 5 6 7] {
         // SAFETY: a line is 64 aligned bytes.
         let line = unsafe { _mm512_load_si512(part[GROUP_INDEX % BITS].0.as_ptr().cast()) };

@@ -8,7 +8,7 @@ use super::super::Input;
 use crate::codec::Block;
 use crate::codec::term::sparse::Format;
 use crate::codec::term::sparse::format::{LARGEST_FRACTION, MU_LAW};
-use crate::cpu::packed::sparse::{SLACK, SLICE_ROWS, Slice, SparseSlices};
+use crate::cpu::packed::sparse::{CHUNK_ROWS, Chunk, PackedSparse, SLACK};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
@@ -17,9 +17,9 @@ const SLOTS_AT_ONCE: usize = 16;
 /// Columns that one look-up reaches.
 const PAIR: usize = 32;
 
-/// `acc += S x` for one block; `acc` is `vectors x height`.
+/// `acc += S x` for one block; `acc` is `batch x height`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2,popcnt")]
-pub(super) fn sparse(term: &SparseSlices, block: Block, x: Input, acc: &mut [f32]) {
+pub(super) fn sparse(term: &PackedSparse, block: Block, x: Input, acc: &mut [f32]) {
     match block.width.div_ceil(PAIR) {
         1 => product::<1>(term, block, x, acc),
         2 => product::<2>(term, block, x, acc),
@@ -29,13 +29,13 @@ pub(super) fn sparse(term: &SparseSlices, block: Block, x: Input, acc: &mut [f32
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2,popcnt")]
-fn product<const PAIRS: usize>(term: &SparseSlices, block: Block, x: Input, acc: &mut [f32]) {
+fn product<const PAIRS: usize>(term: &PackedSparse, block: Block, x: Input, acc: &mut [f32]) {
     assert!(block.width <= PAIRS * PAIR);
     let (format, scale) = (term.format(), term.scale(block));
     let mut cols = [const { MaybeUninit::<__m512i>::uninit() }; SLOTS_AT_ONCE];
     let mut values = [const { MaybeUninit::<__m512>::uninit() }; SLOTS_AT_ONCE];
-    for slice in term.slices(block) {
-        let Slice { row, masks, cols: mut rest_cols, fields: mut rest_fields } = slice;
+    for chunk in term.chunks(block) {
+        let Chunk { row, masks, cols: mut rest_cols, fields: mut rest_fields } = chunk;
         for masks in masks.chunks(SLOTS_AT_ONCE) {
             for ((mask, cols), values) in masks.iter().zip(&mut cols).zip(&mut values) {
                 assert!(rest_cols.len() >= SLACK && rest_fields.len() >= SLACK);
@@ -51,7 +51,7 @@ fn product<const PAIRS: usize>(term: &SparseSlices, block: Block, x: Input, acc:
                 let count = mask.count_ones() as usize;
                 (rest_cols, rest_fields) = (&rest_cols[count..], &rest_fields[count..]);
             }
-            let rows = SLICE_ROWS.min(block.height - row);
+            let rows = CHUNK_ROWS.min(block.height - row);
             for (vector, acc) in acc.chunks_exact_mut(block.height).enumerate() {
                 let inputs = inputs::<PAIRS>(x.vector(vector, block.width));
                 let acc = &mut acc[row..row + rows];

@@ -5,12 +5,12 @@
 //! seven bits up. From 3 bits on the eighth is the sign.
 
 use super::super::RowSums;
-use super::super::trellis::{COARSE_CODES, DecodedStrips, FINE_CODES, PerCode, StripDigits, pieces};
+use super::super::trellis::{COARSE_CODES, DecodedStrips, FINE_CODES, GroupSlices, PerCode, pieces};
 use super::super::unroll::{dispatch_code, dispatch_vectors, each, per_code};
-use crate::codec::term::trellis::{COARSE_BITS, Code, STRIP};
-use crate::cpu::activations::Batch;
-use crate::cpu::packed::planes::{GROUP, GROUPS, Line};
-use crate::cpu::packed::trellis::{BIAS, Bundle, FOLLOWING, PERIOD, Packing, Strip, TrellisStrips};
+use crate::codec::term::trellis::{COARSE_BITS, Code, GROUP_COLS};
+use crate::cpu::activations::QuantizedRows;
+use crate::cpu::packed::planes::{Line, QUAD, QUADS};
+use crate::cpu::packed::trellis::{BIAS, Bundle, FOLLOWING, PERIOD, PackedGroup, PackedTrellis, Packing};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -121,53 +121,53 @@ fn decode<const BITS: usize, const STATE: usize>(bundle: Bundle, codes: &mut [Li
     });
 }
 
-/// The most digits that a strip is multiplied with as it is decoded.
+/// The most slices that a scale group is multiplied with as it is decoded.
 const FEW: usize = 4;
 
-/// Whether [`add_strips`] can be had for these vectors: columns of 256, 128 or 64 rows.
-pub(super) fn adds_strips(packing: Packing, x: Batch) -> bool {
-    x.digits() <= FEW && packing.is_full() && packing.groups() <= 4
+/// Whether [`add_groups`] can be had for these vectors: columns of 256, 128 or 64 rows.
+pub(super) fn adds_groups(packing: Packing, x: QuantizedRows) -> bool {
+    x.slices() <= FEW && packing.is_full() && packing.groups() <= 4
 }
 
-/// Few digits: a strip's products are made as it is decoded.
+/// Few slices: a scale group's products are made as it is decoded.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,gfni")]
-pub(super) fn add_strips(
-    term: &TrellisStrips,
+pub(super) fn add_groups(
+    term: &PackedTrellis,
     i: usize,
     blocks: Range<usize>,
-    x: Batch,
+    x: QuantizedRows,
     sums: &mut [RowSums],
 ) {
     for j in blocks {
-        for (first, strip) in term.block_strips(term.layout().block_at(i, j)) {
-            let digits = StripDigits::new(x, j, first, strip.scale, BIAS);
-            add_strip(&strip, x, &digits, sums);
+        for (first, scale_group) in term.block_groups(term.layout().block_at(i, j)) {
+            let slices = GroupSlices::new(x, j, first, scale_group.scale, BIAS);
+            add_group(&scale_group, x, &slices, sums);
         }
     }
 }
 
-/// Adds the products of a strip with one to [`FEW`] digits to the sums of each vector's tiles, decoded in registers.
+/// Adds the products of a scale group with one to [`FEW`] slices to the sums of each vector's tiles, decoded in registers.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,gfni")]
-fn add_strip(strip: &Strip, x: Batch, digits: &StripDigits<FEW>, sums: &mut [RowSums]) {
-    assert!(x.digits() > 0 && adds_strips(strip.packing, x));
-    assert!(digits.values.len() >= (x.digits() - 1) * x.stride() + STRIP);
-    assert!(sums.len() >= x.vectors() * strip.packing.tiles());
-    dispatch_code!(strip.code, add_code(strip, x, digits, sums))
+fn add_group(scale_group: &PackedGroup, x: QuantizedRows, slices: &GroupSlices<FEW>, sums: &mut [RowSums]) {
+    assert!(x.slices() > 0 && adds_groups(scale_group.packing, x));
+    assert!(slices.values.len() >= (x.slices() - 1) * x.stride() + GROUP_COLS);
+    assert!(sums.len() >= x.batch() * scale_group.packing.tiles());
+    dispatch_code!(scale_group.code, add_code(scale_group, x, slices, sums))
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,gfni")]
 fn add_code<const BITS: usize, const STATE: usize>(
-    strip: &Strip,
-    x: Batch,
-    digits: &StripDigits<FEW>,
+    scale_group: &PackedGroup,
+    x: QuantizedRows,
+    slices: &GroupSlices<FEW>,
     sums: &mut [RowSums],
 ) {
-    match (strip.packing.groups(), x.digits()) {
-        (1, 1) => add::<BITS, STATE, true, 1>(strip, x, digits, sums),
-        (1, 2) => add::<BITS, STATE, true, 2>(strip, x, digits, sums),
-        (1, 3) => add::<BITS, STATE, true, 3>(strip, x, digits, sums),
-        (1, _) => add::<BITS, STATE, true, 4>(strip, x, digits, sums),
-        _ => add_side_by_side::<BITS, STATE>(strip, x, digits, sums),
+    match (scale_group.packing.groups(), x.slices()) {
+        (1, 1) => add::<BITS, STATE, true, 1>(scale_group, x, slices, sums),
+        (1, 2) => add::<BITS, STATE, true, 2>(scale_group, x, slices, sums),
+        (1, 3) => add::<BITS, STATE, true, 3>(scale_group, x, slices, sums),
+        (1, _) => add::<BITS, STATE, true, 4>(scale_group, x, slices, sums),
+        _ => add_side_by_side::<BITS, STATE>(scale_group, x, slices, sums),
     }
 }
 
@@ -175,29 +175,30 @@ fn add_code<const BITS: usize, const STATE: usize>(
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,gfni")]
 fn add_side_by_side<const BITS: usize, const STATE: usize>(
-    strip: &Strip,
-    x: Batch,
-    digits: &StripDigits<FEW>,
+    scale_group: &PackedGroup,
+    x: QuantizedRows,
+    slices: &GroupSlices<FEW>,
     sums: &mut [RowSums],
 ) {
-    match x.digits() {
-        1 => add::<BITS, STATE, false, 1>(strip, x, digits, sums),
-        2 => add::<BITS, STATE, false, 2>(strip, x, digits, sums),
-        3 => add::<BITS, STATE, false, 3>(strip, x, digits, sums),
-        _ => add::<BITS, STATE, false, 4>(strip, x, digits, sums),
+    match x.slices() {
+        1 => add::<BITS, STATE, false, 1>(scale_group, x, slices, sums),
+        2 => add::<BITS, STATE, false, 2>(scale_group, x, slices, sums),
+        3 => add::<BITS, STATE, false, 3>(scale_group, x, slices, sums),
+        _ => add::<BITS, STATE, false, 4>(scale_group, x, slices, sums),
     }
 }
 
 /// `ALONE`: a register has one group.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,gfni")]
 fn add<const BITS: usize, const STATE: usize, const ALONE: bool, const DIGITS: usize>(
-    strip: &Strip,
-    x: Batch,
-    digits: &StripDigits<FEW>,
+    scale_group: &PackedGroup,
+    x: QuantizedRows,
+    slices: &GroupSlices<FEW>,
     sums: &mut [RowSums],
 ) {
-    let (groups, tiles) = if ALONE { (1, PERIOD) } else { (strip.packing.groups(), strip.packing.tiles()) };
-    let decoder = Decoder::<BITS, STATE>::new(strip.code);
+    let (groups, tiles) =
+        if ALONE { (1, PERIOD) } else { (scale_group.packing.groups(), scale_group.packing.tiles()) };
+    let decoder = Decoder::<BITS, STATE>::new(scale_group.code);
     let (next_lane, group_of_lane) = (Some(next_lane(tiles)), group_of_lane(tiles));
     // Sums over groups that lie side by side are made last; what is taken away is so once.
     let (of_groups, of_first_group) = (mask16(groups), mask16(tiles));
@@ -205,12 +206,12 @@ fn add<const BITS: usize, const STATE: usize, const ALONE: bool, const DIGITS: u
     each!(QUARTER in [0 1 2 3] {
         let mut dots = [[_mm512_setzero_si512(); DIGITS]; PERIOD / 4];
         for dots in &mut dots {
-            for (dot, bias) in dots.iter_mut().zip(digits.biases) {
+            for (dot, bias) in dots.iter_mut().zip(slices.biases) {
                 let bias = _mm512_set1_epi32(-bias);
                 *dot = if ALONE { bias } else { _mm512_maskz_mov_epi32(of_first_group, bias) };
             }
         }
-        for (n, Bundle { lines, .. }) in strip.bundles().enumerate() {
+        for (n, Bundle { lines, .. }) in scale_group.bundles().enumerate() {
             assert!(lines.len() >= 2 * BITS);
             if QUARTER == 0 {
                 // All lines once in their order, which the hardware knows how to go on from.
@@ -219,11 +220,11 @@ fn add<const BITS: usize, const STATE: usize, const ALONE: bool, const DIGITS: u
                 }
             }
             let mut fours = [_mm512_setzero_si512(); DIGITS];
-            for (digit, fours) in fours.iter_mut().enumerate() {
-                let at = digit * x.stride() + n * groups * GROUP;
-                // SAFETY: four bytes for each group inside `values`, by the caller's assertion: a strip has eight at most.
+            for (slice, fours) in fours.iter_mut().enumerate() {
+                let at = slice * x.stride() + n * groups * QUAD;
+                // SAFETY: four bytes for each group inside `values`, by the caller's assertion: a scale group has eight at most.
                 *fours = unsafe {
-                    let four = digits.values.as_ptr().add(at).cast::<i32>();
+                    let four = slices.values.as_ptr().add(at).cast::<i32>();
                     if ALONE {
                         _mm512_set1_epi32(four.read_unaligned())
                     } else {
@@ -241,15 +242,15 @@ fn add<const BITS: usize, const STATE: usize, const ALONE: bool, const DIGITS: u
         }
         if ALONE {
             for (s, dots) in dots.into_iter().enumerate() {
-                for (digit, dot) in dots.into_iter().enumerate() {
-                    let tile = digit / x.per_vector() * tiles + 4 * QUARTER + s;
-                    add_share(&mut sums[tile], dot, digits.factors[digit]);
+                for (slice, dot) in dots.into_iter().enumerate() {
+                    let tile = slice / x.slices_per_row() * tiles + 4 * QUARTER + s;
+                    add_share(&mut sums[tile], dot, slices.factors[slice]);
                 }
             }
         } else {
-            for (digit, factor) in digits.factors[..DIGITS].iter().enumerate() {
-                let first = digit / x.per_vector() * tiles + 4 / groups * QUARTER;
-                let dots = sum_groups(groups, [dots[0][digit], dots[1][digit], dots[2][digit], dots[3][digit]]);
+            for (slice, factor) in slices.factors[..DIGITS].iter().enumerate() {
+                let first = slice / x.slices_per_row() * tiles + 4 / groups * QUARTER;
+                let dots = sum_groups(groups, [dots[0][slice], dots[1][slice], dots[2][slice], dots[3][slice]]);
                 for (sums, dot) in sums[first..][..4 / groups].iter_mut().zip(dots) {
                     add_share(sums, dot, *factor);
                 }
@@ -296,26 +297,31 @@ fn sum_groups(groups: usize, [a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
     }
 }
 
-/// Adds the products of one tile of decoded strips with all their digits to the vectors' sums, `stride` apart.
+/// Adds the products of one tile of decoded scale groups with all their slices to the vectors' sums, `stride` apart.
 #[target_feature(enable = "avx512f,avx512vnni")]
-pub(super) fn multiply_tile(strips: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
-    let (all, per_vector) = (strips.x.digits(), strips.x.per_vector());
+pub(super) fn multiply_tile(scale_groups: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
+    let (all, slices_per_row) = (scale_groups.x.slices(), scale_groups.x.slices_per_row());
     let mut taken = 0;
     while taken < all {
         let left = all - taken;
-        let sums = &mut sums[taken / per_vector * stride..];
-        taken += match per_vector {
-            1 => dispatch_vectors!(1, left, multiply(strips, tile, taken, sums, stride), [8, 6, 4, 3, 2, 1]),
-            3 => dispatch_vectors!(3, left, multiply(strips, tile, taken, sums, stride), [9, 6, 3]),
-            digits => unreachable!("{digits} digits of a vector"),
+        let sums = &mut sums[taken / slices_per_row * stride..];
+        taken += match slices_per_row {
+            1 => dispatch_vectors!(
+                1,
+                left,
+                multiply(scale_groups, tile, taken, sums, stride),
+                [8, 6, 4, 3, 2, 1]
+            ),
+            3 => dispatch_vectors!(3, left, multiply(scale_groups, tile, taken, sums, stride), [9, 6, 3]),
+            slices => unreachable!("{slices} slices of a vector"),
         };
     }
 }
 
-/// `COUNT` digits from `first` on, `PER_VECTOR` of them of each vector; dot products and sums stay in registers.
+/// `COUNT` slices from `first` on, `PER_VECTOR` of them of each vector; dot products and sums stay in registers.
 #[target_feature(enable = "avx512f,avx512vnni")]
 fn multiply<const PER_VECTOR: usize, const COUNT: usize>(
-    strips: &DecodedStrips,
+    scale_groups: &DecodedStrips,
     tile: usize,
     first: usize,
     sums: &mut [RowSums],
@@ -326,27 +332,27 @@ fn multiply<const PER_VECTOR: usize, const COUNT: usize>(
         // SAFETY: sixteen sums are 64 aligned bytes.
         *held = unsafe { _mm512_load_ps(sums[vector * stride + tile].0.as_ptr()) };
     }
-    let x_stride = strips.x.stride();
-    for (codes, digits) in strips.codes.iter().zip(&strips.digits) {
-        let (biases, factors) = (&digits.biases[first..][..COUNT], &digits.factors[first..][..COUNT]);
-        let values = &digits.values[first * x_stride..];
-        assert!(values.len() >= (COUNT - 1) * x_stride + STRIP);
+    let x_stride = scale_groups.x.stride();
+    for (codes, slices) in scale_groups.codes.iter().zip(&scale_groups.slices) {
+        let (biases, factors) = (&slices.biases[first..][..COUNT], &slices.factors[first..][..COUNT]);
+        let values = &slices.values[first * x_stride..];
+        assert!(values.len() >= (COUNT - 1) * x_stride + GROUP_COLS);
         let mut dots = [_mm512_setzero_si512(); COUNT];
         for (dots, bias) in dots.iter_mut().zip(biases) {
             *dots = _mm512_set1_epi32(-bias);
         }
-        for (group, line) in codes[tile * GROUPS..][..GROUPS].iter().enumerate() {
+        for (group, line) in codes[tile * QUADS..][..QUADS].iter().enumerate() {
             let codes = load(line);
-            for (digit, dots) in dots.iter_mut().enumerate() {
-                let at = digit * x_stride + group * GROUP;
+            for (slice, dots) in dots.iter_mut().enumerate() {
+                let at = slice * x_stride + group * QUAD;
                 // SAFETY: four bytes inside `values`, by the assertion above.
                 let x = unsafe { values.as_ptr().add(at).cast::<i32>().read_unaligned() };
                 *dots = _mm512_dpbusd_epi32(*dots, codes, _mm512_set1_epi32(x));
             }
         }
-        for (digit, (dots, factor)) in dots.iter().zip(factors).enumerate() {
+        for (slice, (dots, factor)) in dots.iter().zip(factors).enumerate() {
             let share = _mm512_mul_ps(_mm512_cvtepi32_ps(*dots), _mm512_set1_ps(*factor));
-            held[digit / PER_VECTOR] = _mm512_add_ps(held[digit / PER_VECTOR], share);
+            held[slice / PER_VECTOR] = _mm512_add_ps(held[slice / PER_VECTOR], share);
         }
     }
     for (vector, held) in held.iter().enumerate().take(COUNT / PER_VECTOR) {
