@@ -9,7 +9,7 @@
 //! `models/evaluation.txt`, is what would be stored: numbers rounded to the format's, the sparse term merged. `bits` count
 //! everything. An argument names the parts that are trained, each with its learning rate:
 //!
-//! - `scales`: of strips of 32 columns by up to 256 rows;
+//! - `scales`: of scale groups of 32 columns by up to 256 rows;
 //! - `norms`: the weights of the norms;
 //! - `bias`: a bias of every projection, which the model does not have (16 bits each);
 //! - `basis`: the eight smooth functions of every block, from zero on;
@@ -187,7 +187,7 @@ fn trainable(
         let terms = [&[basis], matrix.terms()].concat();
         let error = matrix.relative_error();
         let matrix = matrix.with_terms(terms, error);
-        weight = RbeTensor::from_matrix(&matrix, weight.view())?;
+        weight = RbeTensor::from_matrix(&matrix, weight.orientation())?;
     }
     let bias = match rates.contains_key("bias") {
         true => Some(Tensor::zeros(original.dim(0)?, DType::F32, &Device::Cpu)?),

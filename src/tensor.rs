@@ -3,10 +3,10 @@
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
 use rbe_core::codec::sizes::zeroed;
-use rbe_core::codec::term::Term;
+use rbe_core::codec::term::Planes;
 use rbe_core::codec::term::planes::MAX_PLANES;
-use rbe_core::codec::{Errors, Matrix, matrix::View};
-use rbe_core::cpu::{LoadedMatrix, Rayon, requested_level};
+use rbe_core::codec::{Errors, Matrix, ParameterGroup, Sides, matrix::Orientation};
+use rbe_core::cpu::{Oriented, PackedMatrix, Rayon, requested_level};
 use rbe_core::encode::PruneReport;
 use std::sync::Arc;
 
@@ -20,12 +20,12 @@ const KERNELS: &str = if cfg!(feature = "cuda") { "the CPU and CUDA" } else { "t
 const BAND_ELEMENTS: usize = 1 << 22;
 
 /// The shape that a view of a matrix has.
-fn view_shape(matrix: &LoadedMatrix, view: View) -> Shape {
+fn oriented_shape(matrix: &PackedMatrix, orientation: Orientation) -> Shape {
     let layout = matrix.layout();
-    match view {
-        View::Vector => Shape::from(layout.cols()),
-        View::Matrix => Shape::from((layout.rows(), layout.cols())),
-        View::Transposed => Shape::from((layout.cols(), layout.rows())),
+    match orientation {
+        Orientation::Vector => Shape::from(layout.cols()),
+        Orientation::Matrix => Shape::from((layout.rows(), layout.cols())),
+        Orientation::Transposed => Shape::from((layout.cols(), layout.rows())),
     }
 }
 
@@ -34,8 +34,8 @@ fn view_shape(matrix: &LoadedMatrix, view: View) -> Shape {
 /// Cloning and [`t`](Self::t) share the compressed data.
 #[derive(Clone)]
 pub struct RbeTensor {
-    matrix: Arc<LoadedMatrix>,
-    view: View,
+    matrix: Arc<PackedMatrix>,
+    orientation: Orientation,
     shape: Shape,
     device: Device,
     /// The layout on a CUDA device.
@@ -52,11 +52,11 @@ impl std::fmt::Debug for RbeTensor {
 
 impl RbeTensor {
     /// On the CPU.
-    pub(crate) fn new(matrix: Arc<LoadedMatrix>, view: View) -> Self {
-        let shape = view_shape(&matrix, view);
+    pub(crate) fn new(matrix: Arc<PackedMatrix>, orientation: Orientation) -> Self {
+        let shape = oriented_shape(&matrix, orientation);
         Self {
             matrix,
-            view,
+            orientation,
             shape,
             device: Device::Cpu,
             #[cfg(feature = "cuda")]
@@ -74,15 +74,20 @@ impl RbeTensor {
         &self.device
     }
 
-    /// The stored matrix as the codec has it, taken back from the layout for products;
+    /// The stored matrix as the codec has it, unpacked from the layout for products;
     /// [`is_transposed`](Self::is_transposed) says how the tensor sees it.
     pub fn to_matrix(&self) -> Matrix {
-        self.matrix.to_matrix()
+        self.matrix.unpack()
     }
 
     /// The stored matrix in its layout for products.
-    pub(crate) fn loaded(&self) -> &LoadedMatrix {
+    pub(crate) fn packed(&self) -> &PackedMatrix {
         &self.matrix
+    }
+
+    /// The matrix that products see.
+    pub(crate) fn oriented(&self) -> Oriented<'_> {
+        Oriented::new(&self.matrix, self.is_transposed())
     }
 
     /// A tensor of a matrix as the codec has it, on the CPU.
@@ -90,15 +95,15 @@ impl RbeTensor {
     /// # Errors
     /// When it has no payload ([`Matrix::expect_payload`]): a vector's matrix has more than one row, there are no terms, or too
     /// little is stored of too many elements; as [`requested_level`].
-    pub fn from_matrix(matrix: &Matrix, view: View) -> Result<Self> {
+    pub fn from_matrix(matrix: &Matrix, orientation: Orientation) -> Result<Self> {
         requested_level()?;
-        matrix.expect_payload(view)?;
-        Ok(Self::new(Arc::new(LoadedMatrix::new(matrix)), view))
+        matrix.expect_payload(orientation)?;
+        Ok(Self::new(Arc::new(PackedMatrix::new(matrix)), orientation))
     }
 
     /// How the tensor sees the stored matrix.
-    pub fn view(&self) -> View {
-        self.view
+    pub fn orientation(&self) -> Orientation {
+        self.orientation
     }
 
     /// The numbers in which the tensor is linear, F32, `(count)`: term after term those that
@@ -114,7 +119,7 @@ impl RbeTensor {
 
     /// How many [`parameters`](Self::parameters) each term has: `basis` 8 a block, `sparse` one a coefficient, `planes`,
     /// `trellis` and the second one's `residual_trellis` one a scale.
-    pub fn parameter_groups(&self) -> Vec<(&'static str, usize)> {
+    pub fn parameter_groups(&self) -> &[ParameterGroup] {
         self.matrix.parameter_groups()
     }
 
@@ -126,7 +131,7 @@ impl RbeTensor {
     pub fn with_parameters(&self, parameters: &Tensor) -> Result<Self> {
         let parameters = parameters.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let matrix = self.to_matrix().with_parameters(&parameters)?;
-        Self::new(Arc::new(LoadedMatrix::new(&matrix)), self.view).to_device(&self.device)
+        Self::new(Arc::new(PackedMatrix::new(&matrix)), self.orientation).to_device(&self.device)
     }
 
     /// Takes away the sparse term's coefficients of magnitude below `threshold`, with what the basis functions can say of them
@@ -168,13 +173,14 @@ impl RbeTensor {
             )));
         }
         let after = after.with_errors(error_after.into());
-        let after = Self::new(Arc::new(LoadedMatrix::new(&after)), self.view).to_device(&self.device)?;
+        let after =
+            Self::new(Arc::new(PackedMatrix::new(&after)), self.orientation).to_device(&self.device)?;
         Ok((after, report))
     }
 
     /// Whether the tensor is the transpose of the stored matrix.
     pub fn is_transposed(&self) -> bool {
-        self.view == View::Transposed
+        self.orientation == Orientation::Transposed
     }
 
     /// The tensor with rows and columns exchanged: a view of the same data.
@@ -182,12 +188,12 @@ impl RbeTensor {
     /// # Errors
     /// When the tensor is a vector.
     pub fn t(&self) -> Result<Self> {
-        let view = match self.view {
-            View::Vector => return Err(Error::shape("a vector has no transpose")),
-            View::Matrix => View::Transposed,
-            View::Transposed => View::Matrix,
+        let orientation = match self.orientation {
+            Orientation::Vector => return Err(Error::shape("a vector has no transpose")),
+            Orientation::Matrix => Orientation::Transposed,
+            Orientation::Transposed => Orientation::Matrix,
         };
-        Ok(Self { view, shape: view_shape(&self.matrix, view), ..self.clone() })
+        Ok(Self { orientation, shape: oriented_shape(&self.matrix, orientation), ..self.clone() })
     }
 
     /// The first planes of every planes term, the other terms as they are: the coarser quantiser nested in the finer one.
@@ -197,8 +203,8 @@ impl RbeTensor {
     /// When there is no planes term, or `planes` is not 1 to 8; when a scale of so few planes, which is larger than that of
     /// all, is larger than the format holds.
     pub fn first_planes(&self, planes: u8) -> Result<Self> {
-        let matrix = self.matrix.to_matrix();
-        if !matrix.terms().iter().any(|term| matches!(term, Term::Planes(_))) {
+        let matrix = self.matrix.unpack();
+        if matrix.term::<Planes>().is_none() {
             return Err(Error::config(format!(
                 "the first planes of a tensor without any: {}",
                 self.summary()
@@ -208,7 +214,7 @@ impl RbeTensor {
             return Err(Error::config(format!("the first {planes} planes; there are 1 to {MAX_PLANES}")));
         }
         let matrix = matrix.truncate_planes(planes)?;
-        Self::new(Arc::new(LoadedMatrix::new(&matrix)), self.view).to_device(&self.device)
+        Self::new(Arc::new(PackedMatrix::new(&matrix)), self.orientation).to_device(&self.device)
     }
 
     /// Coefficients that a product multiplies with.
@@ -223,7 +229,7 @@ impl RbeTensor {
     /// compute capability 8.0, or it has not enough memory.
     pub fn to_device(&self, device: &Device) -> Result<Self> {
         match device {
-            Device::Cpu => Ok(Self::new(self.matrix.clone(), self.view)),
+            Device::Cpu => Ok(Self::new(self.matrix.clone(), self.orientation)),
             #[cfg(feature = "cuda")]
             Device::Cuda(_) if self.device.same_device(device) => Ok(self.clone()),
             #[cfg(feature = "cuda")]
@@ -258,10 +264,10 @@ impl RbeTensor {
     /// When there is no memory for it; Candle's, when the tensor cannot be made.
     pub fn dequantize(&self) -> Result<Tensor> {
         let weights = self.decode()?;
-        Ok(match self.view {
-            View::Vector => weights.flatten_all()?,
-            View::Matrix => weights,
-            View::Transposed => weights.t()?.contiguous()?,
+        Ok(match self.orientation {
+            Orientation::Vector => weights.flatten_all()?,
+            Orientation::Matrix => weights,
+            Orientation::Transposed => weights.t()?.contiguous()?,
         })
     }
 
@@ -271,15 +277,10 @@ impl RbeTensor {
     /// # Errors
     /// When there is no memory for the rows of one block; what `take` says.
     pub fn decode_in_bands(&self, mut take: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
-        let (layout, transposed) = (self.matrix.layout(), self.is_transposed());
-        let (bands, length) = match transposed {
-            true => (layout.block_cols(), layout.rows()),
-            false => (layout.block_rows(), layout.cols()),
-        };
-        let rows = |band: usize| match transposed {
-            true => layout.col_range(band),
-            false => layout.row_range(band),
-        };
+        let transposed = self.is_transposed();
+        let sides = Sides::new(self.matrix.layout(), transposed);
+        let (bands, length) = (sides.output().blocks(), sides.input().elements());
+        let rows = |band: usize| sides.output().range(band);
         let (mut first, mut weights) = (0, Vec::new());
         while first < bands {
             let start = rows(first).start;
@@ -311,12 +312,12 @@ impl RbeTensor {
     /// The self-describing payload that FORMAT.md states byte by byte: each term entropy coded where that takes fewer
     /// bytes, which loses nothing.
     pub fn to_bytes(&self) -> Vec<u8> {
-        self.matrix.to_matrix().to_bytes(self.view)
+        self.matrix.unpack().to_bytes(self.orientation)
     }
 
     /// The payload with every term as it lies in memory, more or less: it loads the fastest.
     pub fn to_plain_bytes(&self) -> Vec<u8> {
-        self.matrix.to_matrix().to_plain_bytes(self.view)
+        self.matrix.unpack().to_plain_bytes(self.orientation)
     }
 
     /// Reads and checks a payload; the tensor is on the CPU.
@@ -325,8 +326,8 @@ impl RbeTensor {
     /// [`CodecError::Payload`](crate::CodecError::Payload) with the first thing found wrong; as [`requested_level`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         requested_level()?;
-        let (matrix, view) = Matrix::from_bytes(bytes)?;
-        Ok(Self::new(Arc::new(LoadedMatrix::new(&matrix)), view))
+        let (matrix, orientation) = Matrix::from_bytes(bytes)?;
+        Ok(Self::new(Arc::new(PackedMatrix::new(&matrix)), orientation))
     }
 
     /// Bytes of the payload that [`to_bytes`](Self::to_bytes) makes, everything counted. It is made the first time this is

@@ -124,7 +124,7 @@ fn the_encoder_finds_out_what_a_matrix_is() {
 
 #[test]
 fn a_whole_number_of_bits_does_not_cost_a_large_matrix_its_large_blocks() {
-    // A few strips have a bit less, for the scales. On the sample of it that is tried, one strip is a 32nd of a bit.
+    // A few scale groups have a bit less, for the scales. On the sample of it that is tried, one scale group is a 32nd of a bit.
     let model = model("llama-books");
     let matrices: Vec<&Tensor> =
         (0..4).map(|layer| &model[&format!("model.layers.{layer}.mlp.gate_proj.weight")]).collect();

@@ -3,19 +3,19 @@
 //! `candle-rbe` makes tensors, layers and model files of it for Candle.
 //!
 //! ```
-//! use rbe_core::codec::{Matrix, matrix::View};
-//! use rbe_core::cpu::{LoadedMatrix, Precision, Rayon, product};
+//! use rbe_core::codec::{Matrix, matrix::Orientation};
+//! use rbe_core::cpu::{PackedMatrix, Precision, Rayon, Rows, matmul};
 //! use rbe_core::encode::{EncoderConfig, MatrixEncoder, Rate};
 //!
 //! # fn main() -> rbe_core::Result<()> {
 //! let (rows, cols) = (96, 64);
 //! let weights: Vec<f32> = (0..rows * cols).map(|n| ((n * n) as f32 * 0.37).sin()).collect();
 //! let encoder = MatrixEncoder::new(EncoderConfig::from(Rate::BitsPerWeight(4.1)))?;
-//! let bytes = encoder.encode_matrix(&weights, rows, cols)?.to_bytes(View::Matrix);
+//! let bytes = encoder.encode_matrix(&weights, rows, cols)?.to_bytes(Orientation::Matrix);
 //!
 //! let (matrix, _) = Matrix::from_bytes(&bytes)?;
 //! let (x, mut y) = (vec![1.0; cols], vec![0.0; rows]);
-//! product(&LoadedMatrix::new(&matrix), &x, 1, &mut y, Precision::Exact, &Rayon);
+//! matmul(&PackedMatrix::new(&matrix), Rows::new(&x, 1, cols), &mut y, Precision::Exact, &Rayon);
 //! # Ok(()) }
 //! ```
 //!

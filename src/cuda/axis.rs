@@ -133,7 +133,7 @@ impl<M> DeviceAxis<M> {
     /// `scale A x` of `vectors` vectors of `from` (`offset` elements into `x`) as `to` in vectors of `stride` elements, the
     /// last of them zero.
     #[expect(clippy::too_many_arguments, reason = "a kernel's parameters")]
-    pub(super) fn analyze(
+    pub(super) fn forward(
         &self,
         machine: &impl Machine<Memory = M>,
         x: &M,
@@ -154,7 +154,7 @@ impl<M> DeviceAxis<M> {
     }
 
     /// `A e_id` within the id's block, `(ids, longest block)` in F32.
-    pub(super) fn analyze_units(
+    pub(super) fn forward_units(
         &self,
         machine: &impl Machine<Memory = M>,
         ids: &M,
@@ -177,7 +177,7 @@ impl<M> DeviceAxis<M> {
     }
 
     /// `y = scale A' sum + addend` in a part of the axis.
-    pub(super) fn synthesize(
+    pub(super) fn inverse(
         &self,
         machine: &impl Machine<Memory = M>,
         part: Part,

@@ -1,13 +1,13 @@
 //! The basis term on the device: its parameters, and the functions' parts that belong to one row or one column.
 
 use super::axis::floats;
+use super::groups::{THREADS, TOKENS, WARPS};
 use super::machine::{Arg, Element, Launch, Machine, Module};
-use super::strips::{THREADS, TOKENS, WARPS};
 use crate::error::Result;
 use rbe_core::codec::Layout;
-use rbe_core::codec::basis::coordinate;
 use rbe_core::codec::sizes;
 use rbe_core::codec::term::Basis;
+use rbe_core::codec::term::basis::coordinate;
 use std::f64::consts::PI;
 
 pub(super) struct DeviceBasis<M> {

@@ -2,9 +2,9 @@
 
 use super::axis::{DeviceAxis, Part, Sum, Target, transpose};
 use super::basis::DeviceBasis;
+use super::groups::{DeviceGroups, GroupPlan, Panel};
 use super::machine::{Dense, Element, Machine};
 use super::sparse::DeviceSparse;
-use super::strips::{DeviceStrips, Panel, StripPlan};
 use crate::error::Result;
 use rbe_core::codec::signs::Side;
 use rbe_core::codec::sizes;
@@ -33,13 +33,13 @@ pub struct Operand<'a, M> {
 
 /// A spectral term in its layout.
 enum DeviceTerm<M> {
-    Strips(DeviceStrips<M>),
+    Strips(DeviceGroups<M>),
     Sparse(DeviceSparse<M>),
 }
 
 /// What a term was asked for, with its place among the parts of the sum.
 enum Share {
-    Strips(StripPlan),
+    Strips(GroupPlan),
     Sparse,
 }
 
@@ -77,10 +77,10 @@ impl<D: Machine> DeviceMatrix<D> {
                 Term::Basis(term) => basis = Some(DeviceBasis::new(&machine, layout, term)?),
                 Term::Sparse(term) => terms.push(DeviceTerm::Sparse(DeviceSparse::new(layout, term))),
                 Term::Planes(term) => {
-                    terms.push(DeviceTerm::Strips(DeviceStrips::planes(&machine, layout, term)?));
+                    terms.push(DeviceTerm::Strips(DeviceGroups::planes(&machine, layout, term)?));
                 }
                 Term::Trellis(term) => {
-                    terms.push(DeviceTerm::Strips(DeviceStrips::trellis(&machine, layout, term)?));
+                    terms.push(DeviceTerm::Strips(DeviceGroups::trellis(&machine, layout, term)?));
                 }
             }
         }
@@ -158,8 +158,8 @@ impl<D: Machine> DeviceMatrix<D> {
         let machine = &self.machine;
         let (input, output) = self.sides(transposed);
         let shares = self.terms.iter().map(|term| match term {
-            DeviceTerm::Strips(strips) => {
-                let plan = strips.plan(machine, tokens, transposed);
+            DeviceTerm::Strips(scale_groups) => {
+                let plan = scale_groups.plan(machine, tokens, transposed);
                 (Share::Strips(plan), plan.splits)
             }
             DeviceTerm::Sparse(sparse) => (Share::Sparse, sparse.splits(transposed)),
@@ -168,7 +168,7 @@ impl<D: Machine> DeviceMatrix<D> {
         let splits: usize = shares.iter().map(|(_, splits)| splits).sum();
         let mut parts = None;
         if splits > 0 {
-            let spectrum = input.analyze(
+            let spectrum = input.forward(
                 machine,
                 x.memory,
                 x.offset,
@@ -185,8 +185,8 @@ impl<D: Machine> DeviceMatrix<D> {
                 let offset = before * tokens * output.len;
                 before += splits;
                 match (term, share) {
-                    (DeviceTerm::Strips(strips), Share::Strips(plan)) => {
-                        strips.product(machine, plan, &spectrum, &partial, offset)?;
+                    (DeviceTerm::Strips(scale_groups), Share::Strips(plan)) => {
+                        scale_groups.product(machine, plan, &spectrum, &partial, offset)?;
                     }
                     (DeviceTerm::Sparse(sparse), _) => {
                         sparse.product(machine, tokens, transposed, &spectrum, &partial, offset)?;
@@ -205,7 +205,7 @@ impl<D: Machine> DeviceMatrix<D> {
             addend,
             scale: 1.0,
         };
-        output.synthesize(machine, whole, &sum, tokens, to)
+        output.inverse(machine, whole, &sum, tokens, to)
     }
 
     fn product_of_many(
@@ -230,7 +230,7 @@ impl<D: Machine> DeviceMatrix<D> {
         };
         let inner = if transposed { input.len.next_multiple_of(PIECE) } else { input.len };
         let spectrum =
-            input.analyze(machine, x.memory, x.offset, element, tokens, element, inner, 1.0 / guard)?;
+            input.forward(machine, x.memory, x.offset, element, tokens, element, inner, 1.0 / guard)?;
         for part in self.parts(output, inner, element) {
             let (rows, cols) = if transposed {
                 (0..self.layout.rows(), part.first..part.first + part.len)
@@ -243,7 +243,7 @@ impl<D: Machine> DeviceMatrix<D> {
             let size = Dense { element, rows: tokens, inner, cols: outs, transposed };
             let product = machine.matmul(&spectrum, &panel, size)?;
             let sum = Sum { parts: Some(&product), element, splits: 1, stride: outs, addend, scale: guard };
-            output.synthesize(machine, part, &sum, tokens, to)?;
+            output.inverse(machine, part, &sum, tokens, to)?;
         }
         Ok(())
     }
@@ -282,7 +282,7 @@ impl<D: Machine> DeviceMatrix<D> {
         };
         for (index, term) in self.terms.iter().enumerate() {
             match term {
-                DeviceTerm::Strips(strips) => strips.panel(machine, &panel, index > 0)?,
+                DeviceTerm::Strips(scale_groups) => scale_groups.panel(machine, &panel, index > 0)?,
                 DeviceTerm::Sparse(sparse) => sparse.panel(machine, &panel)?,
             }
         }
@@ -305,14 +305,14 @@ impl<D: Machine> DeviceMatrix<D> {
             };
             let mut partial = None;
             if !self.terms.is_empty() {
-                let units = self.rows.analyze_units(machine, ids.0, ids.1, count)?;
+                let units = self.rows.forward_units(machine, ids.0, ids.1, count)?;
                 let parts =
                     machine.allocate(sizes::elements(&[self.terms.len(), count, cols, size_of::<f32>()]))?;
                 for (index, term) in self.terms.iter().enumerate() {
                     let offset = index * count * cols;
                     match term {
-                        DeviceTerm::Strips(strips) => {
-                            strips.gather(machine, ids, count, &units, &parts, offset)?;
+                        DeviceTerm::Strips(scale_groups) => {
+                            scale_groups.gather(machine, ids, count, &units, &parts, offset)?;
                         }
                         DeviceTerm::Sparse(sparse) => {
                             sparse.gather(machine, ids, count, &units, &parts, offset)?;
@@ -330,7 +330,7 @@ impl<D: Machine> DeviceMatrix<D> {
                 scale: 1.0,
             };
             let to = Target { memory: y.memory, element: y.element, offset: y.offset + first * cols };
-            self.cols.synthesize(machine, Part { first: 0, len: cols }, &sum, count, &to)?;
+            self.cols.inverse(machine, Part { first: 0, len: cols }, &sum, count, &to)?;
         }
         Ok(())
     }
@@ -360,7 +360,7 @@ impl<D: Machine> DeviceMatrix<D> {
                 scale: 1.0,
             };
             let to = Target { memory: &by_columns, element: Element::F32, offset: 0 };
-            self.rows.synthesize(machine, Part { first: 0, len: rows }, &sum, cols, &to)?;
+            self.rows.inverse(machine, Part { first: 0, len: rows }, &sum, cols, &to)?;
             by_rows = Some(transpose(machine, &by_columns, cols, rows, rows)?);
         }
         let sum = Sum {
@@ -372,6 +372,6 @@ impl<D: Machine> DeviceMatrix<D> {
             scale: 1.0,
         };
         let to = Target { memory: weights, element: Element::F32, offset: 0 };
-        self.cols.synthesize(machine, Part { first: 0, len: cols }, &sum, rows, &to)
+        self.cols.inverse(machine, Part { first: 0, len: cols }, &sum, rows, &to)
     }
 }

@@ -18,10 +18,10 @@
 
 mod axis;
 mod basis;
+mod groups;
 mod machine;
 mod matrix;
 mod sparse;
-mod strips;
 
 #[cfg(feature = "cuda")]
 mod device;

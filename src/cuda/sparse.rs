@@ -1,8 +1,8 @@
 //! The sparse term on the device: one output's coefficients after another, as `sparse.cu` has them.
 
 use super::axis::{floats, words};
+use super::groups::{Panel, THREADS, TOKENS, WARPS};
 use super::machine::{Arg, Launch, Machine, Module};
-use super::strips::{Panel, THREADS, TOKENS, WARPS};
 use crate::error::{Error, Result};
 use rbe_core::codec::Layout;
 use rbe_core::codec::term::Sparse;

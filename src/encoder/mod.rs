@@ -6,8 +6,8 @@ pub use block_size::{BlockSizeScore, BlockSizeWeights};
 
 use crate::{Error, RbeTensor, Result};
 use candle_core::{DType, Device, Tensor};
-use rbe_core::codec::matrix::View;
-use rbe_core::cpu::LoadedMatrix;
+use rbe_core::codec::matrix::Orientation;
+use rbe_core::cpu::PackedMatrix;
 use rbe_core::encode::{EncoderConfig, LayerStatistics, MatrixEncoder, Offer, check_largest};
 use std::ops::Deref;
 use std::sync::Arc;
@@ -79,8 +79,8 @@ impl Encoder {
 
     fn encode_for(&self, weight: &Tensor, statistics: Option<&LayerStatistics>) -> Result<RbeTensor> {
         let (rows, cols, view) = match *weight.dims() {
-            [len] => (1, len, View::Vector),
-            [rows, cols] => (rows, cols, View::Matrix),
+            [len] => (1, len, Orientation::Vector),
+            [rows, cols] => (rows, cols, Orientation::Matrix),
             _ => {
                 return Err(Error::shape(format!(
                     "{:?}; only vectors and matrices can be compressed",
@@ -90,7 +90,7 @@ impl Encoder {
         };
         let values = weights(weight)?;
         let matrix = self.encode_matrix_for(&values, rows, cols, statistics)?;
-        Ok(RbeTensor::new(Arc::new(LoadedMatrix::new(&matrix)), view))
+        Ok(RbeTensor::new(Arc::new(PackedMatrix::new(&matrix)), view))
     }
 }
 

@@ -229,7 +229,7 @@ impl Machine for Simulator {
         self.upload(&encode(&c, element))
     }
 
-    /// Few, so that the sums of small matrices are split in places, and each split has several strips.
+    /// Few, so that the sums of small matrices are split in places, and each split has several scale groups.
     fn multiprocessors(&self) -> usize {
         2
     }

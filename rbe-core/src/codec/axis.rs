@@ -104,13 +104,13 @@ impl Axis {
     }
 
     /// A block of a vector into the coefficient domain: `x <- T D x`.
-    pub fn analyze_block(&self, block: usize, x: &mut [f32], scratch: &mut [f32]) {
+    pub fn forward_block(&self, block: usize, x: &mut [f32], scratch: &mut [f32]) {
         self.weigh(block, x);
         self.plan(block).forward(x, scratch);
     }
 
     /// A block of a vector back from the coefficient domain: `x <- D T' x`.
-    pub fn synthesize_block(&self, block: usize, x: &mut [f32], scratch: &mut [f32]) {
+    pub fn inverse_block(&self, block: usize, x: &mut [f32], scratch: &mut [f32]) {
         self.plan(block).inverse(x, scratch);
         self.weigh(block, x);
     }
@@ -119,21 +119,21 @@ impl Axis {
     ///
     /// # Panics
     /// When `x` is not [`len`](Self::len) long or `scratch` is shorter than [`scratch_len`](Self::scratch_len).
-    pub fn analyze(&self, x: &mut [f32], scratch: &mut [f32]) {
+    pub fn forward(&self, x: &mut [f32], scratch: &mut [f32]) {
         assert_eq!(x.len(), self.len());
         for (block, range) in self.cut.iter().enumerate() {
-            self.analyze_block(block, &mut x[range], scratch);
+            self.forward_block(block, &mut x[range], scratch);
         }
     }
 
     /// A whole vector back from the coefficient domain: `x <- A' x`.
     ///
     /// # Panics
-    /// As [`analyze`](Self::analyze).
-    pub fn synthesize(&self, x: &mut [f32], scratch: &mut [f32]) {
+    /// As [`forward`](Self::forward).
+    pub fn inverse(&self, x: &mut [f32], scratch: &mut [f32]) {
         assert_eq!(x.len(), self.len());
         for (block, range) in self.cut.iter().enumerate() {
-            self.synthesize_block(block, &mut x[range], scratch);
+            self.inverse_block(block, &mut x[range], scratch);
         }
     }
 }
@@ -162,23 +162,23 @@ impl Axes {
     }
 
     /// A block (`height x width`) through both operators: into the coefficient domain, where there are no scales.
-    pub fn analyze_tile(&self, block: Block, tile: &mut [f32], scratch: &mut [f32]) {
+    pub fn forward_block(&self, block: Block, tile: &mut [f32], scratch: &mut [f32]) {
         let (column, scratch) = scratch.split_at_mut(block.height);
         let (i, j) = (self.rows.cut.block_of(block.row), self.cols.cut.block_of(block.col));
         for row in tile.chunks_exact_mut(block.width) {
-            self.cols.analyze_block(j, row, scratch);
+            self.cols.forward_block(j, row, scratch);
         }
-        for_each_column(block, tile, column, |column| self.rows.analyze_block(i, column, scratch));
+        for_each_column(block, tile, column, |column| self.rows.forward_block(i, column, scratch));
     }
 
     /// A block of coefficients (`height x width`) back into weights.
-    pub fn synthesize_tile(&self, block: Block, tile: &mut [f32], scratch: &mut [f32]) {
+    pub fn inverse_block(&self, block: Block, tile: &mut [f32], scratch: &mut [f32]) {
         let (column, scratch) = scratch.split_at_mut(block.height);
         let (i, j) = (self.rows.cut.block_of(block.row), self.cols.cut.block_of(block.col));
         for row in tile.chunks_exact_mut(block.width) {
-            self.cols.synthesize_block(j, row, scratch);
+            self.cols.inverse_block(j, row, scratch);
         }
-        for_each_column(block, tile, column, |column| self.rows.synthesize_block(i, column, scratch));
+        for_each_column(block, tile, column, |column| self.rows.inverse_block(i, column, scratch));
     }
 }
 
@@ -207,10 +207,10 @@ mod tests {
                     let axis = Axis::new(transform, Cut::new(len, block), Side::Rows, seed);
                     let x: Vec<f32> = (0..len).map(|i| (i as f32 * 1.3).cos()).collect();
                     let (mut y, mut scratch) = (x.clone(), vec![0.0; axis.scratch_len()]);
-                    axis.analyze(&mut y, &mut scratch);
+                    axis.forward(&mut y, &mut scratch);
                     let energy = |v: &[f32]| v.iter().map(|x| x * x).sum::<f32>();
                     assert!((energy(&x) / energy(&y) - 1.0).abs() < 1e-5);
-                    axis.synthesize(&mut y, &mut scratch);
+                    axis.inverse(&mut y, &mut scratch);
                     assert!(x.iter().zip(&y).all(|(x, y)| (x - y).abs() < 1e-5), "{transform:?} {len}");
                 }
             }

@@ -3,13 +3,13 @@
 use super::axis::Axes;
 use super::errors::Errors;
 use super::layout::{Block, Layout};
-use super::payload::{self, Form};
+use super::payload::{self, Compression};
 use super::scales::AxisScales;
-use super::term::{Domain, Planes, Term};
+use super::term::{Domain, Kind, Term};
 use super::transform::Transform;
 use crate::error::{Error, Result};
 
-pub use super::payload::View;
+pub use super::payload::Orientation;
 
 /// A compressed matrix: a layout, a transform with or without random signs, and a sum of terms.
 #[derive(Clone, Debug)]
@@ -67,24 +67,24 @@ impl Matrix {
     ///
     /// # Errors
     /// [`Error::Payload`] with the first thing found wrong.
-    pub fn from_bytes(bytes: &[u8]) -> Result<(Self, View)> {
+    pub fn from_bytes(bytes: &[u8]) -> Result<(Self, Orientation)> {
         payload::from_bytes(bytes)
     }
 
-    /// The payload of this matrix seen through `view`, each term entropy coded where that takes fewer bytes.
+    /// The payload of this matrix seen through `orientation`, each term entropy coded where that takes fewer bytes.
     ///
     /// # Panics
     /// When readers would refuse it: [`expect_payload`](Self::expect_payload).
-    pub fn to_bytes(&self, view: View) -> Vec<u8> {
-        payload::to_bytes(self, view, Form::Smallest)
+    pub fn to_bytes(&self, orientation: Orientation) -> Vec<u8> {
+        payload::to_bytes(self, orientation, Compression::Entropy)
     }
 
     /// The payload with every term as it is: read the fastest, and cut after any bit-plane.
     ///
     /// # Panics
     /// As [`to_bytes`](Self::to_bytes).
-    pub fn to_plain_bytes(&self, view: View) -> Vec<u8> {
-        payload::to_bytes(self, view, Form::Plain)
+    pub fn to_plain_bytes(&self, orientation: Orientation) -> Vec<u8> {
+        payload::to_bytes(self, orientation, Compression::None)
     }
 
     /// Whether [`to_bytes`](Self::to_bytes) has something to write that readers take.
@@ -92,18 +92,18 @@ impl Matrix {
     /// # Errors
     /// When there are no terms, a vector has more than one row, or a matrix of more than 2^24 elements has less than a byte
     /// for each 2^13 more, as one of nearly nothing but zeros in blocks of 256 has.
-    pub fn expect_payload(&self, view: View) -> Result<()> {
-        payload::expect_payload(self, view)
+    pub fn expect_payload(&self, orientation: Orientation) -> Result<()> {
+        payload::expect_payload(self, orientation)
     }
 
     /// Bytes of the payload that [`to_bytes`](Self::to_bytes) makes. It takes as long to know.
     pub fn size_in_bytes(&self) -> usize {
-        payload::size_in_bytes(self, Form::Smallest)
+        payload::size_in_bytes(self, Compression::Entropy)
     }
 
     /// Bytes of the payload that [`to_plain_bytes`](Self::to_plain_bytes) makes.
     pub fn plain_size_in_bytes(&self) -> usize {
-        payload::size_in_bytes(self, Form::Plain)
+        payload::size_in_bytes(self, Compression::None)
     }
 
     /// How the matrix is cut into blocks.
@@ -124,6 +124,11 @@ impl Matrix {
     /// The summands.
     pub fn terms(&self) -> &[Term] {
         &self.terms
+    }
+
+    /// The first term of a kind.
+    pub fn term<T: Kind>(&self) -> Option<&T> {
+        self.terms.iter().find_map(T::of)
     }
 
     /// `|W - W^| / |W|` in the Frobenius norm, as the encoder measured it by decoding.
@@ -170,10 +175,7 @@ impl Matrix {
     /// # Errors
     /// When a scale of so few planes is larger than the format holds.
     pub fn truncate_planes(&self, limit: u8) -> Result<Self> {
-        let cut = |term: &Term| match term {
-            Term::Planes(planes) => Planes::truncate(planes, limit).map(Term::Planes),
-            other => Ok(other.clone()),
-        };
+        let cut = |term: &Term| term.first_planes(limit).unwrap_or_else(|| Ok(term.clone()));
         let terms = self.terms.iter().map(cut).collect::<Result<_>>()?;
         Ok(self.with_terms(terms, 1.0))
     }
@@ -198,7 +200,7 @@ impl Matrix {
     fn decode_block(&self, block: Block, out: &mut [f32], scratch: &mut [f32]) {
         out.fill(0.0);
         self.add_terms(Domain::Coefficients, block, out);
-        self.axes.synthesize_tile(block, out, scratch);
+        self.axes.inverse_block(block, out, scratch);
         self.add_terms(Domain::Weights, block, out);
     }
 
@@ -251,7 +253,7 @@ impl Matrix {
         // Row `local` of `A' S` is `sum_k A[k][local] S[k]`, and A's column is A applied to a unit vector.
         let mut weights = vec![0.0; height];
         weights[local] = 1.0;
-        self.axes.rows.analyze_block(i, &mut weights, &mut scratch);
+        self.axes.rows.forward_block(i, &mut weights, &mut scratch);
         let mut coefficients = vec![0.0; self.layout.col_cut().longest()];
         for j in 0..self.layout.block_cols() {
             let block = self.layout.block_at(i, j);
@@ -265,7 +267,7 @@ impl Matrix {
                 }
                 out.iter_mut().zip(&*coefficients).for_each(|(out, c)| *out += weight * c);
             }
-            self.axes.cols.synthesize_block(j, out, &mut scratch);
+            self.axes.cols.inverse_block(j, out, &mut scratch);
             for term in self.terms.iter().filter(|term| term.domain() == Domain::Weights) {
                 term.add_rows(block, local..local + 1, out);
             }
@@ -303,10 +305,10 @@ impl Matrix {
         assert_eq!(x.len(), self.layout.cols());
         let mut scratch = vec![0.0; self.axes.scratch_len()];
         let mut spectrum = x.to_vec();
-        self.axes.cols.analyze(&mut spectrum, &mut scratch);
+        self.axes.cols.forward(&mut spectrum, &mut scratch);
         let mut y_spectrum = vec![0.0; self.layout.rows()];
         self.accumulate(Domain::Coefficients, |row, col, value| y_spectrum[row] += value * spectrum[col]);
-        self.axes.rows.synthesize(&mut y_spectrum, &mut scratch);
+        self.axes.rows.inverse(&mut y_spectrum, &mut scratch);
         let mut y = y_spectrum;
         self.accumulate(Domain::Weights, |row, col, value| y[row] += value * x[col]);
         y
@@ -316,14 +318,14 @@ impl Matrix {
     ///
     /// # Panics
     /// When `g` has another length.
-    pub fn transposed_product(&self, g: &[f32]) -> Vec<f32> {
+    pub fn matmul_t(&self, g: &[f32]) -> Vec<f32> {
         assert_eq!(g.len(), self.layout.rows());
         let mut scratch = vec![0.0; self.axes.scratch_len()];
         let mut spectrum = g.to_vec();
-        self.axes.rows.analyze(&mut spectrum, &mut scratch);
+        self.axes.rows.forward(&mut spectrum, &mut scratch);
         let mut x_spectrum = vec![0.0; self.layout.cols()];
         self.accumulate(Domain::Coefficients, |row, col, value| x_spectrum[col] += value * spectrum[row]);
-        self.axes.cols.synthesize(&mut x_spectrum, &mut scratch);
+        self.axes.cols.inverse(&mut x_spectrum, &mut scratch);
         let mut x = x_spectrum;
         self.accumulate(Domain::Weights, |row, col, value| x[col] += value * g[row]);
         x
@@ -346,10 +348,11 @@ impl Matrix {
     }
 }
 
-/// Whether a term may stand after these: their order is that of [`Term`]'s variants, and only a trellis may repeat, once,
-/// directly after the first: it codes what that leaves.
+/// Whether a term may stand after these: their order is that of [`Term`]'s variants, and only one that has a residual may
+/// repeat, once, directly after the first: it codes what that leaves.
 pub(super) fn may_follow(term: &Term, before: &[Term]) -> bool {
-    let allowed = usize::from(matches!((before.last(), term), (Some(Term::Trellis(_)), Term::Trellis(_))));
+    let follows = before.last().is_some_and(|last| last.code() == term.code());
+    let allowed = usize::from(follows && term.residual_name().is_some());
     before.iter().filter(|other| other.code() >= term.code()).count() <= allowed
 }
 
@@ -377,7 +380,7 @@ fn check_terms(layout: Layout, terms: &[Term]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::term::trellis::{QuantizedStrip, Trellis};
+    use crate::codec::term::trellis::{QuantizedGroup, Trellis};
     use crate::codec::term::{Basis, Sparse};
     use half::f16;
 
@@ -395,9 +398,9 @@ mod tests {
     }
 
     fn trellis(layout: Layout) -> Term {
-        let count = crate::codec::term::trellis::strips(layout).count();
-        let strip = QuantizedStrip { bits: 0, scale: f16::ONE, codes: vec![] };
-        Term::Trellis(Trellis::pack(layout, 12, 1.0, &vec![strip; count]))
+        let count = crate::codec::term::trellis::scale_groups(layout).count();
+        let scale_group = QuantizedGroup { bits: 0, scale: f16::ONE, codes: vec![] };
+        Term::Trellis(Trellis::pack(layout, 12, 1.0, &vec![scale_group; count]))
     }
 
     #[test]

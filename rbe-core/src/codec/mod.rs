@@ -16,7 +16,6 @@
 //! versions of the same steps, tested against these.
 
 pub mod axis;
-pub mod basis;
 mod bits;
 mod entropy;
 pub mod errors;
@@ -25,6 +24,7 @@ pub mod matrix;
 mod parameters;
 mod payload;
 pub mod scales;
+mod sides;
 pub mod signs;
 pub mod sizes;
 pub mod term;
@@ -33,5 +33,7 @@ pub mod transform;
 pub use errors::Errors;
 pub use layout::{BLOCK_EDGES, Block, Cut, Layout};
 pub use matrix::Matrix;
+pub use parameters::{ParameterGroup, ParameterKind};
 pub use scales::AxisScales;
+pub use sides::Sides;
 pub use transform::Transform;

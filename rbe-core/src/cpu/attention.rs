@@ -10,7 +10,7 @@
 //! A query head takes a tile of [`QUERIES`] at a time, an item of work. The backward computes the scores again, tile by tile,
 //! from `m + ln l`: an item is a key head with all query heads that share it, so that nobody else adds to its keys.
 
-use super::gemm::{View, Write, multiply};
+use super::gemm::{Strided, Write, multiply};
 use super::kernels::Kernels;
 use super::pool::{Pool, Shared};
 use crate::codec::sizes::{checked, elements, expect_len, strided};
@@ -104,8 +104,8 @@ impl Attention<'_> {
         out: &mut [f32],
     ) {
         let (rows, cols) = (queries.1 - queries.0, keys.1 - keys.0);
-        let q = View::new(q, rows, self.width, self.width);
-        let k = View::new(&k[keys.0 * self.width..], cols, self.width, self.width);
+        let q = Strided::new(q, rows, self.width, self.width);
+        let k = Strided::new(&k[keys.0 * self.width..], cols, self.width, self.width);
         multiply(out, cols, q, k.t(), Write::Over);
         for (row, out) in out.chunks_exact_mut(cols).enumerate() {
             if !self.key_bias.is_empty() {
@@ -216,8 +216,8 @@ impl Room {
                     self.mixed[row * width..(row + 1) * width].iter_mut().for_each(|mixed| *mixed *= factor);
                 }
             }
-            let v = View::new(&v[keys.0 * width..], cols, width, width);
-            multiply(&mut self.mixed, width, View::new(scores, rows, cols, cols), v, Write::Add);
+            let v = Strided::new(&v[keys.0 * width..], cols, width, width);
+            multiply(&mut self.mixed, width, Strided::new(scores, rows, cols, cols), v, Write::Add);
         }
     }
 }
@@ -313,11 +313,11 @@ fn tile_gradients<'g>(
     let g: Vec<f32> = (0..rows).flat_map(|row| of_row(row).1).copied().collect();
     let dots: Vec<f32> =
         (0..rows).map(|row| of_row(row).0.iter().zip(of_row(row).1).map(|(out, g)| out * g).sum()).collect();
-    let (q, g) = (View::new(&q, rows, width, width), View::new(&g, rows, width, width));
+    let (q, g) = (Strided::new(&q, rows, width, width), Strided::new(&g, rows, width, width));
     let mut products = Vec::new();
     for keys in shape.key_tiles(queries) {
         let cols = keys.1 - keys.0;
-        let of_keys = |values| View::new(values, cols, width, width);
+        let of_keys = |values| Strided::new(values, cols, width, width);
         room.scores.resize(rows * cols, 0.0);
         let scores = &mut room.scores[..rows * cols];
         shape.scores(q.values, k, batch, queries, keys, scores);
@@ -331,7 +331,7 @@ fn tile_gradients<'g>(
             }
         }
         let part = keys.0 * width..keys.1 * width;
-        multiply(&mut dv[part.clone()], width, View::new(scores, rows, cols, cols).t(), g, Write::Add);
+        multiply(&mut dv[part.clone()], width, Strided::new(scores, rows, cols, cols).t(), g, Write::Add);
         products.resize(rows * cols, 0.0);
         multiply(&mut products, cols, g, of_keys(&v[part.clone()]).t(), Write::Over);
         for ((scores, products), dot) in
@@ -339,7 +339,7 @@ fn tile_gradients<'g>(
         {
             scores.iter_mut().zip(products).for_each(|(score, product)| *score *= product - dot);
         }
-        let ds = View::new(scores, rows, cols, cols);
+        let ds = Strided::new(scores, rows, cols, cols);
         multiply(dq, width, ds, of_keys(&k[part.clone()]), Write::Add);
         multiply(&mut dk[part], width, ds.t(), q, Write::Add);
     }

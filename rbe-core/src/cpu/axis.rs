@@ -1,8 +1,9 @@
 //! Many vectors through one side's operator, sixteen segments of blocks at a time.
 
+use super::exec::Exec;
 use super::kernels::{Kernels, supports};
 use super::layout::{EDGE, FOUR, FourLanes, LANES, Lanes};
-use super::pool::{Pool, Shared};
+use super::pool::Shared;
 use crate::codec::axis::Axis;
 use crate::codec::{Cut, Transform};
 use std::cell::RefCell;
@@ -31,33 +32,30 @@ thread_local! {
     });
 }
 
+/// Receives a block of a vector: which vector, which block, and its elements.
+pub(super) type Take<'a> = dyn Fn(usize, usize, &mut [f32]) + Sync + 'a;
+
 /// Which way through the operator.
 #[derive(Clone, Copy, PartialEq)]
-enum Way {
+enum Direction {
     /// Into the coefficient domain.
-    Analyze,
+    Forward,
     /// Back from it.
-    Synthesize,
+    Inverse,
 }
 
 /// `x <- A x` for every vector; `take(vector, block, segment)` receives each block's coefficients, once, on
 /// some thread.
-pub(super) fn analyze(
-    kernels: &Kernels,
-    axis: &Axis,
-    x: &[f32],
-    pool: &dyn Pool,
-    take: &(dyn Fn(usize, usize, &mut [f32]) + Sync),
-) {
-    run(kernels, axis, Way::Analyze, x, pool, take);
+pub(super) fn forward(exec: Exec, axis: &Axis, x: &[f32], take: &Take) {
+    run(exec, axis, Direction::Forward, x, take);
 }
 
 /// `y <- A' x` for every vector.
-pub(super) fn synthesize(kernels: &Kernels, axis: &Axis, x: &[f32], y: &mut [f32], pool: &dyn Pool) {
+pub(super) fn inverse(exec: Exec, axis: &Axis, x: &[f32], y: &mut [f32]) {
     assert_eq!(x.len(), y.len());
     let (len, cut) = (axis.len(), axis.cut());
     let shared = Shared::new(y);
-    run(kernels, axis, Way::Synthesize, x, pool, &|vector, block, segment| {
+    run(exec, axis, Direction::Inverse, x, &|vector, block, segment| {
         let start = vector * len + cut.range(block).start;
         // SAFETY: each vector's blocks are its own, and each is taken once.
         unsafe { shared.part(start..start + segment.len()) }.copy_from_slice(segment);
@@ -86,57 +84,50 @@ impl Alike {
     }
 
     /// Groups of sixteen that the segments of so many vectors fill.
-    fn groups(self, vectors: usize) -> usize {
-        (vectors * self.count).div_ceil(LANES)
+    fn groups(self, batch: usize) -> usize {
+        (batch * self.count).div_ceil(LANES)
     }
 
     /// The group's segments, each with its vector and block.
-    fn segments(self, group: usize, vectors: usize) -> impl Iterator<Item = (usize, usize)> + Clone {
-        let end = ((group + 1) * LANES).min(vectors * self.count);
+    fn segments(self, group: usize, batch: usize) -> impl Iterator<Item = (usize, usize)> + Clone {
+        let end = ((group + 1) * LANES).min(batch * self.count);
         (group * LANES..end).map(move |n| (n / self.count, self.first + n % self.count))
     }
 }
 
-fn run(
-    kernels: &Kernels,
-    axis: &Axis,
-    way: Way,
-    x: &[f32],
-    pool: &dyn Pool,
-    take: &(dyn Fn(usize, usize, &mut [f32]) + Sync),
-) {
+fn run(exec: Exec, axis: &Axis, direction: Direction, x: &[f32], take: &Take) {
     let (len, cut) = (axis.len(), axis.cut());
-    let vectors = x.len() / len;
+    let batch = x.len() / len;
     let source = |(vector, block): (usize, usize)| &x[vector * len..][cut.range(block)];
-    let groups = Alike::all(cut).map(|alike| alike.groups(vectors)).sum();
+    let groups = Alike::all(cut).map(|alike| alike.groups(batch)).sum();
 
-    pool.run(groups, &|range| {
+    exec.pool.run(groups, &|range| {
         ROOM.with_borrow_mut(|Room { rows, by_lanes, scratch }| {
             scratch.resize(axis.scratch_len(), 0.0);
             let mut before = 0;
             for alike in Alike::all(cut) {
-                let groups = alike.groups(vectors);
+                let groups = alike.groups(batch);
                 let own = range.start.max(before)..range.end.min(before + groups);
                 for group in own {
-                    let segments = alike.segments(group - before, vectors);
+                    let segments = alike.segments(group - before, batch);
                     let in_lanes = axis.transform() == Transform::Dct && supports(alike.len);
                     let mut count = 0;
                     for (at, row) in segments.clone().zip(rows.iter_mut()) {
                         let (row, source) = (&mut row[..alike.len], source(at));
                         if in_lanes {
-                            begin(axis, way, at.1, source, row);
+                            begin(axis, direction, at.1, source, row);
                         } else {
                             row.copy_from_slice(source);
-                            one(axis, way, at.1, row, scratch);
+                            one(axis, direction, at.1, row, scratch);
                         }
                         count += 1;
                     }
                     if in_lanes {
-                        transform(kernels, way, rows, count, alike.len, by_lanes);
+                        transform(exec.kernels, direction, rows, count, alike.len, by_lanes);
                     }
                     for (at, row) in segments.zip(rows.iter_mut()) {
                         let row = &mut row[..alike.len];
-                        if in_lanes && way == Way::Synthesize {
+                        if in_lanes && direction == Direction::Inverse {
                             axis.weigh(at.1, row);
                         }
                         take(at.0, at.1, row);
@@ -148,11 +139,11 @@ fn run(
     });
 }
 
-/// A segment on its way into lanes: with the transform's norm and, where they come first, its signs and scales.
-fn begin(axis: &Axis, way: Way, block: usize, source: &[f32], row: &mut [f32]) {
+/// A segment on its direction into lanes: with the transform's norm and, where they come first, its signs and scales.
+fn begin(axis: &Axis, direction: Direction, block: usize, source: &[f32], row: &mut [f32]) {
     let norm = 1.0 / (row.len() as f32).sqrt();
     row.iter_mut().zip(source).for_each(|(row, x)| *row = x * norm);
-    if way == Way::Analyze {
+    if direction == Direction::Forward {
         axis.weigh(block, row);
     }
 }
@@ -160,7 +151,7 @@ fn begin(axis: &Axis, way: Way, block: usize, source: &[f32], row: &mut [f32]) {
 /// The first `count` rows' first `len` elements, side by side through the DCT.
 fn transform(
     kernels: &Kernels,
-    way: Way,
+    direction: Direction,
     rows: &mut [[f32; EDGE]; LANES],
     count: usize,
     len: usize,
@@ -172,9 +163,9 @@ fn transform(
         for (n, lanes) in lanes.iter_mut().enumerate() {
             *lanes = FourLanes(std::array::from_fn(|lane| rows[lane][n]));
         }
-        match way {
-            Way::Analyze => kernels.dct2_of_four(lanes, scratch),
-            Way::Synthesize => kernels.dct3_of_four(lanes, scratch),
+        match direction {
+            Direction::Forward => kernels.dct2_of_four(lanes, scratch),
+            Direction::Inverse => kernels.dct3_of_four(lanes, scratch),
         }
         for (lane, row) in rows[..count].iter_mut().enumerate() {
             row.iter_mut().zip(&*lanes).for_each(|(row, lanes)| *row = lanes.0[lane]);
@@ -183,18 +174,18 @@ fn transform(
         let [lanes, scratch] = &mut by_lanes.sixteen;
         let lanes = &mut lanes[..len];
         kernels.rows_to_lanes(rows, lanes);
-        match way {
-            Way::Analyze => kernels.dct2(lanes, scratch),
-            Way::Synthesize => kernels.dct3(lanes, scratch),
+        match direction {
+            Direction::Forward => kernels.dct2(lanes, scratch),
+            Direction::Inverse => kernels.dct3(lanes, scratch),
         }
         kernels.lanes_to_rows(lanes, rows);
     }
 }
 
 /// One segment by the codec's own plan, for transforms and lengths that have no lanes.
-fn one(axis: &Axis, way: Way, block: usize, x: &mut [f32], scratch: &mut [f32]) {
-    match way {
-        Way::Analyze => axis.analyze_block(block, x, scratch),
-        Way::Synthesize => axis.synthesize_block(block, x, scratch),
+fn one(axis: &Axis, direction: Direction, block: usize, x: &mut [f32], scratch: &mut [f32]) {
+    match direction {
+        Direction::Forward => axis.forward_block(block, x, scratch),
+        Direction::Inverse => axis.inverse_block(block, x, scratch),
     }
 }

@@ -4,7 +4,7 @@ use crate::codec::sizes::strided;
 
 /// A matrix in a slice.
 #[derive(Clone, Copy)]
-pub(super) struct View<'a> {
+pub(super) struct Strided<'a> {
     pub values: &'a [f32],
     pub rows: usize,
     pub cols: usize,
@@ -14,7 +14,7 @@ pub(super) struct View<'a> {
     pub col_stride: usize,
 }
 
-impl<'a> View<'a> {
+impl<'a> Strided<'a> {
     /// Rows of `cols` elements, `stride` apart.
     pub(super) fn new(values: &'a [f32], rows: usize, cols: usize, stride: usize) -> Self {
         Self { values, rows, cols, row_stride: stride, col_stride: 1 }
@@ -32,7 +32,7 @@ impl<'a> View<'a> {
     }
 }
 
-impl View<'_> {
+impl Strided<'_> {
     /// Whether the slice holds the last element, and with it all.
     fn fits(&self) -> bool {
         let row = strided(self.cols, self.col_stride, 1);
@@ -52,7 +52,7 @@ pub(super) enum Write {
 ///
 /// # Panics
 /// When the sizes do not fit or a slice is too short.
-pub(super) fn multiply(out: &mut [f32], stride: usize, a: View, b: View, write: Write) {
+pub(super) fn multiply(out: &mut [f32], stride: usize, a: Strided, b: Strided, write: Write) {
     assert_eq!(a.cols, b.rows);
     let (rows, cols) = (a.rows, b.cols);
     if rows == 0 || cols == 0 {

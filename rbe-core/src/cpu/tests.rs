@@ -1,18 +1,33 @@
 //! Every level against the codec's reference product, on every term, orientation and border.
 
+use super::exec::Exec;
 use super::features::levels;
 use super::kernels::Kernels;
-use super::product::{forward, transposed};
-use super::{LoadedMatrix, Precision, Rayon, Serial};
-use crate::codec::basis::Basis;
+use super::product::{Call, run};
+use super::{Oriented, PackedMatrix, Pool, Precision, Rayon, Rows, Serial};
 use crate::codec::term::Term;
+use crate::codec::term::basis::Basis;
 use crate::codec::term::planes::{Planes, QuantizedBlock, ScaleGroup};
 use crate::codec::term::sparse::{Entry, FORMATS, Sparse};
-use crate::codec::term::trellis::{QuantizedStrip, Trellis, strips};
+use crate::codec::term::trellis::{QuantizedGroup, Trellis, scale_groups};
 use crate::codec::{AxisScales, Layout, Matrix, Transform};
 use half::f16;
 
+mod gradients;
 mod sides;
+
+/// The product with a matrix or its transpose.
+fn product(kernels: &Kernels, matrix: Oriented, x: &[f32], y: &mut [f32], how: (Precision, &dyn Pool)) {
+    let (layout, (precision, pool)) = (matrix.sides(), how);
+    let x = Rows::new(x, x.len() / layout.input().elements(), layout.input().elements());
+    run(Exec { kernels, pool }, &Call { matrices: &[matrix], parameters: None, x, precision }, &mut [y]);
+}
+
+/// That with parameters of its own.
+fn parametric(exec: Exec, matrix: Oriented, parameters: &[f32], x: Rows, y: &mut [f32]) {
+    let (matrices, parameters) = (&[matrix], Some(parameters));
+    run(exec, &Call { matrices, parameters, x, precision: Precision::Exact }, &mut [y]);
+}
 
 fn basis(layout: Layout) -> Term {
     let theta = |n: usize| std::array::from_fn(|k| ((n * 8 + k) as f32 * 0.9).sin());
@@ -53,20 +68,20 @@ fn sparse(layout: Layout, format: crate::codec::term::sparse::Format) -> Term {
     Term::Sparse(Sparse::pack(layout, format, &blocks).unwrap())
 }
 
-/// Strips with 1 to 4 bits and none in turn.
+/// Scale groups with 1 to 4 bits and none in turn.
 fn trellis(layout: Layout) -> Term {
-    let strips: Vec<_> = strips(layout)
-        .map(|strip| {
-            let bits = ((strip.index + 1) % 5) as u8;
-            let codes = if bits == 0 { 0 } else { strip.len() };
-            QuantizedStrip {
+    let scale_groups: Vec<_> = scale_groups(layout)
+        .map(|scale_group| {
+            let bits = ((scale_group.index + 1) % 5) as u8;
+            let codes = if bits == 0 { 0 } else { scale_group.len() };
+            QuantizedGroup {
                 bits,
-                scale: f16::from_f32(0.1 + (strip.index % 7) as f32 / 9.0),
+                scale: f16::from_f32(0.1 + (scale_group.index % 7) as f32 / 9.0),
                 codes: (0..codes).map(|n| (n * 89 + n / 3) as u8 & ((1 << bits) - 1)).collect(),
             }
         })
         .collect();
-    Term::Trellis(Trellis::pack(layout, 12 + (layout.rows() % 5) as u8, 0.03125, &strips))
+    Term::Trellis(Trellis::pack(layout, 12 + (layout.rows() % 5) as u8, 0.03125, &scale_groups))
 }
 
 /// Matrices of every term, alone and together, with borders of all kinds.
@@ -135,36 +150,37 @@ fn norm(values: impl Iterator<Item = f32>) -> f32 {
 fn every_level_agrees_with_the_codec() {
     for matrix in matrices() {
         let (rows, cols) = (matrix.layout().rows(), matrix.layout().cols());
-        let loaded = LoadedMatrix::new(&matrix);
+        let loaded = PackedMatrix::new(&matrix);
+        let own = Oriented::from(&loaded);
         // Of many frequencies: a single one's output is as small as the one coefficient it meets.
         let value = |n: usize| (n as u32).wrapping_mul(0x9e37_79b9).cast_signed() as f32 / 2f32.powi(31);
         let input = |len: usize| (0..70 * len).map(value).collect::<Vec<f32>>();
         let (all_x, all_g) = (input(cols), input(rows));
         let all_y: Vec<f32> = all_x.chunks(cols).flat_map(|x| matrix.product(x)).collect();
-        let all_dx: Vec<f32> = all_g.chunks(rows).flat_map(|g| matrix.transposed_product(g)).collect();
+        let all_dx: Vec<f32> = all_g.chunks(rows).flat_map(|g| matrix.matmul_t(g)).collect();
         // A single output may cancel to nearly nothing; of seventy one does not.
         let (y_size, dx_size) = (largest(&all_y), largest(&all_dx));
-        for vectors in [1, 2, 5, 70] {
-            let (x, g) = (&all_x[..vectors * cols], &all_g[..vectors * rows]);
-            let (y, dx) = (&all_y[..vectors * rows], &all_dx[..vectors * cols]);
+        for batch in [1, 2, 5, 70] {
+            let (x, g) = (&all_x[..batch * cols], &all_g[..batch * rows]);
+            let (y, dx) = (&all_y[..batch * rows], &all_dx[..batch * cols]);
             for level in levels() {
                 let kernels = Kernels::new(level).unwrap();
-                let context = format!("{level:?} {rows}x{cols} {} {vectors} vectors", loaded.summary());
+                let context = format!("{level:?} {rows}x{cols} {} batch {batch}", loaded.summary());
                 let mut out = vec![f32::NAN; y.len()];
-                forward(&kernels, &[&loaded], x, vectors, &mut [&mut out], Precision::Exact, &Rayon);
+                product(&kernels, own, x, &mut out, (Precision::Exact, &Rayon));
                 // Both sides round in F32; 1e-5 is what the layers promise.
                 let error = difference(&out, y) / y_size;
                 assert!(error <= 1e-5, "{context}: {error}");
                 // Rounding loses 1/(127 sqrt 12) of a block's largest element, which is up to sqrt 256 times its
                 // RMS: 3.6 % for the worst of inputs. (A single sum may cancel to less; many do not.)
                 if rows >= 64 {
-                    forward(&kernels, &[&loaded], x, vectors, &mut [&mut out], Precision::Int8, &Rayon);
+                    product(&kernels, own, x, &mut out, (Precision::Int8, &Rayon));
                     let error =
                         norm(out.iter().zip(y).map(|(a, b)| a - b)) / norm(y.iter().copied()).max(1e-3);
                     assert!(error <= 0.037, "{context} int8: {error}");
                 }
                 let mut out = vec![f32::NAN; dx.len()];
-                transposed(&kernels, &loaded, g, vectors, &mut out, &Rayon);
+                product(&kernels, own.t(), g, &mut out, (Precision::Exact, &Rayon));
                 let error = difference(&out, dx) / dx_size;
                 assert!(error <= 5e-6, "{context} transposed: {error}");
             }
@@ -175,15 +191,15 @@ fn every_level_agrees_with_the_codec() {
 #[test]
 fn products_in_integers_have_the_same_bits_on_every_level_and_pool() {
     for matrix in matrices().iter().filter(|m| matches!(m.terms(), [Term::Planes(_) | Term::Trellis(_)])) {
-        let loaded = LoadedMatrix::new(matrix);
-        let vectors = 9;
-        let x: Vec<f32> = (0..vectors * matrix.layout().cols()).map(|n| (n as f32 * 0.7).cos()).collect();
+        let loaded = PackedMatrix::new(matrix);
+        let batch = 9;
+        let x: Vec<f32> = (0..batch * matrix.layout().cols()).map(|n| (n as f32 * 0.7).cos()).collect();
         for precision in [Precision::Exact, Precision::Int8] {
             let results = levels().into_iter().flat_map(|level| {
                 let kernels = Kernels::new(level).unwrap();
                 let run = |pool: &dyn super::Pool| {
-                    let mut y = vec![0.0; vectors * matrix.layout().rows()];
-                    forward(&kernels, &[&loaded], &x, vectors, &mut [&mut y], precision, pool);
+                    let mut y = vec![0.0; batch * matrix.layout().rows()];
+                    product(&kernels, Oriented::from(&loaded), &x, &mut y, (precision, pool));
                     y.into_iter().map(f32::to_bits).collect::<Vec<_>>()
                 };
                 [run(&Serial), run(&Rayon)]
@@ -197,27 +213,32 @@ fn products_in_integers_have_the_same_bits_on_every_level_and_pool() {
 #[test]
 fn products_of_one_input_are_each_ones_own() {
     let matrices = matrices();
-    let vectors = 9;
+    let batch = 9;
     for first in &matrices {
         // All that take as many inputs, in an order in which some neighbours share their operator and some do not.
         let group: Vec<_> = matrices
             .iter()
             .filter(|m| m.layout().cols() == first.layout().cols())
-            .map(LoadedMatrix::new)
+            .map(PackedMatrix::new)
             .collect();
-        let group: Vec<&LoadedMatrix> = group.iter().collect();
+        let group: Vec<Oriented> = group.iter().map(Oriented::from).collect();
         assert!(group.windows(2).any(|pair| pair[0].shares_input(pair[1])));
         assert!(group.windows(2).any(|pair| !pair[0].shares_input(pair[1])));
-        let x: Vec<f32> = (0..vectors * first.layout().cols()).map(|n| (n as f32 * 0.7).cos()).collect();
-        for vectors in [1, vectors] {
-            let x = &x[..vectors * first.layout().cols()];
-            let room =
-                || group.iter().map(|m| vec![f32::NAN; vectors * m.layout().rows()]).collect::<Vec<_>>();
+        let x: Vec<f32> = (0..batch * first.layout().cols()).map(|n| (n as f32 * 0.7).cos()).collect();
+        for batch in [1, batch] {
+            let x = &x[..batch * first.layout().cols()];
+            let room = || {
+                group
+                    .iter()
+                    .map(|m| vec![f32::NAN; batch * m.sides().output().elements()])
+                    .collect::<Vec<_>>()
+            };
             let (mut together, mut apart) = (room(), room());
             let mut ys: Vec<&mut [f32]> = together.iter_mut().map(|y| &mut y[..]).collect();
-            super::products(&group, x, vectors, &mut ys, Precision::Exact, &Rayon);
+            let x = Rows::new(x, batch, first.layout().cols());
+            super::matmul_all(&group, x, &mut ys, Precision::Exact, &Rayon);
             for (matrix, y) in group.iter().zip(&mut apart) {
-                super::product(matrix, x, vectors, y, Precision::Exact, &Rayon);
+                super::matmul(*matrix, x, y, Precision::Exact, &Rayon);
             }
             assert_eq!(together, apart);
         }
@@ -227,8 +248,8 @@ fn products_of_one_input_are_each_ones_own() {
 #[test]
 fn loading_a_matrix_loses_nothing() {
     for matrix in matrices() {
-        let loaded = LoadedMatrix::new(&matrix);
-        assert_eq!(loaded.to_matrix().terms(), matrix.terms());
+        let loaded = PackedMatrix::new(&matrix);
+        assert_eq!(loaded.unpack().terms(), matrix.terms());
         let weights = matrix.decode();
         assert_eq!(loaded.decode(&Rayon).unwrap(), weights);
         let (rows, cols) = (matrix.layout().rows(), matrix.layout().cols());
@@ -245,13 +266,13 @@ fn loading_a_matrix_loses_nothing() {
 fn an_input_that_is_not_finite_shows_in_the_output() {
     let layout = Layout::new(64, 96, 32).unwrap();
     let matrix = Matrix::new(layout, Transform::Dct, None, vec![planes(layout, ScaleGroup::Block)], 0.0);
-    let loaded = LoadedMatrix::new(&matrix);
+    let loaded = PackedMatrix::new(&matrix);
     for bad in [f32::NAN, f32::INFINITY] {
         for precision in [Precision::Exact, Precision::Int8] {
             let mut x = vec![1.0; 96];
             x[40] = bad;
             let mut y = vec![0.0; 64];
-            super::product(&loaded, &x, 1, &mut y, precision, &Serial);
+            super::matmul(&loaded, Rows::new(&x, 1, 96), &mut y, precision, &Serial);
             assert!(y.iter().all(|y| !y.is_finite()));
         }
     }
@@ -273,7 +294,7 @@ fn the_reference_products_are_products_with_the_decoded_matrix() {
         let column = |c: usize| (0..rows).map(|r| weights[r * cols + c]).collect::<Vec<_>>();
         let dx: Vec<f32> =
             (0..cols).map(|c| sum(&mut column(c).into_iter().zip(g.iter().copied()))).collect();
-        assert!(difference(&matrix.transposed_product(&g), &dx) < 5e-6 * largest(&dx));
+        assert!(difference(&matrix.matmul_t(&g), &dx) < 5e-6 * largest(&dx));
         let mut row = vec![0.0; cols];
         for r in [0, rows / 2, rows - 1] {
             matrix.decode_row(r, &mut row).unwrap();

@@ -107,7 +107,7 @@ impl LayerStatistics {
                 |(row, scratch), values| {
                     // F32 keeps 24 bits of the largest element of a row; the damping is far above the rest.
                     row.iter_mut().zip(&*values).for_each(|(row, value)| *row = *value as f32);
-                    axis.analyze(row, scratch);
+                    axis.forward(row, scratch);
                     values.iter_mut().zip(&*row).for_each(|(value, row)| *value = f64::from(*row));
                 },
             );

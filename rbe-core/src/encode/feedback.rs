@@ -12,13 +12,13 @@
 //! is GPTQ's step, arXiv 2210.17323). `D_c` says what that error weighs: little where the columns to the right can still
 //! make up for it, most in the last. Bits are shared out by it, within a matrix and between matrices.
 //!
-//! Rows do not mix, so block rows are swept side by side. In each the columns go strip by strip: inside a strip errors
+//! Rows do not mix, so block rows are swept side by side. In each the columns go scale group by scale_group: inside a scale group errors
 //! are handed on at once, to all columns on the right of it when it is done (GPTQ's lazy batches).
 
 use super::calibrate::LayerStatistics;
 use super::spectrum::{Spectrum, energy};
 use crate::codec::axis::Axis;
-use crate::codec::term::trellis::{STRIP, strips};
+use crate::codec::term::trellis::{GROUP_COLS, scale_groups};
 use crate::codec::{Block, Layout};
 use rayon::prelude::*;
 
@@ -100,11 +100,11 @@ pub(super) fn weighed_energy(spectrum: &Spectrum, feedback: Option<&Feedback>, p
     sum * feedback.rows[spectrum.layout.row_cut().block_of(part.row)]
 }
 
-/// A strip on its way: what its columns aim at, and what became of those that are done.
+/// A scale group on its way: what its columns aim at, and what became of those that are done.
 pub(super) struct Strip<'a> {
     pub place: Block,
     feedback: Option<&'a Feedback>,
-    /// The coefficients, column after column, and the same with the errors to the left of the strip handed on.
+    /// The coefficients, column after column, and the same with the errors to the left of the scale group handed on.
     originals: &'a [f32],
     targets: &'a [f32],
     /// To be filled column after column, in their order.
@@ -112,7 +112,7 @@ pub(super) struct Strip<'a> {
 }
 
 impl Strip<'_> {
-    /// Targets of all columns, without what the strip's own columns hand on.
+    /// Targets of all columns, without what the scale group's own columns hand on.
     pub(super) fn targets(&self) -> &[f32] {
         self.targets
     }
@@ -133,7 +133,7 @@ impl Strip<'_> {
         self.originals.iter().zip(&self.decoded).map(|(original, decoded)| original - decoded).collect()
     }
 
-    /// `U_ic` of column `n` for the columns of the strip before it.
+    /// `U_ic` of column `n` for the columns of the scale group before it.
     fn weights(&self, n: usize) -> &[f32] {
         let col = self.place.col;
         self.feedback.map_or(&[], |feedback| &feedback.weights(col + n)[col..])
@@ -177,34 +177,35 @@ impl Strip<'_> {
     }
 }
 
-/// Calls `quantize` on every strip, and returns what it makes of them in their order.
+/// Calls `quantize` on every scale group, and returns what it makes of them in their order.
 pub(super) fn sweep<S: Default, T: Send>(
     spectrum: &Spectrum,
     feedback: Option<&Feedback>,
     quantize: impl Fn(&mut S, &mut Strip) -> T + Sync,
 ) -> Vec<T> {
     let layout = spectrum.layout;
-    let places: Vec<Block> = strips(layout).collect();
+    let places: Vec<Block> = scale_groups(layout).collect();
     let Some(feedback) = feedback else {
-        let strip = |scratch: &mut S, place: &Block| {
+        let scale_group = |scratch: &mut S, place: &Block| {
             let originals = spectrum.columns(*place);
             let decoded = vec![0.0; originals.len()];
             let (originals, targets) = (&originals[..], &originals[..]);
             quantize(scratch, &mut Strip { place: *place, feedback: None, originals, targets, decoded })
         };
-        return places.par_iter().map_init(S::default, strip).collect();
+        return places.par_iter().map_init(S::default, scale_group).collect();
     };
     let row = |scratch: &mut S, places: &[Block]| {
         let originals: Vec<f32> = places.iter().flat_map(|place| spectrum.columns(*place)).collect();
         let mut targets = originals.clone();
-        let strip = |place: &Block| {
+        let scale_group = |place: &Block| {
             let height = place.height;
             let (targets, rest) = targets[place.col * height..].split_at_mut(place.len());
             let originals = &originals[place.col * height..][..place.len()];
             let decoded = vec![0.0; place.len()];
-            let mut strip = Strip { place: *place, feedback: Some(feedback), originals, targets, decoded };
-            let made = quantize(scratch, &mut strip);
-            let errors = strip.errors();
+            let mut scale_group =
+                Strip { place: *place, feedback: Some(feedback), originals, targets, decoded };
+            let made = quantize(scratch, &mut scale_group);
+            let errors = scale_group.errors();
             let first = place.col + place.width;
             rest.par_chunks_exact_mut(height).enumerate().for_each(|(n, target)| {
                 let weights = &feedback.weights(first + n)[place.col..first];
@@ -214,8 +215,8 @@ pub(super) fn sweep<S: Default, T: Send>(
             });
             made
         };
-        places.iter().map(strip).collect::<Vec<_>>()
+        places.iter().map(scale_group).collect::<Vec<_>>()
     };
-    let per_row = layout.cols().div_ceil(STRIP);
+    let per_row = layout.cols().div_ceil(GROUP_COLS);
     places.par_chunks(per_row).map_init(S::default, row).flatten_iter().collect()
 }

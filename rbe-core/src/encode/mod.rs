@@ -26,7 +26,7 @@ pub use share::{Offer, share};
 
 use crate::codec::axis::Axes;
 use crate::codec::errors::{BlockRowErrors, Comparison};
-use crate::codec::matrix::View;
+use crate::codec::matrix::Orientation;
 use crate::codec::term::trellis::STATE_BITS;
 use crate::codec::{BLOCK_EDGES, Matrix, Transform};
 use crate::cpu::requested_level;
@@ -306,7 +306,7 @@ impl MatrixEncoder {
                 }
                 _ => {
                     let matrix = encoded.matrix.with_errors(measured.errors());
-                    return match matrix.expect_payload(View::Matrix) {
+                    return match matrix.expect_payload(Orientation::Matrix) {
                         Ok(()) => Ok(matrix),
                         // Of so little, smaller blocks count enough bytes.
                         Err(_) if self.config.block.is_none() => {

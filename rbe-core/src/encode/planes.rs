@@ -182,17 +182,17 @@ fn hand_on(
             codes: vec![0; block.len()],
         })
         .collect();
-    let block_of = |strip: Block| layout.block_with(strip.row, strip.col);
-    let strips = sweep(spectrum, Some(feedback), |target: &mut Vec<f32>, strip| {
-        let (height, block) = (strip.place.height, &blocks[block_of(strip.place).index]);
-        let mut codes = vec![0; strip.place.len()];
+    let block_of = |scale_group: Block| layout.block_with(scale_group.row, scale_group.col);
+    let scale_groups = sweep(spectrum, Some(feedback), |target: &mut Vec<f32>, scale_group| {
+        let (height, block) = (scale_group.place.height, &blocks[block_of(scale_group.place).index]);
+        let mut codes = vec![0; scale_group.place.len()];
         target.resize(height, 0.0);
         if block.planes > 0 {
             let half = f32::from(1u16 << (block.planes - 1));
             for (n, codes) in codes.chunks_exact_mut(height).enumerate() {
-                strip.target(n, target);
+                scale_group.target(n, target);
                 for (row, ((target, code), decoded)) in
-                    target.iter().zip(codes).zip(&mut strip.decoded[n * height..]).enumerate()
+                    target.iter().zip(codes).zip(&mut scale_group.decoded[n * height..]).enumerate()
                 {
                     let step = block.scales[row % block.scales.len()].to_f32() * unit;
                     if step > 0.0 {
@@ -203,14 +203,14 @@ fn hand_on(
                 }
             }
         }
-        let errors = strip.errors();
-        (strip.place, codes, energy(&errors))
+        let errors = scale_group.errors();
+        (scale_group.place, codes, energy(&errors))
     });
     let mut squared_error = 0.0;
-    for (strip, codes, error) in strips {
-        let block = block_of(strip);
-        let first = strip.col - block.col;
-        for (n, codes) in codes.chunks_exact(strip.height).enumerate() {
+    for (scale_group, codes, error) in scale_groups {
+        let block = block_of(scale_group);
+        let first = scale_group.col - block.col;
+        for (n, codes) in codes.chunks_exact(scale_group.height).enumerate() {
             let column = blocks[block.index].codes.iter_mut().skip(first + n).step_by(block.width);
             column.zip(codes).for_each(|(to, code)| *to = *code);
         }
@@ -276,6 +276,7 @@ fn round(values: &[f32], step: f32, planes: u8, codes: &mut [u8]) -> f64 {
 mod tests {
     use super::*;
     use crate::codec::Transform;
+    use crate::codec::term::Summand;
 
     /// A deterministic unit Gaussian: sums of twelve uniform numbers.
     fn gaussian(count: usize) -> Vec<f32> {

@@ -1,6 +1,6 @@
 //! Fewer coefficients after the fact: small ones go, and what the basis functions can say of them stays.
 
-use crate::codec::basis::{Basis, FUNCTIONS, Fit};
+use crate::codec::term::basis::{Basis, FUNCTIONS, Fit};
 use crate::codec::term::sparse::Entry;
 use crate::codec::term::{Sparse, Term};
 use crate::codec::{Block, Matrix};
@@ -126,6 +126,6 @@ fn weights(matrix: &Matrix, block: Block, entries: &[Entry]) -> Vec<f32> {
     for entry in entries {
         tile[usize::from(entry.row) * block.width + usize::from(entry.col)] = entry.value;
     }
-    matrix.axes().synthesize_tile(block, &mut tile, &mut vec![0.0; matrix.axes().scratch_len()]);
+    matrix.axes().inverse_block(block, &mut tile, &mut vec![0.0; matrix.axes().scratch_len()]);
     tile
 }

@@ -153,7 +153,7 @@ pub(super) fn choose(
         match target {
             Target::Bits(bits) if memory > bits as f64 => None,
             Target::Bits(bits) => {
-                // What a sample's few blocks or strips leave of the last bit, those of the whole can spend but for as much.
+                // What a sample's few blocks or scale groups leave of the last bit, those of the whole can spend but for as much.
                 let unspent = (bits as f64 - trial.memory_bits as f64) / values.len() as f64;
                 let spendable = unspent.clamp(0.0, LAST_BIT) * (1.0 - values.len() as f64 / elements as f64);
                 Some(trial.squared_error / (1.0 + SAVED_BY_A_BIT * spendable))

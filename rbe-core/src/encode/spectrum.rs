@@ -1,7 +1,7 @@
 //! A matrix in the coefficient domain, block by block, ready to be quantised.
 
 use crate::codec::axis::Axes;
-use crate::codec::basis::{Basis, FUNCTIONS, Fit};
+use crate::codec::term::basis::{Basis, FUNCTIONS, Fit};
 use crate::codec::transform::Transform;
 use crate::codec::{Block, Layout};
 use rayon::prelude::*;
@@ -114,7 +114,9 @@ impl Spectrum {
 
     fn transform(&mut self) {
         let axes = Axes::new(self.layout, self.transform, self.seed);
-        self.for_each_block(|block, tile| axes.analyze_tile(block, tile, &mut vec![0.0; axes.scratch_len()]));
+        self.for_each_block(|block, tile| {
+            axes.forward_block(block, tile, &mut vec![0.0; axes.scratch_len()])
+        });
     }
 }
 

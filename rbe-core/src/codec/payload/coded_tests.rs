@@ -65,13 +65,13 @@ fn matrix(layout: Layout, term: Term) -> Matrix {
 #[track_caller]
 fn round_trip(layout: Layout, term: Term) -> f64 {
     let matrix = matrix(layout, term);
-    let (coded, plain) = (matrix.to_bytes(View::Matrix), matrix.to_plain_bytes(View::Matrix));
+    let (coded, plain) = (matrix.to_bytes(Orientation::Matrix), matrix.to_plain_bytes(Orientation::Matrix));
     assert_eq!((coded.len(), plain.len()), (matrix.size_in_bytes(), matrix.plain_size_in_bytes()));
     assert!(coded.len() <= plain.len());
     for bytes in [&coded, &plain] {
         let (back, _) = from_bytes(bytes).unwrap();
         assert_eq!(back.terms(), matrix.terms());
-        assert_eq!(back.to_bytes(View::Matrix), coded);
+        assert_eq!(back.to_bytes(Orientation::Matrix), coded);
     }
     coded.len() as f64 / plain.len() as f64
 }
@@ -179,7 +179,7 @@ fn small_planes() -> Vec<u8> {
 
 fn coded(layout: Layout, term: Term) -> Vec<u8> {
     let code = term.code();
-    let bytes = matrix(layout, term).to_bytes(View::Matrix);
+    let bytes = matrix(layout, term).to_bytes(Orientation::Matrix);
     assert_eq!(bytes[TERMS], code | 0x80, "not coded");
     bytes
 }

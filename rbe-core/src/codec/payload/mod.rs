@@ -23,7 +23,7 @@ const CHECKSUM_BYTES: usize = 4;
 
 /// How a tensor's elements lie in the stored matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum View {
+pub enum Orientation {
     /// A vector of `cols` elements, stored as one row.
     Vector,
     /// The matrix itself.
@@ -34,11 +34,11 @@ pub enum View {
 
 /// How terms are written. What is read is the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
+pub(super) enum Compression {
     /// Each term as it is, or entropy coded where that takes fewer bytes.
-    Smallest,
+    Entropy,
     /// Each term as it is.
-    Plain,
+    None,
 }
 
 /// Elements that a payload of any size may have.
@@ -63,39 +63,39 @@ fn expect_proportion(layout: Layout, bytes: usize) -> Result<(), String> {
 /// # Errors
 /// What is wrong with it: there are no terms, a vector has more than one row, or so little is stored of so many elements
 /// that readers refuse it.
-pub(super) fn expect_payload(matrix: &Matrix, view: View) -> Result<()> {
+pub(super) fn expect_payload(matrix: &Matrix, orientation: Orientation) -> Result<()> {
     let layout = matrix.layout();
     if matrix.terms().is_empty() {
         return Err(Error::config("a matrix without terms has no payload; it needs at least one"));
     }
-    if view == View::Vector && layout.rows() != 1 {
+    if orientation == Orientation::Vector && layout.rows() != 1 {
         return Err(Error::shape(format!("a vector with {} rows", layout.rows())));
     }
-    expect_proportion(layout, size_in_bytes(matrix, Form::Plain)).map_err(Error::config)
+    expect_proportion(layout, size_in_bytes(matrix, Compression::None)).map_err(Error::config)
 }
 
 /// The form to write: the smallest, unless it is so small that readers refuse it.
-fn allowed(matrix: &Matrix, form: Form) -> Form {
+fn allowed(matrix: &Matrix, compression: Compression) -> Compression {
     // To know how small it is takes as long as to write it: seldom is it so small that it matters.
-    let least = bytes_of(matrix, Form::Plain) / LARGEST_RATIO;
-    if form == Form::Plain || expect_proportion(matrix.layout(), least).is_ok() {
-        return form;
+    let least = bytes_of(matrix, Compression::None) / LARGEST_RATIO;
+    if compression == Compression::None || expect_proportion(matrix.layout(), least).is_ok() {
+        return compression;
     }
-    match expect_proportion(matrix.layout(), bytes_of(matrix, form)) {
-        Ok(()) => form,
-        Err(_) => Form::Plain,
+    match expect_proportion(matrix.layout(), bytes_of(matrix, compression)) {
+        Ok(()) => compression,
+        Err(_) => Compression::None,
     }
 }
 
 /// Bytes that [`to_bytes`] makes.
-pub(super) fn size_in_bytes(matrix: &Matrix, form: Form) -> usize {
-    bytes_of(matrix, allowed(matrix, form))
+pub(super) fn size_in_bytes(matrix: &Matrix, compression: Compression) -> usize {
+    bytes_of(matrix, allowed(matrix, compression))
 }
 
-fn bytes_of(matrix: &Matrix, form: Form) -> usize {
-    let terms = matrix.terms().iter().map(match form {
-        Form::Smallest => Term::coded_size_in_bytes,
-        Form::Plain => Term::size_in_bytes,
+fn bytes_of(matrix: &Matrix, compression: Compression) -> usize {
+    let terms = matrix.terms().iter().map(match compression {
+        Compression::Entropy => Term::coded_size_in_bytes,
+        Compression::None => Term::size_in_bytes,
     });
     HEADER_BYTES
         + scales_of(matrix).flatten().map(AxisScales::size_in_bytes).sum::<usize>()
@@ -113,21 +113,21 @@ fn scales_of(matrix: &Matrix) -> impl Iterator<Item = Option<&AxisScales>> {
     [&matrix.axes().rows, &matrix.axes().cols].into_iter().map(Axis::scales)
 }
 
-/// The payload of a matrix seen through `view`.
+/// The payload of a matrix seen through `orientation`.
 ///
 /// # Panics
 /// When it would be one that readers refuse ([`expect_payload`]).
-pub(super) fn to_bytes(matrix: &Matrix, view: View, form: Form) -> Vec<u8> {
+pub(super) fn to_bytes(matrix: &Matrix, orientation: Orientation, compression: Compression) -> Vec<u8> {
     let layout = matrix.layout();
-    expect_payload(matrix, view).unwrap_or_else(|error| panic!("{error}"));
-    let form = allowed(matrix, form);
-    let mut writer = Writer { bytes: Vec::with_capacity(size_in_bytes(matrix, Form::Plain)) };
+    expect_payload(matrix, orientation).unwrap_or_else(|error| panic!("{error}"));
+    let compression = allowed(matrix, compression);
+    let mut writer = Writer { bytes: Vec::with_capacity(size_in_bytes(matrix, Compression::None)) };
     writer.bytes(&MAGIC);
     writer.u16(VERSION);
-    writer.u8(match view {
-        View::Vector => 0,
-        View::Matrix => 1,
-        View::Transposed => 2,
+    writer.u8(match orientation {
+        Orientation::Vector => 0,
+        Orientation::Matrix => 1,
+        Orientation::Transposed => 2,
     });
     writer.u8(matrix.transform().code());
     writer.u32(layout.rows() as u32);
@@ -144,7 +144,7 @@ pub(super) fn to_bytes(matrix: &Matrix, view: View, form: Form) -> Vec<u8> {
         writer.u8(scales.step());
         writer.bytes(scales.codes());
     }
-    matrix.terms().iter().for_each(|term| term.write(&mut writer, form));
+    matrix.terms().iter().for_each(|term| term.write(&mut writer, compression));
     let checksum = crc32fast::hash(&writer.bytes);
     writer.u32(checksum);
     writer.bytes
@@ -154,7 +154,7 @@ pub(super) fn to_bytes(matrix: &Matrix, view: View, form: Form) -> Vec<u8> {
 ///
 /// # Errors
 /// [`Error::Payload`] with the first thing found wrong.
-pub(super) fn from_bytes(bytes: &[u8]) -> Result<(Matrix, View)> {
+pub(super) fn from_bytes(bytes: &[u8]) -> Result<(Matrix, Orientation)> {
     let mut reader = Reader { bytes };
     if reader.take(4, "magic")? != MAGIC {
         return Err(Error::payload("it does not begin with RBET"));
@@ -173,11 +173,11 @@ pub(super) fn from_bytes(bytes: &[u8]) -> Result<(Matrix, View)> {
     }
     reader.bytes = &body[MAGIC.len() + size_of::<u16>()..];
 
-    let view = match reader.u8("view")? {
-        0 => View::Vector,
-        1 => View::Matrix,
-        2 => View::Transposed,
-        other => return Err(Error::payload(format!("unknown view {other}"))),
+    let orientation = match reader.u8("orientation")? {
+        0 => Orientation::Vector,
+        1 => Orientation::Matrix,
+        2 => Orientation::Transposed,
+        other => return Err(Error::payload(format!("unknown orientation {other}"))),
     };
     let code = reader.u8("transform")?;
     let transform =
@@ -185,7 +185,7 @@ pub(super) fn from_bytes(bytes: &[u8]) -> Result<(Matrix, View)> {
     let (rows, cols) = (reader.u32("rows")? as usize, reader.u32("columns")? as usize);
     let block = usize::from(reader.u16("block edge")?);
     let layout = Layout::new(rows, cols, block).map_err(|error| Error::payload(error.to_string()))?;
-    if view == View::Vector && rows != 1 {
+    if orientation == Orientation::Vector && rows != 1 {
         return Err(Error::payload(format!("a vector with {rows} rows")));
     }
     expect_proportion(layout, bytes.len()).map_err(Error::payload)?;
@@ -228,7 +228,7 @@ pub(super) fn from_bytes(bytes: &[u8]) -> Result<(Matrix, View)> {
     }
     let seed = (flags & SIGNS != 0).then_some(seed);
     let matrix = Matrix::new(layout, transform, seed, terms, errors).with_scales(row_scales, col_scales);
-    Ok((matrix, view))
+    Ok((matrix, orientation))
 }
 
 fn read_scales(reader: &mut Reader, len: usize, what: &str) -> Result<AxisScales> {
@@ -243,7 +243,7 @@ fn read_scales(reader: &mut Reader, len: usize, what: &str) -> Result<AxisScales
 
 /// Appends little-endian numbers.
 #[derive(Default)]
-pub(super) struct Writer {
+pub(crate) struct Writer {
     bytes: Vec<u8>,
 }
 

@@ -1,10 +1,10 @@
 //! Every field of a payload, damaged: each is refused for its own reason, and nothing panics.
 
 use super::*;
-use crate::codec::basis::Basis;
+use crate::codec::term::basis::Basis;
 use crate::codec::term::planes::{Planes, QuantizedBlock, ScaleGroup};
 use crate::codec::term::sparse::{Entry, FORMATS, Format, Sparse};
-use crate::codec::term::trellis::{QuantizedStrip, Trellis, strips};
+use crate::codec::term::trellis::{QuantizedGroup, Trellis, scale_groups};
 use proptest::prelude::*;
 
 fn sparse(layout: Layout, format: Format) -> Term {
@@ -38,16 +38,20 @@ fn basis(layout: Layout, half: bool) -> Term {
     Term::Basis(Basis::new(layout, &vec![[0.25; 8]; layout.blocks()], half))
 }
 
-/// Strips with 3, 1, 4 and 2 bits.
+/// Scale groups with 3, 1, 4 and 2 bits.
 fn trellis(layout: Layout) -> Term {
-    let strips: Vec<_> = strips(layout)
-        .map(|strip| {
-            let bits = [3, 1, 4, 2][strip.index % 4];
+    let scale_groups: Vec<_> = scale_groups(layout)
+        .map(|scale_group| {
+            let bits = [3, 1, 4, 2][scale_group.index % 4];
             let code = |n: usize| (n * n / 3) as u8 & ((1 << bits) - 1);
-            QuantizedStrip { bits, scale: f16::from_f32(0.5), codes: (0..strip.len()).map(code).collect() }
+            QuantizedGroup {
+                bits,
+                scale: f16::from_f32(0.5),
+                codes: (0..scale_group.len()).map(code).collect(),
+            }
         })
         .collect();
-    Term::Trellis(Trellis::pack(layout, 13, 1.0, &strips))
+    Term::Trellis(Trellis::pack(layout, 13, 1.0, &scale_groups))
 }
 
 /// Blocks of 32 and 40 rows by 32 and 35 columns: all four sizes, and widths that leave padding bits.
@@ -60,7 +64,7 @@ fn matrix(terms: Vec<Term>) -> Matrix {
 }
 
 fn payload(terms: Vec<Term>) -> Vec<u8> {
-    matrix(terms).to_plain_bytes(View::Matrix)
+    matrix(terms).to_plain_bytes(Orientation::Matrix)
 }
 
 /// Where the first term begins.
@@ -98,7 +102,7 @@ fn every_term_comes_back_as_it_was() {
     all.push(vec![sparse(layout, Format::RowMask), planes(layout, ScaleGroup::Row), trellis(layout)]);
     let scales = |len: usize| AxisScales::new(&(1..=len).map(|n| n as f32).collect::<Vec<_>>());
     for (n, terms) in all.into_iter().enumerate() {
-        for (seed, view) in [(None, View::Matrix), (Some(7), View::Transposed)] {
+        for (seed, view) in [(None, Orientation::Matrix), (Some(7), Orientation::Transposed)] {
             let matrix = Matrix::new(layout, Transform::Daubechies4, seed, terms.clone(), 0.5).with_scales(
                 scales(layout.rows()).filter(|_| n % 4 > 1),
                 scales(layout.cols()).filter(|_| n % 2 == 1),
@@ -145,8 +149,8 @@ fn planes_cut_short_are_a_prefix_of_the_whole() {
     // On disk plane 0 of all blocks comes first: the first planes are the first bytes.
     let layout = Layout::new(64, 64, 32).unwrap();
     let matrix = Matrix::new(layout, Transform::Dct, Some(1), vec![planes(layout, ScaleGroup::Block)], 0.0);
-    let whole = matrix.to_plain_bytes(View::Matrix);
-    let cut = matrix.truncate_planes(2).unwrap().to_plain_bytes(View::Matrix);
+    let whole = matrix.to_plain_bytes(Orientation::Matrix);
+    let cut = matrix.truncate_planes(2).unwrap().to_plain_bytes(Orientation::Matrix);
     let data = TERMS + 1 + 1 + 4 + layout.blocks() + 2 * layout.blocks();
     let plane_bytes = layout.elements() / 8;
     assert_eq!(whole.len(), data + 3 * plane_bytes + CHECKSUM_BYTES);
@@ -184,7 +188,7 @@ fn header_fields_are_checked() {
     refused(&altered(bytes(), 0, b"GGUF"), "does not begin with RBET");
     refused(&altered(bytes(), 4, &[1, 0]), "version 1; this build reads version 2");
     refused(&altered(bytes(), 4, &[3, 0]), "version 3; this build reads version 2");
-    refused(&altered(bytes(), 6, &[3]), "unknown view 3");
+    refused(&altered(bytes(), 6, &[3]), "unknown orientation 3");
     refused(&altered(bytes(), 6, &[0]), "a vector with 72 rows");
     refused(&altered(bytes(), 7, &[9]), "unknown transform 9");
     refused(&altered(bytes(), 8, &[0; 4]), "no elements");
@@ -205,7 +209,7 @@ fn scales_are_checked() {
     let scales = |len: usize| AxisScales::new(&(1..=len).map(|n| n as f32).collect::<Vec<_>>());
     let bytes = || {
         let matrix = matrix(vec![sparse(layout(), Format::Word32)]).with_scales(scales(72), scales(67));
-        matrix.to_plain_bytes(View::Matrix)
+        matrix.to_plain_bytes(Orientation::Matrix)
     };
     assert_eq!(bytes()[18], SIGNS | ROW_SCALES | COL_SCALES);
     // A step and 36 bytes for 72 rows, a step and 34 for 67 columns: the last half byte belongs to none.
@@ -291,7 +295,10 @@ fn sparse_fields_are_checked() {
     refused(&altered(bytes(Format::RowMask), last_masks, &[0, 0b1000]), "position outside");
     let wide = Layout::new(40, 35, 128).unwrap();
     let wide = Matrix::new(wide, Transform::Dct, None, vec![sparse(wide, Format::Word32)], 0.0);
-    refused(&altered(wide.to_plain_bytes(View::Matrix), TERMS + 1, &[1]), "word24 with block edge 128");
+    refused(
+        &altered(wide.to_plain_bytes(Orientation::Matrix), TERMS + 1, &[1]),
+        "word24 with block edge 128",
+    );
 }
 
 #[test]
@@ -325,11 +332,11 @@ fn trellis_fields_are_checked() {
     let (above, below) = (32 * 12 + 32 * 4 + 3 * 16, 32 * 10 + 32 * 15 + 3 * 5);
     assert_eq!(bytes().len(), columns + above + below + CHECKSUM_BYTES);
     let low = Layout::new(3, 1, 32).unwrap();
-    let low = Matrix::new(low, Transform::Dct, None, vec![trellis(low)], 0.0).to_bytes(View::Matrix);
+    let low = Matrix::new(low, Transform::Dct, None, vec![trellis(low)], 0.0).to_bytes(Orientation::Matrix);
     let column = TERMS + 6 + 1 + 2;
     refused(
         &altered(low.clone(), column + 1, &[low[column + 1] | 2]),
-        "trellis strip 0: padding bits are set",
+        "trellis scale group 0: padding bits are set",
     );
 }
 

@@ -1,13 +1,13 @@
 //! The table of a level's operations.
 
 use super::generic::norm::{NormGradient, NormRow};
-use super::generic::trellis::StripRows;
+use super::generic::trellis::GroupRows;
 use crate::codec::Block;
-use crate::cpu::layout::planes::PlaneTiles;
-use crate::cpu::layout::sparse::SparseSlices;
-use crate::cpu::layout::trellis::{Strip, TrellisStrips};
+use crate::cpu::layout::planes::PackedPlanes;
+use crate::cpu::layout::sparse::PackedSparse;
+use crate::cpu::layout::trellis::{PackedGroup, PackedTrellis};
 use crate::cpu::layout::{
-    Batch, EDGE, FourLanes, Input, LANES, LaneInput, Lanes, Place, RowSums, SortedEntries,
+    QuantizedRows, EDGE, FourLanes, Input, LANES, LaneInput, Lanes, Place, RowSums, SortedEntries,
 };
 use std::ops::Range;
 
@@ -25,8 +25,8 @@ impl<F> Op<F> {
     }
 }
 
-type Planes = unsafe fn(&PlaneTiles, i: usize, row_tile: usize, Batch, &mut [RowSums]);
-type Trellis = unsafe fn(&TrellisStrips, i: usize, blocks: Range<usize>, Batch, &mut [RowSums]);
+type Planes = unsafe fn(&PackedPlanes, i: usize, row_tile: usize, QuantizedRows, &mut [RowSums]);
+type Trellis = unsafe fn(&PackedTrellis, i: usize, blocks: Range<usize>, QuantizedRows, &mut [RowSums]);
 /// `acc += S x` or `acc += S' g` for one block; `acc` is `batch x height` or `batch x width`.
 type OfBlock<T> = unsafe fn(&T, Block, Input, acc: &mut [f32]);
 type Spmm = unsafe fn(&SortedEntries, LaneInput, acc: &mut [Lanes], stride: usize);
@@ -45,22 +45,22 @@ type Viterbi = unsafe fn(&[u16], &[i16], i16, next: &mut [u16]) -> u16;
 pub(in crate::cpu) struct Kernels {
     /// `sums[v] += S_i x_v` for the rows of a row tile of block row `i` and the vectors `v` of a batch.
     pub(super) planes: Op<Planes>,
-    pub(super) planes_transposed: Op<OfBlock<PlaneTiles>>,
+    pub(super) planes_transposed: Op<OfBlock<PackedPlanes>>,
     /// `sums[v * tiles + t] += S_ij x_vj` over blocks `j` of block row `i`, the rows in the order of
     /// [`Packing::row`](crate::cpu::layout::trellis::Packing::row).
     pub(super) trellis: Op<Trellis>,
-    pub(super) trellis_transposed: Op<OfBlock<TrellisStrips>>,
-    /// The coefficients of a strip; columns beyond its width have no meaning.
-    pub(super) trellis_rows: Op<unsafe fn(&Strip, &mut StripRows)>,
-    pub(super) sparse: Op<OfBlock<SparseSlices>>,
-    pub(super) sparse_transposed: Op<OfBlock<SparseSlices>>,
+    pub(super) trellis_transposed: Op<OfBlock<PackedTrellis>>,
+    /// The coefficients of a scale group; columns beyond its width have no meaning.
+    pub(super) trellis_rows: Op<unsafe fn(&PackedGroup, &mut GroupRows)>,
+    pub(super) sparse: Op<OfBlock<PackedSparse>>,
+    pub(super) sparse_transposed: Op<OfBlock<PackedSparse>>,
     /// The smallest batch that `spmm` takes less time for than `sparse`, the way into lanes included.
     pub(super) spmm_min_batch: Op<usize>,
     pub(super) spmm: Op<Spmm>,
     pub(super) sddmm: Op<Sddmm>,
     /// The largest magnitude of a block of activations, and one digit of it.
     pub(super) largest: Op<unsafe fn(&[f32]) -> f32>,
-    pub(super) take_digit: Op<TakeDigit>,
+    pub(super) quantize_slice: Op<TakeDigit>,
     /// Sixteen elements of each of sixteen rows, `stride` apart, to lanes and back.
     pub(super) rows_to_lanes: Op<RowsToLanes>,
     pub(super) lanes_to_rows: Op<LanesToRows>,
@@ -93,7 +93,7 @@ impl Kernels {
             spmm,
             sddmm,
             largest,
-            take_digit,
+            quantize_slice,
             rows_to_lanes,
             lanes_to_rows,
             dct2,
@@ -117,7 +117,7 @@ impl Kernels {
             ("spmm", spmm.level),
             ("sddmm", sddmm.level),
             ("largest", largest.level),
-            ("take_digit", take_digit.level),
+            ("quantize_slice", quantize_slice.level),
             ("rows_to_lanes", rows_to_lanes.level),
             ("lanes_to_rows", lanes_to_rows.level),
             ("dct2", dct2.level),
@@ -135,20 +135,20 @@ impl Kernels {
 impl Kernels {
     pub(in crate::cpu) fn planes(
         &self,
-        tiles: &PlaneTiles,
+        tiles: &PackedPlanes,
         i: usize,
         row_tile: usize,
-        x: Batch,
+        x: QuantizedRows,
         sums: &mut [RowSums],
     ) {
-        assert_eq!(sums.len(), x.len());
+        assert_eq!(sums.len(), x.batch());
         // SAFETY: a level gives its table away only where the processor has its instructions.
         unsafe { (self.planes.run)(tiles, i, row_tile, x, sums) }
     }
 
     pub(in crate::cpu) fn planes_transposed(
         &self,
-        tiles: &PlaneTiles,
+        tiles: &PackedPlanes,
         block: Block,
         g: Input,
         acc: &mut [f32],
@@ -157,12 +157,12 @@ impl Kernels {
         unsafe { (self.planes_transposed.run)(tiles, block, g, acc) }
     }
 
-    /// Vectors from which on a sparse product is faster [in lanes](Self::sparse_in_lanes).
-    pub(in crate::cpu) fn worth_lanes(&self) -> usize {
+    /// Vectors from which on a sparse product is faster [in lanes](Self::spmm).
+    pub(in crate::cpu) fn spmm_min_batch(&self) -> usize {
         self.spmm_min_batch.run
     }
 
-    pub(in crate::cpu) fn sparse(&self, term: &SparseSlices, block: Block, x: Input, acc: &mut [f32]) {
+    pub(in crate::cpu) fn sparse(&self, term: &PackedSparse, block: Block, x: Input, acc: &mut [f32]) {
         assert!(acc.len().is_multiple_of(block.height));
         // SAFETY: as in `planes`.
         unsafe { (self.sparse.run)(term, block, x, acc) }
@@ -170,7 +170,7 @@ impl Kernels {
 
     pub(in crate::cpu) fn sparse_transposed(
         &self,
-        term: &SparseSlices,
+        term: &PackedSparse,
         block: Block,
         g: Input,
         acc: &mut [f32],
@@ -180,7 +180,7 @@ impl Kernels {
     }
 
     /// `acc[to] += sum of value * x[from]` over the entries that go there, in every lane; `acc` holds groups `stride` apart.
-    pub(in crate::cpu) fn sparse_in_lanes(
+    pub(in crate::cpu) fn spmm(
         &self,
         entries: &SortedEntries,
         x: LaneInput,
@@ -192,7 +192,7 @@ impl Kernels {
     }
 
     /// `sums[n] += sum over all lanes of a[to] * b[from]` for every place.
-    pub(in crate::cpu) fn correlate(&self, places: &[Place], a: LaneInput, b: LaneInput, sums: &mut [f32]) {
+    pub(in crate::cpu) fn sddmm(&self, places: &[Place], a: LaneInput, b: LaneInput, sums: &mut [f32]) {
         // SAFETY: as in `planes`.
         unsafe { (self.sddmm.run)(places, a, b, sums) }
     }
@@ -220,27 +220,27 @@ impl Kernels {
         unsafe { (self.largest.run)(x) }
     }
 
-    pub(in crate::cpu) fn take_digit(&self, x: &mut [f32], scale: f32, digits: &mut [i8]) {
+    pub(in crate::cpu) fn quantize_slice(&self, x: &mut [f32], scale: f32, digits: &mut [i8]) {
         // SAFETY: as in `planes`.
-        unsafe { (self.take_digit.run)(x, scale, digits) }
+        unsafe { (self.quantize_slice.run)(x, scale, digits) }
     }
 
     pub(in crate::cpu) fn trellis(
         &self,
-        term: &TrellisStrips,
+        term: &PackedTrellis,
         i: usize,
         blocks: Range<usize>,
-        x: Batch,
+        x: QuantizedRows,
         sums: &mut [RowSums],
     ) {
-        assert!(sums.len().is_multiple_of(x.len()));
+        assert!(sums.len().is_multiple_of(x.batch()));
         // SAFETY: as in `planes`.
         unsafe { (self.trellis.run)(term, i, blocks, x, sums) }
     }
 
     pub(in crate::cpu) fn trellis_transposed(
         &self,
-        term: &TrellisStrips,
+        term: &PackedTrellis,
         block: Block,
         g: Input,
         acc: &mut [f32],
@@ -249,9 +249,9 @@ impl Kernels {
         unsafe { (self.trellis_transposed.run)(term, block, g, acc) }
     }
 
-    pub(in crate::cpu) fn trellis_rows(&self, strip: &Strip, rows: &mut StripRows) {
+    pub(in crate::cpu) fn trellis_rows(&self, scale_group: &PackedGroup, rows: &mut GroupRows) {
         // SAFETY: as in `planes`.
-        unsafe { (self.trellis_rows.run)(strip, rows) }
+        unsafe { (self.trellis_rows.run)(scale_group, rows) }
     }
 
     pub(in crate::cpu) fn rows_to_lanes(&self, rows: &[[f32; EDGE]; LANES], lanes: &mut [Lanes]) {

@@ -4,13 +4,14 @@
 //!     x_c  =  s_1 d_1c + s_2 d_2c + s_3 d_3c,    d in -127..=127
 //! ```
 //!
-//! One digit (8 bits) is what Candle's and llama.cpp's quantised products use. Each further digit holds what the
+//! One slice (8 bits, as in Ozaki's scheme) is what Candle's and llama.cpp's quantised products use. Each further slice holds what the
 //! one before lost, 254 times finer: three give `|error| <= max|x| / 16 million`, F32's own resolution, and the
-//! sums over a block stay exact integers. To the kernel a digit is one more vector.
+//! sums over a block stay exact integers. To the kernel a slice is one more vector.
 
-use crate::codec::Layout;
+use crate::codec::Cut;
 use crate::codec::sizes::elements;
-use crate::cpu::tiles::TILE_COLS;
+use crate::cpu::packed::planes::TILE_COLS;
+use crate::cpu::pool::Shared;
 use std::ops::Range;
 
 /// Bytes of a line of the processor's caches.
@@ -26,27 +27,27 @@ pub enum Precision {
     Int8,
 }
 
-/// Input vectors in digits.
+/// Input vectors in slices.
 #[derive(Debug, Default)]
 pub(in crate::cpu) struct Activations {
     /// Digits of each vector.
-    pub digits: usize,
-    /// Bytes of one digit of one vector: every block filled up to whole tiles, and room to the next.
+    pub slices: usize,
+    /// Bytes of one slice of one vector: every block filled up to whole tiles, and room to the next.
     pub stride: usize,
     /// Where each block begins in it.
     pub starts: Vec<usize>,
-    /// `batch x digits x stride`.
+    /// `batch x slices x stride`.
     pub values: Vec<i8>,
-    /// `s` of each block: `batch x digits x blocks`.
+    /// `s` of each block: `batch x slices x blocks`.
     pub scales: Vec<f32>,
-    /// Sum of each block's digits, likewise.
+    /// Sum of each block's slices, likewise.
     pub sums: Vec<i32>,
-    /// Sum of the digits of each tile of [`TILE_COLS`] columns: `batch x digits x tiles`.
+    /// Sum of the slices of each tile of [`TILE_COLS`] columns: `batch x slices x tiles`.
     pub tile_sums: Vec<i32>,
 }
 
-/// One digit of one block of one vector, to be written.
-pub(in crate::cpu) struct Digit<'a> {
+/// One slice of one block of one vector, to be written.
+pub(in crate::cpu) struct Int8Slice<'a> {
     pub values: &'a mut [i8],
     pub scale: &'a mut f32,
     pub sum: &'a mut i32,
@@ -54,101 +55,149 @@ pub(in crate::cpu) struct Digit<'a> {
 }
 
 impl Activations {
-    /// Makes room for a batch of `batch` inputs of a matrix; nothing is allocated when there was room before.
-    pub(in crate::cpu) fn prepare(&mut self, layout: Layout, batch: usize, precision: Precision) {
-        self.digits = match precision {
+    /// Makes room for `batch` rows that are cut so; nothing is allocated when there was room before.
+    pub(in crate::cpu) fn prepare(&mut self, cut: &Cut, batch: usize, precision: Precision) {
+        self.slices = match precision {
             Precision::Int8 => 1,
             Precision::Exact => 3,
         };
         self.starts.clear();
         self.stride = 0;
-        for j in 0..layout.block_cols() {
+        for block in cut.iter() {
             self.starts.push(self.stride);
-            self.stride += layout.col_range(j).len().next_multiple_of(TILE_COLS);
+            self.stride += block.len().next_multiple_of(TILE_COLS);
         }
         // An odd number of cache lines: a power of two would have all vectors' bytes in one set of the cache.
         self.stride = (self.stride.div_ceil(CACHE_LINE) | 1) * CACHE_LINE;
-        let of_digits = |each: usize| elements(&[batch, self.digits, each]);
+        let of_slices = |each: usize| elements(&[batch, self.slices, each]);
         let (values, blocks, tiles) =
-            (of_digits(self.stride), of_digits(self.starts.len()), of_digits(self.tiles()));
+            (of_slices(self.stride), of_slices(self.starts.len()), of_slices(self.tiles()));
         self.values.resize(values, 0);
         self.scales.resize(blocks, 0.0);
         self.sums.resize(blocks, 0);
         self.tile_sums.resize(tiles, 0);
     }
 
-    /// Tiles of one digit of one vector.
-    pub(in crate::cpu) fn tiles(&self) -> usize {
+    /// Where every block's slices are written, on several threads.
+    pub(in crate::cpu) fn slots(&mut self) -> Slots<'_> {
+        Slots {
+            slices: self.slices,
+            stride: self.stride,
+            tiles: self.tiles(),
+            values: Shared::new(&mut self.values),
+            scales: Shared::new(&mut self.scales),
+            sums: Shared::new(&mut self.sums),
+            tile_sums: Shared::new(&mut self.tile_sums),
+            starts: &self.starts,
+        }
+    }
+
+    /// Tiles of one slice of one vector.
+    fn tiles(&self) -> usize {
         self.stride / TILE_COLS
     }
 
-    /// The digits of some vectors.
-    pub(in crate::cpu) fn batch(&self, vectors: Range<usize>) -> Batch<'_> {
-        assert!(self.values.len() >= vectors.end * self.digits * self.stride);
-        Batch { all: self, first: vectors.start * self.digits, len: vectors.len() }
+    /// The slices of some vectors.
+    pub(in crate::cpu) fn rows(&self, batch: Range<usize>) -> QuantizedRows<'_> {
+        assert!(self.values.len() >= batch.end * self.slices * self.stride);
+        QuantizedRows { all: self, first: batch.start * self.slices, batch: batch.len() }
     }
 }
 
-/// The digits of neighbouring vectors, as products read them: counted from 0, those of a vector one after another.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::cpu) struct Batch<'a> {
-    all: &'a Activations,
-    /// The first of all digits that is the batch's.
-    first: usize,
-    len: usize,
+/// The slices of all blocks of all rows, to be written.
+pub(in crate::cpu) struct Slots<'a> {
+    slices: usize,
+    stride: usize,
+    tiles: usize,
+    starts: &'a [usize],
+    values: Shared<'a, i8>,
+    scales: Shared<'a, f32>,
+    sums: Shared<'a, i32>,
+    tile_sums: Shared<'a, i32>,
 }
 
-impl<'a> Batch<'a> {
-    /// How many vectors they are.
-    pub(in crate::cpu) fn len(self) -> usize {
-        self.len
+impl Slots<'_> {
+    /// The slices of block `j` of a row.
+    ///
+    /// # Safety
+    /// Nobody else has those of the same block of the same row.
+    pub(in crate::cpu) unsafe fn of(&self, row: usize, j: usize) -> impl Iterator<Item = Int8Slice<'_>> {
+        let (start, end) = (self.starts[j], self.starts.get(j + 1).copied().unwrap_or(self.stride));
+        (row * self.slices..(row + 1) * self.slices).map(move |slice| {
+            let index = slice * self.starts.len() + j;
+            let (values, tiles) = (slice * self.stride, slice * self.tiles);
+            // SAFETY: every slice of a block of a row has a place of its own in every array, and the caller alone has it.
+            unsafe {
+                Int8Slice {
+                    values: self.values.part(values + start..values + end),
+                    scale: &mut self.scales.part(index..index + 1)[0],
+                    sum: &mut self.sums.part(index..index + 1)[0],
+                    tile_sums: self.tile_sums.part(tiles + start / TILE_COLS..tiles + end / TILE_COLS),
+                }
+            }
+        })
+    }
+}
+
+/// The slices of neighbouring vectors, as products read them: counted from 0, those of a vector one after another.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::cpu) struct QuantizedRows<'a> {
+    all: &'a Activations,
+    /// The first of all slices that is the batch's.
+    first: usize,
+    batch: usize,
+}
+
+impl<'a> QuantizedRows<'a> {
+    pub(in crate::cpu) fn batch(self) -> usize {
+        self.batch
     }
 
     /// Digits of each vector.
     #[inline(always)]
-    pub(in crate::cpu) fn per_vector(self) -> usize {
-        self.all.digits
+    pub(in crate::cpu) fn slices_per_row(self) -> usize {
+        self.all.slices
     }
 
     /// Digits of all vectors.
     #[inline(always)]
-    pub(in crate::cpu) fn digits(self) -> usize {
-        self.len * self.all.digits
+    pub(in crate::cpu) fn slices(self) -> usize {
+        self.batch * self.all.slices
     }
 
-    /// Distance of two digits' values.
+    /// Distance of two slices' values.
     #[inline(always)]
     pub(in crate::cpu) fn stride(self) -> usize {
         self.all.stride
     }
 
     /// The batch of some of these vectors.
-    pub(in crate::cpu) fn part(self, vectors: Range<usize>) -> Self {
-        let before = self.first / self.all.digits;
-        self.all.batch(before + vectors.start..before + vectors.end)
+    pub(in crate::cpu) fn part(self, batch: Range<usize>) -> Self {
+        let before = self.first / self.all.slices;
+        self.all.rows(before + batch.start..before + batch.end)
     }
 
-    /// A digit's values from column `col` of block `j` on, the other digits' after them.
+    /// A slice's values from column `col` of block `j` on, the other slices' after them.
     #[inline(always)]
-    pub(in crate::cpu) fn values(self, digit: usize, j: usize, col: usize) -> &'a [i8] {
-        &self.all.values[(self.first + digit) * self.all.stride + self.all.starts[j] + col..]
+    pub(in crate::cpu) fn values(self, slice: usize, j: usize, col: usize) -> &'a [i8] {
+        &self.all.values[(self.first + slice) * self.all.stride + self.all.starts[j] + col..]
     }
 
     /// `s` of block `j`.
     #[inline(always)]
-    pub(in crate::cpu) fn scale(self, digit: usize, j: usize) -> f32 {
-        self.all.scales[(self.first + digit) * self.all.starts.len() + j]
+    pub(in crate::cpu) fn scale(self, slice: usize, j: usize) -> f32 {
+        self.all.scales[(self.first + slice) * self.all.starts.len() + j]
     }
 
-    /// The sum of a digit's values in block `j`.
+    /// The sum of a slice's values in block `j`.
     #[inline(always)]
-    pub(in crate::cpu) fn sum(self, digit: usize, j: usize) -> i32 {
-        self.all.sums[(self.first + digit) * self.all.starts.len() + j]
+    pub(in crate::cpu) fn sum(self, slice: usize, j: usize) -> i32 {
+        self.all.sums[(self.first + slice) * self.all.starts.len() + j]
     }
 
     /// The sum of those of the tile that begins with column `col` of block `j`.
     #[inline(always)]
-    pub(in crate::cpu) fn tile_sum(self, digit: usize, j: usize, col: usize) -> i32 {
-        self.all.tile_sums[(self.first + digit) * self.all.tiles() + (self.all.starts[j] + col) / TILE_COLS]
+    pub(in crate::cpu) fn tile_sum(self, slice: usize, j: usize, col: usize) -> i32 {
+        self.all.tile_sums[(self.first + slice) * self.all.tiles() + (self.all.starts[j] + col) / TILE_COLS]
     }
 }

@@ -7,8 +7,8 @@ pub(super) mod entries;
 mod lanes;
 mod rows;
 
-pub(super) use super::{slices as sparse, strips as trellis, tiles as planes};
-pub(super) use activations::{Activations, Batch, Digit};
+pub(super) use super::packed::{planes, sparse, trellis};
+pub(super) use activations::{Activations, Int8Slice, QuantizedRows};
 pub(super) use entries::{LaneInput, Place, SortedEntries};
 pub(super) use lanes::{Element, FOUR, FourLanes, LANES, Lanes};
 pub(super) use rows::{EDGE, Input, RowDots, RowSums};

@@ -1,6 +1,6 @@
 //! A batch of F32 vectors, and results of rows.
 
-use crate::cpu::tiles::TILE_ROWS;
+use crate::cpu::layout::planes::TILE_ROWS;
 
 /// The longest segment of an axis: the largest block edge.
 pub(in crate::cpu) const EDGE: usize = 256;

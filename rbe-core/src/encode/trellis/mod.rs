@@ -1,4 +1,4 @@
-//! Trellis-coded coefficients: how many bits each strip gets, its scale, and the search for its bits.
+//! Trellis-coded coefficients: how many bits each scale group gets, its scale, and the search for its bits.
 //!
 //! Beyond the four bits that a code has, a second term codes what the first leaves: two searches among 2^L sequences in place
 //! of one among a finer alphabet, which states of L bits are too few for. What is left is close to Gaussian again, so that
@@ -7,7 +7,7 @@
 //! Calibration takes columns one at a time, in its own order and with targets of its own making: that is
 //! [`Quantizer::column`]. [`encode`] is a loop over it.
 //!
-//! The scale of a strip is the least-squares one where an error is asked for. It shrinks: the decoded coefficients
+//! The scale of a scale group is the least-squares one where an error is asked for. It shrinks: the decoded coefficients
 //! are the originals times `1 - D` (`D` being the relative squared error) plus noise. Noise is spread over all
 //! directions, but the shrinking hits the output where it is largest, so where bits are asked for the scale is the
 //! [`Unbiased`](Fit::Unbiased) one, `1 / (1 - D)` times as large, although it adds `D^2` to the squared error. On
@@ -22,15 +22,15 @@ use super::spectrum::Spectrum;
 use crate::codec::Block;
 use crate::codec::term::Trellis;
 use crate::codec::term::trellis::{
-    COARSE_BITS, Code, MAX_BITS, QuantizedStrip, STATE_BITS, strip_bytes, strips,
+    COARSE_BITS, Code, MAX_BITS, QuantizedGroup, STATE_BITS, group_bytes, scale_groups,
 };
 use crate::cpu::{Codebook, Search};
 use half::f16;
 use rayon::prelude::*;
 
-/// The most bits of a strip, in both terms together.
+/// The most bits of a scale group, in both terms together.
 const MOST_BITS: u8 = 2 * MAX_BITS;
-/// Mean squared errors of a strip with 0 to [`MOST_BITS`] bits.
+/// Mean squared errors of a scale group with 0 to [`MOST_BITS`] bits.
 type Curve = [f64; MOST_BITS as usize + 1];
 
 /// Those of a unit Gaussian in columns of 256 rows, for the fewest and the most bits of a state (measured by the test
@@ -48,19 +48,19 @@ const WIDER: ([f32; 4], f32) = ([1.15, 1.18, 1.23, 1.32], 1.1);
 /// whole bits, a second term would spend for less.
 const WORTH_A_TERM: f64 = 0.9;
 
-/// The bits of a strip in the first term and in the second.
+/// The bits of a scale group in the first term and in the second.
 fn halves(bits: u8) -> [u8; 2] {
     if bits <= MAX_BITS { [bits, 0] } else { [bits.div_ceil(2), bits / 2] }
 }
 
 /// Root mean squares of the codes' integers, those of up to [`COARSE_BITS`] bits and of more.
 const VALUE_DEVIATIONS: [f64; 2] = [44.70, 39.02];
-/// Bits of a strip beside its columns: their number and a scale.
-const STRIP_BITS: usize = 8 + 16;
-/// Bits of the term beside its strips: kind, state bits, unit.
+/// Bits of a scale group beside its columns: their number and a scale.
+const GROUP_BITS: usize = 8 + 16;
+/// Bits of the term beside its scale_groups: kind, state bits, unit.
 const TERM_BITS: usize = 8 * 6;
 
-/// What a strip's scale is fitted to.
+/// What a scale group's scale is fitted to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fit {
     /// The least squared error.
@@ -126,7 +126,7 @@ impl Quantizer {
     }
 }
 
-/// A strip as one of the terms has it, with its scale in full precision.
+/// A scale group as one of the terms has it, with its scale in full precision.
 #[derive(Clone)]
 struct Half {
     bits: u8,
@@ -134,7 +134,7 @@ struct Half {
     codes: Vec<u8>,
 }
 
-/// A strip with all its bits.
+/// A scale group with all its bits.
 #[derive(Clone)]
 struct Strip {
     bits: u8,
@@ -162,14 +162,14 @@ pub(super) struct Estimate {
     pub bits: usize,
 }
 
-/// The strips of a spectrum and what they cost.
+/// The scale groups of a spectrum and what they cost.
 struct Plan<'a> {
     spectrum: &'a Spectrum,
     state_bits: u8,
     fit: Fit,
     feedback: Option<&'a Feedback>,
-    strips: Vec<Block>,
-    /// Of each strip the sum of squares, each column's times what its error weighs.
+    scale_groups: Vec<Block>,
+    /// Of each scale group the sum of squares, each column's times what its error weighs.
     energies: Vec<f64>,
     /// Payload bits outside of the terms.
     other_bits: usize,
@@ -184,43 +184,46 @@ impl<'a> Plan<'a> {
         other_bits: usize,
     ) -> Self {
         let fit = if matches!(target, Target::Bits(_)) { Fit::Unbiased } else { Fit::LeastSquares };
-        let strips: Vec<_> = strips(spectrum.layout).collect();
-        let energies = strips.par_iter().map(|strip| weighed_energy(spectrum, feedback, *strip)).collect();
-        Self { spectrum, feedback, state_bits, fit, strips, energies, other_bits }
+        let scale_groups: Vec<_> = scale_groups(spectrum.layout).collect();
+        let energies = scale_groups
+            .par_iter()
+            .map(|scale_group| weighed_energy(spectrum, feedback, *scale_group))
+            .collect();
+        Self { spectrum, feedback, state_bits, fit, scale_groups, energies, other_bits }
     }
 
-    /// Payload bits beside the columns' when no strip has more than `most` bits.
+    /// Payload bits beside the columns' when no scale group has more than `most` bits.
     fn side_bits(&self, most: u8) -> usize {
         let terms = if most > MAX_BITS { 2 } else { 1 };
-        self.other_bits + terms * (TERM_BITS + STRIP_BITS * self.strips.len())
+        self.other_bits + terms * (TERM_BITS + GROUP_BITS * self.scale_groups.len())
     }
 
-    /// Bits per strip, `least` to `most`, as many as `fits(bits, error)` allows of what strips cost.
+    /// Bits per scale group, `least` to `most`, as many as `fits(bits, error)` allows of what scale groups cost.
     fn allocate(&self, least: u8, most: u8, fits: impl FnMut(usize, f64) -> bool) -> Vec<u8> {
         let curve = |index| {
             let errors = self.errors(index);
             std::array::from_fn(|bits| errors[bits.min(usize::from(most))])
         };
-        let curves: Vec<Curve> = (0..self.strips.len()).map(curve).collect();
+        let curves: Vec<Curve> = (0..self.scale_groups.len()).map(curve).collect();
         let cost = |index, bits: usize| self.bits(index, bits as u8 + 1) - self.bits(index, bits as u8);
         allocate(&curves, least, cost, fits)
     }
 
-    /// Squared errors of a strip by its bits.
+    /// Squared errors of a scale group by its bits.
     fn errors(&self, index: usize) -> Curve {
-        let errors = gaussian(self.state_bits, self.strips[index].height);
+        let errors = gaussian(self.state_bits, self.scale_groups[index].height);
         errors.map(|error| self.fit.error(error) * self.energies[index])
     }
 
-    /// Payload bits of a strip's columns.
+    /// Payload bits of a scale group's columns.
     fn bits(&self, index: usize, bits: u8) -> usize {
-        let strip = self.strips[index];
-        halves(bits).map(|bits| 8 * strip_bytes(strip, bits)).iter().sum()
+        let scale_group = self.scale_groups[index];
+        halves(bits).map(|bits| 8 * group_bytes(scale_group, bits)).iter().sum()
     }
 
     /// Payload bits of all columns with so many bits each.
     fn whole(&self, bits: u8) -> usize {
-        (0..self.strips.len()).map(|index| self.bits(index, bits)).sum()
+        (0..self.scale_groups.len()).map(|index| self.bits(index, bits)).sum()
     }
 
     fn allocate_budget(&self, bits: usize) -> Option<Vec<u8>> {
@@ -234,11 +237,11 @@ impl<'a> Plan<'a> {
         Some(if error(&two) < WORTH_A_TERM * error(&one) { two } else { one })
     }
 
-    /// Bits per strip within a budget, of at most `most` each.
+    /// Bits per scale group within a budget, of at most `most` each.
     fn allocate_up_to(&self, most: u8, bits: usize) -> Option<Vec<u8>> {
         let budget = bits.checked_sub(self.side_bits(most))?;
         // What an error costs is known to second order only: where calibration would take more than one bit away from a
-        // strip, it does not hold (gpt2-books' queries and keys without bits cost twenty times what was expected).
+        // scale group, it does not hold (gpt2-books' queries and keys without bits cost twenty times what was expected).
         let whole = (0..=most).rev().find(|whole| self.whole(*whole) <= budget)?;
         let least = if self.feedback.is_some() { whole.saturating_sub(1) } else { 0 };
         Some(self.allocate(least, most, |spent, _| spent <= budget))
@@ -246,7 +249,8 @@ impl<'a> Plan<'a> {
 
     /// Fewest bits for a squared error by the Gaussian's curve.
     fn allocate_error(&self, bound: f64) -> Vec<u8> {
-        let full: f64 = (0..self.strips.len()).map(|index| self.errors(index)[usize::from(MAX_BITS)]).sum();
+        let full: f64 =
+            (0..self.scale_groups.len()).map(|index| self.errors(index)[usize::from(MAX_BITS)]).sum();
         let most = if full > bound { MOST_BITS } else { MAX_BITS };
         let mut reached = self.energies.iter().sum::<f64>() <= bound;
         self.allocate(0, most, |_, error| {
@@ -257,11 +261,12 @@ impl<'a> Plan<'a> {
     }
 
     fn estimate(&self, bits: &[u8]) -> Estimate {
-        let strips = || bits.iter().enumerate();
+        let scale_groups = || bits.iter().enumerate();
         let most = bits.iter().max().copied().unwrap_or(0);
         Estimate {
-            squared_error: strips().map(|(index, bits)| self.errors(index)[usize::from(*bits)]).sum(),
-            bits: self.side_bits(most) + strips().map(|(index, bits)| self.bits(index, *bits)).sum::<usize>(),
+            squared_error: scale_groups().map(|(index, bits)| self.errors(index)[usize::from(*bits)]).sum(),
+            bits: self.side_bits(most)
+                + scale_groups().map(|(index, bits)| self.bits(index, *bits)).sum::<usize>(),
         }
     }
 }
@@ -298,22 +303,22 @@ pub(super) fn encode(
 ) -> Option<Encoded> {
     let plan = Plan::new(spectrum, feedback, state_bits, target, other_bits);
     let quantizer = Quantizer::new(state_bits);
-    let mut strips = vec![None; plan.strips.len()];
+    let mut scale_groups = vec![None; plan.scale_groups.len()];
     match target {
         Target::PerBlock(_) => None,
         Target::Bits(bits) => {
-            quantize(&plan, &quantizer, &plan.allocate_budget(bits)?, &mut strips);
-            Some(pack(&plan, &strips))
+            quantize(&plan, &quantizer, &plan.allocate_budget(bits)?, &mut scale_groups);
+            Some(pack(&plan, &scale_groups))
         }
         Target::SquaredError(bound) => {
-            // Coefficients are not quite a Gaussian's: correct the model by what quantising really gives. Strips
+            // Coefficients are not quite a Gaussian's: correct the model by what quantising really gives. Scale group
             // whose bits stay are not searched again.
             let mut asked = bound;
             for _ in 0..8 {
                 let bits = plan.allocate_error(asked);
-                let error = quantize(&plan, &quantizer, &bits, &mut strips);
+                let error = quantize(&plan, &quantizer, &bits, &mut scale_groups);
                 if error <= bound {
-                    return Some(pack(&plan, &strips));
+                    return Some(pack(&plan, &scale_groups));
                 }
                 if bits.iter().all(|bits| *bits == MOST_BITS) {
                     return None;
@@ -325,31 +330,31 @@ pub(super) fn encode(
     }
 }
 
-/// Searches for every strip that does not yet have these bits, and returns the squared error of all.
-fn quantize(plan: &Plan, quantizer: &Quantizer, bits: &[u8], strips: &mut Vec<Option<Strip>>) -> f64 {
-    let done = std::mem::take(strips);
-    *strips = sweep(plan.spectrum, plan.feedback, |search: &mut Search, strip| {
-        let index = strip.place.index;
+/// Searches for every scale group that does not yet have these bits, and returns the squared error of all.
+fn quantize(plan: &Plan, quantizer: &Quantizer, bits: &[u8], scale_groups: &mut Vec<Option<Strip>>) -> f64 {
+    let done = std::mem::take(scale_groups);
+    *scale_groups = sweep(plan.spectrum, plan.feedback, |search: &mut Search, scale_group| {
+        let index = scale_group.place.index;
         match &done[index] {
-            // Without feedback a strip does not depend on others.
+            // Without feedback a scale group does not depend on others.
             Some(done) if done.bits == bits[index] && plan.feedback.is_none() => Some(done.clone()),
-            _ => Some(quantize_strip(plan, quantizer, search, bits[index], strip)),
+            _ => Some(quantize_group(plan, quantizer, search, bits[index], scale_group)),
         }
     });
-    strips.iter().flatten().map(|strip| strip.squared_error).sum()
+    scale_groups.iter().flatten().map(|scale_group| scale_group.squared_error).sum()
 }
 
-/// A strip, with the Gaussian's scales for the search, and then with a last one that fits what was found.
-fn quantize_strip(
+/// A scale group, with the Gaussian's scales for the search, and then with a last one that fits what was found.
+fn quantize_group(
     plan: &Plan,
     quantizer: &Quantizer,
     search: &mut Search,
     bits: u8,
-    strip: &mut feedback::Strip,
+    scale_group: &mut feedback::Strip,
 ) -> Strip {
-    let (height, len) = (strip.place.height, strip.place.len());
-    let energy: f64 = strip.targets().iter().map(|value| f64::from(*value).powi(2)).sum();
-    let mut made = Strip::zero(bits, strip.place, energy);
+    let (height, len) = (scale_group.place.height, scale_group.place.len());
+    let energy: f64 = scale_group.targets().iter().map(|value| f64::from(*value).powi(2)).sum();
+    let mut made = Strip::zero(bits, scale_group.place, energy);
     let Some(last) = made.halves.iter().rposition(|half| half.bits > 0) else { return made };
     let [first, second] = &mut made.halves;
     first.scale = Quantizer::scale(first.bits, energy, len);
@@ -362,19 +367,19 @@ fn quantize_strip(
     }
     // Below this the coefficients are F32's rounding of zero.
     if !made.halves[last].scale.is_normal() {
-        return Strip::zero(bits, strip.place, energy);
+        return Strip::zero(bits, scale_group.place, energy);
     }
     // What the halves before the last one decode to, and the last one's integers.
     let (mut before, mut values) = (vec![0.0; len], vec![0; len]);
     let mut target = vec![0.0; height];
-    for n in 0..strip.place.width {
+    for n in 0..scale_group.place.width {
         let column = n * height..(n + 1) * height;
-        strip.target(n, &mut target);
+        scale_group.target(n, &mut target);
         for (index, half) in made.halves[..=last].iter_mut().enumerate() {
             let values = &mut values[column.clone()];
             let codes = &mut half.codes[column.clone()];
             quantizer.column(search, half.bits, &target, half.scale, codes, values);
-            let decoded = &mut strip.decoded[column.clone()];
+            let decoded = &mut scale_group.decoded[column.clone()];
             for (((target, decoded), before), value) in
                 target.iter_mut().zip(decoded).zip(&mut before[column.clone()]).zip(values)
             {
@@ -387,16 +392,16 @@ fn quantize_strip(
             }
         }
     }
-    let [dot, norm, energy] = strip.products(&before, &values);
+    let [dot, norm, energy] = scale_group.products(&before, &values);
     if dot <= 0.0 {
-        strip.decoded.copy_from_slice(&before);
+        scale_group.decoded.copy_from_slice(&before);
         made.halves[last].scale = 0.0;
         return Strip { squared_error: energy, ..made };
     }
     let fit = if last > 0 { Fit::LeastSquares } else { plan.fit };
     let least = 1.0 - dot * dot / (norm * energy);
     let scale = (if fit.error(least) > least { energy / dot } else { dot / norm }) as f32;
-    for ((decoded, before), value) in strip.decoded.iter_mut().zip(&before).zip(&values) {
+    for ((decoded, before), value) in scale_group.decoded.iter_mut().zip(&before).zip(&values) {
         *decoded = before + scale * f32::from(*value);
     }
     made.halves[last].scale = scale;
@@ -409,13 +414,14 @@ fn round_to_f16(value: f32) -> f32 {
     f32::from_bits((value.to_bits() + (1 << (DROPPED - 1))) & !((1 << DROPPED) - 1))
 }
 
-fn pack(plan: &Plan, strips: &[Option<Strip>]) -> Encoded {
-    let terms = if strips.iter().flatten().any(|strip| strip.bits > MAX_BITS) { 2 } else { 1 };
+fn pack(plan: &Plan, scale_groups: &[Option<Strip>]) -> Encoded {
+    let terms =
+        if scale_groups.iter().flatten().any(|scale_group| scale_group.bits > MAX_BITS) { 2 } else { 1 };
     let term = |n: usize| {
-        let halves = || strips.iter().flatten().map(|strip| &strip.halves[n]);
+        let halves = || scale_groups.iter().flatten().map(|scale_group| &scale_group.halves[n]);
         let unit = crate::codec::term::unit_for(halves().map(|half| half.scale), 7);
         let quantized: Vec<_> = halves()
-            .map(|half| QuantizedStrip {
+            .map(|half| QuantizedGroup {
                 bits: half.bits,
                 scale: f16::from_f32(half.scale / unit),
                 codes: half.codes.clone(),
@@ -423,7 +429,7 @@ fn pack(plan: &Plan, strips: &[Option<Strip>]) -> Encoded {
             .collect();
         Trellis::pack(plan.spectrum.layout, plan.state_bits, unit, &quantized)
     };
-    let squared_error = strips.iter().flatten().map(|strip| strip.squared_error).sum();
+    let squared_error = scale_groups.iter().flatten().map(|scale_group| scale_group.squared_error).sum();
     Encoded { terms: (0..terms).map(term).collect(), squared_error }
 }
 

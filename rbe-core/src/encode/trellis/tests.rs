@@ -1,6 +1,7 @@
 //! The promises of trellis coding on Gaussian coefficients: error, budget, bound.
 
 use super::*;
+use crate::codec::term::Summand;
 use crate::codec::{Layout, Transform};
 use crate::encode::spectrum::energy;
 
@@ -19,12 +20,12 @@ fn spectrum(rows: usize, cols: usize, edge: usize, values: &[f32]) -> Spectrum {
     Spectrum::new(values, Layout::new(rows, cols, edge).unwrap(), Transform::Dct, Some(1), false)
 }
 
-/// All strips with the same number of bits.
+/// All scale groups with the same number of bits.
 fn relative_error(spectrum: &Spectrum, state_bits: u8, bits: u8) -> f64 {
     let plan = Plan::new(spectrum, None, state_bits, Target::SquaredError(0.0), 0);
-    let mut strips = vec![None; plan.strips.len()];
-    let bits = vec![bits; strips.len()];
-    let error = quantize(&plan, &Quantizer::new(state_bits), &bits, &mut strips);
+    let mut scale_groups = vec![None; plan.scale_groups.len()];
+    let bits = vec![bits; scale_groups.len()];
+    let error = quantize(&plan, &Quantizer::new(state_bits), &bits, &mut scale_groups);
     (error / plan.energies.iter().sum::<f64>()).sqrt()
 }
 
@@ -69,12 +70,12 @@ fn the_model_knows_short_columns() {
 #[test]
 fn the_budget_is_kept_and_nearly_used() {
     let mut values = gaussian_values(200 * 300);
-    // Two block rows: within a strip the coefficients stay Gaussian.
+    // Two block rows: within a scale group the coefficients stay Gaussian.
     values.iter_mut().take(64 * 300).for_each(|value| *value *= 10.0);
     let spectrum = spectrum(200, 300, 32, &values);
     for bits in [30_000, 100_000, 233_333, 300_000, 444_444] {
         let encoded = encode(&spectrum, None, 12, Target::Bits(bits), 0).unwrap();
-        // Strips of 32 rows and columns take 1024 bits a step, those at the border less.
+        // Scale groups of 32 rows and columns take 1024 bits a step, those at the border less.
         let spent = 8 * (encoded.terms.iter().map(|term| term.size_in_bytes() + 1).sum::<usize>());
         assert!(spent <= bits && spent + 1024 > bits, "{spent} of {bits}");
         let estimate = estimate(&spectrum, None, 12, Target::Bits(bits), 0).unwrap();

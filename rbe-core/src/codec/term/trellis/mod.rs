@@ -29,11 +29,12 @@
 //! takes five instructions for 64 values whose states lie in two bytes: two products with a matrix of 8 by 8 bits, their sum,
 //! one look-up among 128 values; two more for the sign from 3 bits on, two where a state lies in three bytes.
 //!
-//! Columns are grouped in **strips** of 32 (a block's last may be narrower) that share `k` and a scale; `k = 0`
-//! makes a strip zero.
+//! Columns are grouped in **scale groups** of 32 (a block's last may be narrower) that share `k` and a scale; `k = 0`
+//! makes a scale group zero.
 
+use super::{Stored, Summand, Term};
 use crate::codec::layout::{Block, Layout};
-use crate::codec::payload::{Reader, Writer};
+use crate::codec::payload::{Compression, Reader, Writer};
 use crate::error::{Error, Result};
 use half::f16;
 use std::ops::{Range, RangeInclusive};
@@ -44,8 +45,8 @@ pub const MAX_BITS: u8 = 4;
 pub const COARSE_BITS: u8 = 2;
 /// The bits a state may have.
 pub const STATE_BITS: RangeInclusive<u8> = 12..=16;
-/// Columns that share `k` and a scale. Every block begins at a multiple, so no strip crosses blocks.
-pub const STRIP: usize = 32;
+/// Columns that share `k` and a scale. Every block begins at a multiple, so no scale group crosses blocks.
+pub const GROUP_COLS: usize = 32;
 
 /// The magnitudes of up to [`COARSE_BITS`] bits: `round(127 g(q(j)) / g(q(63)))` with `q(j)` the Gaussian's quantile at
 /// `(j + 129/2) / 128` and `g(q) = q + q^3 / 64`.
@@ -176,12 +177,12 @@ impl Code {
     }
 }
 
-/// A column's cycle of bits, somewhere in those of its strip.
+/// A column's cycle of bits, somewhere in those of its scale group.
 #[derive(Clone, Copy, Debug)]
 pub struct Column<'a> {
     code: Code,
     rows: usize,
-    /// The strip's bytes from the one in which the cycle begins.
+    /// The scale group's bytes from the one in which the cycle begins.
     bytes: &'a [u8],
     /// The bit of that byte.
     first: usize,
@@ -215,15 +216,15 @@ impl Column<'_> {
         state as u16
     }
 
-    /// The value of a row, to be multiplied by the strip's scale.
+    /// The value of a row, to be multiplied by the scale group's scale.
     pub fn value(&self, row: usize) -> i8 {
         self.code.value(self.state(row))
     }
 }
 
-/// One strip on its way into [`Trellis::pack`].
+/// One scale group on its way into [`Trellis::pack`].
 #[derive(Clone, Debug, PartialEq)]
-pub struct QuantizedStrip {
+pub struct QuantizedGroup {
     /// Bits of a coefficient, up to [`MAX_BITS`]; 0 makes every coefficient zero.
     pub bits: u8,
     /// What multiplies the integer values, in units.
@@ -232,64 +233,64 @@ pub struct QuantizedStrip {
     pub codes: Vec<u8>,
 }
 
-/// The columns of every strip.
+/// The columns of every scale group.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Trellis {
     layout: Layout,
     state_bits: u8,
     /// All scales are multiplied by this power of two.
     unit: f32,
-    /// Bits of a coefficient of each strip.
+    /// Bits of a coefficient of each scale group.
     bits: Vec<u8>,
     scales: Vec<f16>,
-    /// Where each strip's columns begin in `data`; one more than there are strips.
+    /// Where each scale group's columns begin in `data`; one more than there are scale groups.
     starts: Vec<usize>,
-    /// Strip after strip in whole bytes, and in each its columns, bit by bit.
+    /// Scale group after scale group in whole bytes, and in each its columns, bit by bit.
     data: Vec<u8>,
 }
 
-/// The strips of a layout, block row by block row and in each from left to right.
-pub fn strips(layout: Layout) -> impl Iterator<Item = Block> {
-    let per_row = layout.cols().div_ceil(STRIP);
+/// The scale groups of a layout, block row by block row and in each from left to right.
+pub fn scale_groups(layout: Layout) -> impl Iterator<Item = Block> {
+    let per_row = layout.cols().div_ceil(GROUP_COLS);
     (0..layout.block_rows()).flat_map(move |i| {
         let rows = layout.row_range(i);
         (0..per_row).map(move |n| Block {
             index: i * per_row + n,
             row: rows.start,
-            col: n * STRIP,
+            col: n * GROUP_COLS,
             height: rows.len(),
-            width: STRIP.min(layout.cols() - n * STRIP),
+            width: GROUP_COLS.min(layout.cols() - n * GROUP_COLS),
         })
     })
 }
 
-/// Bytes of a strip.
-pub(crate) fn strip_bytes(strip: Block, bits: u8) -> usize {
-    (strip.len() * usize::from(bits)).div_ceil(8)
+/// Bytes of a scale group.
+pub(crate) fn group_bytes(scale_group: Block, bits: u8) -> usize {
+    (scale_group.len() * usize::from(bits)).div_ceil(8)
 }
 
 impl Trellis {
-    /// Packs quantised strips in the order of [`strips`]. `unit` multiplies every scale.
+    /// Packs quantised scale groups in the order of [`scale_groups`]. `unit` multiplies every scale.
     ///
     /// # Panics
-    /// When there are not as many strips, or in one not as many codes, as the layout says; when a strip has more than
-    /// [`MAX_BITS`] or a code more than its strip; when the state bits are not [`STATE_BITS`]; when a scale is negative or not
+    /// When there are not as many scale groups, or in one not as many codes, as the layout says; when a scale group has more than
+    /// [`MAX_BITS`] or a code more than its scale group; when the state bits are not [`STATE_BITS`]; when a scale is negative or not
     /// finite, or the unit no power of two from `2^-126` to `2^103`.
-    pub fn pack(layout: Layout, state_bits: u8, unit: f32, quantized: &[QuantizedStrip]) -> Self {
+    pub fn pack(layout: Layout, state_bits: u8, unit: f32, quantized: &[QuantizedGroup]) -> Self {
         assert!(STATE_BITS.contains(&state_bits));
-        super::expect_scales("trellis", unit, quantized.iter().map(|strip| strip.scale));
-        let bits: Vec<u8> = quantized.iter().map(|strip| strip.bits).collect();
-        let scales = quantized.iter().map(|strip| strip.scale).collect();
-        assert_eq!(bits.len(), layout.block_rows() * layout.cols().div_ceil(STRIP));
+        super::expect_scales("trellis", unit, quantized.iter().map(|scale_group| scale_group.scale));
+        let bits: Vec<u8> = quantized.iter().map(|scale_group| scale_group.bits).collect();
+        let scales = quantized.iter().map(|scale_group| scale_group.scale).collect();
+        assert_eq!(bits.len(), layout.block_rows() * layout.cols().div_ceil(GROUP_COLS));
         let starts = starts(layout, &bits);
         let mut data = vec![0; starts[quantized.len()]];
-        for (strip, source) in strips(layout).zip(quantized) {
+        for (scale_group, source) in scale_groups(layout).zip(quantized) {
             assert!(source.bits <= MAX_BITS);
             if source.bits == 0 {
                 continue;
             }
-            assert_eq!(source.codes.len(), strip.len());
-            let bytes = &mut data[starts[strip.index]..];
+            assert_eq!(source.codes.len(), scale_group.len());
+            let bytes = &mut data[starts[scale_group.index]..];
             for (n, code) in source.codes.iter().enumerate() {
                 assert!(*code < 1 << source.bits);
                 let at = n * usize::from(source.bits);
@@ -318,56 +319,77 @@ impl Trellis {
         self.unit
     }
 
-    /// Bits and scale of every strip, in the order of [`strips`].
-    pub(crate) fn strip_scales(&self) -> impl Iterator<Item = (u8, f16)> {
+    /// Bits and scale of every scale group, in the order of [`scale_groups`].
+    pub(crate) fn group_scales(&self) -> impl Iterator<Item = (u8, f16)> {
         self.bits.iter().copied().zip(self.scales.iter().copied())
     }
 
-    /// What multiplies the values of each strip, in the order of [`strips`].
+    /// What multiplies the values of each scale group, in the order of [`scale_groups`].
     pub fn scales(&self) -> Vec<f32> {
         self.scales.iter().map(|scale| scale.to_f32() * self.unit).collect()
     }
 
-    /// The same columns with other scales, one for each strip.
+    /// The same columns with other scales, one for each scale group.
     ///
     /// # Errors
     /// When one is negative, not finite or too large.
     ///
     /// # Panics
-    /// When there are not as many as strips.
+    /// When there are not as many as scale groups.
     pub fn with_scales(&self, scales: &[f32]) -> Result<Self> {
         assert_eq!(scales.len(), self.scales.len());
         let (unit, scales) = super::scales_in_units(scales, "trellis scale")?;
         Ok(Self { unit, scales, ..self.clone() })
     }
 
-    /// The term times `2^exponent`.
-    pub(super) fn times_power_of_two(&self, exponent: i32) -> Result<Self> {
-        Ok(Self { unit: super::scaled_unit(self.unit, exponent)?, ..self.clone() })
-    }
-
-    /// The strip that holds column `col` of a block.
-    fn strip_at(&self, block: Block, col: usize) -> usize {
-        let per_row = self.layout.cols().div_ceil(STRIP);
-        self.layout.place(block).0 * per_row + (block.col + col) / STRIP
+    /// The scale group that holds column `col` of a block.
+    fn group_at(&self, block: Block, col: usize) -> usize {
+        let per_row = self.layout.cols().div_ceil(GROUP_COLS);
+        self.layout.place(block).0 * per_row + (block.col + col) / GROUP_COLS
     }
 
     /// A column of a block and the scale of its values; `None` where all are zero.
     pub fn column(&self, block: Block, col: usize) -> Option<(Column<'_>, f32)> {
-        let strip = self.strip_at(block, col);
-        let bits = self.bits[strip];
+        let scale_group = self.group_at(block, col);
+        let bits = self.bits[scale_group];
         if bits == 0 {
             return None;
         }
-        let first = col % STRIP * block.height * usize::from(bits);
-        let bytes = &self.data[self.starts[strip]..self.starts[strip + 1]][first / 8..];
+        let first = col % GROUP_COLS * block.height * usize::from(bits);
+        let bytes = &self.data[self.starts[scale_group]..self.starts[scale_group + 1]][first / 8..];
         let code = Code::new(bits, self.state_bits);
         let column = Column { code, rows: block.height, bytes, first: first % 8 };
-        Some((column, self.scales[strip].to_f32() * self.unit))
+        Some((column, self.scales[scale_group].to_f32() * self.unit))
     }
 
-    /// Adds rows of a block to `out` (`rows.len() x width`).
-    pub fn add_rows(&self, block: Block, rows: Range<usize>, out: &mut [f32]) {
+    /// Refuses bits that mean nothing.
+    fn check(&self, scale_group: Block) -> Result<()> {
+        let bits = scale_group.len() * usize::from(self.bits[scale_group.index]);
+        let last = self.data[self.starts[scale_group.index]..self.starts[scale_group.index + 1]].last();
+        if last.is_some_and(|last| !bits.is_multiple_of(8) && last >> (bits % 8) != 0) {
+            return Err(Error::payload(format!(
+                "trellis scale group {}: padding bits are set",
+                scale_group.index
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl Summand for Trellis {
+    fn name(&self) -> &'static str {
+        "trellis"
+    }
+
+    fn residual_name(&self) -> Option<&'static str> {
+        Some("residual_trellis")
+    }
+
+    fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    fn add_rows(&self, block: Block, rows: Range<usize>, out: &mut [f32]) {
         for col in 0..block.width {
             let Some((column, scale)) = self.column(block, col) else { continue };
             for (row, out) in rows.clone().zip(out.chunks_exact_mut(block.width)) {
@@ -376,12 +398,35 @@ impl Trellis {
         }
     }
 
-    /// Bytes in a payload.
-    pub fn size_in_bytes(&self) -> usize {
+    fn parameters(&self) -> Vec<f32> {
+        self.scales()
+    }
+
+    fn parameters_in(&self, block: Block) -> usize {
+        block.width.div_ceil(GROUP_COLS)
+    }
+
+    fn with_parameters(&self, parameters: &[f32]) -> Result<Term> {
+        self.with_scales(parameters).map(Term::from)
+    }
+
+    fn add_gradient(&self, block: Block, g: &[f32], gradient: &mut [f32]) {
+        for col in 0..block.width {
+            let Some((column, _)) = self.column(block, col) else { continue };
+            let product = |row: usize| f64::from(g[row * block.width + col]) * f64::from(column.value(row));
+            gradient[col / GROUP_COLS] += (0..block.height).map(product).sum::<f64>() as f32;
+        }
+    }
+
+    fn times_power_of_two(&self, exponent: i32) -> Result<Term> {
+        Ok(Self { unit: super::scaled_unit(self.unit, exponent)?, ..self.clone() }.into())
+    }
+
+    fn size_in_bytes(&self) -> usize {
         1 + 4 + self.bits.len() + size_of_val(&self.scales[..]) + self.data.len()
     }
 
-    pub(super) fn summary(&self) -> String {
+    fn summary(&self) -> String {
         let (Some(min), Some(max)) = (self.bits.iter().min(), self.bits.iter().max()) else {
             return "trellis".to_owned();
         };
@@ -393,21 +438,23 @@ impl Trellis {
         }
     }
 
-    pub(super) fn write(&self, writer: &mut Writer) {
+    fn write(&self, writer: &mut Writer) {
         writer.u8(self.state_bits);
         writer.f32(self.unit);
         writer.bytes(&self.bits);
         writer.f16s(&self.scales);
         writer.bytes(&self.data);
     }
+}
 
-    pub(super) fn read(reader: &mut Reader, layout: Layout) -> Result<Self> {
+impl Stored for Trellis {
+    fn read(reader: &mut Reader, layout: Layout, _: Compression) -> Result<Self> {
         let state_bits = reader.u8("trellis state bits")?;
         if !STATE_BITS.contains(&state_bits) {
             return Err(Error::payload(format!("trellis states of {state_bits} bits; 12 to 16 are allowed")));
         }
         let unit = reader.unit("trellis unit")?;
-        let count = layout.block_rows() * layout.cols().div_ceil(STRIP);
+        let count = layout.block_rows() * layout.cols().div_ceil(GROUP_COLS);
         let bits = reader.take(count, "trellis bits")?.to_vec();
         if let Some(bits) = bits.iter().find(|bits| **bits > MAX_BITS) {
             return Err(Error::payload(format!("a trellis of {bits} bits; at most {MAX_BITS} are allowed")));
@@ -416,28 +463,18 @@ impl Trellis {
         let starts = starts(layout, &bits);
         let data = reader.take(starts[count], "trellis columns")?.to_vec();
         let trellis = Self { layout, state_bits, unit, bits, scales, starts, data };
-        strips(layout).try_for_each(|strip| trellis.check(strip))?;
+        scale_groups(layout).try_for_each(|scale_group| trellis.check(scale_group))?;
         Ok(trellis)
-    }
-
-    /// Refuses bits that mean nothing.
-    fn check(&self, strip: Block) -> Result<()> {
-        let bits = strip.len() * usize::from(self.bits[strip.index]);
-        let last = self.data[self.starts[strip.index]..self.starts[strip.index + 1]].last();
-        if last.is_some_and(|last| !bits.is_multiple_of(8) && last >> (bits % 8) != 0) {
-            return Err(Error::payload(format!("trellis strip {}: padding bits are set", strip.index)));
-        }
-        Ok(())
     }
 }
 
-/// Where each strip begins, and where the last ends.
+/// Where each scale group begins, and where the last ends.
 fn starts(layout: Layout, bits: &[u8]) -> Vec<usize> {
     let mut end = 0;
     let mut starts = Vec::with_capacity(bits.len() + 1);
     starts.push(0);
-    for (strip, bits) in strips(layout).zip(bits) {
-        end += strip_bytes(strip, *bits);
+    for (scale_group, bits) in scale_groups(layout).zip(bits) {
+        end += group_bytes(scale_group, *bits);
         starts.push(end);
     }
     starts

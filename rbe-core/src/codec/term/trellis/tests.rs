@@ -2,16 +2,16 @@
 
 use super::*;
 
-/// Strips with all numbers of bits in turn and codes of no pattern.
-fn quantized(layout: Layout) -> Vec<QuantizedStrip> {
-    strips(layout)
-        .map(|strip| {
-            let bits = (strip.index % 5) as u8;
-            let code = |n: usize| (n * n * 37 + n / 5 + strip.index) as u8 & ((1 << bits) - 1);
-            QuantizedStrip {
+/// Scale groups with all numbers of bits in turn and codes of no pattern.
+fn quantized(layout: Layout) -> Vec<QuantizedGroup> {
+    scale_groups(layout)
+        .map(|scale_group| {
+            let bits = (scale_group.index % 5) as u8;
+            let code = |n: usize| (n * n * 37 + n / 5 + scale_group.index) as u8 & ((1 << bits) - 1);
+            QuantizedGroup {
                 bits,
-                scale: f16::from_f32(0.25 + strip.index as f32),
-                codes: if bits == 0 { Vec::new() } else { (0..strip.len()).map(code).collect() },
+                scale: f16::from_f32(0.25 + scale_group.index as f32),
+                codes: if bits == 0 { Vec::new() } else { (0..scale_group.len()).map(code).collect() },
             }
         })
         .collect()
@@ -54,22 +54,22 @@ fn decodes_the_formula_for_every_number_of_bits_and_border() {
                     decoded[(block.row + n / block.width) * cols + block.col + n % block.width] = *value;
                 }
             }
-            for (strip, source) in strips(layout).zip(&source) {
-                for n in 0..strip.len() {
-                    let (col, row) = (n / strip.height, n % strip.height);
+            for (scale_group, source) in scale_groups(layout).zip(&source) {
+                for n in 0..scale_group.len() {
+                    let (col, row) = (n / scale_group.height, n % scale_group.height);
                     let exact = if source.bits == 0 {
                         0.0
                     } else {
-                        let codes = &source.codes[col * strip.height..][..strip.height];
+                        let codes = &source.codes[col * scale_group.height..][..scale_group.height];
                         let state = state(codes, source.bits, state_bits, row);
                         let value = value(source.bits, state_bits, state);
                         f32::from(value) * source.scale.to_f32() * unit
                     };
                     assert_eq!(
-                        decoded[(strip.row + row) * cols + strip.col + col],
+                        decoded[(scale_group.row + row) * cols + scale_group.col + col],
                         exact,
-                        "L {state_bits}, {rows}x{cols}, strip {}, row {row}",
-                        strip.index
+                        "L {state_bits}, {rows}x{cols}, scale_group {}, row {row}",
+                        scale_group.index
                     );
                 }
             }
@@ -98,8 +98,8 @@ fn a_rotation_of_the_codes_is_a_rotation_of_the_values() {
     let layout = Layout::new(57, 1, 64).unwrap();
     let codes: Vec<u8> = (0..57).map(|n: usize| (n * n / 3 % 8) as u8).collect();
     let decode = |codes: Vec<u8>| {
-        let strip = QuantizedStrip { bits: 3, scale: f16::ONE, codes };
-        let term = Trellis::pack(layout, 16, 1.0, &[strip]);
+        let scale_group = QuantizedGroup { bits: 3, scale: f16::ONE, codes };
+        let term = Trellis::pack(layout, 16, 1.0, &[scale_group]);
         let mut out = vec![0.0; 57];
         term.add_rows(layout.block_at(0, 0), 0..57, &mut out);
         out

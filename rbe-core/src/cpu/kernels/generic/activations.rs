@@ -20,7 +20,7 @@ pub(in crate::cpu) fn largest(x: &[f32]) -> f32 {
 /// Adding 1.5 * 2^23 rounds to the nearest integer, ties to even, and leaves it in the low bits (`|x / scale|`
 /// is below 2^22). A scale of zero, or one that is not finite, gives zeros.
 #[inline(always)]
-pub(in crate::cpu) fn take_digit(x: &mut [f32], scale: f32, digits: &mut [i8]) {
+pub(in crate::cpu) fn quantize_slice(x: &mut [f32], scale: f32, digits: &mut [i8]) {
     const TO_INTEGER: f32 = (3 << 22) as f32;
     let inverse = scale.recip();
     if !inverse.is_finite() || inverse == 0.0 {

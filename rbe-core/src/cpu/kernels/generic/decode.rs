@@ -3,7 +3,7 @@
 use crate::codec::term::trellis::{COARSE_MAGNITUDES, Code, FINE_MAGNITUDES, MAX_BITS};
 use crate::cpu::kernels::isa::Bytes;
 use crate::cpu::kernels::unroll::{each, per_code};
-use crate::cpu::layout::planes::{GROUP, Line};
+use crate::cpu::layout::planes::{QUAD, Line};
 use crate::cpu::layout::trellis::{BIAS, Bundle, FOLLOWING, PERIOD};
 
 /// One `T` for each code.
@@ -81,8 +81,8 @@ pub(in crate::cpu) fn with_following(bundle: Bundle, bits: usize) -> [Line; BYTE
     let after = &mut bytes[2 * bits..][..FOLLOWING];
     if bundle.packing.is_full() {
         for (after, own) in after.iter_mut().zip(own) {
-            for (lane, after) in after.0.chunks_exact_mut(GROUP).enumerate() {
-                after.copy_from_slice(&own.0[GROUP * bundle.packing.next_lane(lane)..][..GROUP]);
+            for (lane, after) in after.0.chunks_exact_mut(QUAD).enumerate() {
+                after.copy_from_slice(&own.0[QUAD * bundle.packing.next_lane(lane)..][..QUAD]);
             }
         }
     } else {

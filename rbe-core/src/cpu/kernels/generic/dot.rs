@@ -5,7 +5,7 @@ use super::unpack::unpack;
 use crate::cpu::kernels::isa::Bytes;
 use crate::cpu::kernels::unroll::each;
 use crate::cpu::layout::RowDots;
-use crate::cpu::layout::planes::{GROUP, Line, TILE_COLS};
+use crate::cpu::layout::planes::{QUAD, Line, TILE_COLS};
 
 /// Products of codes with four activations, broadcast.
 pub(in crate::cpu) trait Broadcast: Bytes {
@@ -56,7 +56,7 @@ pub(in crate::cpu) fn dot_registers<I: Broadcast, const PLANES: usize, const BAT
         let codes = unpack::<I, PLANES>(isa, tile, part);
         each!(GROUP_INDEX in [0 1 2 3 4 5 6 7] {
             for (digit, sums) in sums.iter_mut().enumerate() {
-                let at = digit * stride + t * TILE_COLS + GROUP_INDEX * GROUP;
+                let at = digit * stride + t * TILE_COLS + GROUP_INDEX * QUAD;
                 // SAFETY: four bytes inside `values`, by the assertion above.
                 let x = unsafe { values.as_ptr().add(at).cast::<i32>().read_unaligned() };
                 let sum = &mut sums[GROUP_INDEX % chains];

@@ -3,8 +3,8 @@
 use super::columns::{COLUMN_SUMS_MAX_BATCH, add_column_sums, add_rows};
 use crate::codec::Block;
 use crate::cpu::kernels::isa::Isa;
-use crate::cpu::layout::planes::{GROUP, GROUPS, Line, PlaneTiles, TILE_COLS, TILE_ROWS, row_tiles, unpack};
-use crate::cpu::layout::{Batch, EDGE, Input, RowDots, RowSums};
+use crate::cpu::layout::planes::{QUAD, QUADS, Line, PackedPlanes, TILE_COLS, TILE_ROWS, row_tiles, unpack};
+use crate::cpu::layout::{QuantizedRows, EDGE, Input, RowDots, RowSums};
 
 /// The most digits that a micro-kernel takes.
 pub(in crate::cpu) const MAX_DIGITS: usize = 16;
@@ -47,10 +47,10 @@ pub(in crate::cpu) trait DotTile: Isa {
 #[inline(always)]
 pub(in crate::cpu) fn product<I: DotTile>(
     isa: I,
-    tiles: &PlaneTiles,
+    tiles: &PackedPlanes,
     i: usize,
     row_tile: usize,
-    x: Batch,
+    x: QuantizedRows,
     sums: &mut [RowSums],
 ) {
     let layout = tiles.layout();
@@ -64,13 +64,13 @@ pub(in crate::cpu) fn product<I: DotTile>(
         let tile = Tile { lines: tiles.row_tile(block, row_tile), planes };
         let half_steps = tiles.half_steps(block, row_tile);
         let offset = 1 - (1i32 << planes) + if planes == 8 { 2 * I::BYTE_BIAS } else { 0 };
-        let all = Digits { values: x.values(0, j, 0), stride: x.stride(), count: x.digits() };
+        let all = Digits { values: x.values(0, j, 0), stride: x.stride(), count: x.slices() };
         let mut digit = 0;
-        while digit < x.digits() {
+        while digit < x.slices() {
             let taken = isa.dot_tile(tile, all.from(digit), &mut dots);
             for (dots, digit) in dots[..taken].iter().zip(digit..) {
                 let (scale, bias) = (x.scale(digit, j), offset * x.sum(digit, j));
-                let sums = &mut sums[digit / x.per_vector()];
+                let sums = &mut sums[digit / x.slices_per_row()];
                 for ((sum, dot), half_step) in sums.0.iter_mut().zip(&dots.0).zip(&half_steps) {
                     *sum += (2 * dot + bias) as f32 * (half_step * scale);
                 }
@@ -82,7 +82,7 @@ pub(in crate::cpu) fn product<I: DotTile>(
 
 /// `acc += S' g` for one block.
 #[inline(always)]
-pub(in crate::cpu) fn transposed<I: Isa>(tiles: &PlaneTiles, block: Block, g: Input, acc: &mut [f32]) {
+pub(in crate::cpu) fn transposed<I: Isa>(tiles: &PackedPlanes, block: Block, g: Input, acc: &mut [f32]) {
     let planes = tiles.planes(block);
     if planes == 0 {
         return;
@@ -94,12 +94,12 @@ pub(in crate::cpu) fn transposed<I: Isa>(tiles: &PlaneTiles, block: Block, g: In
     let bias = (1i32 << planes) - 1;
     for (vector, acc) in acc.chunks_exact_mut(block.width).enumerate() {
         let g = g.vector(vector, block.height);
-        let mut sums = [[[0f32; 64]; GROUPS]; EDGE / TILE_COLS];
+        let mut sums = [[[0f32; 64]; QUADS]; EDGE / TILE_COLS];
         for (row_tile, g) in g.chunks(TILE_ROWS).enumerate() {
             let half_steps = tiles.half_steps(block, row_tile);
             let mut weights = [0f32; 64];
             for (lane, g) in g.iter().enumerate() {
-                weights[lane * GROUP..][..GROUP].fill(g * half_steps[lane]);
+                weights[lane * QUAD..][..QUAD].fill(g * half_steps[lane]);
             }
             let lines = tiles.row_tile(block, row_tile).chunks_exact(planes.into());
             for (lines, sums) in lines.zip(&mut sums) {
@@ -115,7 +115,7 @@ pub(in crate::cpu) fn transposed<I: Isa>(tiles: &PlaneTiles, block: Block, g: In
 
 /// Sixteen rows at a time: unpack them once, add multiples of them for each vector.
 #[inline(always)]
-fn transposed_by_rows<I: Isa>(tiles: &PlaneTiles, block: Block, g: Input, acc: &mut [f32]) {
+fn transposed_by_rows<I: Isa>(tiles: &PackedPlanes, block: Block, g: Input, acc: &mut [f32]) {
     let mut coefficients = [0f32; TILE_ROWS * EDGE];
     for row_tile in 0..row_tiles(block) {
         let first = row_tile * TILE_ROWS;

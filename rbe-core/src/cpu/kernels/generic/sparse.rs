@@ -2,7 +2,7 @@
 
 use crate::codec::Block;
 use crate::cpu::kernels::isa::Isa;
-use crate::cpu::layout::sparse::{SLICE_ROWS, SparseSlices};
+use crate::cpu::layout::sparse::{CHUNK_ROWS, PackedSparse};
 use crate::cpu::layout::{Input, LANES, LaneInput, Lanes, Place, SortedEntries};
 
 /// Slots of a slice that are unpacked together.
@@ -11,7 +11,7 @@ const SLOTS_AT_ONCE: usize = 8;
 /// `acc += S x` for one block, or `acc += S' g` when transposed: a few entries unpacked at a time, then vector by vector.
 #[inline(always)]
 pub(in crate::cpu) fn product<I: Isa, const TRANSPOSED: bool>(
-    term: &SparseSlices,
+    term: &PackedSparse,
     block: Block,
     input: Input,
     acc: &mut [f32],
@@ -19,15 +19,15 @@ pub(in crate::cpu) fn product<I: Isa, const TRANSPOSED: bool>(
     let (in_len, out_len) =
         if TRANSPOSED { (block.height, block.width) } else { (block.width, block.height) };
     let (format, scale) = (term.format(), term.scale(block));
-    let mut entries = [(Place { to: 0, from: 0 }, 0f32); SLOTS_AT_ONCE * SLICE_ROWS];
-    for slice in term.slices(block) {
-        let (mut cols, mut fields) = (slice.cols, slice.fields);
-        for masks in slice.masks.chunks(SLOTS_AT_ONCE) {
+    let mut entries = [(Place { to: 0, from: 0 }, 0f32); SLOTS_AT_ONCE * CHUNK_ROWS];
+    for chunk in term.chunks(block) {
+        let (mut cols, mut fields) = (chunk.cols, chunk.fields);
+        for masks in chunk.masks.chunks(SLOTS_AT_ONCE) {
             let mut count = 0;
             for mask in masks {
                 let mut mask = *mask;
                 while mask != 0 {
-                    let row = slice.row as u8 + mask.trailing_zeros() as u8;
+                    let row = chunk.row as u8 + mask.trailing_zeros() as u8;
                     let place = Place::new(row, cols[count], TRANSPOSED);
                     entries[count] = (place, format.value(fields[count], scale));
                     count += 1;

@@ -2,7 +2,7 @@
 
 use crate::cpu::kernels::isa::Bytes;
 use crate::cpu::kernels::unroll::each;
-use crate::cpu::layout::planes::{GROUPS, Line};
+use crate::cpu::layout::planes::{QUADS, Line};
 
 /// [`planes::unpack`](crate::cpu::layout::planes::unpack) in registers, of one part of a tile's lines.
 #[inline(always)]
@@ -10,7 +10,7 @@ pub(in crate::cpu) fn unpack<I: Bytes, const PLANES: usize>(
     isa: I,
     tile: &[Line; PLANES],
     part: usize,
-) -> [I::Register; GROUPS] {
+) -> [I::Register; QUADS] {
     let mut codes = None;
     let mut first = 0;
     if PLANES & 8 != 0 {
@@ -28,7 +28,7 @@ pub(in crate::cpu) fn unpack<I: Bytes, const PLANES: usize>(
     if PLANES & 1 != 0 {
         codes = Some(add_bits::<I, 1>(isa, &tile[first..], part, codes));
     }
-    codes.unwrap_or([isa.splat(0); GROUPS])
+    codes.unwrap_or([isa.splat(0); QUADS])
 }
 
 /// `above << BITS | field` for every column group.
@@ -37,8 +37,8 @@ fn add_bits<I: Bytes, const BITS: i32>(
     isa: I,
     lines: &[Line],
     part: usize,
-    above: Option<[I::Register; GROUPS]>,
-) -> [I::Register; GROUPS] {
+    above: Option<[I::Register; QUADS]>,
+) -> [I::Register; QUADS] {
     let bits = BITS as usize;
     each!(GROUP_INDEX in [0 1 2 3 4 5 6 7] {
         let line = isa.load(&lines[GROUP_INDEX % bits], part);

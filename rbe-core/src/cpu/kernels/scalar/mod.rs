@@ -27,7 +27,7 @@ pub(super) const TABLE: Kernels = Kernels {
     spmm: Op::new(NAME, sparse::spmm::<Scalar>),
     sddmm: Op::new(NAME, sparse::sddmm::<Scalar>),
     largest: Op::new(NAME, activations::largest),
-    take_digit: Op::new(NAME, activations::take_digit),
+    quantize_slice: Op::new(NAME, activations::quantize_slice),
     rows_to_lanes: Op::new(NAME, lanes::rows_to_lanes),
     lanes_to_rows: Op::new(NAME, lanes::lanes_to_rows),
     dct2: Op::new(NAME, dct::dct2),

@@ -3,14 +3,14 @@
 use super::isa::Scalar;
 use crate::codec::Block;
 use crate::cpu::kernels::generic::planes::{self as generic, Digits, DotTile, Tile};
-use crate::cpu::layout::planes::{GROUP, GROUPS, PlaneTiles, TILE_COLS, TILE_ROWS, unpack};
-use crate::cpu::layout::{Batch, Input, RowDots, RowSums};
+use crate::cpu::layout::planes::{QUAD, QUADS, PackedPlanes, TILE_COLS, TILE_ROWS, unpack};
+use crate::cpu::layout::{QuantizedRows, Input, RowDots, RowSums};
 
-pub(super) fn product(tiles: &PlaneTiles, i: usize, row_tile: usize, x: Batch, sums: &mut [RowSums]) {
+pub(super) fn product(tiles: &PackedPlanes, i: usize, row_tile: usize, x: QuantizedRows, sums: &mut [RowSums]) {
     generic::product(Scalar, tiles, i, row_tile, x, sums);
 }
 
-pub(super) fn transposed(tiles: &PlaneTiles, block: Block, g: Input, acc: &mut [f32]) {
+pub(super) fn transposed(tiles: &PackedPlanes, block: Block, g: Input, acc: &mut [f32]) {
     generic::transposed::<Scalar>(tiles, block, g, acc);
 }
 
@@ -24,9 +24,9 @@ impl DotTile for Scalar {
         let tiles = tile.lines.chunks_exact(usize::from(tile.planes));
         for (lines, values) in tiles.zip(x.values.chunks(TILE_COLS)) {
             let codes = unpack(lines, tile.planes);
-            for group in 0..GROUPS {
+            for group in 0..QUADS {
                 for (n, code) in codes[group].iter().enumerate() {
-                    sums[n / GROUP] += i32::from(*code) * i32::from(values[group * GROUP + n % GROUP]);
+                    sums[n / QUAD] += i32::from(*code) * i32::from(values[group * QUAD + n % QUAD]);
                 }
             }
         }

@@ -3,22 +3,22 @@
 use super::isa::Scalar;
 use crate::codec::Block;
 use crate::cpu::kernels::generic::decode::decode_bundle;
-use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, StripRows};
+use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, GroupRows};
 use crate::cpu::layout::planes::Line;
-use crate::cpu::layout::trellis::{Bundle, Strip, TrellisStrips};
-use crate::cpu::layout::{Batch, Input, RowDots, RowSums};
+use crate::cpu::layout::trellis::{Bundle, PackedGroup, PackedTrellis};
+use crate::cpu::layout::{QuantizedRows, Input, RowDots, RowSums};
 use std::ops::Range;
 
-pub(super) fn product(term: &TrellisStrips, i: usize, blocks: Range<usize>, x: Batch, sums: &mut [RowSums]) {
+pub(super) fn product(term: &PackedTrellis, i: usize, blocks: Range<usize>, x: QuantizedRows, sums: &mut [RowSums]) {
     generic::product(Scalar, term, i, blocks, x, sums);
 }
 
-pub(super) fn transposed(term: &TrellisStrips, block: Block, g: Input, acc: &mut [f32]) {
+pub(super) fn transposed(term: &PackedTrellis, block: Block, g: Input, acc: &mut [f32]) {
     generic::transposed(Scalar, term, block, g, acc);
 }
 
-pub(super) fn rows(strip: &Strip, rows: &mut StripRows) {
-    generic::rows(Scalar, strip, rows);
+pub(super) fn rows(scale_group: &PackedGroup, rows: &mut GroupRows) {
+    generic::rows(Scalar, scale_group, rows);
 }
 
 impl Decode for Scalar {
@@ -26,8 +26,8 @@ impl Decode for Scalar {
         decode_bundle(bundle, codes, stride);
     }
 
-    fn multiply_tile(self, strips: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
-        generic::multiply_tile(self, strips, tile, sums, stride, add_dots);
+    fn multiply_tile(self, scale_groups: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
+        generic::multiply_tile(self, scale_groups, tile, sums, stride, add_dots);
     }
 }
 

@@ -23,7 +23,7 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     // Plain Rust is compiled for NEON too, and none of these multiplies and adds in one.
     inherited: &[
         "largest",
-        "take_digit",
+        "quantize_slice",
         "dct2",
         "dct3",
         "dct2_of_four",

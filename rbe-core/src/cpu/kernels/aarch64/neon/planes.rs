@@ -8,18 +8,18 @@ use super::unpack::unpack;
 use crate::codec::Block;
 use crate::cpu::kernels::generic::planes::{self as generic, Digits, DotTile, Tile};
 use crate::cpu::kernels::unroll::{dispatch, each};
-use crate::cpu::layout::planes::{Line, PlaneTiles, TILE_COLS, TILE_ROWS};
-use crate::cpu::layout::{Batch, Input, RowDots, RowSums};
+use crate::cpu::layout::planes::{Line, PackedPlanes, TILE_COLS, TILE_ROWS};
+use crate::cpu::layout::{QuantizedRows, Input, RowDots, RowSums};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
 #[target_feature(enable = "neon")]
-pub(super) fn product(tiles: &PlaneTiles, i: usize, row_tile: usize, x: Batch, sums: &mut [RowSums]) {
+pub(super) fn product(tiles: &PackedPlanes, i: usize, row_tile: usize, x: QuantizedRows, sums: &mut [RowSums]) {
     generic::product(Neon::new(), tiles, i, row_tile, x, sums);
 }
 
 #[target_feature(enable = "neon")]
-pub(super) fn transposed(tiles: &PlaneTiles, block: Block, g: Input, acc: &mut [f32]) {
+pub(super) fn transposed(tiles: &PackedPlanes, block: Block, g: Input, acc: &mut [f32]) {
     generic::transposed::<Neon>(tiles, block, g, acc);
 }
 

@@ -3,16 +3,16 @@
 use super::isa::Neon;
 use crate::codec::Block;
 use crate::cpu::kernels::generic::sparse as generic;
-use crate::cpu::layout::sparse::SparseSlices;
+use crate::cpu::layout::sparse::PackedSparse;
 use crate::cpu::layout::{Input, LaneInput, Lanes, Place, SortedEntries};
 
 #[target_feature(enable = "neon")]
-pub(super) fn product(term: &SparseSlices, block: Block, x: Input, acc: &mut [f32]) {
+pub(super) fn product(term: &PackedSparse, block: Block, x: Input, acc: &mut [f32]) {
     generic::product::<Neon, false>(term, block, x, acc);
 }
 
 #[target_feature(enable = "neon")]
-pub(super) fn transposed(term: &SparseSlices, block: Block, g: Input, acc: &mut [f32]) {
+pub(super) fn transposed(term: &PackedSparse, block: Block, g: Input, acc: &mut [f32]) {
     generic::product::<Neon, true>(term, block, g, acc);
 }
 

@@ -9,27 +9,27 @@ use super::isa::Neon;
 use crate::codec::Block;
 use crate::codec::term::trellis::COARSE_BITS;
 use crate::cpu::kernels::generic::decode::{COARSE_CODES, FINE_CODES, Nibbles, decode_nibbles};
-use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, StripRows};
+use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, GroupRows};
 use crate::cpu::kernels::unroll::{dispatch_code, each};
 use crate::cpu::layout::planes::Line;
-use crate::cpu::layout::trellis::{Bundle, Strip, TrellisStrips};
-use crate::cpu::layout::{Batch, Input, RowDots, RowSums};
+use crate::cpu::layout::trellis::{Bundle, PackedGroup, PackedTrellis};
+use crate::cpu::layout::{QuantizedRows, Input, RowDots, RowSums};
 use std::arch::aarch64::*;
 use std::ops::Range;
 
 #[target_feature(enable = "neon")]
-pub(super) fn product(term: &TrellisStrips, i: usize, blocks: Range<usize>, x: Batch, sums: &mut [RowSums]) {
+pub(super) fn product(term: &PackedTrellis, i: usize, blocks: Range<usize>, x: QuantizedRows, sums: &mut [RowSums]) {
     generic::product(Neon::new(), term, i, blocks, x, sums);
 }
 
 #[target_feature(enable = "neon")]
-pub(super) fn transposed(term: &TrellisStrips, block: Block, g: Input, acc: &mut [f32]) {
+pub(super) fn transposed(term: &PackedTrellis, block: Block, g: Input, acc: &mut [f32]) {
     generic::transposed(Neon::new(), term, block, g, acc);
 }
 
 #[target_feature(enable = "neon")]
-pub(super) fn rows(strip: &Strip, rows: &mut StripRows) {
-    generic::rows(Neon::new(), strip, rows);
+pub(super) fn rows(scale_group: &PackedGroup, rows: &mut GroupRows) {
+    generic::rows(Neon::new(), scale_group, rows);
 }
 
 impl Decode for Neon {
@@ -40,8 +40,8 @@ impl Decode for Neon {
     }
 
     #[inline(always)]
-    fn multiply_tile(self, strips: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
-        generic::multiply_tile(self, strips, tile, sums, stride, |dots, bias, factor, sums| {
+    fn multiply_tile(self, scale_groups: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
+        generic::multiply_tile(self, scale_groups, tile, sums, stride, |dots, bias, factor, sums| {
             // SAFETY: as above.
             unsafe { add_dots(dots, bias, factor, sums) }
         });

@@ -3,7 +3,7 @@
 use super::isa::Neon;
 use crate::cpu::kernels::generic::unpack as generic;
 use crate::cpu::kernels::unroll::each;
-use crate::cpu::layout::planes::{GROUPS, Line};
+use crate::cpu::layout::planes::{QUADS, Line};
 use std::arch::aarch64::*;
 
 /// [`generic::unpack`] of a quarter of a line. Codes of eight planes are less 128, so that all are signed bytes.
@@ -12,7 +12,7 @@ use std::arch::aarch64::*;
 pub(in crate::cpu::kernels::aarch64) fn unpack<const PLANES: usize>(
     tile: &[Line; PLANES],
     quarter: usize,
-) -> [int8x16_t; GROUPS] {
+) -> [int8x16_t; QUADS] {
     let codes = generic::unpack::<_, PLANES>(Neon::new(), tile, quarter);
     each!(GROUP_INDEX in [0 1 2 3 4 5 6 7] {
         let codes = codes[GROUP_INDEX];

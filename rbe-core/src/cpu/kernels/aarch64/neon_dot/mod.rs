@@ -27,7 +27,7 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
         "spmm",
         "sddmm",
         "largest",
-        "take_digit",
+        "quantize_slice",
         "rows_to_lanes",
         "lanes_to_rows",
         "dct2",

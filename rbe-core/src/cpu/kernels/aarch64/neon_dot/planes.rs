@@ -8,13 +8,13 @@ use super::isa::NeonDot;
 use crate::cpu::kernels::aarch64::neon::unpack::unpack;
 use crate::cpu::kernels::generic::planes::{self as generic, Digits, DotTile, Tile};
 use crate::cpu::kernels::unroll::{dispatch, each};
-use crate::cpu::layout::planes::{Line, PlaneTiles, TILE_COLS};
-use crate::cpu::layout::{Batch, RowDots, RowSums};
+use crate::cpu::layout::planes::{Line, PackedPlanes, TILE_COLS};
+use crate::cpu::layout::{QuantizedRows, RowDots, RowSums};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
 #[target_feature(enable = "neon,dotprod")]
-pub(super) fn product(tiles: &PlaneTiles, i: usize, row_tile: usize, x: Batch, sums: &mut [RowSums]) {
+pub(super) fn product(tiles: &PackedPlanes, i: usize, row_tile: usize, x: QuantizedRows, sums: &mut [RowSums]) {
     generic::product(NeonDot::new(), tiles, i, row_tile, x, sums);
 }
 

@@ -4,12 +4,12 @@ use super::isa::NeonDot;
 use crate::cpu::kernels::aarch64::neon::trellis::{add_dots, decode_bundle};
 use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips};
 use crate::cpu::layout::planes::Line;
-use crate::cpu::layout::trellis::{Bundle, TrellisStrips};
-use crate::cpu::layout::{Batch, RowSums};
+use crate::cpu::layout::trellis::{Bundle, PackedTrellis};
+use crate::cpu::layout::{QuantizedRows, RowSums};
 use std::ops::Range;
 
 #[target_feature(enable = "neon,dotprod")]
-pub(super) fn product(term: &TrellisStrips, i: usize, blocks: Range<usize>, x: Batch, sums: &mut [RowSums]) {
+pub(super) fn product(term: &PackedTrellis, i: usize, blocks: Range<usize>, x: QuantizedRows, sums: &mut [RowSums]) {
     generic::product(NeonDot::new(), term, i, blocks, x, sums);
 }
 
@@ -21,8 +21,8 @@ impl Decode for NeonDot {
     }
 
     #[inline(always)]
-    fn multiply_tile(self, strips: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
-        generic::multiply_tile(self, strips, tile, sums, stride, |dots, bias, factor, sums| {
+    fn multiply_tile(self, scale_groups: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
+        generic::multiply_tile(self, scale_groups, tile, sums, stride, |dots, bias, factor, sums| {
             // SAFETY: as above.
             unsafe { add_dots(dots, bias, factor, sums) }
         });

@@ -35,7 +35,7 @@ pub(super) const TABLE: Kernels = Kernels {
     spmm: Op::new(NAME, sparse::spmm),
     sddmm: Op::new(NAME, sparse::sddmm),
     largest: Op::new(NAME, dense::largest),
-    take_digit: Op::new(NAME, dense::take_digit),
+    quantize_slice: Op::new(NAME, dense::quantize_slice),
     dct2: Op::new(NAME, dct::dct2),
     dct3: Op::new(NAME, dct::dct3),
     dct2_of_four: Op::new(NAME, dct::dct2),

@@ -8,17 +8,17 @@ use crate::codec::Block;
 use crate::cpu::kernels::generic::dot::{self, Broadcast};
 use crate::cpu::kernels::generic::planes::{self as generic, Digits, DotTile, Tile};
 use crate::cpu::kernels::unroll::dispatch;
-use crate::cpu::layout::planes::{Line, PlaneTiles};
-use crate::cpu::layout::{Batch, Input, RowDots, RowSums};
+use crate::cpu::layout::planes::{Line, PackedPlanes};
+use crate::cpu::layout::{QuantizedRows, Input, RowDots, RowSums};
 use std::arch::x86_64::*;
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-pub(super) fn product(tiles: &PlaneTiles, i: usize, row_tile: usize, x: Batch, sums: &mut [RowSums]) {
+pub(super) fn product(tiles: &PackedPlanes, i: usize, row_tile: usize, x: QuantizedRows, sums: &mut [RowSums]) {
     generic::product(Avx2::new(), tiles, i, row_tile, x, sums);
 }
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-pub(super) fn transposed(tiles: &PlaneTiles, block: Block, g: Input, acc: &mut [f32]) {
+pub(super) fn transposed(tiles: &PackedPlanes, block: Block, g: Input, acc: &mut [f32]) {
     generic::transposed::<Avx2>(tiles, block, g, acc);
 }
 

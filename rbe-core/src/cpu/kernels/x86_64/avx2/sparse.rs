@@ -7,7 +7,7 @@ use crate::codec::Block;
 use crate::codec::term::sparse::Format;
 use crate::codec::term::sparse::format::{LARGEST_FRACTION, MU_LAW};
 use crate::cpu::kernels::generic::sparse as generic;
-use crate::cpu::layout::sparse::{SLACK, SLICE_ROWS, Slice, SparseSlices};
+use crate::cpu::layout::sparse::{SLACK, CHUNK_ROWS, Chunk, PackedSparse};
 use crate::cpu::layout::{Input, LaneInput, Lanes, Place, SortedEntries};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
@@ -39,12 +39,12 @@ static RANKS: [[u8; LANES]; 256] = {
 
 /// `acc += S x` for one block; `acc` is `batch x height`.
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-pub(super) fn product(term: &SparseSlices, block: Block, x: Input, acc: &mut [f32]) {
+pub(super) fn product(term: &PackedSparse, block: Block, x: Input, acc: &mut [f32]) {
     let (format, scale) = (term.format(), term.scale(block));
     let mut cols = [[const { MaybeUninit::<__m256i>::uninit() }; 2]; SLOTS_AT_ONCE];
     let mut values = [[const { MaybeUninit::<__m256>::uninit() }; 2]; SLOTS_AT_ONCE];
-    for slice in term.slices(block) {
-        let Slice { row, masks, cols: mut rest_cols, fields: mut rest_fields } = slice;
+    for chunk in term.chunks(block) {
+        let Chunk { row, masks, cols: mut rest_cols, fields: mut rest_fields } = chunk;
         for masks in masks.chunks(SLOTS_AT_ONCE) {
             for ((mask, cols), values) in masks.iter().zip(&mut cols).zip(&mut values) {
                 for (half, mask) in mask.to_le_bytes().into_iter().enumerate() {
@@ -63,7 +63,7 @@ pub(super) fn product(term: &SparseSlices, block: Block, x: Input, acc: &mut [f3
                     (rest_cols, rest_fields) = (&rest_cols[count..], &rest_fields[count..]);
                 }
             }
-            let rows = SLICE_ROWS.min(block.height - row);
+            let rows = CHUNK_ROWS.min(block.height - row);
             for (vector, acc) in acc.chunks_exact_mut(block.height).enumerate() {
                 let x = x.vector(vector, block.width);
                 let mut sums = [_mm256_setzero_ps(); 2];
@@ -78,7 +78,7 @@ pub(super) fn product(term: &SparseSlices, block: Block, x: Input, acc: &mut [f3
                         sums[half] = _mm256_fmadd_ps(values, x, sums[half]);
                     }
                 }
-                let mut lanes = [0f32; SLICE_ROWS];
+                let mut lanes = [0f32; CHUNK_ROWS];
                 for (lanes, sum) in lanes.as_chunks_mut::<LANES>().0.iter_mut().zip(sums) {
                     // SAFETY: eight numbers.
                     unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sum) };
@@ -90,7 +90,7 @@ pub(super) fn product(term: &SparseSlices, block: Block, x: Input, acc: &mut [f3
 }
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-pub(super) fn transposed(term: &SparseSlices, block: Block, g: Input, acc: &mut [f32]) {
+pub(super) fn transposed(term: &PackedSparse, block: Block, g: Input, acc: &mut [f32]) {
     generic::product::<Avx2, true>(term, block, g, acc);
 }
 

@@ -9,27 +9,27 @@ use super::isa::Avx2;
 use crate::codec::Block;
 use crate::codec::term::trellis::{COARSE_BITS, COARSE_MAGNITUDES, FINE_MAGNITUDES};
 use crate::cpu::kernels::generic::decode::{Nibbles, decode_nibbles};
-use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, StripRows};
+use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, GroupRows};
 use crate::cpu::kernels::unroll::dispatch_code;
 use crate::cpu::layout::planes::Line;
-use crate::cpu::layout::trellis::{Bundle, Strip, TrellisStrips};
-use crate::cpu::layout::{Batch, Input, RowDots, RowSums};
+use crate::cpu::layout::trellis::{Bundle, PackedGroup, PackedTrellis};
+use crate::cpu::layout::{QuantizedRows, Input, RowDots, RowSums};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-pub(super) fn product(term: &TrellisStrips, i: usize, blocks: Range<usize>, x: Batch, sums: &mut [RowSums]) {
+pub(super) fn product(term: &PackedTrellis, i: usize, blocks: Range<usize>, x: QuantizedRows, sums: &mut [RowSums]) {
     generic::product(Avx2::new(), term, i, blocks, x, sums);
 }
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-pub(super) fn transposed(term: &TrellisStrips, block: Block, g: Input, acc: &mut [f32]) {
+pub(super) fn transposed(term: &PackedTrellis, block: Block, g: Input, acc: &mut [f32]) {
     generic::transposed(Avx2::new(), term, block, g, acc);
 }
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-pub(super) fn rows(strip: &Strip, rows: &mut StripRows) {
-    generic::rows(Avx2::new(), strip, rows);
+pub(super) fn rows(scale_group: &PackedGroup, rows: &mut GroupRows) {
+    generic::rows(Avx2::new(), scale_group, rows);
 }
 
 impl Decode for Avx2 {
@@ -40,8 +40,8 @@ impl Decode for Avx2 {
     }
 
     #[inline(always)]
-    fn multiply_tile(self, strips: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
-        generic::multiply_tile(self, strips, tile, sums, stride, |dots, bias, factor, sums| {
+    fn multiply_tile(self, scale_groups: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
+        generic::multiply_tile(self, scale_groups, tile, sums, stride, |dots, bias, factor, sums| {
             // SAFETY: as above.
             unsafe { add_dots(dots, bias, factor, sums) }
         });

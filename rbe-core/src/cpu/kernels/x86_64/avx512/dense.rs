@@ -24,6 +24,6 @@ pub(super) fn largest(x: &[f32]) -> f32 {
 }
 
 #[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
-pub(super) fn take_digit(x: &mut [f32], scale: f32, digits: &mut [i8]) {
-    activations::take_digit(x, scale, digits);
+pub(super) fn quantize_slice(x: &mut [f32], scale: f32, digits: &mut [i8]) {
+    activations::quantize_slice(x, scale, digits);
 }

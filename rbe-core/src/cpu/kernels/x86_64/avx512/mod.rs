@@ -45,7 +45,7 @@ pub(super) const TABLE: Kernels = Kernels {
     spmm: Op::new(NAME, sparse::spmm),
     sddmm: Op::new(NAME, sparse::sddmm),
     largest: Op::new(NAME, dense::largest),
-    take_digit: Op::new(NAME, dense::take_digit),
+    quantize_slice: Op::new(NAME, dense::quantize_slice),
     rows_to_lanes: Op::new(NAME, lanes::rows_to_lanes),
     lanes_to_rows: Op::new(NAME, lanes::lanes_to_rows),
     dct2: Op::new(NAME, dct::dct2),

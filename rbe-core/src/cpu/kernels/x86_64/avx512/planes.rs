@@ -10,8 +10,8 @@ use crate::codec::Block;
 use crate::cpu::kernels::generic::dot::{self, Broadcast, dot_registers};
 use crate::cpu::kernels::generic::planes::{self as generic, Digits, DotTile, Tile};
 use crate::cpu::kernels::unroll::dispatch;
-use crate::cpu::layout::planes::{Line, PlaneTiles, TILE_COLS};
-use crate::cpu::layout::{Batch, Input, RowDots, RowSums};
+use crate::cpu::layout::planes::{Line, PackedPlanes, TILE_COLS};
+use crate::cpu::layout::{QuantizedRows, Input, RowDots, RowSums};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -20,8 +20,8 @@ const GEMV_MAX_DIGITS: usize = 3;
 
 /// As [`generic::product`]; with few digits, neighbouring blocks with as many planes in one go.
 #[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
-pub(super) fn product(tiles: &PlaneTiles, i: usize, row_tile: usize, x: Batch, sums: &mut [RowSums]) {
-    if x.digits() > GEMV_MAX_DIGITS {
+pub(super) fn product(tiles: &PackedPlanes, i: usize, row_tile: usize, x: QuantizedRows, sums: &mut [RowSums]) {
+    if x.slices() > GEMV_MAX_DIGITS {
         generic::product(Avx512::new(), tiles, i, row_tile, x, sums);
         return;
     }
@@ -34,7 +34,7 @@ pub(super) fn product(tiles: &PlaneTiles, i: usize, row_tile: usize, x: Batch, s
         let end = (j + 1..blocks).find(|j| planes_of(*j) != planes).unwrap_or(blocks);
         if planes > 0 {
             let run = BlockRun { i, row_tile, blocks: j..end };
-            dispatch!(planes, x.digits(), planes_run(tiles, run, x, sums), [3, 2, 1]);
+            dispatch!(planes, x.slices(), planes_run(tiles, run, x, sums), [3, 2, 1]);
         }
         j = end;
     }
@@ -49,9 +49,9 @@ struct BlockRun {
 
 #[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
 fn planes_run<const PLANES: usize, const DIGITS: usize>(
-    tiles: &PlaneTiles,
+    tiles: &PackedPlanes,
     run: BlockRun,
-    x: Batch,
+    x: QuantizedRows,
     sums: &mut [RowSums],
 ) {
     let layout = tiles.layout();
@@ -71,7 +71,7 @@ fn planes_run<const PLANES: usize, const DIGITS: usize>(
             let factor = _mm512_mul_ps(half_steps, _mm512_set1_ps(x.scale(digit, j)));
             let share = _mm512_mul_ps(_mm512_cvtepi32_ps(levels), factor);
             // Either one digit a vector, or all are one vector's.
-            let sums = &mut sums[if x.per_vector() == 1 { digit } else { 0 }];
+            let sums = &mut sums[if x.slices_per_row() == 1 { digit } else { 0 }];
             // SAFETY: `sums` is 64 aligned bytes.
             unsafe {
                 let sum = _mm512_load_ps(sums.0.as_ptr());
@@ -82,7 +82,7 @@ fn planes_run<const PLANES: usize, const DIGITS: usize>(
 }
 
 #[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
-pub(super) fn transposed(tiles: &PlaneTiles, block: Block, g: Input, acc: &mut [f32]) {
+pub(super) fn transposed(tiles: &PackedPlanes, block: Block, g: Input, acc: &mut [f32]) {
     generic::transposed::<Avx512>(tiles, block, g, acc);
 }
 

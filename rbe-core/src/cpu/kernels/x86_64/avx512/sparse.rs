@@ -9,7 +9,7 @@ use crate::codec::Block;
 use crate::codec::term::sparse::Format;
 use crate::codec::term::sparse::format::{LARGEST_FRACTION, MU_LAW};
 use crate::cpu::kernels::generic::sparse as generic;
-use crate::cpu::layout::sparse::{SLACK, SLICE_ROWS, Slice, SparseSlices};
+use crate::cpu::layout::sparse::{SLACK, CHUNK_ROWS, Chunk, PackedSparse};
 use crate::cpu::layout::{Input, LaneInput, Lanes, Place, SortedEntries};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
@@ -21,7 +21,7 @@ const PAIR: usize = 32;
 
 /// `acc += S x` for one block; `acc` is `batch x height`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2,popcnt")]
-pub(super) fn product(term: &SparseSlices, block: Block, x: Input, acc: &mut [f32]) {
+pub(super) fn product(term: &PackedSparse, block: Block, x: Input, acc: &mut [f32]) {
     match block.width.div_ceil(PAIR) {
         1 => product_of::<1>(term, block, x, acc),
         2 => product_of::<2>(term, block, x, acc),
@@ -31,13 +31,13 @@ pub(super) fn product(term: &SparseSlices, block: Block, x: Input, acc: &mut [f3
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2,popcnt")]
-fn product_of<const PAIRS: usize>(term: &SparseSlices, block: Block, x: Input, acc: &mut [f32]) {
+fn product_of<const PAIRS: usize>(term: &PackedSparse, block: Block, x: Input, acc: &mut [f32]) {
     assert!(block.width <= PAIRS * PAIR);
     let (format, scale) = (term.format(), term.scale(block));
     let mut cols = [const { MaybeUninit::<__m512i>::uninit() }; SLOTS_AT_ONCE];
     let mut values = [const { MaybeUninit::<__m512>::uninit() }; SLOTS_AT_ONCE];
-    for slice in term.slices(block) {
-        let Slice { row, masks, cols: mut rest_cols, fields: mut rest_fields } = slice;
+    for chunk in term.chunks(block) {
+        let Chunk { row, masks, cols: mut rest_cols, fields: mut rest_fields } = chunk;
         for masks in masks.chunks(SLOTS_AT_ONCE) {
             for ((mask, cols), values) in masks.iter().zip(&mut cols).zip(&mut values) {
                 assert!(rest_cols.len() >= SLACK && rest_fields.len() >= SLACK);
@@ -53,7 +53,7 @@ fn product_of<const PAIRS: usize>(term: &SparseSlices, block: Block, x: Input, a
                 let count = mask.count_ones() as usize;
                 (rest_cols, rest_fields) = (&rest_cols[count..], &rest_fields[count..]);
             }
-            let rows = SLICE_ROWS.min(block.height - row);
+            let rows = CHUNK_ROWS.min(block.height - row);
             for (vector, acc) in acc.chunks_exact_mut(block.height).enumerate() {
                 let inputs = inputs::<PAIRS>(x.vector(vector, block.width));
                 let acc = &mut acc[row..row + rows];
@@ -73,7 +73,7 @@ fn product_of<const PAIRS: usize>(term: &SparseSlices, block: Block, x: Input, a
 }
 
 #[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
-pub(super) fn transposed(term: &SparseSlices, block: Block, g: Input, acc: &mut [f32]) {
+pub(super) fn transposed(term: &PackedSparse, block: Block, g: Input, acc: &mut [f32]) {
     generic::product::<Avx512, true>(term, block, g, acc);
 }
 

@@ -6,34 +6,34 @@
 
 use super::isa::Avx512;
 use crate::codec::Block;
-use crate::codec::term::trellis::{COARSE_BITS, Code, STRIP};
+use crate::codec::term::trellis::{COARSE_BITS, Code, GROUP_COLS};
 use crate::cpu::kernels::generic::decode::{COARSE_CODES, FINE_CODES, PerCode, pieces};
-use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, StripDigits, StripRows};
+use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, GroupSlices, GroupRows};
 use crate::cpu::kernels::unroll::{dispatch_batch, dispatch_code, each, per_code};
-use crate::cpu::layout::planes::{GROUP, GROUPS, Line};
-use crate::cpu::layout::trellis::{BIAS, Bundle, FOLLOWING, PERIOD, Packing, Strip, TrellisStrips};
-use crate::cpu::layout::{Batch, Input, RowSums};
+use crate::cpu::layout::planes::{QUAD, QUADS, Line};
+use crate::cpu::layout::trellis::{BIAS, Bundle, FOLLOWING, PERIOD, Packing, PackedGroup, PackedTrellis};
+use crate::cpu::layout::{QuantizedRows, Input, RowSums};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-/// With few digits a strip is multiplied as it is decoded, without a way through memory.
+/// With few digits a scale group is multiplied as it is decoded, without a way through memory.
 #[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
-pub(super) fn product(term: &TrellisStrips, i: usize, blocks: Range<usize>, x: Batch, sums: &mut [RowSums]) {
-    if adds_strips(Packing::new(term.layout().row_range(i).len()), x) {
-        add_strips(term, i, blocks, x, sums);
+pub(super) fn product(term: &PackedTrellis, i: usize, blocks: Range<usize>, x: QuantizedRows, sums: &mut [RowSums]) {
+    if adds_groups(Packing::new(term.layout().row_range(i).len()), x) {
+        add_groups(term, i, blocks, x, sums);
     } else {
         generic::product(Avx512::new(), term, i, blocks, x, sums);
     }
 }
 
 #[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
-pub(super) fn transposed(term: &TrellisStrips, block: Block, g: Input, acc: &mut [f32]) {
+pub(super) fn transposed(term: &PackedTrellis, block: Block, g: Input, acc: &mut [f32]) {
     generic::transposed(Avx512::new(), term, block, g, acc);
 }
 
 #[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
-pub(super) fn rows(strip: &Strip, rows: &mut StripRows) {
-    generic::rows(Avx512::new(), strip, rows);
+pub(super) fn rows(scale_group: &PackedGroup, rows: &mut GroupRows) {
+    generic::rows(Avx512::new(), scale_group, rows);
 }
 
 impl Decode for Avx512 {
@@ -44,9 +44,9 @@ impl Decode for Avx512 {
     }
 
     #[inline(always)]
-    fn multiply_tile(self, strips: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
+    fn multiply_tile(self, scale_groups: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
         // SAFETY: as above.
-        unsafe { multiply_tile(strips, tile, sums, stride) }
+        unsafe { multiply_tile(scale_groups, tile, sums, stride) }
     }
 }
 
@@ -156,47 +156,47 @@ fn decode<const BITS: usize, const STATE: usize>(bundle: Bundle, codes: &mut [Li
     });
 }
 
-/// The most digits that a strip is multiplied with as it is decoded.
+/// The most digits that a scale group is multiplied with as it is decoded.
 const FUSED_MAX_DIGITS: usize = 4;
 
-/// Whether [`add_strips`] can be had for these vectors: columns of 256, 128 or 64 rows.
-fn adds_strips(packing: Packing, x: Batch) -> bool {
-    x.digits() <= FUSED_MAX_DIGITS && packing.is_full() && packing.groups() <= 4
+/// Whether [`add_groups`] can be had for these vectors: columns of 256, 128 or 64 rows.
+fn adds_groups(packing: Packing, x: QuantizedRows) -> bool {
+    x.slices() <= FUSED_MAX_DIGITS && packing.is_full() && packing.groups() <= 4
 }
 
-/// Few digits: a strip's products are made as it is decoded.
+/// Few digits: a scale group's products are made as it is decoded.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,gfni")]
-fn add_strips(term: &TrellisStrips, i: usize, blocks: Range<usize>, x: Batch, sums: &mut [RowSums]) {
+fn add_groups(term: &PackedTrellis, i: usize, blocks: Range<usize>, x: QuantizedRows, sums: &mut [RowSums]) {
     for j in blocks {
-        for (first, strip) in term.block_strips(term.layout().block_at(i, j)) {
-            let digits = StripDigits::new(x, j, first, strip.scale, BIAS);
-            add_strip(&strip, x, &digits, sums);
+        for (first, scale_group) in term.block_groups(term.layout().block_at(i, j)) {
+            let digits = GroupSlices::new(x, j, first, scale_group.scale, BIAS);
+            add_group(&scale_group, x, &digits, sums);
         }
     }
 }
 
-/// Adds the products of a strip with one to [`FUSED_MAX_DIGITS`] digits to the sums of each vector's tiles, decoded in registers.
+/// Adds the products of a scale group with one to [`FUSED_MAX_DIGITS`] digits to the sums of each vector's tiles, decoded in registers.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,gfni")]
-fn add_strip(strip: &Strip, x: Batch, digits: &StripDigits<FUSED_MAX_DIGITS>, sums: &mut [RowSums]) {
-    assert!(x.digits() > 0 && adds_strips(strip.packing, x));
-    assert!(digits.values.len() >= (x.digits() - 1) * x.stride() + STRIP);
-    assert!(sums.len() >= x.len() * strip.packing.tiles());
-    dispatch_code!(strip.code, add_code(strip, x, digits, sums))
+fn add_group(scale_group: &PackedGroup, x: QuantizedRows, digits: &GroupSlices<FUSED_MAX_DIGITS>, sums: &mut [RowSums]) {
+    assert!(x.slices() > 0 && adds_groups(scale_group.packing, x));
+    assert!(digits.values.len() >= (x.slices() - 1) * x.stride() + GROUP_COLS);
+    assert!(sums.len() >= x.batch() * scale_group.packing.tiles());
+    dispatch_code!(scale_group.code, add_code(scale_group, x, digits, sums))
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,gfni")]
 fn add_code<const BITS: usize, const STATE: usize>(
-    strip: &Strip,
-    x: Batch,
-    digits: &StripDigits<FUSED_MAX_DIGITS>,
+    scale_group: &PackedGroup,
+    x: QuantizedRows,
+    digits: &GroupSlices<FUSED_MAX_DIGITS>,
     sums: &mut [RowSums],
 ) {
-    match (strip.packing.groups(), x.digits()) {
-        (1, 1) => add::<BITS, STATE, true, 1>(strip, x, digits, sums),
-        (1, 2) => add::<BITS, STATE, true, 2>(strip, x, digits, sums),
-        (1, 3) => add::<BITS, STATE, true, 3>(strip, x, digits, sums),
-        (1, _) => add::<BITS, STATE, true, 4>(strip, x, digits, sums),
-        _ => add_side_by_side::<BITS, STATE>(strip, x, digits, sums),
+    match (scale_group.packing.groups(), x.slices()) {
+        (1, 1) => add::<BITS, STATE, true, 1>(scale_group, x, digits, sums),
+        (1, 2) => add::<BITS, STATE, true, 2>(scale_group, x, digits, sums),
+        (1, 3) => add::<BITS, STATE, true, 3>(scale_group, x, digits, sums),
+        (1, _) => add::<BITS, STATE, true, 4>(scale_group, x, digits, sums),
+        _ => add_side_by_side::<BITS, STATE>(scale_group, x, digits, sums),
     }
 }
 
@@ -204,29 +204,29 @@ fn add_code<const BITS: usize, const STATE: usize>(
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,gfni")]
 fn add_side_by_side<const BITS: usize, const STATE: usize>(
-    strip: &Strip,
-    x: Batch,
-    digits: &StripDigits<FUSED_MAX_DIGITS>,
+    scale_group: &PackedGroup,
+    x: QuantizedRows,
+    digits: &GroupSlices<FUSED_MAX_DIGITS>,
     sums: &mut [RowSums],
 ) {
-    match x.digits() {
-        1 => add::<BITS, STATE, false, 1>(strip, x, digits, sums),
-        2 => add::<BITS, STATE, false, 2>(strip, x, digits, sums),
-        3 => add::<BITS, STATE, false, 3>(strip, x, digits, sums),
-        _ => add::<BITS, STATE, false, 4>(strip, x, digits, sums),
+    match x.slices() {
+        1 => add::<BITS, STATE, false, 1>(scale_group, x, digits, sums),
+        2 => add::<BITS, STATE, false, 2>(scale_group, x, digits, sums),
+        3 => add::<BITS, STATE, false, 3>(scale_group, x, digits, sums),
+        _ => add::<BITS, STATE, false, 4>(scale_group, x, digits, sums),
     }
 }
 
 /// `ALONE`: a register has one group.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,gfni")]
 fn add<const BITS: usize, const STATE: usize, const ALONE: bool, const DIGITS: usize>(
-    strip: &Strip,
-    x: Batch,
-    digits: &StripDigits<FUSED_MAX_DIGITS>,
+    scale_group: &PackedGroup,
+    x: QuantizedRows,
+    digits: &GroupSlices<FUSED_MAX_DIGITS>,
     sums: &mut [RowSums],
 ) {
-    let (groups, tiles) = if ALONE { (1, PERIOD) } else { (strip.packing.groups(), strip.packing.tiles()) };
-    let decoder = Decoder::<BITS, STATE>::new(strip.code);
+    let (groups, tiles) = if ALONE { (1, PERIOD) } else { (scale_group.packing.groups(), scale_group.packing.tiles()) };
+    let decoder = Decoder::<BITS, STATE>::new(scale_group.code);
     let (next_lane, group_of_lane) = (Some(next_lane(tiles)), group_of_lane(tiles));
     // Sums over groups that lie side by side are made last; what is taken away is so once.
     let (of_groups, of_first_group) = (mask16(groups), mask16(tiles));
@@ -239,7 +239,7 @@ fn add<const BITS: usize, const STATE: usize, const ALONE: bool, const DIGITS: u
                 *dot = if ALONE { bias } else { _mm512_maskz_mov_epi32(of_first_group, bias) };
             }
         }
-        for (n, Bundle { lines, .. }) in strip.bundles().enumerate() {
+        for (n, Bundle { lines, .. }) in scale_group.bundles().enumerate() {
             assert!(lines.len() >= 2 * BITS);
             if QUARTER == 0 {
                 // All lines once in their order, which the hardware knows how to go on from.
@@ -249,8 +249,8 @@ fn add<const BITS: usize, const STATE: usize, const ALONE: bool, const DIGITS: u
             }
             let mut fours = [_mm512_setzero_si512(); DIGITS];
             for (digit, fours) in fours.iter_mut().enumerate() {
-                let at = digit * x.stride() + n * groups * GROUP;
-                // SAFETY: four bytes for each group inside `values`, by the caller's assertion: a strip has eight at most.
+                let at = digit * x.stride() + n * groups * QUAD;
+                // SAFETY: four bytes for each group inside `values`, by the caller's assertion: a scale group has eight at most.
                 *fours = unsafe {
                     let four = digits.values.as_ptr().add(at).cast::<i32>();
                     if ALONE {
@@ -271,13 +271,13 @@ fn add<const BITS: usize, const STATE: usize, const ALONE: bool, const DIGITS: u
         if ALONE {
             for (s, dots) in dots.into_iter().enumerate() {
                 for (digit, dot) in dots.into_iter().enumerate() {
-                    let tile = digit / x.per_vector() * tiles + 4 * QUARTER + s;
+                    let tile = digit / x.slices_per_row() * tiles + 4 * QUARTER + s;
                     add_share(&mut sums[tile], dot, digits.factors[digit]);
                 }
             }
         } else {
             for (digit, factor) in digits.factors[..DIGITS].iter().enumerate() {
-                let first = digit / x.per_vector() * tiles + 4 / groups * QUARTER;
+                let first = digit / x.slices_per_row() * tiles + 4 / groups * QUARTER;
                 let dots = sum_groups(groups, [dots[0][digit], dots[1][digit], dots[2][digit], dots[3][digit]]);
                 for (sums, dot) in sums[first..][..4 / groups].iter_mut().zip(dots) {
                     add_share(sums, dot, *factor);
@@ -325,17 +325,17 @@ fn sum_groups(groups: usize, [a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
     }
 }
 
-/// Adds the products of one tile of decoded strips with all their digits to the vectors' sums, `stride` apart.
+/// Adds the products of one tile of decoded scale groups with all their digits to the vectors' sums, `stride` apart.
 #[target_feature(enable = "avx512f,avx512vnni")]
-fn multiply_tile(strips: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
-    let (all, per_vector) = (strips.x.digits(), strips.x.per_vector());
+fn multiply_tile(scale_groups: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
+    let (all, per_row) = (scale_groups.x.slices(), scale_groups.x.slices_per_row());
     let mut taken = 0;
     while taken < all {
         let left = all - taken;
-        let sums = &mut sums[taken / per_vector * stride..];
-        taken += match per_vector {
-            1 => dispatch_batch!(1, left, multiply(strips, tile, taken, sums, stride), [8, 6, 4, 3, 2, 1]),
-            3 => dispatch_batch!(3, left, multiply(strips, tile, taken, sums, stride), [9, 6, 3]),
+        let sums = &mut sums[taken / per_row * stride..];
+        taken += match per_row {
+            1 => dispatch_batch!(1, left, multiply(scale_groups, tile, taken, sums, stride), [8, 6, 4, 3, 2, 1]),
+            3 => dispatch_batch!(3, left, multiply(scale_groups, tile, taken, sums, stride), [9, 6, 3]),
             digits => unreachable!("{digits} digits of a vector"),
         };
     }
@@ -344,7 +344,7 @@ fn multiply_tile(strips: &DecodedStrips, tile: usize, sums: &mut [RowSums], stri
 /// `COUNT` digits from `first` on, `PER_VECTOR` of them of each vector; dot products and sums stay in registers.
 #[target_feature(enable = "avx512f,avx512vnni")]
 fn multiply<const PER_VECTOR: usize, const COUNT: usize>(
-    strips: &DecodedStrips,
+    scale_groups: &DecodedStrips,
     tile: usize,
     first: usize,
     sums: &mut [RowSums],
@@ -355,19 +355,19 @@ fn multiply<const PER_VECTOR: usize, const COUNT: usize>(
         // SAFETY: sixteen sums are 64 aligned bytes.
         *held = unsafe { _mm512_load_ps(sums[vector * stride + tile].0.as_ptr()) };
     }
-    let x_stride = strips.x.stride();
-    for (codes, digits) in strips.codes.iter().zip(&strips.digits) {
+    let x_stride = scale_groups.x.stride();
+    for (codes, digits) in scale_groups.codes.iter().zip(&scale_groups.digits) {
         let (biases, factors) = (&digits.biases[first..][..COUNT], &digits.factors[first..][..COUNT]);
         let values = &digits.values[first * x_stride..];
-        assert!(values.len() >= (COUNT - 1) * x_stride + STRIP);
+        assert!(values.len() >= (COUNT - 1) * x_stride + GROUP_COLS);
         let mut dots = [_mm512_setzero_si512(); COUNT];
         for (dots, bias) in dots.iter_mut().zip(biases) {
             *dots = _mm512_set1_epi32(-bias);
         }
-        for (group, line) in codes[tile * GROUPS..][..GROUPS].iter().enumerate() {
+        for (group, line) in codes[tile * QUADS..][..QUADS].iter().enumerate() {
             let codes = load(line);
             for (digit, dots) in dots.iter_mut().enumerate() {
-                let at = digit * x_stride + group * GROUP;
+                let at = digit * x_stride + group * QUAD;
                 // SAFETY: four bytes inside `values`, by the assertion above.
                 let x = unsafe { values.as_ptr().add(at).cast::<i32>().read_unaligned() };
                 *dots = _mm512_dpbusd_epi32(*dots, codes, _mm512_set1_epi32(x));

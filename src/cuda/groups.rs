@@ -1,4 +1,4 @@
-//! Planes and trellis on the device: strips of 32 columns as `strips.cuh` has them.
+//! Planes and trellis on the device: scale groups of 32 columns as `groups.cuh` has them.
 
 use super::axis::{floats, words};
 use super::machine::{Arg, Element, Launch, Machine, Module};
@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use rbe_core::codec::Block;
 use rbe_core::codec::Layout;
 use rbe_core::codec::term::planes::ScaleGroup;
-use rbe_core::codec::term::trellis::{COARSE_MAGNITUDES, FINE_MAGNITUDES, STRIP, strips};
+use rbe_core::codec::term::trellis::{COARSE_MAGNITUDES, FINE_MAGNITUDES, GROUP_COLS, scale_groups};
 use rbe_core::codec::term::{Planes, Trellis};
 
 /// Threads of a block, and its warps, as the kernels have them.
@@ -19,8 +19,8 @@ const PIECE: usize = 32;
 /// Distances of pieces in shared memory.
 const SINGLE_STRIDE: usize = PIECE + 1;
 const QUAD_STRIDE: usize = PIECE + 4;
-/// The most strips of a block row for one block: their inputs lie in shared memory.
-const MOST_STRIPS: usize = 64;
+/// The most scale groups of a block row for one block: their inputs lie in shared memory.
+const MOST_GROUPS: usize = 64;
 /// Blocks for each multiprocessor, so that none waits for the last.
 const BLOCKS_EACH: usize = 4;
 /// Tokens that a thread sums at once.
@@ -37,8 +37,8 @@ fn lanes_of(height: usize) -> usize {
     }
 }
 
-/// A term's strips in the device's memory.
-pub(super) struct DeviceStrips<M> {
+/// A term's scale groups in the device's memory.
+pub(super) struct DeviceGroups<M> {
     module: Module,
     layout: Layout,
     table: M,
@@ -53,7 +53,7 @@ pub(super) struct DeviceStrips<M> {
     max_lanes: usize,
 }
 
-/// One strip on its way to the device.
+/// One scale group on its way to the device.
 struct Source {
     bits: u8,
     scale: f32,
@@ -61,7 +61,7 @@ struct Source {
     number: u32,
 }
 
-/// The codes of the block whose strips are at hand.
+/// The codes of the block whose scale groups are at hand.
 #[derive(Default)]
 struct BlockCodes {
     block: Option<usize>,
@@ -80,15 +80,17 @@ impl BlockCodes {
     }
 }
 
-impl<M> DeviceStrips<M> {
+impl<M> DeviceGroups<M> {
     pub(super) fn planes(machine: &impl Machine<Memory = M>, layout: Layout, term: &Planes) -> Result<Self> {
         let by_rows = term.group() == ScaleGroup::Row;
-        let (table, data) = lay_out(layout, |held, strip, fields| {
-            let block = layout.block_with(strip.row, strip.col);
+        let (table, data) = lay_out(layout, |held, scale_group, fields| {
+            let block = layout.block_with(scale_group.row, scale_group.col);
             let codes = held.of(block, |codes| term.codes(block, codes));
             fields.fill(0);
-            for (col, fields) in fields.chunks_exact_mut(fields.len() / STRIP).enumerate().take(strip.width) {
-                let first = strip.col - block.col + col;
+            for (col, fields) in
+                fields.chunks_exact_mut(fields.len() / GROUP_COLS).enumerate().take(scale_group.width)
+            {
+                let first = scale_group.col - block.col + col;
                 let column = codes[first..].iter().step_by(block.width);
                 fields.iter_mut().zip(column).for_each(|(field, code)| *field = *code);
             }
@@ -105,19 +107,23 @@ impl<M> DeviceStrips<M> {
         layout: Layout,
         term: &Trellis,
     ) -> Result<Self> {
-        let (table, data) = lay_out(layout, |_, strip, fields| {
-            let block = layout.block_with(strip.row, strip.col);
+        let (table, data) = lay_out(layout, |_, scale_group, fields| {
+            let block = layout.block_with(scale_group.row, scale_group.col);
             let mut source = Source { bits: 0, scale: 0.0, number: 0 };
             fields.fill(0);
-            for (col, fields) in fields.chunks_exact_mut(fields.len() / STRIP).enumerate().take(strip.width) {
-                let Some((column, scale)) = term.column(block, strip.col - block.col + col) else { break };
+            for (col, fields) in
+                fields.chunks_exact_mut(fields.len() / GROUP_COLS).enumerate().take(scale_group.width)
+            {
+                let Some((column, scale)) = term.column(block, scale_group.col - block.col + col) else {
+                    break;
+                };
                 let code = column.code();
                 let [a, b, c] = code.shifts();
                 let number = u32::from_le_bytes([32 - code.state_bits(), a, b, c]);
                 source = Source { bits: code.bits(), scale, number };
                 // Below the block the cycle goes on from its beginning.
                 for (row, field) in fields.iter_mut().enumerate() {
-                    *field = (column.state(row % strip.height) & ((1 << code.bits()) - 1)) as u8;
+                    *field = (column.state(row % scale_group.height) & ((1 << code.bits()) - 1)) as u8;
                 }
             }
             source
@@ -151,7 +157,7 @@ impl<M> DeviceStrips<M> {
     }
 
     fn per_row(&self) -> usize {
-        self.layout.cols().div_ceil(STRIP)
+        self.layout.cols().div_ceil(GROUP_COLS)
     }
 
     fn args(&self) -> Vec<Arg<'_, M>> {
@@ -190,7 +196,7 @@ impl<M> DeviceStrips<M> {
         machine: &impl Machine<Memory = M>,
         tokens: usize,
         transposed: bool,
-    ) -> StripPlan {
+    ) -> GroupPlan {
         // Row scales take one token at a time: they are rare, and a second factor takes registers.
         let one = tokens == 1 || (self.row_scales.is_some() && !transposed);
         let fits = |tokens| {
@@ -209,9 +215,9 @@ impl<M> DeviceStrips<M> {
         let each = if transposed {
             along.div_ceil(splits)
         } else {
-            along.div_ceil(splits).next_multiple_of(WARPS).min(MOST_STRIPS)
+            along.div_ceil(splits).next_multiple_of(WARPS).min(MOST_GROUPS)
         };
-        StripPlan { tokens, tokens_at_once, transposed, each, splits: along.div_ceil(each) }
+        GroupPlan { tokens, tokens_at_once, transposed, each, splits: along.div_ceil(each) }
     }
 
     fn transposed_floats(&self, tokens: usize) -> usize {
@@ -222,12 +228,12 @@ impl<M> DeviceStrips<M> {
     pub(super) fn product(
         &self,
         machine: &impl Machine<Memory = M>,
-        plan: StripPlan,
+        plan: GroupPlan,
         x: &M,
         partial: &M,
         offset: usize,
     ) -> Result<()> {
-        let StripPlan { tokens, tokens_at_once, transposed, each, splits } = plan;
+        let GroupPlan { tokens, tokens_at_once, transposed, each, splits } = plan;
         let groups = tokens.div_ceil(tokens_at_once);
         let out = Arg::Memory(partial, offset * size_of::<f32>());
         let mut args = self.args();
@@ -265,7 +271,7 @@ impl<M> DeviceStrips<M> {
         machine.launch(self.launch("transposed_1", grid, self.transposed_floats(1), args))
     }
 
-    /// A range of block rows and strips, decoded: see `panel` in `strips.cuh`.
+    /// A range of block rows and scale groups, decoded: see `panel` in `groups.cuh`.
     pub(super) fn panel(
         &self,
         machine: &impl Machine<Memory = M>,
@@ -273,7 +279,7 @@ impl<M> DeviceStrips<M> {
         add: bool,
     ) -> Result<()> {
         let rows = self.layout.row_cut();
-        let (first, end) = (panel.first_col / STRIP, panel.end_col.div_ceil(STRIP));
+        let (first, end) = (panel.first_col / GROUP_COLS, panel.end_col.div_ceil(GROUP_COLS));
         let first_block_row = rows.block_of(panel.first_row);
         let block_rows = rows.block_of(panel.end_row - 1) + 1 - first_block_row;
         let mut args = self.args();
@@ -292,11 +298,11 @@ impl<M> DeviceStrips<M> {
 
 /// How a product is shared out among blocks.
 #[derive(Clone, Copy)]
-pub(super) struct StripPlan {
+pub(super) struct GroupPlan {
     tokens: usize,
     tokens_at_once: usize,
     transposed: bool,
-    /// Strips, or block rows, of one split.
+    /// Scale groups, or block rows, of one split.
     each: usize,
     pub splits: usize,
 }
@@ -330,34 +336,34 @@ fn row_scales(layout: Layout, term: &Planes) -> Vec<u8> {
         .collect()
 }
 
-/// The strips' table and words, block rows on all cores. `fill` writes a strip's fields, `(32 columns, rows filled up to
-/// whole pieces)`; what it keeps in its first argument it finds again at the block row's next strip.
+/// The scale groups' table and words, block rows on all cores. `fill` writes a scale group's fields, `(32 columns, rows filled up to
+/// whole pieces)`; what it keeps in its first argument it finds again at the block row's next scale group.
 fn lay_out(
     layout: Layout,
     fill: impl Fn(&mut BlockCodes, Block, &mut [u8]) -> Source + Sync,
 ) -> Result<(Vec<u32>, Vec<u32>)> {
-    let strips: Vec<_> = strips(layout).collect();
-    let block_rows: Vec<_> = strips
-        .par_chunks(layout.cols().div_ceil(STRIP))
-        .map(|strips| {
+    let scale_groups: Vec<_> = scale_groups(layout).collect();
+    let block_rows: Vec<_> = scale_groups
+        .par_chunks(layout.cols().div_ceil(GROUP_COLS))
+        .map(|scale_groups| {
             let (mut held, mut fields, mut data) = (BlockCodes::default(), Vec::new(), Vec::new());
-            let entry = |strip: &Block| {
-                let lanes = lanes_of(strip.height);
-                fields.resize(STRIP * lanes * PIECE, 0);
-                let source = fill(&mut held, *strip, &mut fields);
+            let entry = |scale_group: &Block| {
+                let lanes = lanes_of(scale_group.height);
+                fields.resize(GROUP_COLS * lanes * PIECE, 0);
+                let source = fill(&mut held, *scale_group, &mut fields);
                 let start = data.len();
                 push_words(&fields, lanes, usize::from(source.bits), &mut data);
                 (start, source)
             };
-            let entries: Vec<_> = strips.iter().map(entry).collect();
+            let entries: Vec<_> = scale_groups.iter().map(entry).collect();
             (entries, data)
         })
         .collect();
-    let (mut table, mut data) = (Vec::with_capacity(4 * strips.len()), Vec::new());
+    let (mut table, mut data) = (Vec::with_capacity(4 * scale_groups.len()), Vec::new());
     for (entries, own) in block_rows {
         for (start, source) in entries {
             let start = u32::try_from(data.len() + start)
-                .map_err(|_| Error::shape("a term of more than 16 GiB; a device's strips hold less"))?;
+                .map_err(|_| Error::shape("a term of more than 16 GiB; a device's scale groups hold less"))?;
             table.extend([start, u32::from(source.bits), source.scale.to_bits(), source.number]);
         }
         data.extend(own);
@@ -365,7 +371,7 @@ fn lay_out(
     Ok((table, data))
 }
 
-/// The words of one strip in the order in which threads load them.
+/// The words of one scale group in the order in which threads load them.
 fn push_words(fields: &[u8], lanes: usize, bits: usize, data: &mut Vec<u32>) {
     let together = if lanes >= 4 { 4 } else { 1 };
     let slots = WARP / lanes;

@@ -16,33 +16,44 @@
 //! filled up with code 0, whose contribution the kernel cancels by giving them activations of 0, and rows that
 //! are not stored.
 
-use crate::codec::term::Planes;
+use super::{Backward, BlockRow, Forms, Inputs, PackedTerm, Product, add_blockwise};
+use crate::codec::signs::Side;
 use crate::codec::term::planes::{MAX_PLANES, ScaleGroup};
+use crate::codec::term::{Planes, Term};
 use crate::codec::{Block, Layout};
+use crate::cpu::layout::Activations;
+use crate::cpu::exec::Exec;
+use crate::cpu::kernels::Kernels;
+use crate::cpu::layout::RowSums;
+use crate::cpu::pool::Shared;
+use crate::cpu::product::dense::{self, DenseTerm, Groups};
 use half::f16;
 
+/// Rows whose sums one thread holds at a time: 4 KiB, beside a row tile's codes in the first cache.
+const BATCH_TILE: usize = 64;
+
 /// Rows of a tile: the lanes of a 64-byte register.
-pub(super) const TILE_ROWS: usize = 16;
+pub(in crate::cpu) const TILE_ROWS: usize = 16;
 /// Columns of a tile: the bits that one byte of a one-bit part can hold, times four.
-pub(super) const TILE_COLS: usize = 32;
+pub(in crate::cpu) const TILE_COLS: usize = 32;
 /// Columns whose codes share a lane: what one dot-product instruction multiplies.
-pub(super) const GROUP: usize = 4;
+pub(in crate::cpu) const QUAD: usize = 4;
 /// Column groups of a tile.
-pub(super) const GROUPS: usize = TILE_COLS / GROUP;
+pub(in crate::cpu) const QUADS: usize = TILE_COLS / QUAD;
 
 /// 64 bytes at a 64-byte boundary: a cache line and the largest register.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C, align(64))]
-pub(super) struct Line(pub [u8; 64]);
+pub(in crate::cpu) struct Line(pub [u8; 64]);
 
 /// Bits of the parts that `planes` bits are split into, most significant first.
-pub(super) const fn parts(planes: u8) -> [u8; 4] {
+pub(in crate::cpu) const fn parts(planes: u8) -> [u8; 4] {
     [planes & 8, planes & 4, planes & 2, planes & 1]
 }
 
 /// The bit-planes of every block in tiles.
 #[derive(Clone, Debug)]
-pub(super) struct PlaneTiles {
+pub(in crate::cpu) struct PackedPlanes {
     layout: Layout,
     group: ScaleGroup,
     unit: f32,
@@ -59,18 +70,18 @@ pub(super) struct PlaneTiles {
 }
 
 /// Tiles across a block.
-pub(super) fn col_tiles(block: Block) -> usize {
+pub(in crate::cpu) fn col_tiles(block: Block) -> usize {
     block.width.div_ceil(TILE_COLS)
 }
 
 /// Tiles down a block.
-pub(super) fn row_tiles(block: Block) -> usize {
+pub(in crate::cpu) fn row_tiles(block: Block) -> usize {
     block.height.div_ceil(TILE_ROWS)
 }
 
-impl PlaneTiles {
+impl PackedPlanes {
     /// Lays out a term.
-    pub(super) fn new(term: &Planes) -> Self {
+    pub(in crate::cpu) fn new(term: &Planes) -> Self {
         let layout = term.layout();
         let mut tiles = Self {
             layout,
@@ -84,7 +95,7 @@ impl PlaneTiles {
             lines: Vec::new(),
         };
         if tiles.group == ScaleGroup::Block {
-            tiles.half_steps = tiles.scales().iter().map(|scale| 0.5 * scale).collect();
+            tiles.half_steps = DenseTerm::scales(&tiles).iter().map(|scale| 0.5 * scale).collect();
         }
         let mut first = 0;
         for i in 0..layout.block_rows() {
@@ -125,16 +136,6 @@ impl PlaneTiles {
         tiles
     }
 
-    /// The term that was laid out, bit for bit.
-    pub(super) fn to_term(&self) -> Planes {
-        let (planes, scales) = (self.planes.clone(), self.scales.clone());
-        Planes::filled(self.layout, self.group, self.unit, planes, scales, |block, codes| {
-            for row_tile in 0..row_tiles(block) {
-                self.codes(block, row_tile, |row, col, code| codes[row * block.width + col] = code);
-            }
-        })
-    }
-
     /// Lines of one row tile of a block.
     fn lines_across(&self, block: Block) -> usize {
         usize::from(self.planes(block)) * col_tiles(block)
@@ -142,46 +143,36 @@ impl PlaneTiles {
 
     fn push_tile(&mut self, block: Block, codes: &[u8], row_tile: usize, col_tile: usize) {
         let (first_row, first_col) = (row_tile * TILE_ROWS, col_tile * TILE_COLS);
-        let mut tile = [[0; 64]; GROUPS];
+        let mut tile = [[0; 64]; QUADS];
         let rows = codes[first_row * block.width..].chunks_exact(block.width).take(TILE_ROWS);
         for (lane, row) in rows.enumerate() {
             let row = &row[first_col..];
-            for (line, codes) in tile.iter_mut().zip(row.chunks(GROUP)) {
-                line[lane * GROUP..][..codes.len()].copy_from_slice(codes);
+            for (line, codes) in tile.iter_mut().zip(row.chunks(QUAD)) {
+                line[lane * QUAD..][..codes.len()].copy_from_slice(codes);
             }
         }
         pack(&tile, self.planes(block), &mut self.lines);
     }
 
     /// The layout of the matrix.
-    pub(super) fn layout(&self) -> Layout {
+    pub(in crate::cpu) fn layout(&self) -> Layout {
         self.layout
     }
 
-    /// The scales of all blocks one after another.
-    pub(super) fn scales(&self) -> Vec<f32> {
-        self.scales.iter().map(|scale| scale.to_f32() * self.unit).collect()
-    }
-
-    /// Which coefficients share a scale.
-    pub(super) fn group(&self) -> ScaleGroup {
-        self.group
-    }
-
     /// Planes of a block.
-    pub(super) fn planes(&self, block: Block) -> u8 {
+    pub(in crate::cpu) fn planes(&self, block: Block) -> u8 {
         self.planes[block.index]
     }
 
     /// The tiles of one row tile of a block, [`planes`](Self::planes) lines each.
-    pub(super) fn row_tile(&self, block: Block, row_tile: usize) -> &[Line] {
+    pub(in crate::cpu) fn row_tile(&self, block: Block, row_tile: usize) -> &[Line] {
         let (first, width) = self.bands[self.layout.place(block).0];
         &self.lines[first + row_tile * width + self.offsets[block.index]..][..self.lines_across(block)]
     }
 
     /// The lines of a row tile of block row `i` over the whole width, and where each block's begin.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-    pub(super) fn band(&self, i: usize, row_tile: usize) -> (&[Line], &[usize]) {
+    pub(in crate::cpu) fn band(&self, i: usize, row_tile: usize) -> (&[Line], &[usize]) {
         let ((first, width), blocks) = (self.bands[i], self.layout.block_cols());
         let lines = &self.lines[first + row_tile * width..][..width];
         (lines, &self.offsets[i * blocks..(i + 1) * blocks])
@@ -189,7 +180,7 @@ impl PlaneTiles {
 
     /// Half the steps of the sixteen rows of a row tile; 0 for rows below the block.
     #[inline(always)]
-    pub(super) fn half_steps(&self, block: Block, row_tile: usize) -> [f32; TILE_ROWS] {
+    pub(in crate::cpu) fn half_steps(&self, block: Block, row_tile: usize) -> [f32; TILE_ROWS] {
         match self.group {
             ScaleGroup::Block => [self.half_steps[block.index]; TILE_ROWS],
             ScaleGroup::Row => {
@@ -203,7 +194,7 @@ impl PlaneTiles {
     }
 
     /// Visits the codes of a row tile as `(row, column, code)` in the block.
-    pub(super) fn codes(&self, block: Block, row_tile: usize, mut f: impl FnMut(usize, usize, u8)) {
+    pub(in crate::cpu) fn codes(&self, block: Block, row_tile: usize, mut f: impl FnMut(usize, usize, u8)) {
         let planes = self.planes(block);
         let tiles = self.row_tile(block, row_tile);
         for col_tile in 0..col_tiles(block) {
@@ -211,7 +202,7 @@ impl PlaneTiles {
             let unpacked = unpack(tile, planes);
             for lane in 0..TILE_ROWS.min(block.height - row_tile * TILE_ROWS) {
                 for col in 0..TILE_COLS.min(block.width - col_tile * TILE_COLS) {
-                    let code = unpacked[col / GROUP][lane * GROUP + col % GROUP];
+                    let code = unpacked[col / QUAD][lane * QUAD + col % QUAD];
                     f(row_tile * TILE_ROWS + lane, col_tile * TILE_COLS + col, code);
                 }
             }
@@ -219,7 +210,7 @@ impl PlaneTiles {
     }
 
     /// Adds a row tile's coefficients to `out` (`rows of the tile x width`).
-    pub(super) fn add_row_tile(&self, block: Block, row_tile: usize, out: &mut [f32]) {
+    pub(in crate::cpu) fn add_row_tile(&self, block: Block, row_tile: usize, out: &mut [f32]) {
         if self.planes(block) == 0 {
             return;
         }
@@ -231,19 +222,119 @@ impl PlaneTiles {
             out[row * block.width + col] += half_steps[row] * (f32::from(code) * 2.0 + offset);
         });
     }
+}
 
-    /// Bytes in memory.
-    pub(super) fn bytes(&self) -> usize {
+impl PackedTerm for PackedPlanes {
+    fn unpack(&self) -> Term {
+        let (planes, scales) = (self.planes.clone(), self.scales.clone());
+        Term::Planes(Planes::filled(self.layout, self.group, self.unit, planes, scales, |block, codes| {
+            for row_tile in 0..row_tiles(block) {
+                self.codes(block, row_tile, |row, col, code| codes[row * block.width + col] = code);
+            }
+        }))
+    }
+
+    fn bytes(&self) -> usize {
         size_of_val(&self.lines[..])
             + size_of_val(&self.offsets[..])
             + size_of_val(&self.scales[..])
             + size_of_val(&self.half_steps[..])
             + self.planes.len()
     }
+
+    fn parameters_in(&self, block: Block) -> usize {
+        self.group.scales_in(block)
+    }
+
+    fn reads(&self, _: &Kernels, product: &Product) -> Forms {
+        if dense::is_best(product) || product.sides.is_transposed() { Forms::FLOATS } else { Forms::SLICES }
+    }
+
+    fn add_product(&self, exec: Exec, product: &Product, x: &Inputs, out: &mut [f32]) {
+        if dense::is_best(product) {
+            dense::add_product(exec, self, product, x.rows, out);
+        } else if product.sides.is_transposed() {
+            add_blockwise(exec, product.sides, x.rows, out, &|block, input, acc| {
+                exec.kernels.planes_transposed(self, block, input, acc);
+            });
+        } else {
+            self.add_integer_product(exec, x.slices, product.batch, out);
+        }
+    }
+
+    fn gradients(&self, exec: Exec, at: &Backward, dx: Option<&mut [f32]>, gradient: &mut [f32]) {
+        dense::gradients(exec, self, at, dx, gradient);
+    }
+
+    fn add_block(&self, _: &Kernels, block: Block, out: &mut [f32]) {
+        let rows = out.chunks_mut(TILE_ROWS * block.width);
+        rows.enumerate().for_each(|(tile, rows)| self.add_row_tile(block, tile, rows));
+    }
+
+    fn add_row(&self, kernels: &Kernels, block: Block, row: &BlockRow, out: &mut [f32]) {
+        kernels.planes_transposed(self, block, row.weights, out);
+    }
+}
+
+impl DenseTerm for PackedPlanes {
+    fn scales(&self) -> Vec<f32> {
+        self.scales.iter().map(|scale| scale.to_f32() * self.unit).collect()
+    }
+
+    fn groups(&self, block: Block, prefer: Side) -> Groups {
+        match (self.group, prefer) {
+            (ScaleGroup::Row, _) => Groups { side: Side::Rows, size: 1 },
+            (ScaleGroup::Block, Side::Rows) => Groups { side: Side::Rows, size: block.height },
+            (ScaleGroup::Block, Side::Cols) => Groups { side: Side::Cols, size: block.width },
+        }
+    }
+
+    fn reconstruct_unscaled(&self, _: &Kernels, block: Block, out: &mut [f32]) {
+        if self.planes(block) == 0 {
+            return;
+        }
+        let offset = 0.5 - 0.5 * f32::from(1u16 << self.planes(block));
+        for row_tile in 0..row_tiles(block) {
+            self.codes(block, row_tile, |row, col, code| {
+                out[row * block.width + col] = f32::from(code) + offset;
+            });
+        }
+    }
+}
+
+impl PackedPlanes {
+    /// Adds the term's share to `out` (`batch x rows`, coefficients): row tile by row tile.
+    fn add_integer_product(&self, exec: Exec, x: &Activations, batch: usize, out: &mut [f32]) {
+        let layout = self.layout;
+        let rows = layout.rows();
+        let out = Shared::new(out);
+        // Every block begins at a multiple of a tile's rows.
+        exec.pool.run(rows.div_ceil(TILE_ROWS), &|range| {
+            let mut sums = [RowSums::ZERO; BATCH_TILE];
+            for item in range {
+                let first_row = item * TILE_ROWS;
+                let count = TILE_ROWS.min(rows - first_row);
+                let i = layout.row_cut().block_of(first_row);
+                let row_tile = (first_row - layout.row_range(i).start) / TILE_ROWS;
+                for first in (0..batch).step_by(BATCH_TILE) {
+                    let range = first..(first + BATCH_TILE).min(batch);
+                    let sums = &mut sums[..range.len()];
+                    sums.fill(RowSums::ZERO);
+                    exec.kernels.planes(self, i, row_tile, x.rows(range.clone()), sums);
+                    for (vector, sums) in range.zip(sums) {
+                        let start = vector * rows + first_row;
+                        // SAFETY: the rows of a row tile belong to one item.
+                        let out = unsafe { out.part(start..start + count) };
+                        out.iter_mut().zip(&sums.0).for_each(|(out, sum)| *out += *sum);
+                    }
+                }
+            }
+        });
+    }
 }
 
 /// A tile of these codes: for each column group a line of bytes, lane by lane.
-fn pack(codes: &[[u8; 64]; GROUPS], planes: u8, lines: &mut Vec<Line>) {
+fn pack(codes: &[[u8; 64]; QUADS], planes: u8, lines: &mut Vec<Line>) {
     let mut below = planes;
     for bits in parts(planes).into_iter().filter(|bits| *bits > 0) {
         below -= bits;
@@ -262,9 +353,9 @@ fn pack(codes: &[[u8; 64]; GROUPS], planes: u8, lines: &mut Vec<Line>) {
 
 /// The codes of a tile, as [`pack`] takes them. The reference of every level's own.
 #[inline(always)]
-pub(super) fn unpack(tile: &[Line], planes: u8) -> [[u8; 64]; GROUPS] {
+pub(in crate::cpu) fn unpack(tile: &[Line], planes: u8) -> [[u8; 64]; QUADS] {
     debug_assert!(planes <= MAX_PLANES);
-    let mut codes = [[0; 64]; GROUPS];
+    let mut codes = [[0; 64]; QUADS];
     let mut lines = tile;
     for bits in parts(planes).into_iter().filter(|bits| *bits > 0) {
         let (part, rest) = lines.split_at(usize::from(bits));
@@ -285,6 +376,7 @@ pub(super) fn unpack(tile: &[Line], planes: u8) -> [[u8; 64]; GROUPS] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::term::Summand;
     use crate::codec::term::planes::QuantizedBlock;
 
     #[test]
@@ -307,8 +399,8 @@ mod tests {
                     })
                     .collect();
                 let term = Planes::pack(layout, group, 0.5, &blocks);
-                let tiles = PlaneTiles::new(&term);
-                assert_eq!(tiles.to_term(), term, "{rows}x{cols} by {edge}");
+                let tiles = PackedPlanes::new(&term);
+                assert_eq!(tiles.unpack(), Term::Planes(term.clone()), "{rows}x{cols} by {edge}");
                 for block in layout.iter() {
                     let (mut a, mut b) = (vec![0.0; block.len()], vec![0.0; block.len()]);
                     term.add_rows(block, 0..block.height, &mut a);
@@ -327,7 +419,7 @@ mod tests {
         for planes in 1..=8u8 {
             let block = QuantizedBlock { planes, scales: vec![f16::ONE], codes: vec![0; 256 * 256] };
             let term = Planes::pack(layout, ScaleGroup::Block, 1.0, &[block.clone(), block]);
-            let tiles = PlaneTiles::new(&term);
+            let tiles = PackedPlanes::new(&term);
             assert_eq!(size_of_val(&tiles.lines[..]), 256 * 512 * usize::from(planes) / 8);
         }
     }
