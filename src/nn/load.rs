@@ -154,7 +154,7 @@ mod tests {
         let embedding = embedding(96, 64, vb.pp("embed"))?;
         let head = linear_no_bias(64, 96, vb.pp("head"))?;
         let other = linear_no_bias(64, 96, vb.pp("other"))?;
-        let at = |weight: &Weight| weight.rbe().map(|tensor| std::ptr::from_ref(tensor.loaded()));
+        let at = |weight: &Weight| weight.rbe().map(|tensor| std::ptr::from_ref(tensor.packed()));
         assert_eq!(at(embedding.embeddings()), at(head.weight()));
         assert_ne!(at(embedding.embeddings()), at(other.weight()));
         // What nobody has any more is read again.

@@ -32,8 +32,8 @@ mod viterbi;
 
 pub use attention::{Attention, Heads, attention, attention_gradients};
 pub use features::{Level, level, levels, requested_level};
-pub use matrix::PackedMatrix;
 pub use layout::Precision;
+pub use matrix::PackedMatrix;
 pub use norm::{Norm, norm, norm_gradients};
 pub use pool::{Pool, Rayon, Serial};
 pub use product::{Gradients, Oriented, matmul, matmul_all, parametric_gradients, parametric_matmul};

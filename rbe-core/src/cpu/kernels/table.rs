@@ -7,7 +7,7 @@ use crate::cpu::layout::planes::PackedPlanes;
 use crate::cpu::layout::sparse::PackedSparse;
 use crate::cpu::layout::trellis::{PackedGroup, PackedTrellis};
 use crate::cpu::layout::{
-    QuantizedRows, EDGE, FourLanes, Input, LANES, LaneInput, Lanes, Place, RowSums, SortedEntries,
+    EDGE, FourLanes, Input, LANES, LaneInput, Lanes, Place, QuantizedRows, RowSums, SortedEntries,
 };
 use std::ops::Range;
 

@@ -10,7 +10,7 @@
 
 use crate::codec::Cut;
 use crate::codec::sizes::elements;
-use crate::cpu::packed::planes::TILE_COLS;
+use crate::cpu::layout::planes::TILE_COLS;
 use crate::cpu::pool::Shared;
 use std::ops::Range;
 

@@ -5,9 +5,11 @@
 mod activations;
 pub(super) mod entries;
 mod lanes;
+pub(super) mod planes;
 mod rows;
+pub(super) mod sparse;
+pub(super) mod trellis;
 
-pub(super) use super::packed::{planes, sparse, trellis};
 pub(super) use activations::{Activations, Int8Slice, QuantizedRows};
 pub(super) use entries::{LaneInput, Place, SortedEntries};
 pub(super) use lanes::{Element, FOUR, FourLanes, LANES, Lanes};

@@ -12,8 +12,8 @@ pub(super) use gradients::gradients;
 pub use gradients::{Gradients, parametric_gradients};
 
 use super::activations::quantize;
-use super::layout::Activations;
 use super::exec::Exec;
+use super::layout::Activations;
 use super::matrix::PackedMatrix;
 use super::packed::{Forms, Inputs, PackedTerm, Parameters, Product};
 use super::pool::{Pool, Shared};

@@ -3,7 +3,7 @@
 use crate::codec::term::trellis::{COARSE_MAGNITUDES, Code, FINE_MAGNITUDES, MAX_BITS};
 use crate::cpu::kernels::isa::Bytes;
 use crate::cpu::kernels::unroll::{each, per_code};
-use crate::cpu::layout::planes::{QUAD, Line};
+use crate::cpu::layout::planes::{Line, QUAD};
 use crate::cpu::layout::trellis::{BIAS, Bundle, FOLLOWING, PERIOD};
 
 /// One `T` for each code.

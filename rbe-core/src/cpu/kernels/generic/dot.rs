@@ -5,7 +5,7 @@ use super::unpack::unpack;
 use crate::cpu::kernels::isa::Bytes;
 use crate::cpu::kernels::unroll::each;
 use crate::cpu::layout::RowDots;
-use crate::cpu::layout::planes::{QUAD, Line, TILE_COLS};
+use crate::cpu::layout::planes::{Line, QUAD, TILE_COLS};
 
 /// Products of codes with four activations, broadcast.
 pub(in crate::cpu) trait Broadcast: Bytes {

@@ -3,8 +3,8 @@
 use super::columns::{COLUMN_SUMS_MAX_BATCH, add_column_sums, add_rows};
 use crate::codec::Block;
 use crate::cpu::kernels::isa::Isa;
-use crate::cpu::layout::planes::{QUAD, QUADS, Line, PackedPlanes, TILE_COLS, TILE_ROWS, row_tiles, unpack};
-use crate::cpu::layout::{QuantizedRows, EDGE, Input, RowDots, RowSums};
+use crate::cpu::layout::planes::{Line, PackedPlanes, QUAD, QUADS, TILE_COLS, TILE_ROWS, row_tiles, unpack};
+use crate::cpu::layout::{EDGE, Input, QuantizedRows, RowDots, RowSums};
 
 /// The most digits that a micro-kernel takes.
 pub(in crate::cpu) const MAX_DIGITS: usize = 16;

@@ -5,11 +5,11 @@ use super::columns::{COLUMN_SUMS_MAX_BATCH, add_column_sums, add_rows};
 use super::planes::{Digits, DotTile, Tile};
 use crate::codec::Block;
 use crate::codec::term::trellis::GROUP_COLS;
-use crate::cpu::layout::planes::{QUAD, QUADS, Line, TILE_ROWS};
+use crate::cpu::layout::planes::{Line, QUAD, QUADS, TILE_ROWS};
 use crate::cpu::layout::trellis::{
-    BIAS, Bundle, PERIOD, Packing, GROUP_LINES, PackedGroup, GroupCodes, PackedTrellis,
+    BIAS, Bundle, GROUP_LINES, GroupCodes, PERIOD, PackedGroup, PackedTrellis, Packing,
 };
-use crate::cpu::layout::{QuantizedRows, EDGE, Input, RowDots, RowSums};
+use crate::cpu::layout::{EDGE, Input, QuantizedRows, RowDots, RowSums};
 use std::ops::Range;
 
 /// The coefficients of a scale group, row by row.

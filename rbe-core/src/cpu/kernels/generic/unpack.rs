@@ -2,7 +2,7 @@
 
 use crate::cpu::kernels::isa::Bytes;
 use crate::cpu::kernels::unroll::each;
-use crate::cpu::layout::planes::{QUADS, Line};
+use crate::cpu::layout::planes::{Line, QUADS};
 
 /// [`planes::unpack`](crate::cpu::layout::planes::unpack) in registers, of one part of a tile's lines.
 #[inline(always)]

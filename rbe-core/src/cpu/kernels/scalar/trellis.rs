@@ -6,10 +6,16 @@ use crate::cpu::kernels::generic::decode::decode_bundle;
 use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, GroupRows};
 use crate::cpu::layout::planes::Line;
 use crate::cpu::layout::trellis::{Bundle, PackedGroup, PackedTrellis};
-use crate::cpu::layout::{QuantizedRows, Input, RowDots, RowSums};
+use crate::cpu::layout::{Input, QuantizedRows, RowDots, RowSums};
 use std::ops::Range;
 
-pub(super) fn product(term: &PackedTrellis, i: usize, blocks: Range<usize>, x: QuantizedRows, sums: &mut [RowSums]) {
+pub(super) fn product(
+    term: &PackedTrellis,
+    i: usize,
+    blocks: Range<usize>,
+    x: QuantizedRows,
+    sums: &mut [RowSums],
+) {
     generic::product(Scalar, term, i, blocks, x, sums);
 }
 

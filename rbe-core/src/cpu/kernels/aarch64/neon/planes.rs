@@ -9,12 +9,18 @@ use crate::codec::Block;
 use crate::cpu::kernels::generic::planes::{self as generic, Digits, DotTile, Tile};
 use crate::cpu::kernels::unroll::{dispatch, each};
 use crate::cpu::layout::planes::{Line, PackedPlanes, TILE_COLS, TILE_ROWS};
-use crate::cpu::layout::{QuantizedRows, Input, RowDots, RowSums};
+use crate::cpu::layout::{Input, QuantizedRows, RowDots, RowSums};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
 #[target_feature(enable = "neon")]
-pub(super) fn product(tiles: &PackedPlanes, i: usize, row_tile: usize, x: QuantizedRows, sums: &mut [RowSums]) {
+pub(super) fn product(
+    tiles: &PackedPlanes,
+    i: usize,
+    row_tile: usize,
+    x: QuantizedRows,
+    sums: &mut [RowSums],
+) {
     generic::product(Neon::new(), tiles, i, row_tile, x, sums);
 }
 

@@ -13,12 +13,18 @@ use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStri
 use crate::cpu::kernels::unroll::{dispatch_code, each};
 use crate::cpu::layout::planes::Line;
 use crate::cpu::layout::trellis::{Bundle, PackedGroup, PackedTrellis};
-use crate::cpu::layout::{QuantizedRows, Input, RowDots, RowSums};
+use crate::cpu::layout::{Input, QuantizedRows, RowDots, RowSums};
 use std::arch::aarch64::*;
 use std::ops::Range;
 
 #[target_feature(enable = "neon")]
-pub(super) fn product(term: &PackedTrellis, i: usize, blocks: Range<usize>, x: QuantizedRows, sums: &mut [RowSums]) {
+pub(super) fn product(
+    term: &PackedTrellis,
+    i: usize,
+    blocks: Range<usize>,
+    x: QuantizedRows,
+    sums: &mut [RowSums],
+) {
     generic::product(Neon::new(), term, i, blocks, x, sums);
 }
 

@@ -3,7 +3,7 @@
 use super::isa::Neon;
 use crate::cpu::kernels::generic::unpack as generic;
 use crate::cpu::kernels::unroll::each;
-use crate::cpu::layout::planes::{QUADS, Line};
+use crate::cpu::layout::planes::{Line, QUADS};
 use std::arch::aarch64::*;
 
 /// [`generic::unpack`] of a quarter of a line. Codes of eight planes are less 128, so that all are signed bytes.

@@ -14,7 +14,13 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 #[target_feature(enable = "neon,dotprod")]
-pub(super) fn product(tiles: &PackedPlanes, i: usize, row_tile: usize, x: QuantizedRows, sums: &mut [RowSums]) {
+pub(super) fn product(
+    tiles: &PackedPlanes,
+    i: usize,
+    row_tile: usize,
+    x: QuantizedRows,
+    sums: &mut [RowSums],
+) {
     generic::product(NeonDot::new(), tiles, i, row_tile, x, sums);
 }
 

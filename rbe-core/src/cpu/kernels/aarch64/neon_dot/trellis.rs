@@ -9,7 +9,13 @@ use crate::cpu::layout::{QuantizedRows, RowSums};
 use std::ops::Range;
 
 #[target_feature(enable = "neon,dotprod")]
-pub(super) fn product(term: &PackedTrellis, i: usize, blocks: Range<usize>, x: QuantizedRows, sums: &mut [RowSums]) {
+pub(super) fn product(
+    term: &PackedTrellis,
+    i: usize,
+    blocks: Range<usize>,
+    x: QuantizedRows,
+    sums: &mut [RowSums],
+) {
     generic::product(NeonDot::new(), term, i, blocks, x, sums);
 }
 

@@ -9,11 +9,17 @@ use crate::cpu::kernels::generic::dot::{self, Broadcast};
 use crate::cpu::kernels::generic::planes::{self as generic, Digits, DotTile, Tile};
 use crate::cpu::kernels::unroll::dispatch;
 use crate::cpu::layout::planes::{Line, PackedPlanes};
-use crate::cpu::layout::{QuantizedRows, Input, RowDots, RowSums};
+use crate::cpu::layout::{Input, QuantizedRows, RowDots, RowSums};
 use std::arch::x86_64::*;
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-pub(super) fn product(tiles: &PackedPlanes, i: usize, row_tile: usize, x: QuantizedRows, sums: &mut [RowSums]) {
+pub(super) fn product(
+    tiles: &PackedPlanes,
+    i: usize,
+    row_tile: usize,
+    x: QuantizedRows,
+    sums: &mut [RowSums],
+) {
     generic::product(Avx2::new(), tiles, i, row_tile, x, sums);
 }
 

@@ -11,7 +11,7 @@ use crate::cpu::kernels::generic::dot::{self, Broadcast, dot_registers};
 use crate::cpu::kernels::generic::planes::{self as generic, Digits, DotTile, Tile};
 use crate::cpu::kernels::unroll::dispatch;
 use crate::cpu::layout::planes::{Line, PackedPlanes, TILE_COLS};
-use crate::cpu::layout::{QuantizedRows, Input, RowDots, RowSums};
+use crate::cpu::layout::{Input, QuantizedRows, RowDots, RowSums};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -20,7 +20,13 @@ const GEMV_MAX_DIGITS: usize = 3;
 
 /// As [`generic::product`]; with few digits, neighbouring blocks with as many planes in one go.
 #[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
-pub(super) fn product(tiles: &PackedPlanes, i: usize, row_tile: usize, x: QuantizedRows, sums: &mut [RowSums]) {
+pub(super) fn product(
+    tiles: &PackedPlanes,
+    i: usize,
+    row_tile: usize,
+    x: QuantizedRows,
+    sums: &mut [RowSums],
+) {
     if x.slices() > GEMV_MAX_DIGITS {
         generic::product(Avx512::new(), tiles, i, row_tile, x, sums);
         return;

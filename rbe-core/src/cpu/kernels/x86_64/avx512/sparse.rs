@@ -9,7 +9,7 @@ use crate::codec::Block;
 use crate::codec::term::sparse::Format;
 use crate::codec::term::sparse::format::{LARGEST_FRACTION, MU_LAW};
 use crate::cpu::kernels::generic::sparse as generic;
-use crate::cpu::layout::sparse::{SLACK, CHUNK_ROWS, Chunk, PackedSparse};
+use crate::cpu::layout::sparse::{CHUNK_ROWS, Chunk, PackedSparse, SLACK};
 use crate::cpu::layout::{Input, LaneInput, Lanes, Place, SortedEntries};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;

@@ -8,17 +8,23 @@ use super::isa::Avx512;
 use crate::codec::Block;
 use crate::codec::term::trellis::{COARSE_BITS, Code, GROUP_COLS};
 use crate::cpu::kernels::generic::decode::{COARSE_CODES, FINE_CODES, PerCode, pieces};
-use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, GroupSlices, GroupRows};
+use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, GroupRows, GroupSlices};
 use crate::cpu::kernels::unroll::{dispatch_batch, dispatch_code, each, per_code};
-use crate::cpu::layout::planes::{QUAD, QUADS, Line};
-use crate::cpu::layout::trellis::{BIAS, Bundle, FOLLOWING, PERIOD, Packing, PackedGroup, PackedTrellis};
-use crate::cpu::layout::{QuantizedRows, Input, RowSums};
+use crate::cpu::layout::planes::{Line, QUAD, QUADS};
+use crate::cpu::layout::trellis::{BIAS, Bundle, FOLLOWING, PERIOD, PackedGroup, PackedTrellis, Packing};
+use crate::cpu::layout::{Input, QuantizedRows, RowSums};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 /// With few digits a scale group is multiplied as it is decoded, without a way through memory.
 #[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
-pub(super) fn product(term: &PackedTrellis, i: usize, blocks: Range<usize>, x: QuantizedRows, sums: &mut [RowSums]) {
+pub(super) fn product(
+    term: &PackedTrellis,
+    i: usize,
+    blocks: Range<usize>,
+    x: QuantizedRows,
+    sums: &mut [RowSums],
+) {
     if adds_groups(Packing::new(term.layout().row_range(i).len()), x) {
         add_groups(term, i, blocks, x, sums);
     } else {
@@ -177,7 +183,12 @@ fn add_groups(term: &PackedTrellis, i: usize, blocks: Range<usize>, x: Quantized
 
 /// Adds the products of a scale group with one to [`FUSED_MAX_DIGITS`] digits to the sums of each vector's tiles, decoded in registers.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,gfni")]
-fn add_group(scale_group: &PackedGroup, x: QuantizedRows, digits: &GroupSlices<FUSED_MAX_DIGITS>, sums: &mut [RowSums]) {
+fn add_group(
+    scale_group: &PackedGroup,
+    x: QuantizedRows,
+    digits: &GroupSlices<FUSED_MAX_DIGITS>,
+    sums: &mut [RowSums],
+) {
     assert!(x.slices() > 0 && adds_groups(scale_group.packing, x));
     assert!(digits.values.len() >= (x.slices() - 1) * x.stride() + GROUP_COLS);
     assert!(sums.len() >= x.batch() * scale_group.packing.tiles());
@@ -225,7 +236,8 @@ fn add<const BITS: usize, const STATE: usize, const ALONE: bool, const DIGITS: u
     digits: &GroupSlices<FUSED_MAX_DIGITS>,
     sums: &mut [RowSums],
 ) {
-    let (groups, tiles) = if ALONE { (1, PERIOD) } else { (scale_group.packing.groups(), scale_group.packing.tiles()) };
+    let (groups, tiles) =
+        if ALONE { (1, PERIOD) } else { (scale_group.packing.groups(), scale_group.packing.tiles()) };
     let decoder = Decoder::<BITS, STATE>::new(scale_group.code);
     let (next_lane, group_of_lane) = (Some(next_lane(tiles)), group_of_lane(tiles));
     // Sums over groups that lie side by side are made last; what is taken away is so once.
@@ -334,7 +346,12 @@ fn multiply_tile(scale_groups: &DecodedStrips, tile: usize, sums: &mut [RowSums]
         let left = all - taken;
         let sums = &mut sums[taken / per_row * stride..];
         taken += match per_row {
-            1 => dispatch_batch!(1, left, multiply(scale_groups, tile, taken, sums, stride), [8, 6, 4, 3, 2, 1]),
+            1 => dispatch_batch!(
+                1,
+                left,
+                multiply(scale_groups, tile, taken, sums, stride),
+                [8, 6, 4, 3, 2, 1]
+            ),
             3 => dispatch_batch!(3, left, multiply(scale_groups, tile, taken, sums, stride), [9, 6, 3]),
             digits => unreachable!("{digits} digits of a vector"),
         };
