@@ -341,7 +341,7 @@ mod tests {
                 for (window, softcap) in
                     [(None, None), (Some(3), None), (None, Some(0.8)), (Some(150), None), (Some(7), Some(2.))]
                 {
-                    let scoring = Scoring { window, softcap, ..0.35.into() };
+                    let scoring = Scoring { window, softcap, ..Scoring::from(0.35) };
                     let ours = attention(&q, &k, &v, scoring, &AttentionMask::Causal)?;
                     assert_eq!((ours.dims(), ours.dtype()), (&[batch, seq, heads * 8][..], dtype));
                     let ours = ours.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
@@ -380,8 +380,10 @@ mod tests {
                     let store = (y.sin()? * 3.)?.sum_all()?.backward()?;
                     Ok([&q, &k, &v].map(|x| store.get(x).expect("a gradient").clone()).into())
                 };
-                let (ours, theirs) =
-                    (ops::attention(&q, &k, &v, 0.35, &mask)?, composed(&q, &k, &v, 0.35.into(), &mask)?);
+                let (ours, theirs) = (
+                    ops::attention(&q, &k, &v, 0.35, &mask)?,
+                    composed(&q, &k, &v, Scoring::from(0.35), &mask)?,
+                );
                 assert!(difference(&ours, &theirs)? < 3e-6, "{mask:?} {batch} {heads} {past} {seq}");
                 for (ours, theirs) in gradients(ours)?.iter().zip(&gradients(theirs)?) {
                     let error = difference(ours, theirs)?;

@@ -205,7 +205,8 @@ impl Rotation {
             return rotate(x, &self.cos, &self.sin);
         }
         let rotated = rotate(&x.narrow(D::Minus1, 0, width)?.contiguous()?, &self.cos, &self.sin)?;
-        Tensor::cat(&[&rotated, &x.narrow(D::Minus1, width, head_dim - width)?], D::Minus1)
+        // Of parts that are strided Candle makes a whole that is, too.
+        Tensor::cat(&[&rotated, &x.narrow(D::Minus1, width, head_dim - width)?], D::Minus1)?.contiguous()
     }
 }
 

@@ -126,6 +126,10 @@ impl<'s> StopWatch<'s> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use candle_core::{Device, Tensor};
+    use candle_rbe::models::KvCache;
+    use std::cell::Cell;
+    use std::path::Path;
 
     fn passed(stops: &[&str], pieces: &[&str]) -> (Vec<String>, String, bool) {
         let stops: Vec<String> = stops.iter().map(|stop| (*stop).to_owned()).collect();
@@ -158,5 +162,71 @@ mod tests {
         assert_eq!((out.concat().as_str(), stopped), ("aöbn", true));
         // The earliest counts, not the first in the list.
         assert_eq!(passed(&["later", "soon"], &["x soon later"]).0, ["x "]);
+    }
+
+    /// Says these tokens, whatever it is asked.
+    struct Script {
+        tokens: Vec<u32>,
+        said: Cell<usize>,
+    }
+
+    impl CausalLm for Script {
+        fn hidden_states(&self, _: &Tensor, _: Option<&mut KvCache>) -> candle_core::Result<Tensor> {
+            unreachable!("forward_last is this model's own")
+        }
+
+        fn head(&self, _: &Tensor) -> candle_core::Result<Tensor> {
+            unreachable!("forward_last is this model's own")
+        }
+
+        fn forward_last(&self, _: &Tensor, _: Option<&mut KvCache>) -> candle_core::Result<Tensor> {
+            let token = self.tokens[self.said.replace(self.said.get() + 1)];
+            let logits = (0..self.vocab_size() as u32).map(|id| if id == token { 1f32 } else { 0.0 });
+            Tensor::from_iter(logits, &Device::Cpu)?.unsqueeze(0)
+        }
+
+        fn new_cache(&self) -> KvCache {
+            KvCache::new(1, self.context_length())
+        }
+
+        fn vocab_size(&self) -> usize {
+            4096
+        }
+
+        fn context_length(&self) -> usize {
+            256
+        }
+
+        fn eos_token_ids(&self) -> &[u32] {
+            &[]
+        }
+
+        fn device(&self) -> &Device {
+            &Device::Cpu
+        }
+    }
+
+    #[test]
+    fn characters_of_several_tokens_come_whole() -> anyhow::Result<()> {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/llama-books");
+        let tokenizer = TextReader::open(&directory)?;
+        let text = " a 語 and 🦀, é";
+        let tokens = tokenizer.tokens(text)?;
+        assert!(tokens.len() > text.chars().count(), "characters of several tokens");
+        let stops = ["🦀".to_owned()];
+        for (stops, expected) in [(&[][..], text), (&stops, " a 語 and ")] {
+            let script = Script { tokens: tokens.clone(), said: Cell::new(0) };
+            let (count, chooser) = (tokens.len(), Chooser::Greedy);
+            let writer = Writer { tokenizer: &tokenizer, prompt: Prompt::Text("It"), count, chooser, stops };
+            let mut pieces = vec![];
+            let (written, _) = writer.write(&script, |piece| {
+                pieces.push(piece.to_owned());
+                Ok(())
+            })?;
+            assert_eq!(pieces.concat(), format!("It{expected}"));
+            assert!(pieces.len() > 5 && pieces.iter().all(|piece| !piece.contains('\u{fffd}')), "{pieces:?}");
+            assert_eq!(written == tokens.len(), stops.is_empty());
+        }
+        Ok(())
     }
 }

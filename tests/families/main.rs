@@ -10,6 +10,21 @@ use candle_transformers::models as theirs;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 
+/// Two models of another implementation, one for each way.
+macro_rules! agree {
+    ($what:expr, $ours:expr, $make:expr, $forward:expr) => {{
+        let (mut one, mut other) = ($make?, $make?);
+        let at_once: Other = Box::new(move |tokens, at| $forward(&mut one, tokens, at));
+        let one_by_one: Other = Box::new(move |tokens, at| $forward(&mut other, tokens, at));
+        agree($what, $ours, at_once, one_by_one)
+    }};
+}
+
+mod experts;
+mod gemma;
+mod plain;
+mod whole;
+
 const CPU: Device = Device::Cpu;
 const TOKENS: usize = 40;
 
@@ -91,50 +106,8 @@ fn agree(what: &str, ours: &Model, mut at_once: Other, mut one_by_one: Other) ->
     Ok(())
 }
 
-/// Two models of another implementation, one for each way.
-macro_rules! agree {
-    ($what:expr, $ours:expr, $make:expr, $forward:expr) => {{
-        let (mut one, mut other) = ($make?, $make?);
-        let at_once: Other = Box::new(move |tokens, at| $forward(&mut one, tokens, at));
-        let one_by_one: Other = Box::new(move |tokens, at| $forward(&mut other, tokens, at));
-        agree($what, $ours, at_once, one_by_one)
-    }};
-}
-
 fn parsed<T: serde::de::DeserializeOwned>(config: &Value) -> Result<T> {
     Ok(serde_json::from_value(config.clone())?)
-}
-
-#[test]
-fn llama() -> Result<()> {
-    let config = config("llama", json!({}));
-    let (ours, weights) = model(&config)?;
-    let parsed = parsed::<theirs::llama::LlamaConfig>(&config)?.into_config(false);
-    assert_eq!(parsed.hidden_size / parsed.num_attention_heads, 8, "candle-transformers has no head_dim");
-    let make = || -> candle_core::Result<_> {
-        let cache = theirs::llama::Cache::new(true, DType::F32, &parsed, &CPU)?;
-        Ok((theirs::llama::Llama::load(builder(&weights), &parsed)?, cache))
-    };
-    type Both = (theirs::llama::Llama, theirs::llama::Cache);
-    agree!("llama", &ours, make(), |both: &mut Both, x: &Tensor, at| both.0.forward(x, at, &mut both.1))
-}
-
-/// candle-transformers' windows are one position wider in a prompt, and it has none after it: the cache keeps all.
-#[test]
-fn mistral() -> Result<()> {
-    let plain = config("mistral", json!({"sliding_window": null, "use_flash_attn": false}));
-    let (ours, weights) = model(&plain)?;
-    let parsed_plain = parsed::<theirs::mistral::Config>(&plain)?;
-    type Mistral = theirs::mistral::Model;
-    let forward = |model: &mut Mistral, x: &Tensor, at| model.forward(x, at);
-    agree!("mistral", &ours, Mistral::new(&parsed_plain, builder(&weights)), forward)?;
-
-    let windowed = config("mistral", json!({"sliding_window": 7, "use_flash_attn": false}));
-    let ours = Model::new(Config::from_json(&windowed.to_string())?, builder(&weights))?;
-    let narrower = theirs::mistral::Config { sliding_window: Some(6), ..parsed_plain };
-    let expected = Mistral::new(&narrower, builder(&weights))?.forward(&ids(&prompt())?, 0)?;
-    assert_close("mistral's window", &ours.forward_last(&ids(&prompt())?, None)?, &expected);
-    pieces_agree("mistral's window", &ours)
 }
 
 /// A prompt in pieces of any length is the prompt at once.
@@ -150,58 +123,4 @@ fn pieces_agree(what: &str, model: &Model) -> Result<()> {
         }
     }
     Ok(())
-}
-
-#[test]
-fn qwen2() -> Result<()> {
-    let config = config(
-        "qwen2",
-        json!({
-            "sliding_window": 64, "max_window_layers": 3, "use_sliding_window": false, "tie_word_embeddings": true,
-        }),
-    );
-    let (ours, weights) = model(&config)?;
-    assert!(weights.contains_key("model.layers.0.self_attn.q_proj.bias"));
-    assert!(!weights.contains_key("model.layers.0.self_attn.o_proj.bias"));
-    let parsed = parsed::<theirs::qwen2::Config>(&config)?;
-    type Qwen = theirs::qwen2::ModelForCausalLM;
-    agree!("qwen2", &ours, Qwen::new(&parsed, builder(&weights)), |model: &mut Qwen, x: &Tensor, at| {
-        model.forward(x, at)
-    })
-}
-
-/// The window of the layers from `max_window_layers` on, of all where that is 0, and none where it is switched off.
-#[test]
-fn qwen2s_windows() -> Result<()> {
-    let windows = |more: Value| -> Result<Vec<Option<usize>>> {
-        let config = Config::from_json(&config("qwen2", more).to_string())?;
-        Ok(config.layers.iter().map(|layer| layer.attention.window).collect())
-    };
-    let on = |first| json!({"sliding_window": 5, "max_window_layers": first, "use_sliding_window": true});
-    assert_eq!(windows(on(2))?, [None, None, Some(5)]);
-    assert_eq!(windows(on(0))?, [Some(5); 3]);
-    assert_eq!(windows(json!({"sliding_window": 5, "max_window_layers": 0}))?, [None; 3]);
-    let mut said = on(0);
-    said["layer_types"] = json!(["full_attention", "sliding_attention", "full_attention"]);
-    assert_eq!(windows(said.clone())?, [None, Some(5), None]);
-    said["layer_types"] = json!(["full_attention"]);
-    assert!(windows(said).unwrap_err().to_string().contains("layer_types has 1 entries"));
-    Ok(())
-}
-
-#[test]
-fn qwen3() -> Result<()> {
-    let config = config(
-        "qwen3",
-        json!({
-            "head_dim": 12, "attention_bias": true, "max_window_layers": 3, "use_sliding_window": false,
-        }),
-    );
-    let (ours, weights) = model(&config)?;
-    assert_eq!(weights["model.layers.2.self_attn.k_norm.weight"].dims(), [12]);
-    let parsed = parsed::<theirs::qwen3::Config>(&config)?;
-    type Qwen = theirs::qwen3::ModelForCausalLM;
-    agree!("qwen3", &ours, Qwen::new(&parsed, builder(&weights)), |model: &mut Qwen, x: &Tensor, at| {
-        model.forward(x, at)
-    })
 }
