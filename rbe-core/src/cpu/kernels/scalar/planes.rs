@@ -3,7 +3,8 @@
 use super::isa::Scalar;
 use crate::codec::Block;
 use crate::cpu::kernels::generic::planes::{self as generic, Digits, DotTile, Tile};
-use crate::cpu::layout::planes::{GROUP, GROUPS, PlaneTiles, TILE_COLS, TILE_ROWS, unpack};
+use crate::cpu::kernels::unroll::dispatch;
+use crate::cpu::layout::planes::{GROUP, GROUPS, Line, PlaneTiles, TILE_COLS, TILE_ROWS, unpack};
 use crate::cpu::layout::{Batch, Input, RowDots, RowSums};
 
 pub(super) fn product(tiles: &PlaneTiles, i: usize, row_tile: usize, x: Batch, sums: &mut [RowSums]) {
@@ -17,20 +18,22 @@ pub(super) fn transposed(tiles: &PlaneTiles, block: Block, g: Input, acc: &mut [
 impl DotTile for Scalar {
     const BYTE_BIAS: i32 = 0;
 
-    /// One digit. A trellis's codes have eight bits, which inlined is a constant.
-    #[inline(always)]
     fn dot_tile(self, tile: Tile, x: Digits, dots: &mut [RowDots]) -> usize {
-        let mut sums = [0; TILE_ROWS];
-        let tiles = tile.lines.chunks_exact(usize::from(tile.planes));
-        for (lines, values) in tiles.zip(x.values.chunks(TILE_COLS)) {
-            let codes = unpack(lines, tile.planes);
-            for group in 0..GROUPS {
-                for (n, code) in codes[group].iter().enumerate() {
-                    sums[n / GROUP] += i32::from(*code) * i32::from(values[group * GROUP + n % GROUP]);
-                }
+        dispatch!(tile.planes, x.count, dot(tile.lines, x, dots), [1])
+    }
+}
+
+/// One digit.
+fn dot<const PLANES: usize, const BATCH: usize>(lines: &[Line], x: Digits, dots: &mut [RowDots]) -> usize {
+    let mut sums = [0; TILE_ROWS];
+    for (lines, values) in lines.chunks_exact(PLANES).zip(x.values.chunks(TILE_COLS)) {
+        let codes = unpack(lines, PLANES as u8);
+        for group in 0..GROUPS {
+            for (n, code) in codes[group].iter().enumerate() {
+                sums[n / GROUP] += i32::from(*code) * i32::from(values[group * GROUP + n % GROUP]);
             }
         }
-        dots[0].0 = sums;
-        1
     }
+    dots[0].0 = sums;
+    BATCH
 }
