@@ -3,16 +3,11 @@
 use super::isa::Scalar;
 use crate::codec::Block;
 use crate::cpu::kernels::generic::planes::{self as generic, Digits, DotTile, Tile};
-use crate::cpu::layout::planes::{PackedPlanes, QUAD, QUADS, TILE_COLS, TILE_ROWS, unpack};
-use crate::cpu::layout::{Input, QuantizedRows, RowDots, RowSums};
+use crate::cpu::kernels::unroll::dispatch;
+use crate::cpu::layout::planes::{QUAD, QUADS, Line, PackedPlanes, TILE_COLS, TILE_ROWS, unpack};
+use crate::cpu::layout::{QuantizedRows, Input, RowDots, RowSums};
 
-pub(super) fn product(
-    tiles: &PackedPlanes,
-    i: usize,
-    row_tile: usize,
-    x: QuantizedRows,
-    sums: &mut [RowSums],
-) {
+pub(super) fn product(tiles: &PackedPlanes, i: usize, row_tile: usize, x: QuantizedRows, sums: &mut [RowSums]) {
     generic::product(Scalar, tiles, i, row_tile, x, sums);
 }
 
@@ -23,20 +18,22 @@ pub(super) fn transposed(tiles: &PackedPlanes, block: Block, g: Input, acc: &mut
 impl DotTile for Scalar {
     const BYTE_BIAS: i32 = 0;
 
-    /// One digit. A trellis's codes have eight bits, which inlined is a constant.
-    #[inline(always)]
     fn dot_tile(self, tile: Tile, x: Digits, dots: &mut [RowDots]) -> usize {
-        let mut sums = [0; TILE_ROWS];
-        let tiles = tile.lines.chunks_exact(usize::from(tile.planes));
-        for (lines, values) in tiles.zip(x.values.chunks(TILE_COLS)) {
-            let codes = unpack(lines, tile.planes);
-            for group in 0..QUADS {
-                for (n, code) in codes[group].iter().enumerate() {
-                    sums[n / QUAD] += i32::from(*code) * i32::from(values[group * QUAD + n % QUAD]);
-                }
+        dispatch!(tile.planes, x.count, dot(tile.lines, x, dots), [1])
+    }
+}
+
+/// One digit.
+fn dot<const PLANES: usize, const BATCH: usize>(lines: &[Line], x: Digits, dots: &mut [RowDots]) -> usize {
+    let mut sums = [0; TILE_ROWS];
+    for (lines, values) in lines.chunks_exact(PLANES).zip(x.values.chunks(TILE_COLS)) {
+        let codes = unpack(lines, PLANES as u8);
+        for group in 0..QUADS {
+            for (n, code) in codes[group].iter().enumerate() {
+                sums[n / QUAD] += i32::from(*code) * i32::from(values[group * QUAD + n % QUAD]);
             }
         }
-        dots[0].0 = sums;
-        1
     }
+    dots[0].0 = sums;
+    BATCH
 }
