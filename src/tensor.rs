@@ -5,7 +5,7 @@ use crate::codec::term::Term;
 use crate::codec::term::planes::MAX_PLANES;
 use crate::codec::{Errors, Matrix, matrix::View};
 use crate::cpu::{LoadedMatrix, Rayon, requested_level};
-use crate::encode::{Encoder, LayerStatistics, Offer, PruneReport, check_largest};
+use crate::encode::{Encoder, Importance, LayerStatistics, Offer, PruneReport, check_largest};
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
 use std::sync::Arc;
@@ -390,7 +390,7 @@ impl Encoder {
     /// When the rank is another, a weight is not finite, the largest is beyond 1.1e30 or, not being zero, below 1e-30, or the
     /// rate cannot be reached.
     pub fn encode(&self, weight: &Tensor) -> Result<RbeTensor> {
-        self.encode_for(weight, None)
+        self.encode_for(weight, &Importance::default())
     }
 
     /// Compresses a weight `(out, in)` of a layer of which calibration knows these statistics: the model's predictions,
@@ -400,7 +400,7 @@ impl Encoder {
     /// As [`encode`](Self::encode); when the statistics are those of a weight of another shape or of no token; when the
     /// rate is no number of bits, or the term sparse.
     pub fn encode_calibrated(&self, weight: &Tensor, statistics: &LayerStatistics) -> Result<RbeTensor> {
-        self.encode_for(weight, Some(statistics))
+        self.encode_for(weight, &Importance::of(statistics))
     }
 
     /// What sizes a weight `(out, in)` can have when it is calibrated, and what each is expected to cost.
@@ -413,7 +413,11 @@ impl Encoder {
         self.offers_of_matrix(&values, rows, cols, statistics)
     }
 
-    fn encode_for(&self, weight: &Tensor, statistics: Option<&LayerStatistics>) -> Result<RbeTensor> {
+    /// Compresses a weight of which this is known beside its numbers.
+    ///
+    /// # Errors
+    /// As [`encode_calibrated`](Self::encode_calibrated); when scales are those of another number of columns.
+    pub fn encode_for(&self, weight: &Tensor, importance: &Importance<'_>) -> Result<RbeTensor> {
         let (rows, cols, view) = match *weight.dims() {
             [len] => (1, len, View::Vector),
             [rows, cols] => (rows, cols, View::Matrix),
@@ -425,7 +429,7 @@ impl Encoder {
             }
         };
         let values = weights(weight)?;
-        let matrix = self.encode_matrix_for(&values, rows, cols, statistics)?;
+        let matrix = self.encode_matrix_for(&values, rows, cols, importance)?;
         Ok(RbeTensor::new(Arc::new(LoadedMatrix::new(&matrix)), view))
     }
 }

@@ -25,11 +25,14 @@ mod beside;
 mod convert;
 mod decode;
 mod measure;
+mod mix;
 mod prune;
 mod read;
+mod roles;
 mod stage;
 mod var_builder;
 mod verify;
+mod work;
 mod write;
 
 pub use adapters::{load_adapters, save_adapters};

@@ -173,6 +173,11 @@ impl Gpt2 {
         &self.config
     }
 
+    /// The name that the token table has in the file, where it is the head too.
+    pub fn tied_table(&self) -> Option<String> {
+        self.config.tie_word_embeddings.then(|| format!("{}wte.weight", self.prefix))
+    }
+
     /// Every linear layer with the name that its weight has in the file; a tied head is the table's and not among them.
     /// A layer is `(out, in)`, the transpose of what GPT-2's files hold.
     pub fn linears_mut(&mut self) -> Vec<(String, &mut Linear)> {

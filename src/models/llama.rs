@@ -212,6 +212,11 @@ impl Llama {
         &self.config
     }
 
+    /// The name that the token table has in the file, where it is the head too.
+    pub fn tied_table(&self) -> Option<String> {
+        self.config.tie_word_embeddings.then(|| "model.embed_tokens.weight".into())
+    }
+
     /// Every linear layer with the name that its weight has in the file; a tied head is the table's and not among them.
     pub fn linears_mut(&mut self) -> Vec<(String, &mut Linear)> {
         let mut linears = Vec::new();

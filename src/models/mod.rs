@@ -26,12 +26,14 @@ pub mod evaluate;
 mod generate;
 pub mod gpt2;
 pub mod llama;
+mod own_text;
 mod pass;
 
 pub use crate::nn::{Activation, KvCache, Rope, RopeScaling};
 pub use config::Config;
 pub use evaluate::{Evaluation, Text, Windows, evaluate};
 pub use generate::{Generation, generate, greedy};
+pub use own_text::own_text;
 
 use crate::Result;
 use crate::nn::{Calibrate, Linear, Recorder};
@@ -123,6 +125,14 @@ impl Model {
         }
     }
 
+    /// The name that the token table has in the file, where it is the head too.
+    pub fn tied_table(&self) -> Option<String> {
+        match self {
+            Self::Gpt2(model) => model.tied_table(),
+            Self::Llama(model) => model.tied_table(),
+        }
+    }
+
     fn inner(&self) -> &dyn CausalLm {
         match self {
             Self::Gpt2(model) => model,
@@ -168,6 +178,12 @@ impl Calibrate for Model {
         for (name, linear) in watched.linears_mut() {
             recorder.watch(&name, linear);
         }
-        watched.forward(input_ids, None)
+        let hidden = watched.hidden_states(input_ids, None)?;
+        let logits = watched.head(&hidden)?;
+        // A tied head is a layer with the table's weight.
+        match watched.tied_table() {
+            Some(name) => recorder.layer(&name, &hidden, logits),
+            None => Ok(logits),
+        }
     }
 }

@@ -30,6 +30,7 @@ mod norm;
 mod recorder;
 mod rope;
 mod shared_input;
+mod squares;
 mod trainable;
 
 pub use activation::Activation;
