@@ -24,6 +24,13 @@ pub(super) fn model_type(config: Option<&Value>) -> Option<&str> {
     config?.get("model_type")?.as_str()
 }
 
+/// Whether the head is the table of embeddings.
+pub(super) fn ties_head(config: Option<&Value>) -> bool {
+    let said = config.and_then(|config| config.get("tie_word_embeddings")).and_then(Value::as_bool);
+    // Some families' files leave it out, and mean it.
+    said.unwrap_or(model_type(config).is_some_and(ties_by_default))
+}
+
 /// The heads that need not be stored, each with the tensor that stands for it: where the configuration ties the head to
 /// the embeddings, and the file holds the same bytes for both. A head that is treated otherwise than its twin stays.
 pub(super) fn tied<'a>(
@@ -31,9 +38,7 @@ pub(super) fn tied<'a>(
     selection: &Selection,
     config: Option<&Value>,
 ) -> BTreeMap<&'a str, &'a str> {
-    let said = config.and_then(|config| config.get("tie_word_embeddings")).and_then(Value::as_bool);
-    // Some families' files leave it out, and mean it.
-    if !said.unwrap_or(model_type(config).is_some_and(ties_by_default)) {
+    if !ties_head(config) {
         return BTreeMap::new();
     }
     let is_head = |entry: &&Entry| entry.name == "lm_head.weight" || entry.name.ends_with(".lm_head.weight");

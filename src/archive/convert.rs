@@ -1,16 +1,15 @@
 //! From a dense model to a compressed one, one matrix in memory at a time.
 
-use super::beside::{config, is_conv1d, model_type, tied};
+use super::beside::{config, tied};
 use super::stage::Stage;
+use super::work::{Matrices, Work};
 use super::{
     Archive, Dtype, Entry, FORMAT_KEY, FORMAT_VERSION, NonFinite, Original, SUFFIX, SafetensorsWriter, Slot,
     TENSORS_KEY, TIED_KEY, measure,
 };
 use crate::clock::Instant;
 use crate::nn::Calibration;
-use crate::{Encoder, EncoderConfig, Error, Rate, RbeTensor, Result};
-use candle_core::{Device, Tensor};
-use rbe_core::encode::{Offer, share};
+use crate::{Encoder, Error, Result};
 use regex::Regex;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -192,6 +191,9 @@ pub struct CompressReport {
 
 /// Compresses a model: a Hugging Face directory into a directory, or one safetensors file into a file.
 ///
+/// [`Rate::BitsPerWeight`](crate::Rate) is a budget for all matrices together: token tables and heads get more of it than
+/// projections, by their names ([`EncoderConfig::mix`](crate::EncoderConfig) says how). Other rates are each matrix' own.
+///
 /// A directory's configuration, tokenizer and licence travel along. GPT-2's `Conv1D` weights, stored (in, out), are
 /// encoded as (out, in), along which the product runs fastest; their names and shapes stay. `config.json` beside the
 /// weights says whether a model is one. Where it ties the head to the embeddings and the file holds the same bytes for both,
@@ -217,9 +219,10 @@ pub fn compress(
 
 /// [`compress`], with the model's own predictions kept as close as the bits allow.
 ///
-/// The encoder's rate must be [`Rate::BitsPerWeight`], which is then a budget for all matrices together that the
-/// calibration has statistics of: it is shared out by what each matrix' error is expected to do to the predictions. A
-/// matrix that it has none of (an embedding table, a head that shares it) has the rate for itself.
+/// With the squares of inputs alone ([`Calibration::of_squares`]) the columns' scales follow them, and bits are shared out as
+/// [`compress`] does. With products of inputs the rate must be [`Rate::BitsPerWeight`](crate::Rate), and the bits are shared out by
+/// what each matrix' error is expected to do to the predictions; a matrix that the calibration has no statistics of (a token table
+/// that is not the head) has the rate for itself.
 ///
 /// # Errors
 /// As [`compress`]; another rate; what [`Calibration::statistics`] refuses; statistics of another shape than the matrix.
@@ -254,13 +257,6 @@ pub fn compress_into(
     watch: &mut Watch<'_>,
 ) -> Result<CompressReport> {
     run(&Archive::open(input)?, stage, &mut Work { encoder, options, calibration }, watch)
-}
-
-/// What is to be done.
-struct Work<'a, 'm> {
-    encoder: &'a Encoder,
-    options: &'a CompressOptions,
-    calibration: Option<&'a mut Calibration<'m>>,
 }
 
 fn run(archive: &Archive, stage: &Stage, work: &mut Work, watch: &mut Watch<'_>) -> Result<CompressReport> {
@@ -324,15 +320,15 @@ fn write_model(
     if !tied.is_empty() {
         metadata.insert(TIED_KEY.into(), serde_json::to_string(&tied).map_err(|e| Error::file(output, e))?);
     }
-    let plan = stored.map(|entry| match selection.takes(entry) {
+    let slots = stored.map(|entry| match selection.takes(entry) {
         true => Slot::payload(&entry.name),
         false => Slot::dense(&entry.name, entry.dtype, &entry.shape),
     });
-    let mut writer = SafetensorsWriter::new(model, output, plan.collect(), metadata)?;
+    let mut writer = SafetensorsWriter::new(model, output, slots.collect(), metadata)?;
 
-    let conv1d = model_type(config.as_ref()) == Some("gpt2");
     let names: Vec<&str> = chosen.clone().map(|entry| entry.name.as_str()).collect();
-    let rates = work.rates(archive, &names, conv1d)?;
+    let matrices = Matrices::new(archive, names, config.as_ref());
+    let mut plan = work.plan(&matrices)?.into_iter();
     let mut taken = 0;
     let mut pace = Pace::new(watch, output, chosen);
     let (mut squared_error, mut squared_norm) = (0.0, 0.0);
@@ -353,8 +349,7 @@ fn write_model(
         };
         if line.compressed {
             pace.tell(Some(entry))?;
-            let tensor =
-                work.encode(archive, &names[taken..], rates.get(taken).copied().flatten(), conv1d)?;
+            let tensor = work.encode(&matrices, taken, plan.next().unwrap_or_default())?;
             taken += 1;
             let payload = match work.options.plain {
                 true => tensor.to_plain_bytes(),
@@ -410,85 +405,6 @@ impl CompressReport {
         self.bytes_before += line.bytes_before;
         self.tensors.push(line);
     }
-}
-
-impl Work<'_, '_> {
-    /// What each matrix is encoded at where that is not the encoder's own rate: a share of the budget.
-    fn rates(&mut self, archive: &Archive, names: &[&str], conv1d: bool) -> Result<Vec<Option<f64>>> {
-        let Some(calibration) = &mut self.calibration else { return Ok(Vec::new()) };
-        let Rate::BitsPerWeight(bits) = self.encoder.config().rate else {
-            return Err(Error::config(format!(
-                "calibration towards {}; it shares out bits: ask for bits per weight",
-                self.encoder.config().rate
-            )));
-        };
-        let mut offers: Vec<(u64, Vec<Offer>)> = Vec::new();
-        for at in 0..names.len() {
-            let mut offer = || -> Result<_> {
-                let Some(statistics) = calibration.statistics(&names[at..])? else { return Ok(Vec::new()) };
-                let weight = weight(archive, names[at], conv1d)?;
-                let mut offers = self.encoder.offers(&weight, statistics)?;
-                // Far below the others the expectation does not hold; see `FARTHEST`.
-                offers.retain(|offer| offer.bits_per_weight >= bits - FARTHEST);
-                Ok(offers)
-            };
-            let weights = archive.entry(names[at])?.elements() as u64;
-            offers.push((weights, offer().map_err(|e| e.in_tensor(names[at]))?));
-        }
-        let (some, matrices): (Vec<usize>, Vec<(u64, &[Offer])>) = offers
-            .iter()
-            .enumerate()
-            .filter(|(_, (_, offers))| !offers.is_empty())
-            .map(|(at, (weights, offers))| (at, (*weights, &offers[..])))
-            .unzip();
-        let budget = bits * matrices.iter().map(|(weights, _)| *weights as f64).sum::<f64>();
-        let mut rates = vec![None; names.len()];
-        for ((at, taken), (_, offers)) in
-            some.into_iter().zip(share(&matrices, |spent, _| spent <= budget)).zip(&matrices)
-        {
-            rates[at] = Some(offers[taken].bits_per_weight);
-        }
-        Ok(rates)
-    }
-
-    /// Encodes the first of the matrices `names`.
-    fn encode(
-        &mut self,
-        archive: &Archive,
-        names: &[&str],
-        bits: Option<f64>,
-        conv1d: bool,
-    ) -> Result<RbeTensor> {
-        let mut encode = || -> Result<RbeTensor> {
-            let weight = weight(archive, names[0], conv1d)?;
-            let statistics = match &mut self.calibration {
-                Some(calibration) => calibration.statistics(names)?,
-                None => None,
-            };
-            let tensor = match (statistics, bits) {
-                (Some(statistics), Some(bits)) => {
-                    let rate = Rate::BitsPerWeight(bits);
-                    let config = EncoderConfig { rate, ..self.encoder.config().clone() };
-                    Encoder::new(config)?.encode_calibrated(&weight, statistics)?
-                }
-                (Some(statistics), None) => self.encoder.encode_calibrated(&weight, statistics)?,
-                (None, _) => self.encoder.encode(&weight)?,
-            };
-            if conv1d && is_conv1d(names[0]) { tensor.t() } else { Ok(tensor) }
-        };
-        encode().map_err(|e| e.in_tensor(names[0]))
-    }
-}
-
-/// How many bits fewer than the budget's a matrix gets at most. What errors do to predictions is known to second
-/// order: of matrices with few bits it expects too little.
-const FARTHEST: f64 = 0.5;
-
-/// A matrix as (out, in).
-fn weight(archive: &Archive, name: &str, conv1d: bool) -> Result<Tensor> {
-    // In its own type: the encoder refuses what F32 cannot hold.
-    let weight = archive.tensor(archive.entry(name)?, &Device::Cpu)?;
-    if conv1d && is_conv1d(name) { Ok(weight.t()?.contiguous()?) } else { Ok(weight) }
 }
 
 /// The dense tensors that hold infinities.

@@ -27,12 +27,15 @@ mod beside;
 mod convert;
 mod decode;
 mod measure;
+mod mix;
 mod prune;
 mod read;
+mod roles;
 mod sharded;
 mod stage;
 mod var_builder;
 mod verify;
+mod work;
 mod write;
 
 pub use adapters::{load_adapters, save_adapters};

@@ -8,7 +8,7 @@ use crate::{Error, RbeTensor, Result};
 use candle_core::{DType, Device, Tensor};
 use rbe_core::codec::matrix::Orientation;
 use rbe_core::cpu::PackedMatrix;
-use rbe_core::encode::{EncoderConfig, LayerStatistics, MatrixEncoder, Offer, check_largest};
+use rbe_core::encode::{EncoderConfig, Importance, LayerStatistics, MatrixEncoder, Offer, check_largest};
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -54,7 +54,7 @@ impl Encoder {
     /// When the rank is another, a weight is not finite, the largest is beyond 1.1e30 or, not being zero, below 1e-30, or the
     /// rate cannot be reached.
     pub fn encode(&self, weight: &Tensor) -> Result<RbeTensor> {
-        self.encode_for(weight, None)
+        self.encode_for(weight, &Importance::default())
     }
 
     /// Compresses a weight `(out, in)` of a layer of which calibration knows these statistics: the model's predictions,
@@ -64,7 +64,7 @@ impl Encoder {
     /// As [`encode`](Self::encode); when the statistics are those of a weight of another shape or of no token; when the
     /// rate is no number of bits, or the term sparse.
     pub fn encode_calibrated(&self, weight: &Tensor, statistics: &LayerStatistics) -> Result<RbeTensor> {
-        self.encode_for(weight, Some(statistics))
+        self.encode_for(weight, &Importance::of(statistics))
     }
 
     /// What sizes a weight `(out, in)` can have when it is calibrated, and what each is expected to cost.
@@ -77,7 +77,11 @@ impl Encoder {
         Ok(self.offers_of_matrix(&values, rows, cols, statistics)?)
     }
 
-    fn encode_for(&self, weight: &Tensor, statistics: Option<&LayerStatistics>) -> Result<RbeTensor> {
+    /// Compresses a weight of which this is known beside its numbers.
+    ///
+    /// # Errors
+    /// As [`encode_calibrated`](Self::encode_calibrated); when scales are those of another number of columns.
+    pub fn encode_for(&self, weight: &Tensor, importance: &Importance<'_>) -> Result<RbeTensor> {
         let (rows, cols, view) = match *weight.dims() {
             [len] => (1, len, Orientation::Vector),
             [rows, cols] => (rows, cols, Orientation::Matrix),
@@ -89,7 +93,7 @@ impl Encoder {
             }
         };
         let values = weights(weight)?;
-        let matrix = self.encode_matrix_for(&values, rows, cols, statistics)?;
+        let matrix = self.encode_matrix_for(&values, rows, cols, importance)?;
         Ok(RbeTensor::new(Arc::new(PackedMatrix::new(&matrix)), view))
     }
 }

@@ -28,6 +28,7 @@ pub mod decoder;
 pub mod evaluate;
 mod families;
 mod generate;
+mod own_text;
 mod pass;
 
 pub use crate::nn::{Activation, KvCache, Rope, RopeScaling};
@@ -36,6 +37,7 @@ pub use decoder::{Config, Model};
 pub use evaluate::{Evaluation, Text, Windows, evaluate};
 pub(crate) use families::gpt2::is_conv1d as is_gpt2_conv1d;
 pub use generate::{Generation, generate, greedy};
+pub use own_text::own_text;
 
 use candle_core::{Device, Tensor};
 

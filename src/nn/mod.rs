@@ -37,6 +37,7 @@ mod recorder;
 mod rope;
 mod rope_parameters;
 mod shared_input;
+mod squares;
 mod trainable;
 mod weight;
 

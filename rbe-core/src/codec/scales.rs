@@ -14,8 +14,6 @@
 //! Four bits are enough: at a step of a quarter octave a scale is 9 % off at most, which costs less than a hundredth of what
 //! scales gain.
 
-use super::layout::Cut;
-
 /// The code of the scale 1.
 const ONE: u8 = 8;
 /// The largest code.
@@ -110,44 +108,6 @@ impl AxisScales {
     }
 }
 
-/// What scales of these rows and columns make of the error of a matrix that is quantised with noise in proportion to each
-/// block's size: the squared error with them over that without. `None` stands for scales of 1.
-///
-/// # Panics
-/// When a slice is not as long as its axis.
-pub(crate) fn squared_error_ratio(
-    values: &[f32],
-    (rows, row_scales): (&Cut, Option<&[f32]>),
-    (cols, col_scales): (&Cut, Option<&[f32]>),
-) -> f64 {
-    let width = cols.elements();
-    assert_eq!(values.len(), rows.elements() * width);
-    let scale = |scales: Option<&[f32]>, n: usize| scales.map_or(1.0, |scales| f64::from(scales[n]));
-    let squares = |scales: Option<&[f32]>, range: std::ops::Range<usize>| {
-        range.map(|n| scale(scales, n).powi(2)).sum::<f64>()
-    };
-    let (mut with, mut without) = (0.0, 0.0);
-    for rows in rows.iter() {
-        for cols in cols.iter() {
-            let (mut even, mut plain) = (0.0, 0.0);
-            for row in rows.clone() {
-                let (mut sum, mut own) = (0.0, 0.0);
-                for col in cols.clone() {
-                    let square = f64::from(values[row * width + col]).powi(2);
-                    own += square;
-                    sum += square / scale(col_scales, col).powi(2);
-                }
-                plain += own;
-                even += sum / scale(row_scales, row).powi(2);
-            }
-            let count = (rows.len() * cols.len()) as f64;
-            with += even * squares(row_scales, rows.clone()) * squares(col_scales, cols.clone()) / count;
-            without += plain;
-        }
-    }
-    if without > 0.0 { with / without } else { 1.0 }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,18 +151,5 @@ mod tests {
         assert!(AxisScales::from_codes(1, 3, vec![0, 0x10]).is_none());
         assert!(AxisScales::from_codes(1, 3, vec![0]).is_none());
         assert!(AxisScales::from_codes(64, 3, vec![0xff, 0x0f]).is_some());
-    }
-
-    #[test]
-    fn the_ratio_is_what_even_noise_costs() {
-        // Rows of 1 and of 16: noise of a share of the mean square, 128.5, in all rows without scales.
-        let values: Vec<f32> = (0..32 * 32).map(|n| if n / 32 % 2 == 0 { 1.0 } else { 16.0 }).collect();
-        let cut = Cut::new(32, 32);
-        let scales: Vec<f32> = (0..32).map(|row| if row % 2 == 0 { 1.0 } else { 4.0 }).collect();
-        let ratio = squared_error_ratio(&values, (&cut, Some(&scales)), (&cut, None));
-        // With them the mean square is (1 + 16) / 2, times the scales' mean square of 17 / 2.
-        assert!((ratio - 8.5 * 8.5 / 128.5).abs() < 1e-9, "{ratio}");
-        assert_eq!(squared_error_ratio(&values, (&cut, None), (&cut, None)), 1.0);
-        assert_eq!(squared_error_ratio(&[0.0; 1024], (&cut, Some(&scales)), (&cut, None)), 1.0);
     }
 }

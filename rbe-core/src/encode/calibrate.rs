@@ -20,8 +20,7 @@ use std::ops::Range;
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerStatistics {
     inputs: usize,
-    /// `sum w x x'`, `inputs x inputs`, symmetric.
-    moments: Vec<f64>,
+    moments: Moments,
     /// `sum w`.
     weight: f64,
     /// `sum g^2` of each output.
@@ -29,16 +28,52 @@ pub struct LayerStatistics {
     count: u64,
 }
 
+/// Sums over tokens of what inputs are.
+#[derive(Clone, Debug, PartialEq)]
+enum Moments {
+    /// `sum w x x'`, `inputs x inputs`, symmetric.
+    Products(Vec<f64>),
+    /// `sum w x^2`, its diagonal alone.
+    Squares(Vec<f64>),
+}
+
 impl LayerStatistics {
     /// Of a layer with a weight of shape `(outputs, inputs)`, before anything is seen.
     pub fn new(outputs: usize, inputs: usize) -> Self {
-        Self {
-            inputs,
-            moments: vec![0.0; inputs * inputs],
-            weight: 0.0,
-            gradients: vec![0.0; outputs],
-            count: 0,
+        let moments = Moments::Products(vec![0.0; inputs * inputs]);
+        Self { inputs, moments, weight: 0.0, gradients: vec![0.0; outputs], count: 0 }
+    }
+
+    /// The same of the squares of inputs alone, in `8 (inputs + outputs)` bytes: what a forward shows. Every token weighs the
+    /// same, and so does every output.
+    pub fn of_squares(outputs: usize, inputs: usize) -> Self {
+        let moments = Moments::Squares(vec![0.0; inputs]);
+        Self { inputs, moments, weight: 0.0, gradients: vec![0.0; outputs], count: 0 }
+    }
+
+    /// Adds `count` tokens to those of [`of_squares`](Self::of_squares): `squares` `sum x^2` of each input.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] when a number is not finite.
+    ///
+    /// # Panics
+    /// When the statistics are of products, or the slice has another length.
+    pub fn add_squares(&mut self, squares: &[f32], count: u64) -> Result<()> {
+        let Moments::Squares(sums) = &mut self.moments else { panic!("squares for products") };
+        assert_eq!(sums.len(), squares.len());
+        if !squares.iter().all(|square| square.is_finite()) {
+            return Err(not_finite());
         }
+        sums.iter_mut().zip(squares).for_each(|(sum, square)| *sum += f64::from(*square));
+        self.gradients.iter_mut().for_each(|sum| *sum += count as f64);
+        self.weight += count as f64;
+        self.count += count;
+        Ok(())
+    }
+
+    /// Whether products of inputs are known, or squares alone.
+    pub fn has_products(&self) -> bool {
+        matches!(self.moments, Moments::Products(_))
     }
 
     /// Adds `count` tokens: `moments` `sum w x x'` (`inputs x inputs`, row-major), `weight` `sum w`, and `gradients`
@@ -48,17 +83,18 @@ impl LayerStatistics {
     /// [`Error::InvalidConfig`] when a number is not finite.
     ///
     /// # Panics
-    /// When a slice has another length.
+    /// When the statistics are of squares, or a slice has another length.
     pub fn add(&mut self, moments: &[f32], weight: f64, gradients: &[f32], count: u64) -> Result<()> {
-        assert!(moments.len() == self.moments.len() && gradients.len() == self.gradients.len());
+        let Moments::Products(sums) = &mut self.moments else { panic!("products for squares") };
+        assert!(moments.len() == sums.len() && gradients.len() == self.gradients.len());
         let finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
         if !(finite(moments) && finite(gradients) && weight.is_finite()) {
-            return Err(Error::config("an input or a gradient of the calibration is not finite"));
+            return Err(not_finite());
         }
         let add = |sum: &mut [f64], more: &[f32]| {
             sum.iter_mut().zip(more).for_each(|(sum, more)| *sum += f64::from(*more));
         };
-        add(&mut self.moments, moments);
+        add(sums, moments);
         add(&mut self.gradients, gradients);
         self.weight += weight;
         self.count += count;
@@ -68,6 +104,36 @@ impl LayerStatistics {
     /// The layer's outputs and inputs: the shape of its weight.
     pub fn shape(&self) -> (usize, usize) {
         (self.gradients.len(), self.inputs)
+    }
+
+    /// `E[w x^2] / E[w]` of each input.
+    pub fn input_moments(&self) -> Vec<f64> {
+        let weight = self.weight.max(f64::MIN_POSITIVE);
+        let sums: Vec<f64> = match &self.moments {
+            Moments::Products(sums) => (0..self.inputs).map(|i| sums[i * (self.inputs + 1)]).collect(),
+            Moments::Squares(sums) => sums.clone(),
+        };
+        sums.into_iter().map(|sum| sum / weight).collect()
+    }
+
+    /// Those of the layer `D_r^-1 W D_c^-1` with scales of rows and columns: its inputs are `D_c` times as large, its gradients `D_r`
+    /// times.
+    pub(super) fn scaled(&self, rows: Option<&[f32]>, cols: Option<&[f32]>) -> Self {
+        let mut scaled = self.clone();
+        let scale = |scales: Option<&[f32]>, n: usize| scales.map_or(1.0, |scales| f64::from(scales[n]));
+        scaled.gradients.iter_mut().enumerate().for_each(|(row, sum)| *sum *= scale(rows, row).powi(2));
+        match &mut scaled.moments {
+            Moments::Squares(sums) => {
+                sums.iter_mut().enumerate().for_each(|(col, sum)| *sum *= scale(cols, col).powi(2));
+            }
+            Moments::Products(sums) => {
+                sums.par_chunks_exact_mut(self.inputs).enumerate().for_each(|(i, sums)| {
+                    let own = scale(cols, i);
+                    sums.iter_mut().enumerate().for_each(|(j, sum)| *sum *= own * scale(cols, j));
+                });
+            }
+        }
+        scaled
     }
 
     /// Tokens seen.
@@ -86,20 +152,32 @@ impl LayerStatistics {
             let product = |(h, e): (&[f64], &f32)| {
                 f64::from(*e) * h.iter().zip(row).map(|(h, e)| h * f64::from(*e)).sum::<f64>()
             };
-            gradient * self.moments.chunks_exact(self.inputs).zip(row).map(product).sum::<f64>()
+            gradient
+                * match &self.moments {
+                    Moments::Products(sums) => {
+                        sums.chunks_exact(self.inputs).zip(row).map(product).sum::<f64>()
+                    }
+                    Moments::Squares(sums) => {
+                        sums.iter().zip(row).map(|(sum, e)| sum * f64::from(*e).powi(2)).sum::<f64>()
+                    }
+                }
         };
         let sum: f64 = error.par_chunks_exact(self.inputs).zip(&self.gradients).map(row).sum();
         0.5 * sum / (self.weight.max(f64::MIN_POSITIVE) * self.count.max(1) as f64)
     }
 
     /// `A H A'` of an input axis, divided by the mean of its diagonal, and that mean.
+    ///
+    /// # Panics
+    /// When products are not known.
     pub(super) fn rotate(&self, axis: &Axis) -> (Vec<f64>, f64) {
+        let Moments::Products(moments) = &self.moments else { panic!("products of squares") };
         let len = self.inputs;
-        let mean = (0..len).map(|i| self.moments[i * (len + 1)]).sum::<f64>() / len as f64;
+        let mean = (0..len).map(|i| moments[i * (len + 1)]).sum::<f64>() / len as f64;
         if mean <= 0.0 {
             return (vec![0.0; len * len], 0.0);
         }
-        let mut turned: Vec<f64> = self.moments.par_iter().map(|value| value / mean).collect();
+        let mut turned: Vec<f64> = moments.par_iter().map(|value| value / mean).collect();
         // For a symmetric matrix `A (A H)'` is `A H A'`, with rows taken each time.
         for _ in 0..2 {
             turned.par_chunks_exact_mut(len).for_each_init(
@@ -115,6 +193,10 @@ impl LayerStatistics {
         }
         (turned, mean / self.weight)
     }
+}
+
+fn not_finite() -> Error {
+    Error::config("an input or a gradient of the calibration is not finite")
 }
 
 fn transpose(matrix: &[f64], len: usize) -> Vec<f64> {

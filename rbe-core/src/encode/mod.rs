@@ -7,6 +7,7 @@ mod allocate;
 mod calibrate;
 mod feedback;
 mod fewest_bits;
+mod importance;
 mod planes;
 mod prune;
 mod rate;
@@ -20,8 +21,10 @@ mod trellis;
 
 pub use calibrate::LayerStatistics;
 pub use fewest_bits::fewest_bits;
+pub use importance::{Importance, column_squares};
 pub use prune::{PruneReport, prune};
 pub use rate::{Budget, Quality, Rate, TermChoice};
+pub use scales::{RowScales, Scaling, column_scales};
 pub use share::{Offer, share};
 
 use crate::codec::axis::Axes;
@@ -34,6 +37,9 @@ use crate::error::{Error, Result};
 use feedback::Feedback;
 use rate::{SIDE_BITS, Target};
 use rayon::prelude::*;
+use scales::Scales;
+use search::Trials;
+use spectrum::Spectrum;
 
 /// How to encode. `None` leaves a choice to the encoder, which tries all.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,10 +61,12 @@ pub struct EncoderConfig {
     /// A basis term.
     pub basis: Option<bool>,
     /// Scales of rows and columns ([`AxisScales`](crate::codec::AxisScales)) in front of a trellis or planes, where bits are asked
-    /// for and they save more of the weights' error than they cost. For models whose rows and columns differ in size:
-    /// SmolLM2-135M at 4.01 bits diverges by 0.318 nats per token with them and 0.365 without. Layers that share an input no
-    /// longer share its transform. Calibration does without.
+    /// for and they save more than they cost; without an [`Importance`] that says which, the square roots of the rows' and
+    /// columns' root mean squares.
     pub scales: bool,
+    /// Whether the matrices of a model share [`Rate::BitsPerWeight`] as a budget of all, token tables and heads with more
+    /// of it than projections; without, each has the rate for itself. Of a single matrix it says nothing.
+    pub mix: bool,
     /// What the random signs are drawn from. Layers that share an input must share the seed to share its
     /// transform.
     pub seed: u64,
@@ -75,7 +83,8 @@ impl Default for EncoderConfig {
             transform: Transform::Dct,
             signs: None,
             basis: None,
-            scales: false,
+            scales: true,
+            mix: true,
             seed: 0x5242_4531,
         }
     }
@@ -190,11 +199,12 @@ impl MatrixEncoder {
     /// When it has no elements, a weight is not finite, the largest is beyond 1.1e30 or, not being zero, below 1e-30, or the
     /// rate cannot be reached.
     pub fn encode_matrix(&self, values: &[f32], rows: usize, cols: usize) -> Result<Matrix> {
-        self.encode_matrix_for(values, rows, cols, None)
+        self.encode_matrix_for(values, rows, cols, &Importance::default())
     }
 
     /// Compresses a row-major matrix `(outputs, inputs)` so that the model's predictions, not the weights, change the
-    /// least: every rounding error is handed on to the columns that can still make up for it.
+    /// least. Where the statistics hold products of inputs, every rounding error is handed on to the columns that can still
+    /// make up for it; where they hold squares alone, columns are scaled by them.
     ///
     /// # Errors
     /// As [`encode_matrix`](Self::encode_matrix); when the statistics are those of a matrix of another shape or of no
@@ -206,7 +216,7 @@ impl MatrixEncoder {
         cols: usize,
         statistics: &LayerStatistics,
     ) -> Result<Matrix> {
-        self.encode_matrix_for(values, rows, cols, Some(statistics))
+        self.encode_matrix_for(values, rows, cols, &Importance::of(statistics))
     }
 
     /// # Errors
@@ -232,19 +242,20 @@ impl MatrixEncoder {
         Ok(())
     }
 
-    /// Compresses a row-major matrix, [calibrated](Self::encode_matrix_calibrated) where there are statistics.
+    /// Compresses a row-major matrix `(outputs, inputs)` of which this is known beside its weights.
     ///
     /// # Errors
-    /// As [`encode_matrix`](Self::encode_matrix) or [`encode_matrix_calibrated`](Self::encode_matrix_calibrated).
+    /// As [`encode_matrix_calibrated`](Self::encode_matrix_calibrated); when the scales are those of another number of columns.
     pub fn encode_matrix_for(
         &self,
         values: &[f32],
         rows: usize,
         cols: usize,
-        statistics: Option<&LayerStatistics>,
+        importance: &Importance<'_>,
     ) -> Result<Matrix> {
         assert_eq!(values.len(), rows * cols);
-        if let Some(statistics) = statistics {
+        importance.check(cols)?;
+        if let Some(statistics) = importance.statistics {
             self.check_calibration(rows, cols, statistics)?;
         }
         if let Some(index) = values.par_iter().position_first(|value| !value.is_finite()) {
@@ -254,13 +265,13 @@ impl MatrixEncoder {
         check_largest(largest.into())?;
         let exponent = if largest > 0.0 { largest.log2().floor() as i32 } else { 0 };
         if exponent.abs() <= ORDINARY_EXPONENT {
-            return self.encode_ordinary(values, rows, cols, statistics);
+            return self.encode_ordinary(values, rows, cols, importance);
         }
         let factor = 2f32.powi(-exponent);
         let scaled: Vec<f32> = values.iter().map(|value| value * factor).collect();
         let rate = self.config.rate.for_weights_times(factor.into());
         let encoder = Self { config: EncoderConfig { rate, ..self.config.clone() } };
-        match encoder.encode_ordinary(&scaled, rows, cols, statistics) {
+        match encoder.encode_ordinary(&scaled, rows, cols, importance) {
             Ok(matrix) => matrix.times_power_of_two(exponent),
             Err(Error::UnreachableRate { best, .. }) => {
                 Err(Error::UnreachableRate { asked: self.config.rate.to_string(), best })
@@ -275,20 +286,21 @@ impl MatrixEncoder {
         values: &[f32],
         rows: usize,
         cols: usize,
-        statistics: Option<&LayerStatistics>,
+        importance: &Importance<'_>,
     ) -> Result<Matrix> {
-        let (preparation, carrier) = search::choose(&self.config, values, rows, cols, statistics.is_some())?;
-        if statistics.is_none()
-            && self.may_scale(&preparation, carrier)
-            && let Some(matrix) = self.encode_scaled(&preparation, carrier, values, rows, cols)?
+        let shape = (rows, cols);
+        // Errors are handed on by quantisers that take every coefficient.
+        let statistics = importance.statistics.filter(|statistics| statistics.has_products());
+        if self.may_be_even(values, shape, statistics.is_none())?
+            && let Some(scales) = Scales::new(&importance.scaling(&self.config, values, cols), values, cols)
+            && let Some(matrix) = self.encode_scaled(scales, values, shape, statistics)?
         {
             return Ok(matrix);
         }
-        let spectrum = search::prepare(&self.config, &preparation, values, rows, cols)?;
-        let feedback = statistics.map(|statistics| {
-            let axes = Axes::new(spectrum.layout, spectrum.transform, spectrum.seed);
-            Feedback::new(statistics, spectrum.layout, &axes.cols)
-        });
+        let trials = Trials { sparse: statistics.is_none(), dense: true };
+        let (preparation, carrier) = search::choose(&self.config, values, shape, trials)?;
+        let spectrum = search::prepare(&self.config, &preparation, values, shape)?;
+        let feedback = feedback(&spectrum, statistics);
         let energy = spectrum::energy(values);
         let unreachable = || search::unreachable_rate(&self.config, values.len(), energy);
         let target = self.config.rate.target(values.len(), energy);
@@ -311,7 +323,7 @@ impl MatrixEncoder {
                         // Of so little, smaller blocks count enough bytes.
                         Err(_) if self.config.block.is_none() => {
                             let config = EncoderConfig { block: Some(SPARE_EDGE), ..self.config.clone() };
-                            Self { config }.encode_matrix_for(values, rows, cols, statistics)
+                            Self { config }.encode_matrix_for(values, rows, cols, importance)
                         }
                         Err(error) => Err(error),
                     };
@@ -323,32 +335,50 @@ impl MatrixEncoder {
 }
 
 impl MatrixEncoder {
-    fn may_scale(&self, preparation: &search::Preparation, carrier: search::Carrier) -> bool {
-        // A sparse term and a basis are for smooth matrices, and scales of a few steps would not leave them smooth.
-        let even = !matches!(carrier, search::Carrier::Sparse(..)) && !preparation.basis;
-        even && self.config.scales && matches!(self.config.rate, Rate::BitsPerWeight(_))
+    /// Whether scales may stand in front. A sparse term and a basis are for smooth matrices, which scales of a few steps would
+    /// not leave smooth.
+    fn may_be_even(&self, values: &[f32], shape: (usize, usize), sparse: bool) -> Result<bool> {
+        let config = &self.config;
+        if !(config.scales && matches!(config.rate, Rate::BitsPerWeight(_))) {
+            return Ok(false);
+        }
+        let sparse = sparse && matches!(config.term, TermChoice::Auto | TermChoice::Sparse);
+        if !sparse && config.basis != Some(true) {
+            return Ok(true);
+        }
+        let (preparation, carrier) = search::choose(config, values, shape, Trials { sparse, dense: false })?;
+        Ok(!matches!(carrier, search::Carrier::Sparse(..)) && !preparation.basis)
     }
 
-    /// The matrix with scales of rows, columns or both in front; `None` where none pays or the budget does not hold them.
+    /// The matrix with these scales in front; `None` where the budget does not hold them.
     fn encode_scaled(
         &self,
-        preparation: &search::Preparation,
-        carrier: search::Carrier,
+        scales: Scales,
         values: &[f32],
-        rows: usize,
-        cols: usize,
+        shape: (usize, usize),
+        statistics: Option<&LayerStatistics>,
     ) -> Result<Option<Matrix>> {
-        let Some(scales) = scales::choose(values, rows, cols)? else { return Ok(None) };
         let Target::Bits(bits) = self.config.rate.target(values.len(), 0.0) else { return Ok(None) };
         let Some(bits) = bits.checked_sub(scales.bits()) else { return Ok(None) };
-        let spectrum = search::prepare(&self.config, preparation, &scales.even(values, cols), rows, cols)?;
-        let encoded = search::carry(&spectrum, None, carrier, Target::Bits(bits))?;
+        let even = scales.even(values, shape.1);
+        let trials = Trials { sparse: false, dense: true };
+        let (preparation, carrier) = search::choose(&self.config, &even, shape, trials)?;
+        let spectrum = search::prepare(&self.config, &preparation, &even, shape)?;
+        let statistics = statistics.map(|statistics| scales.scaled(statistics));
+        let feedback = feedback(&spectrum, statistics.as_ref());
+        let encoded = search::carry(&spectrum, feedback.as_ref(), carrier, Target::Bits(bits))?;
         Ok(encoded.map(|encoded| {
             let matrix = encoded.matrix.with_scales(scales.rows, scales.cols);
             let errors = compare(&matrix, values).errors();
             matrix.with_errors(errors)
         }))
     }
+}
+
+/// How errors of this spectrum are handed on, where inputs have these statistics.
+fn feedback(spectrum: &Spectrum, statistics: Option<&LayerStatistics>) -> Option<Feedback> {
+    let axes = || Axes::new(spectrum.layout, spectrum.transform, spectrum.seed);
+    statistics.map(|statistics| Feedback::new(statistics, spectrum.layout, &axes().cols))
 }
 
 /// A matrix against its original, by decoding block row after block row.

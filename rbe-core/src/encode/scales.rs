@@ -1,11 +1,93 @@
-//! Which scales of rows and columns a matrix gets: the square roots of their root mean squares, where they pay.
+//! Which scales of rows and columns a matrix gets.
+//!
+//! Noise of one size in all of `N = D_r^-1 W D_c^-1` is `r_i c_j` in `W`. Where the error of column `j` weighs `H_j` and that of
+//! row `i` `G_i`, it costs `sum_j H_j c_j^2 * sum_j W_j / c_j^2` for columns whose squares sum to `W_j`, and likewise for rows: least at
+//! `c_j^4 ~ W_j / H_j` (Cauchy and Schwarz). `H_j` is the mean square of input `j` where it is known, else 1.
+//!
+//! | | rows | columns |
+//! |---|---|---|
+//! | of a projection, inputs known | `W_i^(1/4)` | `(W_j / H_j)^(1/4)`, `W_j` summed over all layers of the same input |
+//! | of a projection, weights alone | `W_i^(1/4)` | `W_j^(1/4)`, likewise |
+//! | of a token table or head, a row being a token | `W_i^(1/2)` | `(W_j / H_j)^(1/4)` of a head, else none |
+//!
+//! A table's rows are outputs or inputs of their own: each is to be as good as the others, whatever its norm.
 
-use crate::codec::scales::squared_error_ratio;
-use crate::codec::{AxisScales, Layout};
-use crate::error::Result;
+use super::LayerStatistics;
+use crate::codec::AxisScales;
 
-/// Edge of the blocks over which noise is taken to be even: the largest.
-const EDGE: usize = 256;
+/// Scales that a matrix is to have in front of a trellis or planes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Scaling {
+    /// Those of rows, found as the matrix is encoded; `None` for none.
+    pub rows: Option<RowScales>,
+    /// Those of columns. Layers that share an input share its transform only where these are the same.
+    pub cols: Option<AxisScales>,
+}
+
+/// By what power of its root mean square a row is scaled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowScales {
+    /// By the square root: the least error of the whole matrix.
+    SquareRoot,
+    /// By itself: the same relative error of every row.
+    Full,
+}
+
+/// Bits of a scale in a payload, and of a step.
+const SCALE_BITS: f64 = 4.0;
+const STEP_BITS: f64 = 8.0;
+
+/// Scales of columns with these sums of squares over `rows` rows in all and, where they are known, these mean squares of the
+/// inputs; `None` where they cost more bits than they save.
+///
+/// # Panics
+/// When the slices differ in length.
+pub fn column_scales(squares: &[f64], inputs: Option<&[f64]>, rows: usize) -> Option<AxisScales> {
+    let even = vec![1.0; squares.len()];
+    axis_scales(squares, inputs.unwrap_or(&even), rows)
+}
+
+/// The scales `(W / H)^(1/4)` of one axis, across which there are `others`; `None` where they do not pay.
+fn axis_scales(squares: &[f64], weights: &[f64], others: usize) -> Option<AxisScales> {
+    assert_eq!(squares.len(), weights.len());
+    // What is never seen is as good as seen a little.
+    let floor = FLOOR * weights.iter().sum::<f64>() / weights.len() as f64;
+    let pairs = || squares.iter().zip(weights).map(|(square, weight)| (*square, weight.max(floor)));
+    let root: f64 = pairs().map(|(square, weight)| (square * weight).sqrt()).sum();
+    let (all, weight) = pairs().fold((0.0, 0.0), |sums, (s, w)| (sums.0 + s, sums.1 + w));
+    let octaves: Vec<f64> = pairs().map(|(square, weight)| 0.25 * (square / weight).log2()).collect();
+    if_they_pay(&octaves, -0.5 * (root * root / (all * weight)).log2(), others)
+}
+
+/// The roots of these mean squares, with which every row has the same relative error: they save what the rows' geometric mean is
+/// below the arithmetic one.
+fn full_scales(squares: &[f64], others: usize) -> Option<AxisScales> {
+    let octaves: Vec<f64> = squares.iter().map(|square| 0.5 * square.log2()).collect();
+    let known: Vec<f64> = octaves.iter().copied().filter(|octave| octave.is_finite()).collect();
+    let (mean, count) = (squares.iter().sum::<f64>() / squares.len() as f64, known.len() as f64);
+    if_they_pay(&octaves, 0.5 * mean.log2() - known.iter().sum::<f64>() / count, others)
+}
+
+/// Scales by their logarithms, where the bits that each saves of every weight are more than it takes. A factor of four in the
+/// squared error is worth a bit a weight.
+fn if_they_pay(octaves: &[f64], saved: f64, others: usize) -> Option<AxisScales> {
+    let finite = || octaves.iter().copied().filter(|octave| octave.is_finite());
+    let count = octaves.len() as f64;
+    if !(saved * others as f64 > SCALE_BITS + STEP_BITS / count) {
+        return None;
+    }
+    // A few that lie far off would make the steps of all coarse.
+    let middle = finite().sum::<f64>() / finite().count() as f64;
+    let near = |octave: &f64| octave.clamp(middle - FARTHEST, middle + FARTHEST);
+    // The logarithm of nothing stays: there is no scale for it.
+    let scale = |octave: &f64| if octave.is_finite() { near(octave).exp2() as f32 } else { 0.0 };
+    AxisScales::new(&octaves.iter().map(scale).collect::<Vec<_>>())
+}
+
+/// The least weight of an error, as a part of the mean weight.
+const FLOOR: f64 = 1e-4;
+/// How many octaves a scale is from the middle at most: 15 steps for twice as many leave it a seventh off at most.
+const FARTHEST: f64 = 3.0;
 
 /// Scales of one side or of both.
 pub(super) struct Scales {
@@ -14,9 +96,34 @@ pub(super) struct Scales {
 }
 
 impl Scales {
+    /// Those of a matrix; `None` where there are none.
+    pub(super) fn new(scaling: &Scaling, values: &[f32], cols: usize) -> Option<Self> {
+        let col_scales = scaling.cols.as_ref().map(AxisScales::values);
+        // Of what the columns' scales leave.
+        let squares = |row: &[f32]| -> f64 {
+            let scale = |col: usize| f64::from(col_scales.as_ref().map_or(1.0, |scales| scales[col]));
+            row.iter().enumerate().map(|(col, value)| (f64::from(*value) / scale(col)).powi(2)).sum()
+        };
+        let rows = scaling.rows.and_then(|power| {
+            let squares: Vec<f64> = values.chunks_exact(cols).map(squares).collect();
+            match power {
+                RowScales::SquareRoot => axis_scales(&squares, &vec![1.0; squares.len()], cols),
+                RowScales::Full => full_scales(&squares, cols),
+            }
+        });
+        let scales = Self { rows, cols: scaling.cols.clone() };
+        (scales.rows.is_some() || scales.cols.is_some()).then_some(scales)
+    }
+
     /// What they take in a payload.
     pub(super) fn bits(&self) -> usize {
         [&self.rows, &self.cols].into_iter().flatten().map(|scales| 8 * scales.size_in_bytes()).sum()
+    }
+
+    /// Statistics of the layer whose weight is what is left to be coded.
+    pub(super) fn scaled(&self, statistics: &LayerStatistics) -> LayerStatistics {
+        let values = |scales: &Option<AxisScales>| scales.as_ref().map(AxisScales::values);
+        statistics.scaled(values(&self.rows).as_deref(), values(&self.cols).as_deref())
     }
 
     /// The matrix that is left to be coded.
@@ -32,35 +139,61 @@ impl Scales {
     }
 }
 
-/// The scales that save the most bits beyond what they take themselves; `None` where all cost more than they save.
-///
-/// A bit a weight is worth a factor of four in the squared error.
-pub(super) fn choose(values: &[f32], rows: usize, cols: usize) -> Result<Option<Scales>> {
-    let layout = Layout::new(rows, cols, EDGE)?;
-    let (mut of_rows, mut of_cols) = (vec![0f64; rows], vec![0f64; cols]);
-    for (values, of_row) in values.chunks_exact(cols).zip(&mut of_rows) {
-        for (value, of_col) in values.iter().zip(&mut of_cols) {
-            let square = f64::from(*value).powi(2);
-            *of_row += square;
-            *of_col += square;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A matrix whose rows have the scales `2^(n / 16)`, otherwise of ones.
+    fn stairs(rows: usize, cols: usize) -> Vec<f32> {
+        (0..rows * cols).map(|n| ((n / cols) as f32 / 16.0).exp2()).collect()
+    }
+
+    #[test]
+    fn columns_follow_the_weights_and_what_they_meet() {
+        // Sixteen times the squares, or a sixteenth of the inputs' squares: twice the scale.
+        let squares: Vec<f64> = (0..64).map(|n| if n % 2 == 0 { 1.0 } else { 16.0 }).collect();
+        let inverse: Vec<f64> = squares.iter().map(|square| square.recip()).collect();
+        let even = vec![1.0; 64];
+        for (squares, inputs) in [(&squares, None), (&even, Some(&inverse[..]))] {
+            let scales = column_scales(squares, inputs, 64).unwrap().values();
+            assert!((scales[1] / scales[0] - 2.0).abs() < 0.05, "{scales:?}");
+        }
+        // What the weights have too much of the inputs lack: nothing is uneven.
+        assert_eq!(column_scales(&inverse, Some(&squares), 64), None);
+        // Two rows save less than the scales take.
+        assert_eq!(column_scales(&squares, None, 2), None);
+        // An input that is never seen has a scale all the same.
+        let unseen: Vec<f64> = (0..64).map(|n| f64::from(n > 0)).collect();
+        let scales = column_scales(&squares, Some(&unseen), 64).unwrap().values();
+        assert!(scales.iter().all(|scale| (0.1..10.0).contains(scale)), "{scales:?}");
+    }
+
+    #[test]
+    fn rows_are_scaled_by_their_size_or_its_root() {
+        let values = stairs(64, 48);
+        for (power, octaves) in [(RowScales::SquareRoot, 2.0), (RowScales::Full, 4.0)] {
+            let scaling = Scaling { rows: Some(power), cols: None };
+            let scales = Scales::new(&scaling, &values, 48).unwrap();
+            let rows = scales.rows.as_ref().unwrap().values();
+            assert!(((rows[63] / rows[0]).log2() - octaves * 63.0 / 64.0).abs() < 0.2, "{power:?}");
+            let even = scales.even(&values, 48);
+            assert_eq!(even[48 * 7 + 3], values[48 * 7] / rows[7]);
+        }
+        let even = vec![1.0; 64 * 48];
+        assert!(Scales::new(&Scaling { rows: Some(RowScales::Full), cols: None }, &even, 48).is_none());
+        assert!(Scales::new(&Scaling::default(), &values, 48).is_none());
+    }
+
+    #[test]
+    fn a_row_that_is_far_off_leaves_the_others_their_steps() {
+        let mut values = stairs(64, 48);
+        values[..48].fill(1e-20);
+        values[48..96].fill(0.0);
+        let scaling = Scaling { rows: Some(RowScales::Full), cols: None };
+        let rows = Scales::new(&scaling, &values, 48).unwrap().rows.unwrap().values();
+        for row in 2..64 {
+            let off = (rows[row] / rows[63]).log2() - (row as f32 - 63.0) / 16.0;
+            assert!(off.abs() < 0.45, "row {row}: {off} octaves");
         }
     }
-    // The fourth root of a mean square.
-    let wanted = |sums: &[f64], count: usize| {
-        AxisScales::new(&sums.iter().map(|sum| (sum / count as f64).powf(0.25) as f32).collect::<Vec<_>>())
-    };
-    let (of_rows, of_cols) = (wanted(&of_rows, cols), wanted(&of_cols, rows));
-    let choices = [(true, true), (false, true), (true, false)].map(|(with_rows, with_cols)| Scales {
-        rows: of_rows.clone().filter(|_| with_rows),
-        cols: of_cols.clone().filter(|_| with_cols),
-    });
-    let saved = |scales: &Scales| {
-        let [rows, cols] = [&scales.rows, &scales.cols].map(|scales| scales.as_ref().map(AxisScales::values));
-        let (row_cut, col_cut) = (layout.row_cut(), layout.col_cut());
-        let ratio = squared_error_ratio(values, (row_cut, rows.as_deref()), (col_cut, cols.as_deref()));
-        -0.5 * ratio.log2() * layout.elements() as f64 - scales.bits() as f64
-    };
-    let choices =
-        choices.into_iter().map(|scales| (saved(&scales), scales)).filter(|(saved, _)| *saved > 0.0);
-    Ok(choices.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, scales)| scales))
 }

@@ -9,7 +9,7 @@ use crate::print;
 use anyhow::{Context, ensure};
 use candle_rbe::archive::{self, Archive, CompressOptions, CompressReport, Selection, Stage};
 use candle_rbe::encode::fewest_bits;
-use candle_rbe::models::Windows;
+use candle_rbe::models::{CausalLm, Windows, own_text};
 use candle_rbe::nn::Calibration;
 use candle_rbe::{Encoder, EncoderConfig, Rate};
 use clap::Args;
@@ -30,6 +30,9 @@ pub(crate) struct Compress {
     /// Leave matrices dense whose names match this regular expression
     #[arg(long, value_name = "RE")]
     exclude: Option<String>,
+    /// Look at the weights alone: do not run the model on text of its own making to see how large each layer's inputs are
+    #[arg(long, conflicts_with = "calibrate")]
+    weights_only: bool,
     /// Keep the model's predictions on this text as close as the bits allow, which then are a budget for all layers
     /// together (a model directory of a known architecture)
     #[arg(long, value_name = "TEXT")]
@@ -60,16 +63,14 @@ impl Compress {
         let options = CompressOptions { selection, overwrite: self.force, plain: self.encoder.plain };
         // The output is begun, and what is measured or calibrated on is read, before the work.
         let stage = self.begin().with_context(|| self.failed())?;
-        let language = match self.calibrate.is_some() || self.kl.is_some() {
-            true => Some(Language::open(&self.input)?),
-            false => None,
-        };
+        let language = self.language(&encoder)?;
         let bound = match (self.kl, &self.text, &language) {
             (Some(bound), Some(text), Some(language)) => Some(self.bound(bound, text, language)?),
             _ => None,
         };
         let calibration = match (&self.calibrate, &language) {
             (Some(text), Some(language)) => Some(self.calibration(language, text)?),
+            (None, Some(language)) if self.looks_at_inputs(&encoder) => Some(of_own_text(language)?),
             _ => None,
         };
         let mut work = Work { compress: self, options, stage, calibration };
@@ -85,6 +86,26 @@ impl Compress {
         match self.json {
             true => print::json(&report),
             false => print::line(&self.describe(&report)),
+        }
+    }
+
+    /// Whether columns are to be scaled by what the model's own text shows of their inputs.
+    fn looks_at_inputs(&self, encoder: &Encoder) -> bool {
+        encoder.config().scales
+            && !self.weights_only
+            && matches!(encoder.config().rate, Rate::BitsPerWeight(_))
+    }
+
+    /// The model, where something needs it to run, or is better if it does.
+    fn language(&self, encoder: &Encoder) -> anyhow::Result<Option<Language>> {
+        if self.calibrate.is_some() || self.kl.is_some() {
+            return Language::open(&self.input).map(Some);
+        }
+        let runs = self.input.join("config.json").is_file()
+            && language::obstacle(&Archive::open(&self.input)?).is_none();
+        match runs && self.looks_at_inputs(encoder) {
+            true => Language::open(&self.input).map(Some),
+            false => Ok(None),
         }
     }
 
@@ -137,6 +158,17 @@ impl Compress {
             report.relative_error,
         )
     }
+}
+
+/// What the model shows of its layers' inputs on text of its own making.
+fn of_own_text(language: &Language) -> anyhow::Result<Calibration<'_>> {
+    let bar = Bar::new("running")?;
+    let progress = |done: usize, of: usize| bar.set(done as u64, of as u64, String::new());
+    let model = &language.model;
+    let windows = Windows { count: 16, length: model.context_length().min(128) };
+    let texts = own_text(model, windows, EncoderConfig::default().seed, progress)
+        .with_context(|| format!("cannot run {}; --weights-only does without", language.path.display()))?;
+    Ok(Calibration::new(model, texts).of_squares())
 }
 
 /// How near the compressed model is to be, and to what on which text.

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 #[derive(Args)]
 #[group(skip)]
 pub(crate) struct EncoderArgs {
-    /// Bits per weight of the file, all side information counted [default: 4 and room for the scales]
+    /// Bits per weight of all matrices of the file together, all side information counted [default: 4.02]
     #[arg(long, value_name = "B", group = "rate", allow_negative_numbers = true)]
     bits: Option<f64>,
     /// Relative error |W - W^| / |W| of each matrix, in as few bits as it takes
@@ -36,9 +36,12 @@ pub(crate) struct EncoderArgs {
     /// Bits of a trellis state, 12 to 16: with each the error is 1 to 2 % smaller and compressing takes twice as long
     #[arg(long, value_name = "N")]
     state_bits: Option<u8>,
-    /// Scales of rows and columns where they save more than they cost: for models whose rows and columns differ in size
+    /// No scales of rows and columns, which even out those of different size
     #[arg(long)]
-    scales: bool,
+    no_scales: bool,
+    /// Every matrix at the same bits: token tables and heads get no more than projections
+    #[arg(long)]
+    no_mix: bool,
     /// Transform of the blocks
     #[arg(long, value_enum, default_value = "dct")]
     transform: TransformArg,
@@ -107,7 +110,7 @@ impl EncoderArgs {
         let budget = if self.in_memory || self.plain { Budget::Memory } else { Budget::File };
         let default = EncoderConfig::default();
         let trellis_state_bits = self.state_bits.unwrap_or(default.trellis_state_bits);
-        let (block, scales) = (self.block, self.scales);
+        let (block, scales, mix) = (self.block, !self.no_scales, !self.no_mix);
         Encoder::new(EncoderConfig {
             rate,
             budget,
@@ -116,6 +119,7 @@ impl EncoderArgs {
             trellis_state_bits,
             transform,
             scales,
+            mix,
             ..default
         })
     }

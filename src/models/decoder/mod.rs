@@ -113,6 +113,12 @@ impl Model {
         }
         linears
     }
+
+    /// The name that the token table has in the file, where it is the head too.
+    pub fn tied_table(&self) -> Option<String> {
+        let Names { tokens, .. } = self.config.names;
+        self.config.tie_word_embeddings.then(|| format!("{}{tokens}.weight", dotted(self.body)))
+    }
 }
 
 impl CausalLm for Model {
@@ -177,6 +183,12 @@ impl Calibrate for Model {
         for (name, linear) in watched.linears_mut() {
             recorder.watch(&name, linear);
         }
-        watched.forward(input_ids, None)
+        let hidden = watched.hidden_states(input_ids, None)?;
+        let logits = watched.head(&hidden)?;
+        // A tied head is a layer with the table's weight.
+        match watched.tied_table() {
+            Some(name) => recorder.layer(&name, &hidden, logits),
+            None => Ok(logits),
+        }
     }
 }

@@ -4,10 +4,16 @@ use super::isa::Scalar;
 use crate::codec::Block;
 use crate::cpu::kernels::generic::planes::{self as generic, Digits, DotTile, Tile};
 use crate::cpu::kernels::unroll::dispatch;
-use crate::cpu::layout::planes::{QUAD, QUADS, Line, PackedPlanes, TILE_COLS, TILE_ROWS, unpack};
-use crate::cpu::layout::{QuantizedRows, Input, RowDots, RowSums};
+use crate::cpu::layout::planes::{Line, PackedPlanes, QUAD, QUADS, TILE_COLS, TILE_ROWS, unpack};
+use crate::cpu::layout::{Input, QuantizedRows, RowDots, RowSums};
 
-pub(super) fn product(tiles: &PackedPlanes, i: usize, row_tile: usize, x: QuantizedRows, sums: &mut [RowSums]) {
+pub(super) fn product(
+    tiles: &PackedPlanes,
+    i: usize,
+    row_tile: usize,
+    x: QuantizedRows,
+    sums: &mut [RowSums],
+) {
     generic::product(Scalar, tiles, i, row_tile, x, sums);
 }
 

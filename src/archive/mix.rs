@@ -1,0 +1,62 @@
+//! How many bits each matrix of a model gets: by what it is, as its name tells.
+
+use super::roles::{Depth, Role};
+
+/// A matrix that takes a share.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Share {
+    pub role: Role,
+    pub depth: Depth,
+    /// Its weights.
+    pub weights: u64,
+    /// Bits a weight of what it has beside its coefficients' bits.
+    pub side_bits: f64,
+}
+
+/// How much a model's divergence grows by an error of a weight there, beside one of an average projection, both relative to the size of
+/// their matrices: rounded from what noise of the same relative size did to three models (docs/quality.md, "A mix").
+fn sensitivity(role: Role, depth: Depth) -> f64 {
+    let role = match role {
+        Role::Head | Role::TiedTable => 6.0,
+        Role::Positions => 5.0,
+        Role::Value => 2.5,
+        Role::Query => 0.5,
+        Role::Table | Role::Projection => 1.0,
+    };
+    let depth = match depth {
+        Depth::First => 1.6,
+        Depth::Middle => 0.8,
+        Depth::Last => 1.2,
+    };
+    role * depth
+}
+
+/// The fewest bits of a matrix, as the whole ones of the budget less these: what errors do is known for small ones.
+const FEWER: f64 = 1.0;
+/// The most bits of a coefficient.
+const MOST: f64 = 8.0;
+
+/// The shares of matrices in their order: bits a weight, side information counted, of every matrix, `bits` being the budget of all: one bit after another where it saves the
+/// most, an error falling to a quarter with each (Shannon 1959). What is left of the budget at the end, the next in line has a part
+/// of a bit for.
+pub(super) fn mix(shares: &[Share], bits: f64) -> Vec<f64> {
+    let weights = |share: &Share| share.weights as f64;
+    let mut left: f64 = shares.iter().map(|share| (bits - share.side_bits) * weights(share)).sum();
+    let mean = left / shares.iter().map(weights).sum::<f64>();
+    let fewest = (mean.floor() - FEWER).clamp(mean.min(1.0), MOST);
+    let mut all = vec![fewest; shares.len()];
+    left -= shares.iter().map(|share| fewest * weights(share)).sum::<f64>();
+    while left > 0.0 {
+        let worth = |at: &usize| sensitivity(shares[*at].role, shares[*at].depth) * (-2.0 * all[*at]).exp2();
+        let open = (0..all.len()).filter(|at| all[*at] < MOST);
+        // Of equals the first, so that the order of names decides.
+        let Some(next) = open.rev().max_by(|a, b| worth(a).total_cmp(&worth(b))) else { break };
+        let part = (left / weights(&shares[next])).min(1.0).min(MOST - all[next]);
+        all[next] += part;
+        left -= part * weights(&shares[next]);
+        if part < 1.0 {
+            break;
+        }
+    }
+    all.iter().zip(shares).map(|(bits, share)| bits + share.side_bits).collect()
+}

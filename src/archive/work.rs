@@ -1,0 +1,221 @@
+//! What is done to each matrix of a model: its bits, its scales, its encoding.
+
+use super::Archive;
+use super::beside::{is_conv1d, model_type, ties_head};
+use super::convert::CompressOptions;
+use super::mix::{Share, mix};
+use super::roles::{Depth, Role, layer, share_input};
+use crate::nn::Calibration;
+use crate::{Encoder, EncoderConfig, Error, Rate, RbeTensor, Result};
+use candle_core::{DType, Device, Tensor};
+use rbe_core::codec::AxisScales;
+use rbe_core::encode::{Importance, Offer, RowScales, Scaling, column_scales, column_squares, share};
+use std::collections::BTreeMap;
+
+/// The matrices that are compressed, in the order of the file.
+pub(super) struct Matrices<'a> {
+    archive: &'a Archive,
+    names: Vec<&'a str>,
+    conv1d: bool,
+    tied: bool,
+}
+
+impl<'a> Matrices<'a> {
+    pub(super) fn new(archive: &'a Archive, names: Vec<&'a str>, config: Option<&serde_json::Value>) -> Self {
+        let conv1d = model_type(config) == Some("gpt2");
+        Self { archive, names, conv1d, tied: ties_head(config) }
+    }
+
+    fn role(&self, at: usize) -> Role {
+        Role::of(self.names[at], self.tied)
+    }
+
+    fn elements(&self, at: usize) -> Result<u64> {
+        Ok(self.archive.entry(self.names[at])?.elements() as u64)
+    }
+
+    /// A matrix as (out, in).
+    fn weight(&self, name: &str) -> Result<Tensor> {
+        // In its own type: the encoder refuses what F32 cannot hold.
+        let weight = self.archive.tensor(self.archive.entry(name)?, &Device::Cpu)?;
+        if self.conv1d && is_conv1d(name) { Ok(weight.t()?.contiguous()?) } else { Ok(weight) }
+    }
+}
+
+/// What is to be done.
+pub(super) struct Work<'a, 'm> {
+    pub encoder: &'a Encoder,
+    pub options: &'a CompressOptions,
+    pub calibration: Option<&'a mut Calibration<'m>>,
+}
+
+/// How one matrix is encoded.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Plan {
+    /// Bits a weight where that is not the encoder's own rate: a share of the budget.
+    bits: Option<f64>,
+    /// Its scales; `None` where the encoder is to find them.
+    scaling: Option<Scaling>,
+}
+
+impl Work<'_, '_> {
+    /// A plan for each matrix.
+    pub(super) fn plan(&mut self, matrices: &Matrices) -> Result<Vec<Plan>> {
+        let Rate::BitsPerWeight(bits) = self.encoder.config().rate else {
+            let products = self.calibration.as_ref().is_some_and(|calibration| calibration.has_products());
+            return match products {
+                false => Ok(vec![Plan::default(); matrices.names.len()]),
+                true => Err(Error::config(format!(
+                    "calibration towards {}; it shares out bits: ask for bits per weight",
+                    self.encoder.config().rate
+                ))),
+            };
+        };
+        if self.calibration.as_ref().is_some_and(|calibration| calibration.has_products()) {
+            let bits = self.offered(matrices, bits)?;
+            return Ok(bits.into_iter().map(|bits| Plan { bits, scaling: None }).collect());
+        }
+        let scalings = self.scalings(matrices)?;
+        let layers = matrices.names.iter().filter_map(|name| layer(name)).max().map_or(0, |last| last + 1);
+        let shares = (0..matrices.names.len()).map(|at| {
+            let shape = &matrices.archive.entry(matrices.names[at])?.shape;
+            let side_bits = side_bits(shape[0], shape[1], &scalings[at]);
+            let depth = Depth::of(matrices.names[at], layers);
+            Ok(Share { role: matrices.role(at), depth, weights: matrices.elements(at)?, side_bits })
+        });
+        let shares = shares.collect::<Result<Vec<_>>>()?;
+        let all = match self.encoder.config().mix {
+            true => mix(&shares, bits).into_iter().map(Some).collect(),
+            false => vec![None; shares.len()],
+        };
+        let plan = all.into_iter().zip(scalings);
+        Ok(plan.map(|(bits, scaling)| Plan { bits, scaling: Some(scaling) }).collect())
+    }
+}
+
+/// Bits a weight beside those of coefficients: a number of bits and a scale for each sixteen columns of a block, four bits for a scale
+/// of a row or column.
+fn side_bits(rows: usize, cols: usize, scaling: &Scaling) -> f64 {
+    let (height, width) = (rows as f64, cols as f64);
+    let scale_groups = (rows.div_ceil(256) * cols.div_ceil(16)) as f64;
+    let of_rows = if scaling.rows.is_some() { 4.0 / width } else { 0.0 };
+    let of_cols = if scaling.cols.is_some() { 4.0 / height } else { 0.0 };
+    24.0 * scale_groups / (height * width) + of_rows + of_cols
+}
+
+impl Work<'_, '_> {
+    /// The scales of every matrix: those of columns once for all layers of one input.
+    fn scalings(&mut self, matrices: &Matrices) -> Result<Vec<Scaling>> {
+        let mut columns = BTreeMap::new();
+        (0..matrices.names.len())
+            .map(|at| {
+                let name = matrices.names[at];
+                let scaling = self.scaling(matrices, at, &mut columns);
+                scaling.map_err(|error| error.in_tensor(name))
+            })
+            .collect()
+    }
+
+    fn scaling(
+        &mut self,
+        matrices: &Matrices,
+        at: usize,
+        columns: &mut BTreeMap<Vec<String>, Option<AxisScales>>,
+    ) -> Result<Scaling> {
+        let role = matrices.role(at);
+        if !self.encoder.config().scales || role == Role::Positions {
+            return Ok(Scaling::default());
+        }
+        let rows = if role.has_tokens() { RowScales::Full } else { RowScales::SquareRoot };
+        let inputs = match &mut self.calibration {
+            Some(calibration) => calibration.statistics(&matrices.names[at..])?,
+            None => None,
+        };
+        let inputs = inputs.map(|statistics| statistics.input_moments());
+        if role.has_tokens() && inputs.is_none() {
+            return Ok(Scaling { rows: Some(rows), cols: None });
+        }
+        let group = share_input(matrices.names[at]);
+        if let Some(cols) = columns.get(&group) {
+            return Ok(Scaling { rows: Some(rows), cols: cols.clone() });
+        }
+        let (mut squares, mut height) = (Vec::new(), 0);
+        for name in group.iter().filter(|name| matrices.names.contains(&name.as_str())) {
+            let weight = matrices.weight(name)?;
+            let (rows, cols) = weight.dims2()?;
+            let own = column_squares(&weight.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?, cols);
+            squares.resize(cols, 0.0);
+            squares.iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
+            height += rows;
+        }
+        let cols = match inputs {
+            Some(inputs) if inputs.len() != squares.len() => {
+                let reason =
+                    format!("statistics of {} inputs for a weight of {}", inputs.len(), squares.len());
+                return Err(Error::shape(reason));
+            }
+            inputs => column_scales(&squares, inputs.as_deref(), height),
+        };
+        columns.insert(group, cols.clone());
+        Ok(Scaling { rows: Some(rows), cols })
+    }
+
+    /// What calibration offers each matrix of the budget; `None` for one that it has no statistics of.
+    fn offered(&mut self, matrices: &Matrices, bits: f64) -> Result<Vec<Option<f64>>> {
+        let names = &matrices.names;
+        let Some(calibration) = &mut self.calibration else { return Ok(vec![None; names.len()]) };
+        let mut offers: Vec<(u64, Vec<Offer>)> = Vec::new();
+        for at in 0..names.len() {
+            let mut offer = || -> Result<_> {
+                let Some(statistics) = calibration.statistics(&names[at..])? else { return Ok(Vec::new()) };
+                let weight = matrices.weight(names[at])?;
+                let mut offers = self.encoder.offers(&weight, statistics)?;
+                // Far below the others the expectation does not hold; see `FARTHEST`.
+                offers.retain(|offer| offer.bits_per_weight >= bits - FARTHEST);
+                Ok(offers)
+            };
+            offers.push((matrices.elements(at)?, offer().map_err(|e| e.in_tensor(names[at]))?));
+        }
+        let (some, matrices): (Vec<usize>, Vec<(u64, &[Offer])>) = offers
+            .iter()
+            .enumerate()
+            .filter(|(_, (_, offers))| !offers.is_empty())
+            .map(|(at, (weights, offers))| (at, (*weights, &offers[..])))
+            .unzip();
+        let budget = bits * matrices.iter().map(|(weights, _)| *weights as f64).sum::<f64>();
+        let mut rates = vec![None; names.len()];
+        for ((at, taken), (_, offers)) in
+            some.into_iter().zip(share(&matrices, |spent, _| spent <= budget)).zip(&matrices)
+        {
+            rates[at] = Some(offers[taken].bits_per_weight);
+        }
+        Ok(rates)
+    }
+
+    /// Encodes a matrix as its plan says.
+    pub(super) fn encode(&mut self, matrices: &Matrices, at: usize, plan: Plan) -> Result<RbeTensor> {
+        let name = matrices.names[at];
+        let encode = || -> Result<RbeTensor> {
+            let weight = matrices.weight(name)?;
+            let statistics = match &mut self.calibration {
+                Some(calibration) => calibration.statistics(&matrices.names[at..])?,
+                None => None,
+            };
+            let importance = Importance { statistics, scaling: plan.scaling };
+            let tensor = match plan.bits {
+                Some(bits) => {
+                    let rate = Rate::BitsPerWeight(bits);
+                    let config = EncoderConfig { rate, ..self.encoder.config().clone() };
+                    Encoder::new(config)?.encode_for(&weight, &importance)?
+                }
+                None => self.encoder.encode_for(&weight, &importance)?,
+            };
+            if matrices.conv1d && is_conv1d(name) { tensor.t() } else { Ok(tensor) }
+        };
+        encode().map_err(|e| e.in_tensor(name))
+    }
+}
+
+/// How many bits fewer than the budget's a matrix gets at most. What errors do to predictions is known to second
+/// order: of matrices with few bits it expects too little.
+const FARTHEST: f64 = 0.5;
