@@ -32,7 +32,7 @@ pub(super) const STRIP_LINES: usize = PERIOD * GROUPS;
 pub(super) type StripCodes = [Line; STRIP_LINES];
 
 /// What is added to values to make unsigned codes of them.
-pub(super) const BIAS: i32 = 128;
+pub(super) const BIAS: i32 = 64;
 
 /// How columns of one height lie in the lanes of a register.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -11,3 +11,4 @@ pub(super) mod planes;
 pub(super) mod sparse;
 pub(super) mod trellis;
 pub(super) mod viterbi;
+pub(super) mod windows;

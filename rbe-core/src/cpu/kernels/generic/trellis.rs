@@ -111,6 +111,9 @@ pub(in crate::cpu) fn product<I: Decode>(
     // Whole vectors, so that the digits of one come one after another.
     let batch_at_once = DIGITS_AT_ONCE / x.per_vector();
     let tiles = sums.len() / x.vectors();
+    if x.vectors() <= batch_at_once {
+        return product_of_few(isa, term, i, blocks, x, sums);
+    }
     let mut codes = [[Line([0; 64]); STRIP_LINES]; MOST_STRIPS];
     for j in blocks {
         let mut places = [(0, 0.0); MOST_STRIPS];
@@ -124,6 +127,30 @@ pub(in crate::cpu) fn product<I: Decode>(
             let first = n * batch_at_once;
             let x = x.part(first..first + sums.len() / tiles);
             let strips = DecodedStrips::new(&codes[..count], &places, x, j, BIAS - I::BYTE_BIAS);
+            for tile in 0..tiles {
+                isa.multiply_tile(&strips, tile, sums, tiles);
+            }
+        }
+    }
+}
+
+/// [`product`] with digits that are taken at once: each strip is multiplied while its codes are in the nearest cache.
+#[inline(always)]
+fn product_of_few<I: Decode>(
+    isa: I,
+    term: &TrellisStrips,
+    i: usize,
+    blocks: Range<usize>,
+    x: Batch,
+    sums: &mut [RowSums],
+) {
+    let tiles = sums.len() / x.vectors();
+    let mut codes = [Line([0; 64]); STRIP_LINES];
+    for j in blocks {
+        for (first, strip) in term.block_strips(term.layout().block_at(i, j)) {
+            decode_strip(isa, &strip, &mut codes);
+            let places = [(first, strip.scale); MOST_STRIPS];
+            let strips = DecodedStrips::new(std::slice::from_ref(&codes), &places, x, j, BIAS - I::BYTE_BIAS);
             for tile in 0..tiles {
                 isa.multiply_tile(&strips, tile, sums, tiles);
             }

@@ -1,0 +1,267 @@
+//! The trellis code by windows of four bits, for sets that look sixteen bytes up in a table of sixteen.
+//!
+//! The index of a state is linear, and its bits lie so that it needs few look-ups: a window is the four bits that begin with a
+//! row's own, and the windows of some rows ahead are the state's other bits.
+//!
+//! ```text
+//!     level  = levels[q0 ^ mix(q at 8)]      value = level + offset
+//!     offset = offsets[q at 4]               three bits a row: levels[q0 ^ mix(q at 6)], offsets[q at 3 ^ mix(q at 9)]
+//! ```
+//!
+//! and where a state has more than twelve bits, `mix(q at 12)` in both. From four bits on the offset counts twice at two levels.
+
+use super::decode::PerCode;
+use crate::codec::term::trellis::{Code, MAX_BITS};
+use crate::cpu::kernels::unroll::{each, per_code};
+use crate::cpu::layout::planes::Line;
+use crate::cpu::layout::trellis::{BIAS, Bundle, PERIOD};
+
+/// Tables by the value of a window.
+#[derive(Clone, Copy)]
+pub(in crate::cpu) struct WindowTables {
+    /// `level + BIAS` less what is in the offsets.
+    levels: [u8; 16],
+    /// 255 at levels where the offset counts twice.
+    doubled: [u8; 16],
+    /// Offsets from the least on.
+    offsets: [u8; 16],
+    /// What later windows contribute to the level's and to the offset's.
+    mix_level: [[u8; 16]; 2],
+    mix_offset: [[u8; 16]; 2],
+}
+
+static WINDOW_TABLES: PerCode<WindowTables> = per_code!(
+    window_tables,
+    WindowTables {
+        levels: [0; 16],
+        doubled: [0; 16],
+        offsets: [0; 16],
+        mix_level: [[0; 16]; 2],
+        mix_offset: [[0; 16]; 2],
+    }
+);
+
+/// The bit of a state at which the windows of levels and of offsets begin, for codes of so many bits.
+const fn window_starts(bits: usize) -> [[usize; 3]; 2] {
+    // The second of the offset's is no window of its own but with three bits.
+    if bits == 3 { [[0, 6, 12], [3, 9, 12]] } else { [[0, 8, 12], [4, 4, 12]] }
+}
+
+/// Rows ahead of a row whose windows its state has.
+const fn rows_ahead(bits: usize, state: usize) -> usize {
+    if state > 12 {
+        12 / bits
+    } else if bits == 3 {
+        3
+    } else {
+        8 / bits
+    }
+}
+
+/// The half of an index that the bits of a window, of those below `end`, contribute.
+const fn contribution(code: Code, start: usize, end: usize, window: usize, half: u32) -> u8 {
+    let state = window << start & ((1 << end) - 1);
+    code.index(state as u16) >> (4 * half) & 15
+}
+
+/// The first window that contributes what is wanted.
+const fn window_of(code: Code, start: usize, half: u32, wanted: u8) -> u8 {
+    let mut window = 0;
+    while contribution(code, start, 16, window, half) != wanted {
+        window += 1;
+    }
+    window as u8
+}
+
+const fn window_tables(code: Code) -> WindowTables {
+    let book = code.codebook();
+    let [level_starts, offset_starts] = window_starts(code.bits() as usize);
+    let mut tables = WindowTables {
+        levels: [0; 16],
+        doubled: [0; 16],
+        offsets: [0; 16],
+        mix_level: [[0; 16]; 2],
+        mix_offset: [[0; 16]; 2],
+    };
+    let least = book.offsets[0] as i32;
+    let mut window = 0;
+    while window < 16 {
+        let level = contribution(code, level_starts[0], 16, window, 0) as usize;
+        let doubled = book.doubles && (level == 0 || level == 15);
+        tables.doubled[window] = if doubled { 255 } else { 0 };
+        let least_offset = if doubled { 2 * least } else { least };
+        tables.levels[window] = (book.levels[level] as i32 + BIAS + least_offset) as u8;
+        let offset = contribution(code, offset_starts[0], 16, window, 1) as usize;
+        tables.offsets[window] = (book.offsets[offset] as i32 - least) as u8;
+        let mut n = 0;
+        while n < 2 {
+            // The windows of three bits a row overlap: bit 12 is the last's.
+            let end = if n == 0 { 12 } else { 16 };
+            let level = contribution(code, level_starts[n + 1], end, window, 0);
+            tables.mix_level[n][window] = window_of(code, level_starts[0], 0, level);
+            if n == 1 || offset_starts[1] != offset_starts[0] {
+                let offset = contribution(code, offset_starts[n + 1], end, window, 1);
+                tables.mix_offset[n][window] = window_of(code, offset_starts[0], 1, offset);
+            }
+            n += 1;
+        }
+        window += 1;
+    }
+    tables
+}
+
+/// Look-ups in tables of sixteen bytes, in registers each of which holds a part of a line.
+pub(in crate::cpu) trait Windows: Copy {
+    /// Registers that a line fills.
+    const PARTS: usize;
+    /// A register.
+    type Register: Copy;
+
+    /// A part of a line.
+    fn load(self, line: &Line, part: usize) -> Self::Register;
+    /// As a line whose lanes have what follows theirs: among so many lanes that a column fills, the first after the last.
+    fn load_next(self, line: &Line, part: usize, lanes: usize) -> Self::Register;
+    /// Writes a part of a line.
+    fn store(self, bytes: Self::Register, line: &mut Line, part: usize);
+    /// A table, for [`look_up`](Self::look_up).
+    fn table(self, table: &[u8; 16]) -> Self::Register;
+    /// The table's bytes at indices below 16.
+    fn look_up(self, table: Self::Register, index: Self::Register) -> Self::Register;
+    /// Four bits from bit `at` of each byte on, where they are.
+    fn window(self, bytes: Self::Register, at: usize) -> Self::Register;
+    /// Four bits from bit `at` of each byte on, the last of them those that begin the next.
+    fn window_across(self, bytes: Self::Register, next: Self::Register, at: usize) -> Self::Register;
+    /// Where either has a bit, but not both.
+    fn xor(self, a: Self::Register, b: Self::Register) -> Self::Register;
+    /// The bits of both.
+    fn and(self, a: Self::Register, b: Self::Register) -> Self::Register;
+    /// Sums of bytes.
+    fn add(self, a: Self::Register, b: Self::Register) -> Self::Register;
+}
+
+/// [`WindowTables`] in registers.
+#[derive(Clone, Copy)]
+pub(in crate::cpu) struct WindowCode<I: Windows, const BITS: usize, const STATE: usize> {
+    isa: I,
+    levels: I::Register,
+    doubled: I::Register,
+    offsets: I::Register,
+    mix_level: [I::Register; 2],
+    mix_offset: [I::Register; 2],
+}
+
+impl<I: Windows, const BITS: usize, const STATE: usize> WindowCode<I, BITS, STATE> {
+    /// Rows ahead of a row whose windows [`codes`](Self::codes) takes.
+    pub(in crate::cpu) const AHEAD: usize = rows_ahead(BITS, STATE);
+
+    #[inline(always)]
+    pub(in crate::cpu) fn new(isa: I, code: Code) -> Self {
+        let tables = WINDOW_TABLES.of(code);
+        Self {
+            isa,
+            levels: isa.table(&tables.levels),
+            doubled: isa.table(&tables.doubled),
+            offsets: isa.table(&tables.offsets),
+            mix_level: [isa.table(&tables.mix_level[0]), isa.table(&tables.mix_level[1])],
+            mix_offset: [isa.table(&tables.mix_offset[0]), isa.table(&tables.mix_offset[1])],
+        }
+    }
+
+    /// The window of a row.
+    #[inline(always)]
+    pub(in crate::cpu) fn window(self, bytes: &PeriodBytes<I>, row: usize) -> I::Register {
+        let (byte, at) = (BITS * row / 8, BITS * row % 8);
+        let here = bytes.get::<BITS>(byte);
+        if at <= 4 {
+            self.isa.window(here, at)
+        } else {
+            self.isa.window_across(here, bytes.get::<BITS>(byte + 1), at)
+        }
+    }
+
+    /// The codes of a row, by its window and those of the rows ahead of it.
+    #[inline(always)]
+    pub(in crate::cpu) fn codes(
+        self,
+        windows: &[I::Register; PERIOD + MOST_AHEAD],
+        row: usize,
+    ) -> I::Register {
+        let isa = self.isa;
+        let at = |start: usize| windows[row + start / BITS];
+        let [level_starts, offset_starts] = const { window_starts(BITS) };
+        let mut level = isa.xor(at(0), isa.look_up(self.mix_level[0], at(level_starts[1])));
+        let mut offset = at(offset_starts[0]);
+        if BITS == 3 {
+            offset = isa.xor(offset, isa.look_up(self.mix_offset[0], at(offset_starts[1])));
+        }
+        if STATE > 12 {
+            level = isa.xor(level, isa.look_up(self.mix_level[1], at(level_starts[2])));
+            offset = isa.xor(offset, isa.look_up(self.mix_offset[1], at(offset_starts[2])));
+        }
+        let offset = isa.look_up(self.offsets, offset);
+        let mut code = isa.add(isa.look_up(self.levels, level), offset);
+        if BITS == usize::from(MAX_BITS) {
+            code = isa.add(code, isa.and(offset, isa.look_up(self.doubled, level)));
+        }
+        code
+    }
+}
+
+/// The most rows ahead: those of twelve bits, one a row.
+pub(in crate::cpu) const MOST_AHEAD: usize = 12;
+
+/// A part of the lines of one register's groups, and of the two bytes that follow each period.
+#[derive(Clone, Copy)]
+pub(in crate::cpu) struct PeriodBytes<'a, I: Windows> {
+    isa: I,
+    lines: &'a [Line],
+    part: usize,
+    following: [I::Register; 2],
+}
+
+impl<'a, I: Windows> PeriodBytes<'a, I> {
+    #[inline(always)]
+    pub(in crate::cpu) fn new(isa: I, bundle: Bundle<'a>, bits: usize, part: usize) -> Self {
+        let (own, after) = bundle.lines.split_at(2 * bits);
+        let following = if bundle.packing.is_full() {
+            let lanes = bundle.packing.tiles();
+            [isa.load_next(&own[0], part, lanes), isa.load_next(&own[1], part, lanes)]
+        } else {
+            [isa.load(&after[0], part), isa.load(&after[1], part)]
+        };
+        Self { isa, lines: own, part, following }
+    }
+
+    #[inline(always)]
+    fn get<const BITS: usize>(&self, byte: usize) -> I::Register {
+        if byte < 2 * BITS {
+            self.isa.load(&self.lines[byte], self.part)
+        } else {
+            self.following[byte - 2 * BITS]
+        }
+    }
+}
+
+/// The codes of one register's groups: `codes[s * stride]` has row `s` of each lane's period.
+#[inline(always)]
+pub(in crate::cpu) fn decode_bundle<I: Windows, const BITS: usize, const STATE: usize>(
+    isa: I,
+    bundle: Bundle,
+    codes: &mut [Line],
+    stride: usize,
+) {
+    assert!(codes.len() > (PERIOD - 1) * stride && bundle.lines.len() >= 2 * BITS);
+    let code = WindowCode::<I, BITS, STATE>::new(isa, bundle.code);
+    for part in 0..I::PARTS {
+        let bytes = PeriodBytes::new(isa, bundle, BITS, part);
+        let mut windows = [code.window(&bytes, 0); PERIOD + MOST_AHEAD];
+        each!(ROW in [1 2 3 4 5 6 7 8 9 10 11] if ROW < rows_ahead(BITS, STATE) {
+            windows[ROW] = code.window(&bytes, ROW);
+        });
+        each!(ROW in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15] {
+            let ahead = const { ROW + rows_ahead(BITS, STATE) };
+            windows[ahead] = code.window(&bytes, ahead);
+            isa.store(code.codes(&windows, ROW), &mut codes[ROW * stride], part);
+        });
+    }
+}
