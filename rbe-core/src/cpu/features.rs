@@ -87,7 +87,7 @@ pub fn level() -> Level {
 impl Kernels {
     /// The kernels of the level in use.
     pub(super) fn get() -> &'static Self {
-        static KERNELS: OnceLock<&Kernels> = OnceLock::new();
+        static KERNELS: OnceLock<Kernels> = OnceLock::new();
         KERNELS.get_or_init(|| {
             let level = level();
             Self::new(level).unwrap_or_else(|| unreachable!("{level:?} was detected"))
@@ -95,8 +95,8 @@ impl Kernels {
     }
 
     /// The kernels of a level, `None` where the processor lacks it.
-    pub(super) fn new(level: Level) -> Option<&'static Self> {
-        level.0.kernels()
+    pub(super) fn new(level: Level) -> Option<Self> {
+        level.0.kernels().copied()
     }
 }
 

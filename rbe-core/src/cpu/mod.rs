@@ -2,7 +2,7 @@
 //!
 //! [`product`] and [`transposed_product`] are the doors. Both follow the same three steps:
 //!
-//! 1. every input vector goes into the coefficient domain once (`axis`, `transform`: sixteen blocks in the
+//! 1. every input vector goes into the coefficient domain once (`axis`: sixteen blocks in the
 //!    lanes of a register), for a planes term as signed bytes with scales (`activations`);
 //! 2. each row tile (or block row) accumulates the terms' shares over all blocks of its row, for all vectors, on
 //!    layouts made for that when the matrix was loaded (`tiles`, `strips`, `slices`);
@@ -35,22 +35,13 @@ mod viterbi;
 
 pub use attention::{Attention, Heads, attention, attention_gradients};
 pub use features::{Level, level, levels, requested_level};
+pub use layout::Precision;
 pub use loaded::LoadedMatrix;
 pub use norm::{Norm, norm, norm_gradients};
 pub use parametric::{parametric_gradients, parametric_product};
 pub use pool::{Pool, Rayon, Serial};
 pub use product::{product, products, transposed_product};
 pub(crate) use viterbi::{Codebook, Search};
-
-/// How activations enter the product with a planes term.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Precision {
-    /// Three signed bytes: F32's own resolution.
-    #[default]
-    Exact,
-    /// One signed byte, as in Candle's quantised products; three times less arithmetic.
-    Int8,
-}
 
 #[cfg(test)]
 mod tests;

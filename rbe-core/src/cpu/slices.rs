@@ -15,7 +15,7 @@
 //! So one expansion by the mask puts a slot's columns into the lanes of their rows, and its fields likewise; the inputs of a
 //! block are looked up in registers. An entry takes three bytes, and its slot two more.
 
-use super::layout::Place;
+use super::layout::entries::Place;
 use crate::codec::term::Sparse;
 use crate::codec::term::sparse::Format;
 use crate::codec::{Block, Layout};

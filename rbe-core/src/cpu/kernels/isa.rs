@@ -4,7 +4,9 @@
 //! safe to call. Generic kernels are inlined into a level's `#[target_feature]` functions, and only there become its
 //! instructions: each of them, and each word of the vocabulary, is `#[inline(always)]`.
 //!
-//! Each generic kernel asks for the words it needs in a trait beside it; this is what all need.
+//! The words that several kernels share are here, those of one beside it.
+
+use crate::cpu::layout::planes::Line;
 
 /// A token of an instruction set.
 pub(super) trait Isa: Copy {
@@ -16,4 +18,23 @@ pub(super) trait Isa: Copy {
     fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
         if Self::FMA { a.mul_add(b, c) } else { a * b + c }
     }
+}
+
+/// Bytes in registers, each of which holds a part of a [`Line`].
+pub(super) trait Bytes: Isa {
+    /// Registers that a line fills.
+    const PARTS: usize;
+    /// A register.
+    type Register: Copy;
+
+    /// A byte everywhere.
+    fn splat(self, byte: u8) -> Self::Register;
+    /// A part of a line.
+    fn load(self, line: &Line, part: usize) -> Self::Register;
+    /// The bits of both.
+    fn and(self, a: Self::Register, b: Self::Register) -> Self::Register;
+    /// Each byte shifted to the right. Its upper bits may be its neighbour's.
+    fn shift_right(self, bytes: Self::Register, shift: usize) -> Self::Register;
+    /// `above << BITS | field`, of which the lowest bits count; `above << BITS` fits its byte.
+    fn insert_below<const BITS: i32>(self, above: Self::Register, field: Self::Register) -> Self::Register;
 }

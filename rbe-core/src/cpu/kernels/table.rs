@@ -31,9 +31,13 @@ type Trellis = unsafe fn(&TrellisStrips, i: usize, blocks: Range<usize>, Batch, 
 type OfBlock<T> = unsafe fn(&T, Block, Input, acc: &mut [f32]);
 type Spmm = unsafe fn(&SortedEntries, LaneInput, acc: &mut [Lanes], stride: usize);
 type Sddmm = unsafe fn(&[Place], LaneInput, LaneInput, sums: &mut [f32]);
+type TakeDigit = unsafe fn(&mut [f32], scale: f32, digits: &mut [i8]);
+type RowsToLanes = unsafe fn(rows: &[f32], stride: usize, lanes: &mut [Lanes; LANES]);
+type LanesToRows = unsafe fn(lanes: &[Lanes; LANES], rows: &mut [f32], stride: usize);
+type Norm = unsafe fn(NormRow, bias: &[f32], out: &mut [f32]);
 type Dct<L> = unsafe fn(&mut [L], &mut [L]);
-/// `next` of costs, values and a target: [`step`](super::generic::viterbi::step).
-pub(in crate::cpu::kernels) type ViterbiStep = unsafe fn(&[u16], &[i16], i16, next: &mut [u16]) -> u16;
+/// [`step`](super::generic::viterbi::step) with a number of bits.
+type Viterbi = unsafe fn(&[u16], &[i16], i16, next: &mut [u16]) -> u16;
 
 /// The inner loops of one level. Only a level gives its table away, and only where its instructions exist, so the methods are
 /// safe.
@@ -56,20 +60,20 @@ pub(in crate::cpu) struct Kernels {
     pub(super) sddmm: Op<Sddmm>,
     /// The largest magnitude of a block of activations, and one digit of it.
     pub(super) largest: Op<unsafe fn(&[f32]) -> f32>,
-    pub(super) take_digit: Op<unsafe fn(&mut [f32], f32, &mut [i8])>,
+    pub(super) take_digit: Op<TakeDigit>,
     /// Sixteen elements of each of sixteen rows, `stride` apart, to lanes and back.
-    pub(super) rows_to_lanes: Op<unsafe fn(rows: &[f32], stride: usize, lanes: &mut [Lanes; LANES])>,
-    pub(super) lanes_to_rows: Op<unsafe fn(lanes: &[Lanes; LANES], rows: &mut [f32], stride: usize)>,
+    pub(super) rows_to_lanes: Op<RowsToLanes>,
+    pub(super) lanes_to_rows: Op<LanesToRows>,
     /// `x <- sqrt(n) C x` and its transpose in each lane; the second slice is scratch.
     pub(super) dct2: Op<Dct<Lanes>>,
     pub(super) dct3: Op<Dct<Lanes>>,
     pub(super) dct2_of_four: Op<Dct<FourLanes>>,
     pub(super) dct3_of_four: Op<Dct<FourLanes>>,
-    pub(super) norm: Op<unsafe fn(NormRow, bias: &[f32], out: &mut [f32])>,
+    pub(super) norm: Op<Norm>,
     pub(super) norm_gradient: Op<unsafe fn(NormRow, g: &[f32], NormGradient)>,
     pub(super) exp: Op<unsafe fn(&mut [f32], f32) -> f32>,
     /// For trellises of 1 to 4 bits.
-    pub(super) viterbi: Op<[ViterbiStep; 4]>,
+    pub(super) viterbi: Op<[Viterbi; 4]>,
 }
 
 #[cfg(test)]
@@ -137,7 +141,7 @@ impl Kernels {
         x: Batch,
         sums: &mut [RowSums],
     ) {
-        assert_eq!(sums.len(), x.vectors());
+        assert_eq!(sums.len(), x.len());
         // SAFETY: a level gives its table away only where the processor has its instructions.
         unsafe { (self.planes.run)(tiles, i, row_tile, x, sums) }
     }
@@ -229,7 +233,7 @@ impl Kernels {
         x: Batch,
         sums: &mut [RowSums],
     ) {
-        assert!(sums.len().is_multiple_of(x.vectors()));
+        assert!(sums.len().is_multiple_of(x.len()));
         // SAFETY: as in `planes`.
         unsafe { (self.trellis.run)(term, i, blocks, x, sums) }
     }
@@ -300,18 +304,21 @@ impl Kernels {
         unsafe { (self.dct3_of_four.run)(x, scratch) }
     }
 
-    /// A step of Viterbi's search over the states of a trellis of `bits` bits, 1 to 4: the costs of all classes after a row's
-    /// value, and the least of them. `values` holds the value of every state; `costs`, those before, has [`OVERREAD`] elements
-    /// more than `next`.
-    pub(in crate::cpu) fn viterbi_step(
-        &self,
-        bits: u8,
-        costs: &[u16],
-        values: &[i16],
-        target: i16,
-        next: &mut [u16],
-    ) -> u16 {
+    /// The step of Viterbi's search in a trellis of `bits` bits, 1 to 4.
+    pub(in crate::cpu) fn viterbi(&self, bits: u8) -> ViterbiStep {
+        ViterbiStep(self.viterbi.run[usize::from(bits) - 1])
+    }
+}
+
+/// A step of Viterbi's search, of a level that the processor has.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::cpu) struct ViterbiStep(Viterbi);
+
+impl ViterbiStep {
+    /// Writes the costs of all classes after a row's value to `next` and returns the least. `values` holds the value of every
+    /// state; `costs`, those before, has [`OVERREAD`](super::OVERREAD) elements more than `next`.
+    pub(in crate::cpu) fn run(self, costs: &[u16], values: &[i16], target: i16, next: &mut [u16]) -> u16 {
         // SAFETY: as in `planes`.
-        unsafe { (self.viterbi.run[usize::from(bits) - 1])(costs, values, target, next) }
+        unsafe { (self.0)(costs, values, target, next) }
     }
 }

@@ -8,14 +8,23 @@
 //! one before lost, 254 times finer: three give `|error| <= max|x| / 16 million`, F32's own resolution, and the
 //! sums over a block stay exact integers. To the kernel a digit is one more vector.
 
-use super::planes::TILE_COLS;
 use crate::codec::Layout;
 use crate::codec::sizes::elements;
-use crate::cpu::Precision;
+use crate::cpu::tiles::TILE_COLS;
 use std::ops::Range;
 
 /// Bytes of a line of the processor's caches.
 const CACHE_LINE: usize = 64;
+
+/// How activations enter the product with a planes term.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// Three signed bytes: F32's own resolution.
+    #[default]
+    Exact,
+    /// One signed byte, as in Candle's quantised products; three times less arithmetic.
+    Int8,
+}
 
 /// Input vectors in digits.
 #[derive(Debug, Default)]
@@ -26,13 +35,13 @@ pub(in crate::cpu) struct Activations {
     pub stride: usize,
     /// Where each block begins in it.
     pub starts: Vec<usize>,
-    /// `vectors x digits x stride`.
+    /// `batch x digits x stride`.
     pub values: Vec<i8>,
-    /// `s` of each block: `vectors x digits x blocks`.
+    /// `s` of each block: `batch x digits x blocks`.
     pub scales: Vec<f32>,
     /// Sum of each block's digits, likewise.
     pub sums: Vec<i32>,
-    /// Sum of the digits of each tile of [`TILE_COLS`] columns: `vectors x digits x tiles`.
+    /// Sum of the digits of each tile of [`TILE_COLS`] columns: `batch x digits x tiles`.
     pub tile_sums: Vec<i32>,
 }
 
@@ -45,8 +54,8 @@ pub(in crate::cpu) struct Digit<'a> {
 }
 
 impl Activations {
-    /// Makes room for `vectors` inputs of a matrix; nothing is allocated when there was room before.
-    pub(in crate::cpu) fn prepare(&mut self, layout: Layout, vectors: usize, precision: Precision) {
+    /// Makes room for a batch of `batch` inputs of a matrix; nothing is allocated when there was room before.
+    pub(in crate::cpu) fn prepare(&mut self, layout: Layout, batch: usize, precision: Precision) {
         self.digits = match precision {
             Precision::Int8 => 1,
             Precision::Exact => 3,
@@ -59,7 +68,7 @@ impl Activations {
         }
         // An odd number of cache lines: a power of two would have all vectors' bytes in one set of the cache.
         self.stride = (self.stride.div_ceil(CACHE_LINE) | 1) * CACHE_LINE;
-        let of_digits = |each: usize| elements(&[vectors, self.digits, each]);
+        let of_digits = |each: usize| elements(&[batch, self.digits, each]);
         let (values, blocks, tiles) =
             (of_digits(self.stride), of_digits(self.starts.len()), of_digits(self.tiles()));
         self.values.resize(values, 0);
@@ -76,7 +85,7 @@ impl Activations {
     /// The digits of some vectors.
     pub(in crate::cpu) fn batch(&self, vectors: Range<usize>) -> Batch<'_> {
         assert!(self.values.len() >= vectors.end * self.digits * self.stride);
-        Batch { all: self, first: vectors.start * self.digits, vectors: vectors.len() }
+        Batch { all: self, first: vectors.start * self.digits, len: vectors.len() }
     }
 }
 
@@ -86,12 +95,13 @@ pub(in crate::cpu) struct Batch<'a> {
     all: &'a Activations,
     /// The first of all digits that is the batch's.
     first: usize,
-    vectors: usize,
+    len: usize,
 }
 
 impl<'a> Batch<'a> {
-    pub(in crate::cpu) fn vectors(self) -> usize {
-        self.vectors
+    /// How many vectors they are.
+    pub(in crate::cpu) fn len(self) -> usize {
+        self.len
     }
 
     /// Digits of each vector.
@@ -103,7 +113,7 @@ impl<'a> Batch<'a> {
     /// Digits of all vectors.
     #[inline(always)]
     pub(in crate::cpu) fn digits(self) -> usize {
-        self.vectors * self.all.digits
+        self.len * self.all.digits
     }
 
     /// Distance of two digits' values.

@@ -1,6 +1,6 @@
 //! Entries of a sparse block, and batches in lanes that they multiply.
 
-use super::Lanes;
+use super::lanes::Lanes;
 
 /// Where an entry of a block goes to and where it comes from: its row and column, or the other way around.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,14 +3,14 @@
 mod terms;
 
 use super::activations::{Activations, Digit, quantize};
+use super::axis;
 use super::kernels::Kernels;
-use super::layout::RowSums;
+use super::layout::{Precision, RowSums};
 use super::loaded::{Loaded, LoadedMatrix};
 use super::parametric::add_dense;
 use super::pool::{Pool, Serial, Shared};
 use super::sparse::{self, InLanes};
 use super::tiles::TILE_COLS;
-use super::{Precision, axis};
 use crate::codec::Layout;
 use crate::codec::sizes::expect_len;
 use std::cell::RefCell;

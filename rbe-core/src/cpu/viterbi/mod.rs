@@ -15,7 +15,7 @@
 //! The column is a cycle. A first search lets its ends be free; a second goes over the rows on both sides of the
 //! seam, where the ends meet, and begins and ends with what the first found farther away.
 
-use super::kernels::{Kernels, OVERREAD, cost};
+use super::kernels::{Kernels, OVERREAD, ViterbiStep, cost};
 use crate::codec::term::trellis::Code;
 
 /// Costs from which the least is taken away, far from where they saturate.
@@ -27,10 +27,10 @@ const DEPTH: usize = 12;
 const MAX_DEPTH: usize = 96;
 
 /// The values of all states of a code, as fixed-point numbers.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Codebook {
     code: Code,
-    kernels: &'static Kernels,
+    step: ViterbiStep,
     /// `2^shift` times the value of each state.
     values: Vec<i16>,
 }
@@ -40,11 +40,11 @@ impl Codebook {
         Self::with_kernels(code, Kernels::get())
     }
 
-    fn with_kernels(code: Code, kernels: &'static Kernels) -> Self {
+    fn with_kernels(code: Code, kernels: &Kernels) -> Self {
         let shift = shift(code);
         let states = 0..=u16::MAX >> (16 - code.state_bits());
         let values = states.map(|state| i16::from(code.value(state)) << shift).collect();
-        Self { code, kernels, values }
+        Self { code, step: kernels.viterbi(code.bits()), values }
     }
 
     /// Classes of states.
@@ -157,7 +157,7 @@ impl Search {
         for (step, target) in self.part.iter().rev().enumerate() {
             let (before, next) = self.costs[step * stride..].split_at_mut(stride);
             let next = &mut next[..classes];
-            let least = book.kernels.viterbi_step(book.code.bits(), before, &book.values, *target, next);
+            let least = book.step.run(before, &book.values, *target, next);
             if least >= RENORMALIZE {
                 next.iter_mut().for_each(|cost| *cost -= least);
             }

@@ -5,7 +5,7 @@ use crate::cpu::{Level, levels};
 
 /// The codebook that a level's kernels search.
 fn on(level: Level, code: Code) -> Codebook {
-    Codebook::with_kernels(code, Kernels::new(level).unwrap())
+    Codebook::with_kernels(code, &Kernels::new(level).unwrap())
 }
 
 /// A deterministic unit Gaussian: sums of twelve uniform numbers.
@@ -116,7 +116,7 @@ fn a_step_is_the_same_on_every_level_to_the_last_unit_of_cost() {
             let book = on(level, Code::new(bits, 12));
             let costs: Vec<u16> = (0..book.classes() + OVERREAD).map(|n| (n * 7919 % 32749) as u16).collect();
             let mut next = vec![0; book.classes()];
-            let least = book.kernels.viterbi_step(bits, &costs, &book.values, target, &mut next);
+            let least = book.step.run(&costs, &book.values, target, &mut next);
             (next, least)
         };
         // The differences of the first saturate at -2^15, whose square is the only one to need 16 bits.

@@ -17,10 +17,5 @@
 //!
 //! A trellis is decoded once for all digits, 1.2 instructions a coefficient, and is then planes of 8 bits.
 
-use super::{LevelSpec, scalar};
-
-mod neon;
-mod neon_dot;
-
-/// Lowest first.
-pub(super) const LEVELS: &[&LevelSpec] = &[&scalar::LEVEL, &neon::LEVEL, &neon_dot::LEVEL];
+pub(super) mod neon;
+pub(super) mod neon_dot;

@@ -5,10 +5,14 @@ pub(super) mod activations;
 pub(super) mod columns;
 pub(super) mod dct;
 pub(super) mod decode;
+// NEON multiplies by lanes of a register instead.
+#[cfg(target_arch = "x86_64")]
+pub(super) mod dot;
 pub(super) mod lanes;
 pub(super) mod norm;
 pub(super) mod planes;
 pub(super) mod sparse;
 pub(super) mod trellis;
+pub(super) mod unpack;
 pub(super) mod viterbi;
 pub(super) mod windows;

@@ -69,11 +69,10 @@ pub(in crate::cpu) fn product<I: DotTile>(
         while digit < x.digits() {
             let taken = isa.dot_tile(tile, all.from(digit), &mut dots);
             for (dots, digit) in dots[..taken].iter().zip(digit..) {
-                let (scale, sum) = (x.scale(digit, j), x.sum(digit, j));
+                let (scale, bias) = (x.scale(digit, j), offset * x.sum(digit, j));
                 let sums = &mut sums[digit / x.per_vector()];
-                for lane in 0..TILE_ROWS {
-                    let level_sum = (2 * dots.0[lane] + offset * sum) as f32;
-                    sums.0[lane] += level_sum * (half_steps[lane] * scale);
+                for ((sum, dot), half_step) in sums.0.iter_mut().zip(&dots.0).zip(&half_steps) {
+                    *sum += (2 * dot + bias) as f32 * (half_step * scale);
                 }
             }
             digit += taken;

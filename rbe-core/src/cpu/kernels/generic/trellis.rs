@@ -110,8 +110,8 @@ pub(in crate::cpu) fn product<I: Decode>(
 ) {
     // Whole vectors, so that the digits of one come one after another.
     let batch_at_once = DIGITS_AT_ONCE / x.per_vector();
-    let tiles = sums.len() / x.vectors();
-    if x.vectors() <= batch_at_once {
+    let tiles = sums.len() / x.len();
+    if x.len() <= batch_at_once {
         return product_of_few(isa, term, i, blocks, x, sums);
     }
     let mut codes = [[Line([0; 64]); STRIP_LINES]; MOST_STRIPS];
@@ -144,7 +144,7 @@ fn product_of_few<I: Decode>(
     x: Batch,
     sums: &mut [RowSums],
 ) {
-    let tiles = sums.len() / x.vectors();
+    let tiles = sums.len() / x.len();
     let mut codes = [Line([0; 64]); STRIP_LINES];
     for j in blocks {
         for (first, strip) in term.block_strips(term.layout().block_at(i, j)) {

@@ -12,6 +12,7 @@
 
 use super::decode::PerCode;
 use crate::codec::term::trellis::{Code, MAX_BITS};
+use crate::cpu::kernels::isa::Bytes;
 use crate::cpu::kernels::unroll::{each, per_code};
 use crate::cpu::layout::planes::Line;
 use crate::cpu::layout::trellis::{BIAS, Bundle, PERIOD};
@@ -110,16 +111,10 @@ const fn window_tables(code: Code) -> WindowTables {
     tables
 }
 
-/// Look-ups in tables of sixteen bytes, in registers each of which holds a part of a line.
-pub(in crate::cpu) trait Windows: Copy {
-    /// Registers that a line fills.
-    const PARTS: usize;
-    /// A register.
-    type Register: Copy;
-
-    /// A part of a line.
-    fn load(self, line: &Line, part: usize) -> Self::Register;
-    /// As a line whose lanes have what follows theirs: among so many lanes that a column fills, the first after the last.
+/// Look-ups in tables of sixteen bytes, and windows of four bits.
+pub(in crate::cpu) trait Windows: Bytes {
+    /// As [`load`](Bytes::load), each lane's bytes those of the lane that follows it in its column, which fills so many; after the
+    /// last comes the first.
     fn load_next(self, line: &Line, part: usize, lanes: usize) -> Self::Register;
     /// Writes a part of a line.
     fn store(self, bytes: Self::Register, line: &mut Line, part: usize);
@@ -127,14 +122,10 @@ pub(in crate::cpu) trait Windows: Copy {
     fn table(self, table: &[u8; 16]) -> Self::Register;
     /// The table's bytes at indices below 16.
     fn look_up(self, table: Self::Register, index: Self::Register) -> Self::Register;
-    /// Four bits from bit `at` of each byte on, where they are.
-    fn window(self, bytes: Self::Register, at: usize) -> Self::Register;
-    /// Four bits from bit `at` of each byte on, the last of them those that begin the next.
+    /// Four bits of each byte from bit `at` on, the last of them those that begin the next.
     fn window_across(self, bytes: Self::Register, next: Self::Register, at: usize) -> Self::Register;
     /// Where either has a bit, but not both.
     fn xor(self, a: Self::Register, b: Self::Register) -> Self::Register;
-    /// The bits of both.
-    fn and(self, a: Self::Register, b: Self::Register) -> Self::Register;
     /// Sums of bytes.
     fn add(self, a: Self::Register, b: Self::Register) -> Self::Register;
 }
@@ -173,7 +164,8 @@ impl<I: Windows, const BITS: usize, const STATE: usize> WindowCode<I, BITS, STAT
         let (byte, at) = (BITS * row / 8, BITS * row % 8);
         let here = bytes.get::<BITS>(byte);
         if at <= 4 {
-            self.isa.window(here, at)
+            let here = if at == 0 { here } else { self.isa.shift_right(here, at) };
+            self.isa.and(here, self.isa.splat(0x0f))
         } else {
             self.isa.window_across(here, bytes.get::<BITS>(byte + 1), at)
         }

@@ -1,11 +1,25 @@
 //! The trellis in plain Rust.
 
-use super::Scalar;
+use super::isa::Scalar;
+use crate::codec::Block;
 use crate::cpu::kernels::generic::decode::decode_bundle;
-use crate::cpu::kernels::generic::trellis::{Decode, DecodedStrips, add_dots, multiply_tile};
-use crate::cpu::layout::RowSums;
+use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, StripRows};
 use crate::cpu::layout::planes::Line;
-use crate::cpu::layout::trellis::Bundle;
+use crate::cpu::layout::trellis::{Bundle, Strip, TrellisStrips};
+use crate::cpu::layout::{Batch, Input, RowDots, RowSums};
+use std::ops::Range;
+
+pub(super) fn product(term: &TrellisStrips, i: usize, blocks: Range<usize>, x: Batch, sums: &mut [RowSums]) {
+    generic::product(Scalar, term, i, blocks, x, sums);
+}
+
+pub(super) fn transposed(term: &TrellisStrips, block: Block, g: Input, acc: &mut [f32]) {
+    generic::transposed(Scalar, term, block, g, acc);
+}
+
+pub(super) fn rows(strip: &Strip, rows: &mut StripRows) {
+    generic::rows(Scalar, strip, rows);
+}
 
 impl Decode for Scalar {
     fn decode_bundle(self, bundle: Bundle, codes: &mut [Line], stride: usize) {
@@ -13,11 +27,12 @@ impl Decode for Scalar {
     }
 
     fn multiply_tile(self, strips: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
-        /// Not inlined.
-        #[inline(never)]
-        fn add(dots: &crate::cpu::layout::RowDots, bias: i32, factor: f32, sums: &mut RowSums) {
-            add_dots(dots, bias, factor, sums);
-        }
-        multiply_tile(self, strips, tile, sums, stride, add);
+        generic::multiply_tile(self, strips, tile, sums, stride, add_dots);
     }
+}
+
+/// Not inlined: see [`generic::add_dots`].
+#[inline(never)]
+fn add_dots(dots: &RowDots, bias: i32, factor: f32, sums: &mut RowSums) {
+    generic::add_dots(dots, bias, factor, sums);
 }

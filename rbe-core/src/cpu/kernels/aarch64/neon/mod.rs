@@ -8,9 +8,9 @@ pub(super) mod trellis;
 pub(super) mod unpack;
 mod viterbi;
 
+use crate::cpu::kernels::level::LevelSpec;
+use crate::cpu::kernels::scalar;
 use crate::cpu::kernels::table::{Kernels, Op};
-use crate::cpu::kernels::{LevelSpec, scalar};
-use isa::Neon;
 use std::arch::is_aarch64_feature_detected as has;
 
 const NAME: &str = "neon";

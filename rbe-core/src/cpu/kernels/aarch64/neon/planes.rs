@@ -3,7 +3,7 @@
 //! `smull` and `smlal` multiply signed bytes and add in 16 bits, as many products as cannot overflow there; `sadalp` adds
 //! pairs of these to sums of 32 bits, so that a row has two. A quarter of a line, four rows, is a register.
 
-use super::Neon;
+use super::isa::Neon;
 use super::unpack::unpack;
 use crate::codec::Block;
 use crate::cpu::kernels::generic::planes::{self as generic, Digits, DotTile, Tile};

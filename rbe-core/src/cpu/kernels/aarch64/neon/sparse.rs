@@ -1,6 +1,6 @@
 //! Sparse products from entry to entry: no instruction looks sixteen numbers up in as many registers as a block's inputs take.
 
-use super::Neon;
+use super::isa::Neon;
 use crate::codec::Block;
 use crate::cpu::kernels::generic::sparse as generic;
 use crate::cpu::layout::sparse::SparseSlices;

@@ -2,10 +2,11 @@
 //!
 //! Windows and their tables are as [`windows`] has them, a quarter of a line at a time.
 
-use super::Neon;
+use super::isa::Neon;
 use crate::codec::Block;
 use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, StripRows};
 use crate::cpu::kernels::generic::windows::{self, Windows};
+use crate::cpu::kernels::isa::Bytes;
 use crate::cpu::kernels::unroll::dispatch_code;
 use crate::cpu::layout::planes::{GROUP, Line};
 use crate::cpu::layout::trellis::{Bundle, Strip, TrellisStrips};
@@ -62,23 +63,13 @@ fn decode<const BITS: usize, const STATE: usize>(bundle: Bundle, codes: &mut [Li
 }
 
 impl Windows for Neon {
-    const PARTS: usize = 4;
-    type Register = uint8x16_t;
-
-    #[inline(always)]
-    fn load(self, line: &Line, part: usize) -> uint8x16_t {
-        let quarter = &line.0[16 * part..][..16];
-        // SAFETY: here and below, the token proves the instructions; a quarter of a line is sixteen bytes.
-        unsafe { vld1q_u8(quarter.as_ptr()) }
-    }
-
     #[inline(always)]
     fn load_next(self, line: &Line, part: usize, lanes: usize) -> uint8x16_t {
         let own = self.load(line, part);
         // The four bytes after the last: of the next quarter, or of the first that the column has.
         let quarters = (GROUP * lanes).div_ceil(16);
         let next = self.load(line, part / quarters * quarters + (part + 1) % quarters);
-        // SAFETY: as above.
+        // SAFETY: here and below, the token proves the instructions.
         unsafe {
             if lanes == 2 {
                 vreinterpretq_u8_u32(vrev64q_u32(vreinterpretq_u32_u8(own)))
@@ -108,16 +99,6 @@ impl Windows for Neon {
     }
 
     #[inline(always)]
-    fn window(self, bytes: uint8x16_t, at: usize) -> uint8x16_t {
-        // SAFETY: as above.
-        unsafe {
-            let shifted = vshlq_u8(bytes, vdupq_n_s8(-(at as i8)));
-            // Above the last four bits there is nothing.
-            if at == 4 { shifted } else { vandq_u8(shifted, vdupq_n_u8(0x0f)) }
-        }
-    }
-
-    #[inline(always)]
     fn window_across(self, bytes: uint8x16_t, next: uint8x16_t, at: usize) -> uint8x16_t {
         // SAFETY: as above.
         unsafe {
@@ -131,12 +112,6 @@ impl Windows for Neon {
     fn xor(self, a: uint8x16_t, b: uint8x16_t) -> uint8x16_t {
         // SAFETY: as above.
         unsafe { veorq_u8(a, b) }
-    }
-
-    #[inline(always)]
-    fn and(self, a: uint8x16_t, b: uint8x16_t) -> uint8x16_t {
-        // SAFETY: as above.
-        unsafe { vandq_u8(a, b) }
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 //! add, take the least. The portable search, as the compiler vectorises it, takes one or two more at 1, 2 and 4 bits, and five
 //! times as many at 3.
 
-use super::Neon;
+use super::isa::Neon;
 use crate::cpu::kernels::generic::viterbi::{self as generic, CostLanes};
 use std::arch::aarch64::*;
 

@@ -5,9 +5,8 @@ mod planes;
 mod trellis;
 
 use super::neon;
-use crate::cpu::kernels::LevelSpec;
+use crate::cpu::kernels::level::LevelSpec;
 use crate::cpu::kernels::table::{Kernels, Op};
-use isa::NeonDot;
 use std::arch::is_aarch64_feature_detected as has;
 
 const NAME: &str = "neon-dot";

@@ -4,7 +4,7 @@
 //! adds each row's to its sum. Unpacking 128 codes of 4 planes costs 12 instructions and is shared by all vectors.
 //! Few vectors take a tile as it lies in memory; more take its rows four at a time, so that their sums fit in registers.
 
-use super::NeonDot;
+use super::isa::NeonDot;
 use crate::cpu::kernels::aarch64::neon::unpack::unpack;
 use crate::cpu::kernels::generic::planes::{self as generic, Digits, DotTile, Tile};
 use crate::cpu::kernels::unroll::{dispatch, each};

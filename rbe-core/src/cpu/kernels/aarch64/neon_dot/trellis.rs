@@ -1,6 +1,6 @@
 //! The trellis: NEON's codes, multiplied with dot products.
 
-use super::NeonDot;
+use super::isa::NeonDot;
 use crate::cpu::kernels::aarch64::neon::trellis::{add_dots, decode_bundle};
 use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips};
 use crate::cpu::layout::planes::Line;

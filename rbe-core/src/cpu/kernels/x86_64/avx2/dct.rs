@@ -1,6 +1,6 @@
 //! The transforms: the generic recursion.
 
-use super::Avx2;
+use super::isa::Avx2;
 use crate::cpu::kernels::generic::dct::{self, Recursive};
 use crate::cpu::layout::Element;
 

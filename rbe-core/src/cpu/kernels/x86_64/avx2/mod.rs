@@ -8,9 +8,9 @@ mod sparse;
 mod trellis;
 mod viterbi;
 
+use crate::cpu::kernels::level::LevelSpec;
+use crate::cpu::kernels::scalar;
 use crate::cpu::kernels::table::{Kernels, Op};
-use crate::cpu::kernels::{LevelSpec, scalar};
-use isa::Avx2;
 use std::arch::is_x86_feature_detected as has;
 
 const NAME: &str = "avx2";

@@ -3,11 +3,12 @@
 //! `vpmaddubsw` multiplies unsigned codes with signed activations and adds pairs in 16 bits. Codes of up to seven
 //! bits cannot overflow (2 * 127 * 127 < 2^15); codes of eight go through it as two nibbles.
 
-use super::Avx2;
+use super::isa::Avx2;
 use crate::codec::Block;
+use crate::cpu::kernels::generic::dot::{self, Broadcast};
 use crate::cpu::kernels::generic::planes::{self as generic, Digits, DotTile, Tile};
-use crate::cpu::kernels::unroll::{dispatch, each};
-use crate::cpu::layout::planes::{GROUP, GROUPS, Line, PlaneTiles, TILE_COLS, TILE_ROWS};
+use crate::cpu::kernels::unroll::dispatch;
+use crate::cpu::layout::planes::{Line, PlaneTiles};
 use crate::cpu::layout::{Batch, Input, RowDots, RowSums};
 use std::arch::x86_64::*;
 
@@ -32,93 +33,47 @@ impl DotTile for Avx2 {
 }
 
 /// Up to four digits.
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
 fn dot_tile(tile: Tile, x: Digits, dots: &mut [RowDots]) -> usize {
     dispatch!(tile.planes, x.count, dot(tile.lines, x, dots), [4, 3, 2, 1])
 }
 
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
 fn dot<const PLANES: usize, const BATCH: usize>(lines: &[Line], x: Digits, dots: &mut [RowDots]) -> usize {
-    let Digits { values, stride, .. } = x;
-    let tiles = lines.as_chunks::<PLANES>().0;
-    // The last read is four bytes at the end of the last tile of the last digit.
-    assert!(values.len() >= (BATCH - 1) * stride + tiles.len() * TILE_COLS);
-    for half in 0..2 {
-        let mut sums = [_mm256_setzero_si256(); BATCH];
-        for (t, tile) in tiles.iter().enumerate() {
-            let codes = unpack(tile, half);
-            each!(GROUP_INDEX in [0 1 2 3 4 5 6 7] {
-                for (digit, sum) in sums.iter_mut().enumerate() {
-                    let at = digit * stride + t * TILE_COLS + GROUP_INDEX * GROUP;
-                    // SAFETY: four bytes inside `values`, by the assertion above.
-                    let x = unsafe { values.as_ptr().add(at).cast::<i32>().read_unaligned() };
-                    let products = products::<PLANES>(codes[GROUP_INDEX], _mm256_set1_epi32(x));
-                    *sum = _mm256_add_epi32(*sum, products);
-                }
-            });
-        }
-        for (digit, sum) in sums.iter().enumerate() {
-            let out = &mut dots[digit];
-            // SAFETY: eight of the sixteen numbers of `out`.
-            unsafe { _mm256_storeu_si256(out.0[half * TILE_ROWS / 2..].as_mut_ptr().cast(), *sum) };
-        }
-    }
-    BATCH
+    dot::dot::<_, PLANES, BATCH>(Avx2::new(), lines, x, dots)
 }
 
-/// In each lane the sum of four products of a code and an activation.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn products<const PLANES: usize>(codes: __m256i, x: __m256i) -> __m256i {
-    let ones = _mm256_set1_epi16(1);
-    if PLANES < 8 {
-        return _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), ones);
-    }
-    let nibble = _mm256_set1_epi8(0x0f);
-    let low = _mm256_maddubs_epi16(_mm256_and_si256(codes, nibble), x);
-    let high = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16::<4>(codes), nibble), x);
-    _mm256_add_epi32(_mm256_madd_epi16(low, ones), _mm256_madd_epi16(high, _mm256_set1_epi16(16)))
-}
+impl Broadcast for Avx2 {
+    const CHAINS: usize = 1;
 
-/// [`planes::unpack`](crate::cpu::layout::planes::unpack) of eight rows in registers.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn unpack<const PLANES: usize>(tile: &[Line; PLANES], half: usize) -> [__m256i; GROUPS] {
-    let mut codes = [_mm256_setzero_si256(); GROUPS];
-    let mut first = 0;
-    if PLANES & 8 != 0 {
-        codes = add_part::<8>(&tile[first..], half, codes);
-        first += 8;
-    }
-    if PLANES & 4 != 0 {
-        codes = add_part::<4>(&tile[first..], half, codes);
-        first += 4;
-    }
-    if PLANES & 2 != 0 {
-        codes = add_part::<2>(&tile[first..], half, codes);
-        first += 2;
-    }
-    if PLANES & 1 != 0 {
-        codes = add_part::<1>(&tile[first..], half, codes);
-    }
-    codes
-}
-
-/// `codes << BITS | field` for every column group of a part.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn add_part<const BITS: usize>(part: &[Line], half: usize, codes: [__m256i; GROUPS]) -> [__m256i; GROUPS] {
-    each!(GROUP_INDEX in [0 1 2 3 4 5 6 7] {
-        // SAFETY: half a line is 32 aligned bytes.
-        let line = unsafe { _mm256_load_si256(part[GROUP_INDEX % BITS].0[32 * half..].as_ptr().cast()) };
-        if BITS == 8 {
-            line
-        } else {
-            // 16-bit shifts bring in a neighbour's bits, which the mask takes away.
-            let shift = _mm_cvtsi32_si128(((GROUP_INDEX / BITS * BITS) as u32).cast_signed());
-            let field = _mm256_and_si256(_mm256_srl_epi16(line, shift), _mm256_set1_epi8((1 << BITS) - 1));
-            let above = _mm256_sll_epi16(codes[GROUP_INDEX], _mm_cvtsi32_si128((BITS as u32).cast_signed()));
-            _mm256_or_si256(field, above)
+    #[inline(always)]
+    fn dot<const PLANES: usize>(self, sums: __m256i, codes: __m256i, x: i32) -> __m256i {
+        // SAFETY: the token proves the instructions.
+        unsafe {
+            let (x, ones) = (_mm256_set1_epi32(x), _mm256_set1_epi16(1));
+            let products = if PLANES < 8 {
+                _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), ones)
+            } else {
+                let nibble = _mm256_set1_epi8(0x0f);
+                let low = _mm256_maddubs_epi16(_mm256_and_si256(codes, nibble), x);
+                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(codes), nibble);
+                let high = _mm256_madd_epi16(_mm256_maddubs_epi16(high, x), _mm256_set1_epi16(16));
+                _mm256_add_epi32(_mm256_madd_epi16(low, ones), high)
+            };
+            _mm256_add_epi32(sums, products)
         }
-    })
+    }
+
+    #[inline(always)]
+    fn add_lanes(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_add_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    fn store_dots(self, sums: __m256i, dots: &mut RowDots, part: usize) {
+        let dots = &mut dots.0[8 * part..][..8];
+        // SAFETY: as above, and eight numbers.
+        unsafe { _mm256_storeu_si256(dots.as_mut_ptr().cast(), sums) }
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! What AVX-512 has as an expansion by a mask is here a shuffle whose control comes from a table of all masks of eight lanes.
 
-use super::Avx2;
+use super::isa::Avx2;
 use crate::codec::Block;
 use crate::codec::term::sparse::Format;
 use crate::codec::term::sparse::format::{LARGEST_FRACTION, MU_LAW};
@@ -37,7 +37,7 @@ static RANKS: [[u8; LANES]; 256] = {
     ranks
 };
 
-/// `acc += S x` for one block; `acc` is `vectors x height`.
+/// `acc += S x` for one block; `acc` is `batch x height`.
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 pub(super) fn product(term: &SparseSlices, block: Block, x: Input, acc: &mut [f32]) {
     let (format, scale) = (term.format(), term.scale(block));

@@ -3,10 +3,11 @@
 //! Windows and their tables are as [`windows`] has them, half a line at a time. Codes are 1 to 127: `vpmaddubsw` adds the products
 //! of two with activations and cannot overflow (2 * 127 * 127 < 2^15).
 
-use super::Avx2;
+use super::isa::Avx2;
 use crate::codec::Block;
 use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, StripDigits, StripRows};
 use crate::cpu::kernels::generic::windows::{self, MOST_AHEAD, PeriodBytes, WindowCode, Windows};
+use crate::cpu::kernels::isa::Bytes;
 use crate::cpu::kernels::unroll::{dispatch_code, each};
 use crate::cpu::layout::planes::{GROUP, GROUPS, Line, TILE_COLS};
 use crate::cpu::layout::trellis::{BIAS, Bundle, PERIOD, Packing, Strip, TrellisStrips};
@@ -54,20 +55,10 @@ impl Decode for Avx2 {
 }
 
 impl Windows for Avx2 {
-    const PARTS: usize = 2;
-    type Register = __m256i;
-
-    #[inline(always)]
-    fn load(self, line: &Line, part: usize) -> __m256i {
-        let half = &line.0[32 * part..][..32];
-        // SAFETY: here and below, the token proves the instructions; half a line is 32 aligned bytes.
-        unsafe { _mm256_load_si256(half.as_ptr().cast()) }
-    }
-
     #[inline(always)]
     fn load_next(self, line: &Line, part: usize, lanes: usize) -> __m256i {
         let own = self.load(line, part);
-        // SAFETY: as above.
+        // SAFETY: here and below, the token proves the instructions.
         unsafe {
             match lanes {
                 2 => _mm256_shuffle_epi32::<0b10_11_00_01>(own),
@@ -87,7 +78,7 @@ impl Windows for Avx2 {
     #[inline(always)]
     fn store(self, bytes: __m256i, line: &mut Line, part: usize) {
         let half = &mut line.0[32 * part..][..32];
-        // SAFETY: as above.
+        // SAFETY: half a line is 32 aligned bytes.
         unsafe { _mm256_store_si256(half.as_mut_ptr().cast(), bytes) }
     }
 
@@ -104,17 +95,11 @@ impl Windows for Avx2 {
     }
 
     #[inline(always)]
-    fn window(self, bytes: __m256i, at: usize) -> __m256i {
-        // SAFETY: as above.
-        unsafe { _mm256_and_si256(shift_right(bytes, at), _mm256_set1_epi8(0x0f)) }
-    }
-
-    #[inline(always)]
     fn window_across(self, bytes: __m256i, next: __m256i, at: usize) -> __m256i {
         let here = 8 - at;
         // SAFETY: as above. Shifts of 16 bits bring in a neighbour's bits, which the masks take away.
         unsafe {
-            let low = _mm256_and_si256(shift_right(bytes, at), _mm256_set1_epi8((1 << here) - 1));
+            let low = _mm256_and_si256(self.shift_right(bytes, at), _mm256_set1_epi8((1 << here) - 1));
             let high = _mm256_sll_epi16(next, _mm_cvtsi32_si128((here as u32).cast_signed()));
             _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi8(0x0f & !((1 << here) - 1))))
         }
@@ -127,23 +112,10 @@ impl Windows for Avx2 {
     }
 
     #[inline(always)]
-    fn and(self, a: __m256i, b: __m256i) -> __m256i {
-        // SAFETY: as above.
-        unsafe { _mm256_and_si256(a, b) }
-    }
-
-    #[inline(always)]
     fn add(self, a: __m256i, b: __m256i) -> __m256i {
         // SAFETY: as above.
         unsafe { _mm256_add_epi8(a, b) }
     }
-}
-
-/// Shifts 16 bits at a time, by what is a constant once inlined.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn shift_right(bytes: __m256i, by: usize) -> __m256i {
-    if by == 0 { bytes } else { _mm256_srl_epi16(bytes, _mm_cvtsi32_si128((by as u32).cast_signed())) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]

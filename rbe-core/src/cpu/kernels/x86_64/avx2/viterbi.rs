@@ -1,6 +1,6 @@
 //! Sixteen states in five instructions: shuffle their costs, subtract, square, add, take the least.
 
-use super::Avx2;
+use super::isa::Avx2;
 use crate::cpu::kernels::generic::viterbi::{self as generic, CostLanes};
 use std::arch::x86_64::*;
 

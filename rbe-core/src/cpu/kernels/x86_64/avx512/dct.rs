@@ -1,6 +1,6 @@
 //! The transforms: the generic recursion.
 
-use super::Avx512;
+use super::isa::Avx512;
 use crate::cpu::kernels::generic::dct::{self, Recursive};
 use crate::cpu::layout::Element;
 

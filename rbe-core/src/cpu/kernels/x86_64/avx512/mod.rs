@@ -10,9 +10,8 @@ mod trellis;
 mod viterbi;
 
 use super::avx2;
-use crate::cpu::kernels::LevelSpec;
+use crate::cpu::kernels::level::LevelSpec;
 use crate::cpu::kernels::table::{Kernels, Op};
-use isa::Avx512;
 use std::arch::is_x86_feature_detected as has;
 
 const NAME: &str = "avx512";

@@ -5,22 +5,23 @@
 //! register of 64 codes at 4 planes and is shared by all vectors; with one vector, four partial sums hide the
 //! instruction's latency.
 
-use super::Avx512;
+use super::isa::Avx512;
 use crate::codec::Block;
+use crate::cpu::kernels::generic::dot::{self, Broadcast, dot_registers};
 use crate::cpu::kernels::generic::planes::{self as generic, Digits, DotTile, Tile};
-use crate::cpu::kernels::unroll::{dispatch, each};
-use crate::cpu::layout::planes::{GROUP, GROUPS, Line, PlaneTiles, TILE_COLS};
+use crate::cpu::kernels::unroll::dispatch;
+use crate::cpu::layout::planes::{Line, PlaneTiles, TILE_COLS};
 use crate::cpu::layout::{Batch, Input, RowDots, RowSums};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 /// Digits whose products are multiplied in registers, without a way through memory.
-const FEW_DIGITS: usize = 3;
+const GEMV_MAX_DIGITS: usize = 3;
 
 /// As [`generic::product`]; with few digits, neighbouring blocks with as many planes in one go.
 #[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
 pub(super) fn product(tiles: &PlaneTiles, i: usize, row_tile: usize, x: Batch, sums: &mut [RowSums]) {
-    if x.digits() > FEW_DIGITS {
+    if x.digits() > GEMV_MAX_DIGITS {
         generic::product(Avx512::new(), tiles, i, row_tile, x, sums);
         return;
     }
@@ -46,7 +47,7 @@ struct BlockRun {
     blocks: Range<usize>,
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
 fn planes_run<const PLANES: usize, const DIGITS: usize>(
     tiles: &PlaneTiles,
     run: BlockRun,
@@ -62,7 +63,8 @@ fn planes_run<const PLANES: usize, const DIGITS: usize>(
         let half_steps = tiles.half_steps(block, run.row_tile);
         // SAFETY: sixteen numbers.
         let half_steps = unsafe { _mm512_loadu_ps(half_steps.as_ptr()) };
-        let dots = dot_registers::<PLANES, DIGITS>(lines, x.values(0, j, 0), x.stride());
+        let digits = Digits { values: x.values(0, j, 0), stride: x.stride(), count: DIGITS };
+        let dots = dot_registers::<_, PLANES, DIGITS>(Avx512::new(), lines, digits, 0);
         for (digit, dots) in dots.into_iter().enumerate() {
             let bias = _mm512_set1_epi32(offset * x.sum(digit, j));
             let levels = _mm512_add_epi32(_mm512_slli_epi32::<1>(dots), bias);
@@ -95,93 +97,34 @@ impl DotTile for Avx512 {
 }
 
 /// Up to sixteen digits.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
 fn dot_tile(tile: Tile, x: Digits, dots: &mut [RowDots]) -> usize {
     dispatch!(tile.planes, x.count, dot(tile.lines, x, dots), [16, 12, 8, 6, 4, 3, 2, 1])
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
 fn dot<const PLANES: usize, const BATCH: usize>(lines: &[Line], x: Digits, dots: &mut [RowDots]) -> usize {
-    for (digit, sum) in dot_registers::<PLANES, BATCH>(lines, x.values, x.stride).into_iter().enumerate() {
-        // SAFETY: it stores 64 aligned bytes.
-        unsafe { _mm512_store_si512(dots[digit].0.as_mut_ptr().cast(), sum) };
-    }
-    BATCH
+    dot::dot::<_, PLANES, BATCH>(Avx512::new(), lines, x, dots)
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-#[inline]
-fn dot_registers<const PLANES: usize, const BATCH: usize>(
-    lines: &[Line],
-    values: &[i8],
-    stride: usize,
-) -> [__m512i; BATCH] {
-    let tiles = lines.as_chunks::<PLANES>().0;
-    // The last read is four bytes at the end of the last tile of the last digit.
-    assert!(values.len() >= (BATCH - 1) * stride + tiles.len() * TILE_COLS);
-    // Few digits: several sums each, so that an instruction does not wait for the one before.
-    let chains = const { if BATCH < 4 { 4 / BATCH } else { 1 } };
-    let mut sums = [[_mm512_setzero_si512(); 4]; BATCH];
-    for (t, tile) in tiles.iter().enumerate() {
-        let codes = unpack(tile);
-        each!(GROUP_INDEX in [0 1 2 3 4 5 6 7] {
-            for (digit, sums) in sums.iter_mut().enumerate() {
-                let at = digit * stride + t * TILE_COLS + GROUP_INDEX * GROUP;
-                // SAFETY: four bytes inside `values`, by the assertion above.
-                let x = unsafe { values.as_ptr().add(at).cast::<i32>().read_unaligned() };
-                let sum = &mut sums[GROUP_INDEX % chains];
-                *sum = _mm512_dpbusd_epi32(*sum, codes[GROUP_INDEX], _mm512_set1_epi32(x));
-            }
-        });
-    }
-    let mut totals = [_mm512_setzero_si512(); BATCH];
-    for (total, [a, b, c, d]) in totals.iter_mut().zip(sums) {
-        *total = _mm512_add_epi32(_mm512_add_epi32(a, b), _mm512_add_epi32(c, d));
-    }
-    totals
-}
+impl Broadcast for Avx512 {
+    const CHAINS: usize = 4;
 
-/// [`planes::unpack`](crate::cpu::layout::planes::unpack) in registers.
-#[target_feature(enable = "avx512f,avx512bw")]
-#[inline]
-fn unpack<const PLANES: usize>(tile: &[Line; PLANES]) -> [__m512i; GROUPS] {
-    let mut codes = [_mm512_setzero_si512(); GROUPS];
-    let mut first = 0;
-    if PLANES & 8 != 0 {
-        codes = add_part::<8>(&tile[first..], codes);
-        first += 8;
+    #[inline(always)]
+    fn dot<const PLANES: usize>(self, sums: __m512i, codes: __m512i, x: i32) -> __m512i {
+        // SAFETY: the token proves the instructions.
+        unsafe { _mm512_dpbusd_epi32(sums, codes, _mm512_set1_epi32(x)) }
     }
-    if PLANES & 4 != 0 {
-        codes = add_part::<4>(&tile[first..], codes);
-        first += 4;
-    }
-    if PLANES & 2 != 0 {
-        codes = add_part::<2>(&tile[first..], codes);
-        first += 2;
-    }
-    if PLANES & 1 != 0 {
-        codes = add_part::<1>(&tile[first..], codes);
-    }
-    codes
-}
 
-/// `codes << BITS | field` for every column group of a part.
-#[target_feature(enable = "avx512f,avx512bw")]
-#[inline]
-fn add_part<const BITS: usize>(part: &[Line], codes: [__m512i; GROUPS]) -> [__m512i; GROUPS] {
-    each!(GROUP_INDEX in [0 1 2 3 4 5 6 7] {
-        // SAFETY: a line is 64 aligned bytes.
-        let line = unsafe { _mm512_load_si512(part[GROUP_INDEX % BITS].0.as_ptr().cast()) };
-        if BITS == 8 {
-            line
-        } else {
-            // 16-bit shifts bring in a neighbour's bits, which the mask takes away.
-            let shift = _mm_cvtsi32_si128(((GROUP_INDEX / BITS * BITS) as u32).cast_signed());
-            let field = _mm512_srl_epi16(line, shift);
-            let mask = _mm512_set1_epi8((1 << BITS) - 1);
-            let above = _mm512_sll_epi16(codes[GROUP_INDEX], _mm_cvtsi32_si128((BITS as u32).cast_signed()));
-            // field & mask | above; codes above are below 2^7 and stay in their bytes.
-            _mm512_ternarylogic_epi32::<0xea>(field, mask, above)
-        }
-    })
+    #[inline(always)]
+    fn add_lanes(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    fn store_dots(self, sums: __m512i, dots: &mut RowDots, _part: usize) {
+        // SAFETY: as above, and 64 aligned bytes.
+        unsafe { _mm512_store_si512(dots.0.as_mut_ptr().cast(), sums) }
+    }
 }

@@ -4,7 +4,7 @@
 //! fields; `vpermi2ps` looks up sixteen inputs in two registers at once, one of these for every 32 columns. Lanes without an
 //! entry multiply by zero. With one vector that is about twenty instructions for a slot, whatever it holds.
 
-use super::Avx512;
+use super::isa::Avx512;
 use crate::codec::Block;
 use crate::codec::term::sparse::Format;
 use crate::codec::term::sparse::format::{LARGEST_FRACTION, MU_LAW};
@@ -19,7 +19,7 @@ const SLOTS_AT_ONCE: usize = 16;
 /// Columns that one look-up reaches.
 const PAIR: usize = 32;
 
-/// `acc += S x` for one block; `acc` is `vectors x height`.
+/// `acc += S x` for one block; `acc` is `batch x height`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2,popcnt")]
 pub(super) fn product(term: &SparseSlices, block: Block, x: Input, acc: &mut [f32]) {
     match block.width.div_ceil(PAIR) {

@@ -5,7 +5,7 @@
 //! seven bits up. From 3 bits on there are eight: the matrices turn the lower seven over where the eighth is set, and the value is
 //! the negative of theirs.
 
-use super::Avx512;
+use super::isa::Avx512;
 use crate::codec::Block;
 use crate::codec::term::trellis::{Code, MAX_BITS, STRIP};
 use crate::cpu::kernels::generic::decode::PerCode;
@@ -184,11 +184,11 @@ fn decode<const BITS: usize, const STATE: usize>(bundle: Bundle, codes: &mut [Li
 }
 
 /// The most digits that a strip is multiplied with as it is decoded.
-const FEW: usize = 4;
+const FUSED_MAX_DIGITS: usize = 4;
 
 /// Whether [`add_strips`] can be had for these vectors: columns of 256, 128 or 64 rows.
 fn adds_strips(packing: Packing, x: Batch) -> bool {
-    x.digits() <= FEW && packing.is_full() && packing.groups() <= 4
+    x.digits() <= FUSED_MAX_DIGITS && packing.is_full() && packing.groups() <= 4
 }
 
 /// Few digits: a strip's products are made as it is decoded.
@@ -202,12 +202,12 @@ fn add_strips(term: &TrellisStrips, i: usize, blocks: Range<usize>, x: Batch, su
     }
 }
 
-/// Adds the products of a strip with one to [`FEW`] digits to the sums of each vector's tiles, decoded in registers.
+/// Adds the products of a strip with one to [`FUSED_MAX_DIGITS`] digits to the sums of each vector's tiles, decoded in registers.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,gfni")]
-fn add_strip(strip: &Strip, x: Batch, digits: &StripDigits<FEW>, sums: &mut [RowSums]) {
+fn add_strip(strip: &Strip, x: Batch, digits: &StripDigits<FUSED_MAX_DIGITS>, sums: &mut [RowSums]) {
     assert!(x.digits() > 0 && adds_strips(strip.packing, x));
     assert!(digits.values.len() >= (x.digits() - 1) * x.stride() + STRIP);
-    assert!(sums.len() >= x.vectors() * strip.packing.tiles());
+    assert!(sums.len() >= x.len() * strip.packing.tiles());
     dispatch_code!(strip.code, add_code(strip, x, digits, sums))
 }
 
@@ -215,7 +215,7 @@ fn add_strip(strip: &Strip, x: Batch, digits: &StripDigits<FEW>, sums: &mut [Row
 fn add_code<const BITS: usize, const STATE: usize>(
     strip: &Strip,
     x: Batch,
-    digits: &StripDigits<FEW>,
+    digits: &StripDigits<FUSED_MAX_DIGITS>,
     sums: &mut [RowSums],
 ) {
     match (strip.packing.groups(), x.digits()) {
@@ -233,7 +233,7 @@ fn add_code<const BITS: usize, const STATE: usize>(
 fn add_side_by_side<const BITS: usize, const STATE: usize>(
     strip: &Strip,
     x: Batch,
-    digits: &StripDigits<FEW>,
+    digits: &StripDigits<FUSED_MAX_DIGITS>,
     sums: &mut [RowSums],
 ) {
     match x.digits() {
@@ -249,7 +249,7 @@ fn add_side_by_side<const BITS: usize, const STATE: usize>(
 fn add<const BITS: usize, const STATE: usize, const ALONE: bool, const DIGITS: usize>(
     strip: &Strip,
     x: Batch,
-    digits: &StripDigits<FEW>,
+    digits: &StripDigits<FUSED_MAX_DIGITS>,
     sums: &mut [RowSums],
 ) {
     let (groups, tiles) = if ALONE { (1, PERIOD) } else { (strip.packing.groups(), strip.packing.tiles()) };

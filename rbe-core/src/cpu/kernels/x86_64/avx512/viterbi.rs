@@ -1,6 +1,6 @@
 //! Thirty-two states in five instructions: shuffle their costs, subtract, square, add, take the least.
 
-use super::Avx512;
+use super::isa::Avx512;
 use crate::cpu::kernels::generic::viterbi::{self as generic, CostLanes};
 use std::arch::x86_64::*;
 
