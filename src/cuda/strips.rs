@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use rbe_core::codec::Block;
 use rbe_core::codec::Layout;
 use rbe_core::codec::term::planes::ScaleGroup;
-use rbe_core::codec::term::trellis::{COARSE_MAGNITUDES, FINE_MAGNITUDES, STRIP, strips};
+use rbe_core::codec::term::trellis::{Code, STATE_BITS, STRIP, strips};
 use rbe_core::codec::term::{Planes, Trellis};
 
 /// Threads of a block, and its warps, as the kernels have them.
@@ -43,7 +43,7 @@ pub(super) struct DeviceStrips<M> {
     layout: Layout,
     table: M,
     words: M,
-    /// The trellis' magnitudes.
+    /// The trellis' tables.
     values: Option<M>,
     row_scales: Option<M>,
     /// What multiplies the row scales.
@@ -112,9 +112,7 @@ impl<M> DeviceStrips<M> {
             for (col, fields) in fields.chunks_exact_mut(fields.len() / STRIP).enumerate().take(strip.width) {
                 let Some((column, scale)) = term.column(block, strip.col - block.col + col) else { break };
                 let code = column.code();
-                let [a, b, c] = code.shifts();
-                let number = u32::from_le_bytes([32 - code.state_bits(), a, b, c]);
-                source = Source { bits: code.bits(), scale, number };
+                source = Source { bits: code.bits(), scale, number: code.state_bits().into() };
                 // Below the block the cycle goes on from its beginning.
                 for (row, field) in fields.iter_mut().enumerate() {
                     *field = (column.state(row % strip.height) & ((1 << code.bits()) - 1)) as u8;
@@ -122,7 +120,7 @@ impl<M> DeviceStrips<M> {
             }
             source
         })?;
-        let values = machine.upload(&floats(trellis_magnitudes()))?;
+        let values = machine.upload(&trellis_tables())?;
         Self::new(machine, Module::Trellis, layout, &table, &data, Some(values), None, 0.0)
     }
 
@@ -142,7 +140,7 @@ impl<M> DeviceStrips<M> {
             layout,
             table: machine.upload(&words(table.iter().copied()))?,
             words: machine.upload(&words(data.iter().copied()))?,
-            table_len: if values.is_some() { trellis_magnitudes().count() * WARP } else { 0 },
+            table_len: if values.is_some() { BOOKS.len() * BOOK_FLOATS * WARP } else { 0 },
             values,
             row_scales,
             unit,
@@ -313,9 +311,25 @@ pub(super) struct Panel<'a, M> {
     pub stride: usize,
 }
 
-/// The trellis kernels' tables: the magnitudes of up to two bits, then those of more.
-fn trellis_magnitudes() -> impl Iterator<Item = f32> {
-    COARSE_MAGNITUDES.iter().chain(&FINE_MAGNITUDES).map(|magnitude| f32::from(*magnitude))
+/// Numbers of bits whose codes differ in their tables; one bit has those of two.
+const BOOKS: [u8; 3] = [2, 3, 4];
+/// Levels, how often the offset counts at each, and offsets.
+const BOOK_FLOATS: usize = 3 * 16;
+
+/// The trellis kernels' tables, by [windows](rbe_core::codec::term::trellis::Windows): of each book the floats, and then of each
+/// what windows change others to, four bits each: two tables for levels and two for offsets.
+fn trellis_tables() -> Vec<u8> {
+    let books = BOOKS.map(|bits| Code::new(bits, *STATE_BITS.end()).windows());
+    let tables = books.iter().flat_map(|book| {
+        let times = book.doubled.map(|doubled| if doubled { 2.0 } else { 1.0 });
+        [book.levels.map(f32::from), times, book.offsets.map(f32::from)].into_iter().flatten()
+    });
+    let mixes = books.iter().flat_map(|book| book.mix_level.into_iter().chain(book.mix_offset));
+    let nibbles = mixes.flat_map(|mix| {
+        let word = |half: &[u8]| half.iter().rev().fold(0, |word, window| word << 4 | u32::from(*window));
+        [word(&mix[..8]), word(&mix[8..])]
+    });
+    [floats(tables), words(nibbles)].concat()
 }
 
 /// `(block columns, rows)` F16 scales.

@@ -7,7 +7,7 @@ const STATE_SIZES: usize = (*STATE_BITS.end() - *STATE_BITS.start() + 1) as usiz
 
 /// A code of any size of states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Codebook {
+pub(super) struct Codebook {
     /// What each bit of a state contributes to its index.
     pub columns: [u8; 16],
     /// Numbered by the lower half of an index.
@@ -22,7 +22,7 @@ pub(crate) struct Codebook {
 ///
 /// Tables and columns are what coded a Gaussian best in a search over maps that need few instructions. A larger state has the
 /// columns of a smaller one.
-pub(crate) static CODEBOOKS: [Codebook; 3] = [
+pub(super) static CODEBOOKS: [Codebook; 3] = [
     Codebook {
         columns: [
             0x0f, 0x0a, 0x08, 0x0e, 0x10, 0x40, 0x70, 0x40, 0x02, 0x09, 0x04, 0x08, 0x4a, 0x07, 0x04, 0x18,
@@ -107,6 +107,11 @@ impl Code {
         Self { bits: bits as u8, state_bits: state_bits as u8 }
     }
 
+    /// The code of `bits` a row with the smallest states, for what is the same with all.
+    pub(crate) const fn of_bits(bits: usize) -> Self {
+        Self::numbered((bits - 1) * STATE_SIZES)
+    }
+
     /// The number of [`numbered`](Self::numbered).
     pub(crate) const fn number(self) -> usize {
         (self.bits as usize - 1) * STATE_SIZES + (self.state_bits - *STATE_BITS.start()) as usize
@@ -123,7 +128,7 @@ impl Code {
     }
 
     /// Its maps and tables.
-    pub(crate) const fn codebook(self) -> &'static Codebook {
+    pub(super) const fn codebook(self) -> &'static Codebook {
         &CODEBOOKS[self.book()]
     }
 
@@ -145,7 +150,8 @@ impl Code {
         contributions[0][low as usize] ^ contributions[1][high as usize]
     }
 
-    /// How many indices there are. The value of the first from the end is the negative of that of the first, and so on.
+    /// How many indices there are. The value of the last is the negative of that of the first, that of the last but one
+    /// of that of the second, and so on.
     pub(crate) const fn indices(self) -> usize {
         16 * self.codebook().offsets.len()
     }

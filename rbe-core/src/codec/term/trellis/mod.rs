@@ -39,8 +39,10 @@
 //! makes a strip zero.
 
 mod code;
+mod windows;
 
 pub use code::Code;
+pub use windows::Windows;
 
 use crate::codec::layout::{Block, Layout};
 use crate::codec::payload::{Reader, Writer};

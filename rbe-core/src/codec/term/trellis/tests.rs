@@ -129,6 +129,23 @@ fn values_are_signed_bytes_of_seven_bits_in_pairs() {
 }
 
 #[test]
+fn windows_say_what_states_do() {
+    for code in (0..Code::COUNT).map(Code::numbered) {
+        let windows = code.windows();
+        for state in 0..=u16::MAX >> (16 - code.state_bits()) {
+            let at = |start: u8| usize::from(state >> start & 15);
+            let of = |[first, second, third]: [u8; 3], mix: [[u8; 16]; 2]| {
+                at(first) ^ usize::from(mix[0][at(second)]) ^ usize::from(mix[1][at(third)])
+            };
+            let level = of(windows.starts[0], windows.mix_level);
+            let offset = windows.offsets[of(windows.starts[1], windows.mix_offset)];
+            let times = if windows.doubled[level] { 2 } else { 1 };
+            assert_eq!(windows.levels[level] + times * offset, code.value(state), "{code:?} {state:x}");
+        }
+    }
+}
+
+#[test]
 fn the_bits_of_a_row_choose_among_different_values() {
     for code in (0..Code::COUNT).map(Code::numbered) {
         for ahead in 0..=u16::MAX >> (16 - code.state_bits() + code.bits()) {

@@ -42,12 +42,6 @@ static WINDOW_TABLES: PerCode<WindowTables> = per_code!(
     }
 );
 
-/// The bit of a state at which the windows of levels and of offsets begin, for codes of so many bits.
-const fn window_starts(bits: usize) -> [[usize; 3]; 2] {
-    // The second of the offset's is no window of its own but with three bits.
-    if bits == 3 { [[0, 6, 12], [3, 9, 12]] } else { [[0, 8, 12], [4, 4, 12]] }
-}
-
 /// Rows ahead of a row whose windows its state has.
 const fn rows_ahead(bits: usize, state: usize) -> usize {
     if state > 12 {
@@ -59,53 +53,28 @@ const fn rows_ahead(bits: usize, state: usize) -> usize {
     }
 }
 
-/// The half of an index that the bits of a window, of those below `end`, contribute.
-const fn contribution(code: Code, start: usize, end: usize, window: usize, half: u32) -> u8 {
-    let state = window << start & ((1 << end) - 1);
-    code.index(state as u16) >> (4 * half) & 15
-}
-
-/// The first window that contributes what is wanted.
-const fn window_of(code: Code, start: usize, half: u32, wanted: u8) -> u8 {
-    let mut window = 0;
-    while contribution(code, start, 16, window, half) != wanted {
-        window += 1;
-    }
-    window as u8
-}
-
 const fn window_tables(code: Code) -> WindowTables {
-    let book = code.codebook();
-    let [level_starts, offset_starts] = window_starts(code.bits() as usize);
+    let windows = code.windows();
     let mut tables = WindowTables {
         levels: [0; 16],
         doubled: [0; 16],
         offsets: [0; 16],
-        mix_level: [[0; 16]; 2],
-        mix_offset: [[0; 16]; 2],
+        mix_level: windows.mix_level,
+        mix_offset: windows.mix_offset,
     };
-    let least = book.offsets[0] as i32;
+    let mut least = 0;
     let mut window = 0;
     while window < 16 {
-        let level = contribution(code, level_starts[0], 16, window, 0) as usize;
-        let doubled = book.doubles && (level == 0 || level == 15);
+        least = if windows.offsets[window] < least { windows.offsets[window] } else { least };
+        window += 1;
+    }
+    window = 0;
+    while window < 16 {
+        let doubled = windows.doubled[window];
         tables.doubled[window] = if doubled { 255 } else { 0 };
-        let least_offset = if doubled { 2 * least } else { least };
-        tables.levels[window] = (book.levels[level] as i32 + BIAS + least_offset) as u8;
-        let offset = contribution(code, offset_starts[0], 16, window, 1) as usize;
-        tables.offsets[window] = (book.offsets[offset] as i32 - least) as u8;
-        let mut n = 0;
-        while n < 2 {
-            // The windows of three bits a row overlap: bit 12 is the last's.
-            let end = if n == 0 { 12 } else { 16 };
-            let level = contribution(code, level_starts[n + 1], end, window, 0);
-            tables.mix_level[n][window] = window_of(code, level_starts[0], 0, level);
-            if n == 1 || offset_starts[1] != offset_starts[0] {
-                let offset = contribution(code, offset_starts[n + 1], end, window, 1);
-                tables.mix_offset[n][window] = window_of(code, offset_starts[0], 1, offset);
-            }
-            n += 1;
-        }
+        let least_there = if doubled { 2 * least } else { least };
+        tables.levels[window] = (windows.levels[window] as i32 + BIAS + least_there as i32) as u8;
+        tables.offsets[window] = (windows.offsets[window] - least) as u8;
         window += 1;
     }
     tables
@@ -179,8 +148,8 @@ impl<I: Windows, const BITS: usize, const STATE: usize> WindowCode<I, BITS, STAT
         row: usize,
     ) -> I::Register {
         let isa = self.isa;
-        let at = |start: usize| windows[row + start / BITS];
-        let [level_starts, offset_starts] = const { window_starts(BITS) };
+        let at = |start: u8| windows[row + usize::from(start) / BITS];
+        let [level_starts, offset_starts] = const { Code::of_bits(BITS).windows().starts };
         let mut level = isa.xor(at(0), isa.look_up(self.mix_level[0], at(level_starts[1])));
         let mut offset = at(offset_starts[0]);
         if BITS == 3 {

@@ -7,7 +7,7 @@
 
 use super::isa::Avx512;
 use crate::codec::Block;
-use crate::codec::term::trellis::{Code, MAX_BITS, STRIP};
+use crate::codec::term::trellis::{Code, STRIP};
 use crate::cpu::kernels::generic::decode::PerCode;
 use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, StripDigits, StripRows};
 use crate::cpu::kernels::unroll::{dispatch_batch, dispatch_code, each, per_code};
@@ -102,7 +102,7 @@ const fn codes(code: Code) -> [Line; 2] {
 
 /// Whether codes of so many bits have more than 128 indices.
 const fn has_signs(bits: usize) -> bool {
-    Code::numbered((bits - 1) * (Code::COUNT / MAX_BITS as usize)).indices() > 128
+    Code::of_bits(bits).indices() > 128
 }
 
 /// Bytes that a state of `state` bits lies in which begins with bit `o` of the first.
