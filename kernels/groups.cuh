@@ -1,6 +1,6 @@
 // Products and decoding for terms that store every coefficient in `BITS` bits (planes, trellis).
 //
-// A strip is 32 columns of one block row. Its columns are cut into pieces of 32 rows, `BITS` words each, and a thread
+// A scale group is 32 columns of one block row. Its columns are cut into pieces of 32 rows, `BITS` words each, and a thread
 // holds one piece of one column at a time: `lanes` threads (a power of two) side by side have a column, so a warp has
 // `32 / lanes` columns at once.
 //
@@ -22,7 +22,7 @@ constexpr int PIECE = 32;
 constexpr int SINGLE_STRIDE = PIECE + 1;
 constexpr int QUAD_STRIDE = PIECE + 4;
 
-// Where a matrix's strips are.
+// Where a matrix's scale groups are.
 struct Strips {
     const uint4 *table; // first word, bits, scale as F32, the code's own; block row by block row
     const uint32_t *words;
@@ -33,9 +33,9 @@ struct Strips {
 
     __device__ int per_row() const { return (cols + WARP - 1) / WARP; }
     __device__ Cut row_cut() const { return Cut { rows, edge }; }
-    // The scales of the block's rows in the block column of a strip.
-    __device__ const __half *scales_of(const Block &block, int strip) const {
-        return row_scales + (size_t)(Cut { cols, edge }.holding(strip * WARP).index) * rows + block.start;
+    // The scales of the block's rows in the block column of a scale group.
+    __device__ const __half *scales_of(const Block &block, int scale_group) const {
+        return row_scales + (size_t)(Cut { cols, edge }.holding(scale_group * WARP).index) * rows + block.start;
     }
 };
 
@@ -56,7 +56,7 @@ template <> struct Vector<4> { typedef uint4 Type; };
 __device__ inline void unpack(uint32_t from, uint32_t *to) { to[0] = from; }
 __device__ inline void unpack(uint4 from, uint32_t *to) { to[0] = from.x, to[1] = from.y, to[2] = from.z, to[3] = from.w; }
 
-// Calls `f(column in the strip, words of the piece, next)` for every column of the strip that this thread has a piece of.
+// Calls `f(column in the scale group, words of the piece, next)` for every column of the scale group that this thread has a piece of.
 template <class Code, int BITS, int V, class F>
 __device__ __forceinline__ void for_each_piece(const uint32_t *words, int lanes, int lane, F f) {
     typedef typename Vector<V>::Type Load;
@@ -78,7 +78,7 @@ __device__ __forceinline__ void for_each_piece(const uint32_t *words, int lanes,
     }
 }
 
-// Calls `f` with `bits` as a constant; nothing for a strip without bits.
+// Calls `f` with `bits` as a constant; nothing for a scale group without bits.
 template <class Code, int V, class F>
 __device__ __forceinline__ void with_bits(Code code, const uint4 &entry, const uint32_t *words, int lanes, int lane, F f) {
     code.begin(entry.w);
@@ -96,25 +96,25 @@ __device__ __forceinline__ void with_bits(Code code, const uint4 &entry, const u
     }
 }
 
-// y(token, row) += S(row, column) x(token, column) for the strips `first .. last` of one block row.
+// y(token, row) += S(row, column) x(token, column) for the scale groups `first .. last` of one block row.
 //
-// Grid: (block rows, splits, groups of TOKENS tokens). Every warp takes every eighth strip; each thread sums its 32
+// Grid: (block rows, splits, groups of TOKENS tokens). Every warp takes every eighth scale group; each thread sums its 32
 // rows in registers, the block adds up its threads' sums at the end.
 //
 //     x         (tokens, cols)
 //     partial   (splits, tokens, rows), this split's part is written
-//     shared    the code's table, x (TOKENS, 32 strips), row scales (WARPS, 33 lanes); then sums (WARPS, 33 lanes)
+//     shared    the code's table, x (TOKENS, 32 scale groups), row scales (WARPS, 33 lanes); then sums (WARPS, 33 lanes)
 template <class Code, int V, int TOKENS, bool ROW_SCALES>
 __device__ void sum_rows(Code code, const Strips &at, int lanes, const float *x, float *row_scales, int x_stride, int first,
                          int last, float (&sums)[TOKENS][PIECE]) {
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, block_row = blockIdx.x;
     const Block block = at.row_cut().block(block_row);
     const int height = block.length, piece = lane & (lanes - 1);
-    for (int strip = first + warp; strip < last; strip += WARPS) {
-        const uint4 entry = __ldg(at.table + (size_t)block_row * at.per_row() + strip);
+    for (int scale_group = first + warp; scale_group < last; scale_group += WARPS) {
+        const uint4 entry = __ldg(at.table + (size_t)block_row * at.per_row() + scale_group);
         const float scale = __uint_as_float(entry.z);
         if constexpr (ROW_SCALES) {
-            const __half *from = at.scales_of(block, strip);
+            const __half *from = at.scales_of(block, scale_group);
             for (int row = lane; row < lanes * PIECE; row += WARP) {
                 const float own = row < height ? __half2float(from[row]) * at.unit : 0.0f;
                 row_scales[row / PIECE * SINGLE_STRIDE + row % PIECE] = own;
@@ -122,7 +122,7 @@ __device__ void sum_rows(Code code, const Strips &at, int lanes, const float *x,
             __syncwarp();
         }
         const float *own_scales = row_scales + piece * SINGLE_STRIDE;
-        const float *own_x = x + (strip - first) * WARP;
+        const float *own_x = x + (scale_group - first) * WARP;
         with_bits<Code, V>(code, entry, at.words, lanes, lane, [&](int column, auto value) {
             float factors[TOKENS];
 #pragma unroll
@@ -193,15 +193,15 @@ __device__ void product(const Strips &at, const float *x, float *partial, int to
     }
 }
 
-// The factors of a strip's rows for all tokens, scales multiplied in: `staged` is (TOKENS, 36 lanes), zero below the block.
+// The factors of a scale group's rows for all tokens, scales multiplied in: `staged` is (TOKENS, 36 lanes), zero below the block.
 template <int TOKENS>
 __device__ void stage_rows(const Strips &at, float *staged, const float *g, size_t g_stride, int tokens, const Block &block,
-                           int strip, float scale, int lanes, int lane) {
+                           int scale_group, float scale, int lanes, int lane) {
     const int height = block.length;
     for (int row = lane; row < lanes * PIECE; row += WARP) {
         float own = scale;
         if (at.row_scales != nullptr && row < height) {
-            own = __half2float(at.scales_of(block, strip)[row]) * at.unit;
+            own = __half2float(at.scales_of(block, scale_group)[row]) * at.unit;
         }
 #pragma unroll
         for (int t = 0; t < TOKENS; ++t) {
@@ -211,7 +211,7 @@ __device__ void stage_rows(const Strips &at, float *staged, const float *g, size
     }
 }
 
-// columns(TOKENS, 32) += the strip's share; each column's pieces are added up by shuffles.
+// columns(TOKENS, 32) += the scale group's share; each column's pieces are added up by shuffles.
 template <class Code, int V, int TOKENS>
 __device__ void sum_columns(Code code, const uint4 &entry, const uint32_t *words, int lanes, int lane, const float *staged,
                             float *columns) {
@@ -240,7 +240,7 @@ __device__ void sum_columns(Code code, const uint4 &entry, const uint32_t *words
 // x(token, column) += S(row, column) g(token, row) for the block rows of one split. With `ids`, token `t` is row `ids[t]`
 // of the matrix asked for: only its block row counts, and `g` is (tokens, longest); an id that is no row gives NaN.
 //
-// Grid: (groups of WARPS strips, splits, groups of TOKENS tokens). Each warp has one strip and no need of the others.
+// Grid: (groups of WARPS scale groups, splits, groups of TOKENS tokens). Each warp has one scale group and no need of the others.
 //
 //     g         (tokens, rows), or (tokens, longest block)
 //     partial   (splits, tokens, cols)
@@ -249,11 +249,11 @@ template <class Code, int TOKENS>
 __device__ void transposed(const Strips &at, const float *g, const uint32_t *ids, float *partial, int tokens,
                            int rows_per_split, int max_lanes) {
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const int strip = blockIdx.x * WARPS + warp, split = blockIdx.y, token = blockIdx.z * TOKENS;
+    const int scale_group = blockIdx.x * WARPS + warp, split = blockIdx.y, token = blockIdx.z * TOKENS;
     float *shared = reinterpret_cast<float *>(dynamic_shared);
     Code code(shared, at.values);
     __syncthreads();
-    if (strip >= at.per_row()) return;
+    if (scale_group >= at.per_row()) return;
 
     const int staged_len = TOKENS * max_lanes * QUAD_STRIDE;
     float *staged = shared + Code::TABLE + warp * (staged_len + TOKENS * WARP);
@@ -268,13 +268,13 @@ __device__ void transposed(const Strips &at, const float *g, const uint32_t *ids
     }
     for (int t = 0; t < TOKENS; ++t) columns[t * WARP + lane] = zero;
     for (int block_row = first; block_row < last; ++block_row) {
-        const uint4 entry = __ldg(at.table + (size_t)block_row * at.per_row() + strip);
+        const uint4 entry = __ldg(at.table + (size_t)block_row * at.per_row() + scale_group);
         const Block block = at.row_cut().block(block_row);
         const int lanes = lanes_of(block.length);
         const size_t g_stride = ids != nullptr ? longest(at.edge) : at.rows;
         const float *own_g = g + token * g_stride + (ids != nullptr ? 0 : block.start);
         __syncwarp();
-        stage_rows<TOKENS>(at, staged, own_g, g_stride, tokens - token, block, strip, __uint_as_float(entry.z), lanes, lane);
+        stage_rows<TOKENS>(at, staged, own_g, g_stride, tokens - token, block, scale_group, __uint_as_float(entry.z), lanes, lane);
         __syncwarp();
         if (lanes >= 4) {
             sum_columns<Code, 4, TOKENS>(code, entry, at.words, lanes, lane, staged, columns);
@@ -283,7 +283,7 @@ __device__ void transposed(const Strips &at, const float *g, const uint32_t *ids
         }
     }
     __syncwarp();
-    const int col = strip * WARP + lane;
+    const int col = scale_group * WARP + lane;
     for (int t = 0; t < TOKENS && token + t < tokens; ++t) {
         if (col < at.cols) partial[((size_t)split * tokens + token + t) * at.cols + col] = columns[t * WARP + lane];
     }
@@ -291,19 +291,19 @@ __device__ void transposed(const Strips &at, const float *g, const uint32_t *ids
 
 // The coefficients themselves, column by column, for a dense product: panel(column - first_strip * 32, row - first_row).
 //
-// Grid: (groups of WARPS strips, block rows of the panel). Each thread writes its 32 rows, 16 bytes at a time.
+// Grid: (groups of WARPS scale groups, block rows of the panel). Each thread writes its 32 rows, 16 bytes at a time.
 //
 //     panel    (columns, stride); stride and block rows are multiples of 32, rows below the matrix become zero
 //     add      whether another term has been there
 template <class Code, int V, class T>
-__device__ void write_strip(Code code, const Strips &at, T *panel, const uint4 &entry, int strip, int first_strip,
+__device__ void write_strip(Code code, const Strips &at, T *panel, const uint4 &entry, int scale_group, int first_strip,
                             const Block &block, int first_row, int lanes, int lane, int stride, int add) {
     const int height = block.length, piece = lane & (lanes - 1);
     const float scale = __uint_as_float(entry.z);
-    const __half *row_scales = at.row_scales != nullptr ? at.scales_of(block, strip) : nullptr;
+    const __half *row_scales = at.row_scales != nullptr ? at.scales_of(block, scale_group) : nullptr;
     with_bits<Code, V>(code, entry, at.words, lanes, lane, [&](int column, auto value) {
-        if (strip * WARP + column >= at.cols || piece * PIECE >= height) return;
-        T *to = panel + (size_t)((strip - first_strip) * WARP + column) * stride + block.start - first_row + piece * PIECE;
+        if (scale_group * WARP + column >= at.cols || piece * PIECE >= height) return;
+        T *to = panel + (size_t)((scale_group - first_strip) * WARP + column) * stride + block.start - first_row + piece * PIECE;
 #pragma unroll
         for (int j = 0; j < PIECE; j += Quad<T>::COUNT) {
             Quad<T> quad;
@@ -325,24 +325,24 @@ __device__ void write_strip(Code code, const Strips &at, T *panel, const uint4 &
 template <class Code, class T>
 __device__ void panel(const Strips &at, T *panel, int first_strip, int end_strip, int first_block_row, int stride, int add) {
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const int strip = first_strip + blockIdx.x * WARPS + warp, block_row = first_block_row + blockIdx.y;
+    const int scale_group = first_strip + blockIdx.x * WARPS + warp, block_row = first_block_row + blockIdx.y;
     Code code(reinterpret_cast<float *>(dynamic_shared), at.values);
     __syncthreads();
-    if (strip >= end_strip) return;
-    const uint4 entry = __ldg(at.table + (size_t)block_row * at.per_row() + strip);
+    if (scale_group >= end_strip) return;
+    const uint4 entry = __ldg(at.table + (size_t)block_row * at.per_row() + scale_group);
     const Block block = at.row_cut().block(block_row);
     const int height = block.length, first_row = at.row_cut().block(first_block_row).start, lanes = lanes_of(height);
     if (entry.y == 0) {
         // No bits: zeros, a column at a time.
         const int filled = (height + PIECE - 1) / PIECE * PIECE;
-        for (int column = 0; !add && column < WARP && strip * WARP + column < at.cols; ++column) {
-            T *to = panel + (size_t)((strip - first_strip) * WARP + column) * stride + block.start - first_row;
+        for (int column = 0; !add && column < WARP && scale_group * WARP + column < at.cols; ++column) {
+            T *to = panel + (size_t)((scale_group - first_strip) * WARP + column) * stride + block.start - first_row;
             for (int row = lane; row < filled; row += WARP) to[row] = from_float<T>(0.0f);
         }
     } else if (lanes >= 4) {
-        write_strip<Code, 4>(code, at, panel, entry, strip, first_strip, block, first_row, lanes, lane, stride, add);
+        write_strip<Code, 4>(code, at, panel, entry, scale_group, first_strip, block, first_row, lanes, lane, stride, add);
     } else {
-        write_strip<Code, 1>(code, at, panel, entry, strip, first_strip, block, first_row, lanes, lane, stride, add);
+        write_strip<Code, 1>(code, at, panel, entry, scale_group, first_strip, block, first_row, lanes, lane, stride, add);
     }
 }
 

@@ -47,7 +47,7 @@ pub(super) struct DeviceGroups<M> {
 /// What scale groups of one term have and those of another have not.
 pub(super) struct Own<M> {
     pub module: Module,
-    /// The trellis' magnitudes, and how many there are.
+    /// The trellis' tables, and how many floats of them lie in shared memory.
     pub values: Option<(M, usize)>,
     pub row_scales: Option<M>,
     /// What multiplies the row scales.

@@ -61,7 +61,7 @@ impl Codebook {
 /// Bits after the point of targets and values: the mean squared error of a Gaussian is then about 15 units of cost
 /// for every `k`, so that rounding does not show and 4000 times as much still fits.
 fn shift(code: Code) -> u32 {
-    u32::from(code.bits()) + 4
+    u32::from(code.bits()) + 5
 }
 
 /// A search with its memory: about `2 rows 2^(L-k)` bytes, kept from column to column.

@@ -21,9 +21,7 @@ use super::rate::Target;
 use super::spectrum::Spectrum;
 use crate::codec::Block;
 use crate::codec::term::Trellis;
-use crate::codec::term::trellis::{
-    COARSE_BITS, Code, MAX_BITS, QuantizedGroup, STATE_BITS, group_bytes, scale_groups,
-};
+use crate::codec::term::trellis::{Code, MAX_BITS, QuantizedGroup, STATE_BITS, group_bytes, scale_groups};
 use crate::cpu::{Codebook, Search};
 use half::f16;
 use rayon::prelude::*;
@@ -53,8 +51,9 @@ fn halves(bits: u8) -> [u8; 2] {
     if bits <= MAX_BITS { [bits, 0] } else { [bits.div_ceil(2), bits / 2] }
 }
 
-/// Root mean squares of the codes' integers, those of up to [`COARSE_BITS`] bits and of more.
-const VALUE_DEVIATIONS: [f64; 2] = [44.70, 39.02];
+/// The deviations of Gaussian coefficients that the codes' integers suit best, by their bits: a search with larger or smaller ones
+/// leaves more.
+const VALUE_DEVIATIONS: [f64; 4] = [20.0, 19.3, 19.3, 18.4];
 /// Bits of a scale group beside its columns: their number and a scale.
 const GROUP_BITS: usize = 8 + 16;
 /// Bits of the term beside its scale groups: kind, state bits, unit.
@@ -108,7 +107,7 @@ impl Quantizer {
     /// The best scale for Gaussian coefficients with this sum of squares.
     pub(super) fn scale(bits: u8, energy: f64, count: usize) -> f32 {
         let kept = 1.0 - GAUSSIAN[0][usize::from(bits)];
-        let deviation = VALUE_DEVIATIONS[usize::from(bits > COARSE_BITS)];
+        let deviation = VALUE_DEVIATIONS[usize::from(bits) - 1];
         ((energy / count as f64 * kept).sqrt() / deviation) as f32
     }
 

@@ -6,31 +6,43 @@
 //!
 //! ```text
 //!     state(r)    = b(r) + 2^k b(r+1) + 4^k b(r+2) + ..   mod 2^L        rows modulo h
-//!     x           = 2^(32-L) state;   x ^= 2^a x;   x ^= floor(x / 2^b);   x ^= 2^c x        mod 2^32
-//!     coefficient = +- scale * magnitude[x's bits after the first, which is the sign]
+//!     index       = c(0) if bit 0 of the state is 1  ^  c(1) if bit 1 is  ^  ..
+//!     coefficient = scale * (level[index mod 16] + offset[floor(index / 16)])
 //! ```
 //!
 //! So each `b` moves `L / k` coefficients, and a search over all bits (Viterbi's) finds sequences that lie closer
 //! to the wanted values than any quantiser of single coefficients: it is trellis-coded quantisation with the
-//! bit-shift trellis of QTIP (arXiv 2406.11235). The code is another: an **xorshift** (Marsaglia, "Xorshift RNGs", 2003),
-//! whose three shifts are those of each `k` and `L` that code a Gaussian best, followed by a table of magnitudes that are a
-//! Gaussian's quantiles ([`COARSE_MAGNITUDES`], [`FINE_MAGNITUDES`]).
+//! bit-shift trellis of QTIP (arXiv 2406.11235). The code is another, made for what processors do in one instruction.
+//!
+//! - **The index is linear** over the integers modulo 2: each half of a byte contributes what a table of sixteen says, each byte
+//!   what a matrix of 8 by 8 bits does (AVX-512's GFNI).
+//! - **Its bytes `c` are few.** The level depends on the state's lowest four bits and on the four from bit 8 on, the offset on the
+//!   four from bit 4 on: a set of instructions that looks bytes up in a table of sixteen (AVX2, NEON) takes three look-ups, one
+//!   `^` and one sum for as many values as a register has bytes. With `k` = 3 these windows begin at multiples of three bits, so
+//!   that every row's own window serves four rows, and with `L` above 12 one more window contributes to both. What the later
+//!   windows contribute are sums of shifts, so that a GPU has two states of a word at once.
+//! - **Values are at most 63 in magnitude.** As codes of 1 to 127 they are multiplied with signed bytes, two products added
+//!   in 16 bits, without a sign to take care of (`vpmaddubsw`).
+//!
+//! Levels and offsets that add up make two tables of sixteen do for 256 values. At four bits, where that costs 2.5 % of the error,
+//! offsets count twice at the outermost two levels, and it costs half a percent.
 //!
 //! Measured relative error of a unit Gaussian, columns of 256 rows, scales counted (bits are `k + 0.003`):
 //!
 //! | | k = 1 | 2 | 3 | 4 |
 //! |---|---|---|---|---|
 //! | no code can do better | 0.500 | 0.250 | 0.125 | 0.0625 |
-//! | L = 16 | 0.519 | 0.260 | 0.132 | 0.0677 |
-//! | L = 12 | 0.524 | 0.265 | 0.135 | 0.0696 |
-//!
-//! An xorshift is linear over the integers modulo 2: the index is the sum (`^`) of what each bit of the state contributes,
-//! so what each byte or nibble of it contributes can be had from a small matrix or table. A processor with AVX-512 and GFNI
-//! takes five instructions for 64 values whose states lie in two bytes: two products with a matrix of 8 by 8 bits, their sum,
-//! one look-up among 128 values; two more for the sign from 3 bits on, two where a state lies in three bytes.
+//! | L = 16 | TODO16 |
+//! | L = 12 | TODO12 |
 //!
 //! Columns are grouped in **scale groups** of 32 (a block's last may be narrower) that share `k` and a scale; `k = 0`
 //! makes a scale group zero.
+
+mod code;
+mod windows;
+
+pub use code::Code;
+pub use windows::Windows;
 
 use super::{Stored, Summand, Term};
 use crate::codec::layout::{Block, Layout};
@@ -41,141 +53,10 @@ use std::ops::{Range, RangeInclusive};
 
 /// The most bits a coefficient can have.
 pub const MAX_BITS: u8 = 4;
-/// The most bits of a coefficient for which [`COARSE_MAGNITUDES`] do.
-pub const COARSE_BITS: u8 = 2;
 /// The bits a state may have.
 pub const STATE_BITS: RangeInclusive<u8> = 12..=16;
 /// Columns that share `k` and a scale. Every block begins at a multiple, so no scale group crosses blocks.
 pub const GROUP_COLS: usize = 32;
-
-/// The magnitudes of up to [`COARSE_BITS`] bits: `round(127 g(q(j)) / g(q(63)))` with `q(j)` the Gaussian's quantile at
-/// `(j + 129/2) / 128` and `g(q) = q + q^3 / 64`.
-///
-/// Equal steps of the index are equal shares of a Gaussian whose tail is drawn out a little.
-#[rustfmt::skip]
-pub static COARSE_MAGNITUDES: [i8; 64] = [
-    0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 11, 12, 12, 13,
-    14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29,
-    30, 31, 32, 33, 34, 35, 37, 38, 39, 41, 42, 43, 45, 46, 48, 50,
-    51, 53, 55, 57, 59, 62, 64, 67, 70, 73, 77, 82, 87, 95, 105, 127,
-];
-
-/// The magnitudes of more bits, which need more of them and farther out: `round(127 g(q(j)) / g(q(127)))` with `q(j)` at
-/// `(j + 257/2) / 256` and `g(q) = q + q^3 / 40`.
-#[rustfmt::skip]
-pub static FINE_MAGNITUDES: [i8; 128] = [
-    0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 6,
-    6, 6, 7, 7, 7, 8, 8, 8, 9, 9, 10, 10, 10, 11, 11, 11,
-    12, 12, 13, 13, 13, 14, 14, 15, 15, 15, 16, 16, 16, 17, 17, 18,
-    18, 19, 19, 19, 20, 20, 21, 21, 21, 22, 22, 23, 23, 24, 24, 25,
-    25, 26, 26, 26, 27, 27, 28, 28, 29, 29, 30, 31, 31, 32, 32, 33,
-    33, 34, 34, 35, 36, 36, 37, 37, 38, 39, 39, 40, 41, 41, 42, 43,
-    44, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 59,
-    60, 61, 63, 64, 66, 68, 70, 73, 75, 78, 81, 85, 90, 97, 106, 127,
-];
-
-/// How many [`STATE_BITS`] there are.
-const STATE_SIZES: usize = (*STATE_BITS.end() - *STATE_BITS.start() + 1) as usize;
-
-/// The shifts `a, b, c` of each `k` and `L`: of all of 1 to 15 those that code a Gaussian best.
-const SHIFTS: [[[u8; 3]; STATE_SIZES]; MAX_BITS as usize] = [
-    [[6, 2, 5], [7, 2, 5], [9, 1, 4], [9, 2, 5], [11, 1, 4]],
-    [[6, 2, 5], [6, 2, 5], [8, 2, 5], [9, 2, 5], [9, 2, 5]],
-    [[9, 8, 5], [6, 3, 7], [13, 3, 11], [4, 3, 8], [5, 3, 8]],
-    [[9, 4, 10], [11, 4, 10], [11, 4, 10], [11, 5, 6], [3, 4, 9]],
-];
-
-/// The map from states to values of one `k` and `L`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Code {
-    bits: u8,
-    state_bits: u8,
-}
-
-impl Code {
-    /// How many codes there are.
-    pub(crate) const COUNT: usize = MAX_BITS as usize * STATE_SIZES;
-
-    /// The code of `bits` (`k`, 1 to [`MAX_BITS`]) a row and `state_bits` (`L`, one of [`STATE_BITS`]).
-    pub fn new(bits: u8, state_bits: u8) -> Self {
-        assert!((1..=MAX_BITS).contains(&bits) && STATE_BITS.contains(&state_bits));
-        Self { bits, state_bits }
-    }
-
-    /// One of all codes, for tables of what they need.
-    pub(crate) const fn numbered(number: usize) -> Self {
-        assert!(number < Self::COUNT);
-        let (bits, state_bits) =
-            (number / STATE_SIZES + 1, number % STATE_SIZES + *STATE_BITS.start() as usize);
-        Self { bits: bits as u8, state_bits: state_bits as u8 }
-    }
-
-    /// The number of [`numbered`](Self::numbered).
-    pub(crate) fn number(self) -> usize {
-        usize::from(self.bits - 1) * STATE_SIZES + usize::from(self.state_bits - STATE_BITS.start())
-    }
-
-    /// Bits of a row.
-    pub const fn bits(self) -> u8 {
-        self.bits
-    }
-
-    /// Bits of a state.
-    pub const fn state_bits(self) -> u8 {
-        self.state_bits
-    }
-
-    /// The xorshift's shifts, to the left, to the right and to the left.
-    pub const fn shifts(self) -> [u8; 3] {
-        SHIFTS[self.bits as usize - 1][(self.state_bits - *STATE_BITS.start()) as usize]
-    }
-
-    /// The magnitudes of all indices.
-    pub const fn magnitudes(self) -> &'static [i8] {
-        if self.bits > COARSE_BITS { &FINE_MAGNITUDES } else { &COARSE_MAGNITUDES }
-    }
-
-    /// What a state stands for: in the low bits the index of a magnitude, above it the sign, set for less than zero. Bits above
-    /// the state do not matter.
-    ///
-    /// It is linear: `index(s ^ t) = index(s) ^ index(t)`.
-    pub const fn index(self, state: u16) -> u8 {
-        let [a, b, c] = self.shifts();
-        let mut x = (state as u32) << (32 - self.state_bits);
-        x ^= x << a;
-        x ^= x >> b;
-        x ^= x << c;
-        (x >> (31 - self.magnitudes().len().ilog2())) as u8
-    }
-
-    /// The value of a state; bits above the state do not matter.
-    pub fn value(self, state: u16) -> i8 {
-        let magnitudes = self.magnitudes();
-        let index = usize::from(self.index(state));
-        let magnitude = magnitudes[index % magnitudes.len()];
-        if index < magnitudes.len() { magnitude } else { -magnitude }
-    }
-
-    /// Sixteen bits from those of row `row` on (rows count around and around); the state is the first `L` of them.
-    pub fn state(self, codes: &[u8], row: usize) -> u16 {
-        let ahead = 16usize.div_ceil(usize::from(self.bits));
-        (row..row + ahead).rev().fold(0, |state, row| self.push(state, codes[row % codes.len()]))
-    }
-
-    /// The state of a row from that of the next and its own bits.
-    fn push(self, state: u16, code: u8) -> u16 {
-        state << self.bits | u16::from(code)
-    }
-
-    /// The values of a whole column from each row's own bits.
-    pub fn decode(self, codes: &[u8], values: &mut [i8]) {
-        let mut state = self.state(codes, 0);
-        for (code, value) in codes.iter().zip(values).rev() {
-            state = self.push(state, *code);
-            *value = self.value(state);
-        }
-    }
-}
 
 /// A column's cycle of bits, somewhere in those of its scale group.
 #[derive(Clone, Copy, Debug)]
@@ -196,12 +77,12 @@ impl Column<'_> {
 
     /// Sixteen bits from row `row`'s own on; the state is the first `L` of them.
     pub fn state(&self, row: usize) -> u16 {
-        self.bits_from(row * usize::from(self.code.bits))
+        self.bits_from(row * usize::from(self.code.bits()))
     }
 
     /// Sixteen bits from bit `at` on; after the cycle's last bit it begins again.
     pub(crate) fn bits_from(&self, at: usize) -> u16 {
-        let cycle = self.rows * usize::from(self.code.bits);
+        let cycle = self.rows * usize::from(self.code.bits());
         let (mut state, mut have) = (0u32, 0);
         let mut at = at % cycle;
         while have < 16 {

@@ -1,5 +1,6 @@
 //! The formula, row by row and around the cycle; what the values are, and the numbers of FORMAT.md.
 
+use super::code::{CODEBOOKS, Codebook};
 use super::*;
 
 /// Scale groups with all numbers of bits in turn and codes of no pattern.
@@ -28,14 +29,12 @@ fn state(codes: &[u8], bits: u8, state_bits: u8, row: usize) -> u32 {
 
 /// The definition in numbers alone.
 fn value(bits: u8, state_bits: u8, state: u32) -> i8 {
-    let [a, b, c] = SHIFTS[usize::from(bits) - 1][usize::from(state_bits) - 12].map(|shift| 1u64 << shift);
-    let mut x = u64::from(state) << (32 - state_bits);
-    x ^= x * a % (1 << 32);
-    x ^= x / b;
-    x ^= x * c % (1 << 32);
-    let magnitudes = if bits > 2 { &FINE_MAGNITUDES[..] } else { &COARSE_MAGNITUDES[..] };
-    let magnitude = magnitudes[(x % (1 << 31)) as usize / ((1 << 31) / magnitudes.len())];
-    if x < 1 << 31 { magnitude } else { -magnitude }
+    let Codebook { columns, levels, offsets, .. } = CODEBOOKS[usize::from(bits.saturating_sub(2))];
+    let set = (0..state_bits).filter(|bit| state >> bit & 1 == 1);
+    let index = set.fold(0, |index, bit| index ^ columns[usize::from(bit)]);
+    let (level, offset) = (index % 16, offsets[usize::from(index / 16)]);
+    let twice = bits == 4 && [0, 15].contains(&level);
+    levels[usize::from(level)] + if twice { 2 * offset } else { offset }
 }
 
 #[test]
@@ -114,34 +113,49 @@ fn a_rotation_of_the_codes_is_a_rotation_of_the_values() {
 }
 
 #[test]
-fn the_values_are_the_quantiles_they_claim_to_be() {
-    // The Gaussian's distribution function by Simpson's rule from the middle.
-    let share = |q: f64| {
-        let steps = 2000;
-        let density = |x: f64| (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
-        let weight = |n: usize| if n.is_multiple_of(steps) { 1.0 } else { [2.0, 4.0][n % 2] };
-        let sum: f64 = (0..=steps).map(|n| weight(n) * density(q * n as f64 / steps as f64)).sum();
-        0.5 + sum * q / steps as f64 / 3.0
-    };
-    let quantile = |p: f64| {
-        let (mut low, mut high) = (0.0, 5.0);
-        for _ in 0..50 {
-            let middle = (low + high) / 2.0;
-            *(if share(middle) < p { &mut low } else { &mut high }) = middle;
+fn values_are_signed_bytes_of_seven_bits_in_pairs() {
+    for bits in 1..=MAX_BITS {
+        let code = Code::new(bits, 12);
+        let last = code.indices() - 1;
+        for index in 0..=last {
+            let value = code.value_of_index(index as u8);
+            assert!(value.unsigned_abs() <= 63, "{bits} bits, index {index}: {value}");
+            assert_eq!(code.value_of_index((last - index) as u8), -value, "{bits} bits, index {index}");
         }
-        low
-    };
-    // Magnitudes of the upper half of the quantiles.
-    let magnitudes = |levels: u32, tail: f64| -> Vec<i8> {
-        let g = |j: u32| {
-            let q = quantile((f64::from(levels / 2 + j) + 0.5) / f64::from(levels));
-            q + q.powi(3) / tail
-        };
-        let last = g(levels / 2 - 1);
-        (0..levels / 2).map(|j| (127.0 * g(j) / last).round() as i8).collect()
-    };
-    assert_eq!(magnitudes(128, 64.0), COARSE_MAGNITUDES);
-    assert_eq!(magnitudes(256, 40.0), FINE_MAGNITUDES);
+        // Levels and offsets are in their order.
+        let Codebook { levels, offsets, .. } = code.codebook();
+        assert!(levels.is_sorted() && offsets.is_sorted());
+    }
+}
+
+#[test]
+fn windows_say_what_states_do() {
+    for code in (0..Code::COUNT).map(Code::numbered) {
+        let windows = code.windows();
+        for state in 0..=u16::MAX >> (16 - code.state_bits()) {
+            let at = |start: u8| usize::from(state >> start & 15);
+            let of = |[first, second, third]: [u8; 3], mix: [[u8; 16]; 2]| {
+                at(first) ^ usize::from(mix[0][at(second)]) ^ usize::from(mix[1][at(third)])
+            };
+            let level = of(windows.starts[0], windows.mix_level);
+            let offset = windows.offsets[of(windows.starts[1], windows.mix_offset)];
+            let times = if windows.doubled[level] { 2 } else { 1 };
+            assert_eq!(windows.levels[level] + times * offset, code.value(state), "{code:?} {state:x}");
+        }
+    }
+}
+
+#[test]
+fn the_bits_of_a_row_choose_among_different_values() {
+    for code in (0..Code::COUNT).map(Code::numbered) {
+        for ahead in 0..=u16::MAX >> (16 - code.state_bits() + code.bits()) {
+            let own = 0..1 << code.bits();
+            let mut indices: Vec<_> = own.map(|own| code.index(ahead << code.bits() | own)).collect();
+            indices.sort();
+            indices.dedup();
+            assert_eq!(indices.len(), 1 << code.bits(), "{code:?} {ahead:x}");
+        }
+    }
 }
 
 #[test]
@@ -154,8 +168,8 @@ fn an_index_is_the_sum_of_its_bits() {
             assert_eq!(code.index(state), bits.fold(0, |sum, index| sum ^ index), "{code:?} {state:x}");
             reached[usize::from(code.index(state))] = true;
         }
-        let values = 2 * code.magnitudes().len();
-        assert!(reached.iter().enumerate().all(|(index, reached)| *reached == (index < values)), "{code:?}");
+        let indices = code.indices();
+        assert!(reached.iter().enumerate().all(|(index, reached)| *reached == (index < indices)), "{code:?}");
     }
 }
 
@@ -164,17 +178,16 @@ fn the_formats_numbers_are_these() {
     let format = include_str!("../../../../FORMAT.md");
     let (_, section) = format.split_once("#### Trellis (code 4)").unwrap();
     let (section, _) = section.split_once("\n### ").unwrap();
-    let numbers = |text: &str| -> Vec<u8> {
-        text.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
+    let numbers = |line: &str| -> Vec<i32> {
+        let words = line.split(|c: char| !c.is_ascii_digit() && c != '-');
+        words.filter_map(|number| number.parse().ok()).collect()
     };
-    let (_, shifts) = section.split_once("| `a, b, c` |").unwrap();
-    let rows = shifts.lines().filter_map(|line| line.strip_prefix("| `n` = "));
-    let expected = (1..).zip(SHIFTS).map(|(bits, shifts)| [&[bits][..], shifts.as_flattened()].concat());
-    assert!(rows.map(numbers).eq(expected));
-
-    let is_table =
-        |line: &&str| line.starts_with("    ") && !line.contains(|c: char| !c.is_ascii_digit() && c != ' ');
-    let magnitudes: Vec<u8> = section.lines().filter(is_table).flat_map(numbers).collect();
-    let expected = COARSE_MAGNITUDES.iter().chain(&FINE_MAGNITUDES).map(|magnitude| magnitude.unsigned_abs());
-    assert!(magnitudes.into_iter().eq(expected));
+    let lines = |prefix: &str| -> Vec<Vec<i32>> {
+        section.lines().filter_map(|line| line.strip_prefix(prefix)).map(numbers).collect()
+    };
+    let of_books = |of: fn(&Codebook) -> Vec<i32>| CODEBOOKS.iter().map(of).collect::<Vec<_>>();
+    let signed = |numbers: &[i8]| numbers.iter().map(|n| i32::from(*n)).collect::<Vec<_>>();
+    assert_eq!(lines("    c      "), of_books(|book| book.columns.map(i32::from).to_vec()));
+    assert_eq!(lines("    level  "), of_books(|book| book.levels.map(i32::from).to_vec()));
+    assert_eq!(lines("    offset "), CODEBOOKS.each_ref().map(|book| signed(book.offsets)));
 }

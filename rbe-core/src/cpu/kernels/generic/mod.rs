@@ -15,3 +15,4 @@ pub(super) mod sparse;
 pub(super) mod trellis;
 pub(super) mod unpack;
 pub(super) mod viterbi;
+pub(super) mod windows;

@@ -111,6 +111,9 @@ pub(in crate::cpu) fn product<I: Decode>(
     // Whole vectors, so that the digits of one come one after another.
     let batch_at_once = DIGITS_AT_ONCE / x.slices_per_row();
     let tiles = sums.len() / x.batch();
+    if x.batch() <= batch_at_once {
+        return product_of_few(isa, term, i, blocks, x, sums);
+    }
     let mut codes = [[Line([0; 64]); GROUP_LINES]; MOST_GROUPS];
     for j in blocks {
         let mut places = [(0, 0.0); MOST_GROUPS];
@@ -124,6 +127,31 @@ pub(in crate::cpu) fn product<I: Decode>(
             let first = n * batch_at_once;
             let x = x.part(first..first + sums.len() / tiles);
             let scale_groups = DecodedStrips::new(&codes[..count], &places, x, j, BIAS - I::BYTE_BIAS);
+            for tile in 0..tiles {
+                isa.multiply_tile(&scale_groups, tile, sums, tiles);
+            }
+        }
+    }
+}
+
+/// [`product`] with digits that are taken at once: each scale group is multiplied while its codes are in the nearest cache.
+#[inline(always)]
+fn product_of_few<I: Decode>(
+    isa: I,
+    term: &PackedTrellis,
+    i: usize,
+    blocks: Range<usize>,
+    x: QuantizedRows,
+    sums: &mut [RowSums],
+) {
+    let tiles = sums.len() / x.batch();
+    let mut codes = [Line([0; 64]); GROUP_LINES];
+    for j in blocks {
+        for (first, scale_group) in term.block_groups(term.layout().block_at(i, j)) {
+            decode_group(isa, &scale_group, &mut codes);
+            let places = [(first, scale_group.scale); MOST_GROUPS];
+            let scale_groups =
+                DecodedStrips::new(std::slice::from_ref(&codes), &places, x, j, BIAS - I::BYTE_BIAS);
             for tile in 0..tiles {
                 isa.multiply_tile(&scale_groups, tile, sums, tiles);
             }

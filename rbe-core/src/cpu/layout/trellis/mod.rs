@@ -32,7 +32,7 @@ pub(in crate::cpu) const GROUP_LINES: usize = PERIOD * QUADS;
 pub(in crate::cpu) type GroupCodes = [Line; GROUP_LINES];
 
 /// What is added to values to make unsigned codes of them.
-pub(in crate::cpu) const BIAS: i32 = 128;
+pub(in crate::cpu) const BIAS: i32 = 64;
 
 /// How columns of one height lie in the lanes of a register.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,22 +1,21 @@
-//! The trellis code on AVX2: 32 values in about twenty-five instructions, in about thirty-five from 3 bits on.
+//! The trellis code on AVX2: 32 values in five instructions, in seven with three bits a row and in eight with four.
 //!
-//! What each half of a byte contributes to the indices is looked up (see [`NIBBLE_TABLES`]), half a line at a time; a state of
-//! twelve bits lies in three or four halves. There is no permutation of 128 bytes: four shuffles of sixteen magnitudes each
-//! look 64 up, eight where there are 128. Table `t` holds `T_t ^ T_(t-1)` and is shuffled by `index - 16 t`, which gives
-//! zero where it is negative, so the sum (in `^`) of tables 0 to `index / 16` is what remains.
+//! Windows and their tables are as [`windows`] has them, half a line at a time. Codes are 1 to 127: `vpmaddubsw` adds the products
+//! of two with activations and cannot overflow (2 * 127 * 127 < 2^15).
 
 use super::isa::Avx2;
 use crate::codec::Block;
-use crate::codec::term::trellis::{COARSE_BITS, COARSE_MAGNITUDES, FINE_MAGNITUDES};
-use crate::cpu::kernels::generic::decode::{Nibbles, decode_nibbles};
-use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, GroupRows};
-use crate::cpu::kernels::unroll::dispatch_code;
-use crate::cpu::layout::planes::Line;
-use crate::cpu::layout::trellis::{Bundle, PackedGroup, PackedTrellis};
-use crate::cpu::layout::{Input, QuantizedRows, RowDots, RowSums};
+use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, GroupRows, GroupSlices};
+use crate::cpu::kernels::generic::windows::{self, MOST_AHEAD, PeriodBytes, WindowCode, Windows};
+use crate::cpu::kernels::isa::Bytes;
+use crate::cpu::kernels::unroll::{dispatch_code, each};
+use crate::cpu::layout::planes::{Line, QUAD, QUADS, TILE_COLS};
+use crate::cpu::layout::trellis::{BIAS, Bundle, PERIOD, PackedGroup, PackedTrellis, Packing};
+use crate::cpu::layout::{Input, QuantizedRows, RowSums};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+/// One digit: a scale group is multiplied as it is decoded, without a way through memory.
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 pub(super) fn product(
     term: &PackedTrellis,
@@ -25,7 +24,16 @@ pub(super) fn product(
     x: QuantizedRows,
     sums: &mut [RowSums],
 ) {
-    generic::product(Avx2::new(), term, i, blocks, x, sums);
+    let packing = Packing::new(term.layout().row_range(i).len());
+    if x.slices() > 1 || !packing.is_full() || packing.groups() > 4 {
+        return generic::product(Avx2::new(), term, i, blocks, x, sums);
+    }
+    for j in blocks {
+        for (first, scale_group) in term.block_groups(term.layout().block_at(i, j)) {
+            let digits = GroupSlices::new(x, j, first, scale_group.scale, BIAS);
+            dispatch_code!(scale_group.code, add_group(&scale_group, &digits, sums))
+        }
+    }
 }
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
@@ -47,35 +55,73 @@ impl Decode for Avx2 {
 
     #[inline(always)]
     fn multiply_tile(self, scale_groups: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
-        generic::multiply_tile(self, scale_groups, tile, sums, stride, |dots, bias, factor, sums| {
-            // SAFETY: as above.
-            unsafe { add_dots(dots, bias, factor, sums) }
-        });
+        // SAFETY: as above.
+        unsafe { multiply_tile(scale_groups, tile, sums, stride) }
     }
 }
 
-/// Not inlined: see [`generic::add_dots`].
-#[inline(never)]
-#[target_feature(enable = "avx2")]
-fn add_dots(dots: &RowDots, bias: i32, factor: f32, sums: &mut RowSums) {
-    generic::add_dots(dots, bias, factor, sums);
-}
-
-/// Magnitudes in tables of sixteen, each `^` the one before.
-type Tables<const N: usize> = [[u8; 16]; N];
-
-static COARSE: Tables<4> = tables(&COARSE_MAGNITUDES);
-static FINE: Tables<8> = tables(&FINE_MAGNITUDES);
-
-const fn tables<const N: usize>(magnitudes: &[i8]) -> Tables<N> {
-    let mut tables = [[0; 16]; N];
-    let mut n = 0;
-    while n < 16 * N {
-        let before = if n < 16 { 0 } else { magnitudes[n - 16] };
-        tables[n / 16][n % 16] = (magnitudes[n] ^ before) as u8;
-        n += 1;
+impl Windows for Avx2 {
+    #[inline(always)]
+    fn load_next(self, line: &Line, part: usize, lanes: usize) -> __m256i {
+        let own = self.load(line, part);
+        // SAFETY: here and below, the token proves the instructions.
+        unsafe {
+            match lanes {
+                2 => _mm256_shuffle_epi32::<0b10_11_00_01>(own),
+                4 => _mm256_shuffle_epi32::<0b00_11_10_01>(own),
+                _ => {
+                    let turned = _mm256_permutevar8x32_epi32(own, _mm256_setr_epi32(1, 2, 3, 4, 5, 6, 7, 0));
+                    if lanes == 8 {
+                        return turned;
+                    }
+                    let first = line.0[32 * (1 - part)..].as_ptr().cast::<i32>().read_unaligned();
+                    _mm256_blend_epi32::<0x80>(turned, _mm256_set1_epi32(first))
+                }
+            }
+        }
     }
-    tables
+
+    #[inline(always)]
+    fn store(self, bytes: __m256i, line: &mut Line, part: usize) {
+        let half = &mut line.0[32 * part..][..32];
+        // SAFETY: half a line is 32 aligned bytes.
+        unsafe { _mm256_store_si256(half.as_mut_ptr().cast(), bytes) }
+    }
+
+    #[inline(always)]
+    fn table(self, table: &[u8; 16]) -> __m256i {
+        // SAFETY: as above; sixteen bytes of an array of sixteen.
+        unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn look_up(self, table: __m256i, index: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_shuffle_epi8(table, index) }
+    }
+
+    #[inline(always)]
+    fn window_across(self, bytes: __m256i, next: __m256i, at: usize) -> __m256i {
+        let here = 8 - at;
+        // SAFETY: as above. Shifts of 16 bits bring in a neighbour's bits, which the masks take away.
+        unsafe {
+            let low = _mm256_and_si256(self.shift_right(bytes, at), _mm256_set1_epi8((1 << here) - 1));
+            let high = _mm256_sll_epi16(next, _mm_cvtsi32_si128((here as u32).cast_signed()));
+            _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi8(0x0f & !((1 << here) - 1))))
+        }
+    }
+
+    #[inline(always)]
+    fn xor(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_xor_si256(a, b) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_add_epi8(a, b) }
+    }
 }
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
@@ -85,101 +131,204 @@ fn decode_bundle(bundle: Bundle, codes: &mut [Line], stride: usize) {
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 fn decode<const BITS: usize, const STATE: usize>(bundle: Bundle, codes: &mut [Line], stride: usize) {
-    decode_nibbles::<_, BITS, STATE>(Avx2::new(), bundle, codes, stride);
+    windows::decode_bundle::<_, BITS, STATE>(Avx2::new(), bundle, codes, stride);
 }
 
-impl Nibbles for Avx2 {
-    type Tables = ();
-
-    #[inline(always)]
-    fn xor(self, a: __m256i, b: __m256i) -> __m256i {
-        // SAFETY: here and below, the token proves the instructions.
-        unsafe { _mm256_xor_si256(a, b) }
-    }
-
-    #[inline(always)]
-    fn look_up(self, table: &[u8; 16], index: __m256i) -> __m256i {
-        // SAFETY: as above.
-        unsafe { _mm256_shuffle_epi8(twice(table), index) }
-    }
-
-    #[inline(always)]
-    fn tables<const BITS: usize>(self) {}
-
-    #[inline(always)]
-    fn codes_of<const BITS: usize>(self, (): (), index: __m256i) -> __m256i {
-        // SAFETY: as above.
-        unsafe { codes_of::<BITS>(index) }
-    }
-
-    #[inline(always)]
-    fn store(self, bytes: __m256i, line: &mut Line, part: usize) {
-        let half = &mut line.0[32 * part..][..32];
-        // SAFETY: half a line is 32 aligned bytes.
-        unsafe { _mm256_store_si256(half.as_mut_ptr().cast(), bytes) }
+/// Adds a scale group's product with one digit to the sums of its tiles.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+fn add_group<const BITS: usize, const STATE: usize>(
+    scale_group: &PackedGroup,
+    digits: &GroupSlices<1>,
+    sums: &mut [RowSums],
+) {
+    assert!(digits.values.len() >= TILE_COLS && sums.len() >= scale_group.packing.tiles());
+    match scale_group.packing.groups() {
+        1 => add_columns::<BITS, STATE, 1>(scale_group, digits, sums),
+        2 => add_columns::<BITS, STATE, 2>(scale_group, digits, sums),
+        _ => add_columns::<BITS, STATE, 4>(scale_group, digits, sums),
     }
 }
 
-/// A table for both halves of a shuffle.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn twice(table: &[u8; 16]) -> __m256i {
-    // SAFETY: sixteen bytes of an array of sixteen.
-    _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(table.as_ptr().cast()) })
-}
+/// Rows of a period whose dot products stay in registers.
+const ROWS: usize = 8;
 
-/// `value + 128` of indices.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn codes_of<const BITS: usize>(index: __m256i) -> __m256i {
-    let top = _mm256_set1_epi8(-128);
-    let (magnitude, sign) = if BITS <= usize::from(COARSE_BITS) {
-        let magnitude = look_up(&COARSE, _mm256_and_si256(index, _mm256_set1_epi8(0x3f)));
-        (magnitude, _mm256_add_epi8(index, index))
-    } else {
-        (look_up(&FINE, _mm256_andnot_si256(top, index)), index)
-    };
-    // Not zero, which would make a zero of the value.
-    let sign = _mm256_or_si256(sign, _mm256_set1_epi8(1));
-    _mm256_xor_si256(_mm256_sign_epi8(magnitude, sign), top)
-}
-
-#[target_feature(enable = "avx2")]
-#[inline]
-fn look_up<const N: usize>(tables: &Tables<N>, mut index: __m256i) -> __m256i {
-    let mut magnitude = _mm256_setzero_si256();
-    for table in tables {
-        magnitude = _mm256_xor_si256(magnitude, _mm256_shuffle_epi8(twice(table), index));
-        index = _mm256_sub_epi8(index, _mm256_set1_epi8(16));
-    }
-    magnitude
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cpu::kernels::generic::decode::assert_codes_of_indices;
-
-    /// Every byte as [`codes_of`] gets it.
-    #[target_feature(enable = "avx2")]
-    fn all_codes<const BITS: usize>() -> [u8; 256] {
-        let mut codes = std::array::from_fn(|n| n as u8);
-        for codes in codes.as_chunks_mut::<32>().0 {
-            // SAFETY: 32 bytes are read and written.
-            unsafe {
-                let found = codes_of::<BITS>(_mm256_loadu_si256(codes.as_ptr().cast()));
-                _mm256_storeu_si256(codes.as_mut_ptr().cast(), found);
+/// [`add_group`] for registers of `SIDE_BY_SIDE` groups.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+fn add_columns<const BITS: usize, const STATE: usize, const SIDE_BY_SIDE: usize>(
+    scale_group: &PackedGroup,
+    digits: &GroupSlices<1>,
+    sums: &mut [RowSums],
+) {
+    // Halves of a line are the rows of two tiles' halves, or groups whose products add up.
+    let (apart, together) = if SIDE_BY_SIDE == 1 { (2, 1) } else { (1, 2) };
+    for half in 0..apart {
+        for parts in 0..PERIOD / ROWS {
+            let mut dots = [_mm256_setzero_si256(); ROWS];
+            for (n, bundle) in scale_group.bundles().enumerate() {
+                if half == 0 && parts == 0 {
+                    // All lines once in their order, which the hardware knows how to go on from.
+                    for line in bundle.lines {
+                        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).cast());
+                    }
+                }
+                for more in 0..together {
+                    let part = half + more;
+                    let x = activations::<SIDE_BY_SIDE>(digits.values, n, part);
+                    dots = if parts == 0 {
+                        add_rows::<BITS, STATE, 0>(bundle, part, x, dots)
+                    } else {
+                        add_rows::<BITS, STATE, ROWS>(bundle, part, x, dots)
+                    };
+                }
+            }
+            for (s, dots) in dots.into_iter().enumerate() {
+                add_share::<SIDE_BY_SIDE>(sums, parts * ROWS + s, half, dots, digits);
             }
         }
-        codes
     }
+}
 
-    #[test]
-    fn every_value_is_found() {
-        if !std::arch::is_x86_feature_detected!("avx2") {
-            return;
+/// Adds the products of eight rows of each period, from `FIRST` on, with four activations for each lane.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+#[inline]
+fn add_rows<const BITS: usize, const STATE: usize, const FIRST: usize>(
+    bundle: Bundle,
+    part: usize,
+    x: __m256i,
+    mut dots: [__m256i; ROWS],
+) -> [__m256i; ROWS] {
+    let isa = Avx2::new();
+    assert!(bundle.lines.len() >= 2 * BITS);
+    let code = WindowCode::<_, BITS, STATE>::new(isa, bundle.code);
+    let bytes = PeriodBytes::new(isa, bundle, BITS, part);
+    let mut windows = [_mm256_setzero_si256(); PERIOD + MOST_AHEAD];
+    each!(AHEAD in [0 1 2 3 4 5 6 7 8 9 10 11] if AHEAD < const { WindowCode::<Avx2, BITS, STATE>::AHEAD } {
+        windows[FIRST + AHEAD] = code.window(&bytes, FIRST + AHEAD);
+    });
+    each!(S in [0 1 2 3 4 5 6 7] {
+        let ahead = FIRST + S + const { WindowCode::<Avx2, BITS, STATE>::AHEAD };
+        windows[ahead] = code.window(&bytes, ahead);
+        dots[S] = _mm256_add_epi32(dots[S], products(code.codes(&windows, FIRST + S), x));
+    });
+    dots
+}
+
+/// In each lane the sum of four products of a code and an activation. Codes are at most 127.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn products(codes: __m256i, x: __m256i) -> __m256i {
+    _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), _mm256_set1_epi16(1))
+}
+
+/// The four activations of each lane's group, for a half of the lines of bundle `n`.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn activations<const SIDE_BY_SIDE: usize>(values: &[i8], n: usize, part: usize) -> __m256i {
+    let four = |group: usize| {
+        let four = &values[group * QUAD..][..QUAD];
+        i32::from_le_bytes([four[0], four[1], four[2], four[3]].map(i8::cast_unsigned))
+    };
+    match SIDE_BY_SIDE {
+        1 => _mm256_set1_epi32(four(n)),
+        2 => _mm256_set1_epi32(four(2 * n + part)),
+        _ => {
+            let first = 4 * n + 2 * part;
+            _mm256_set_m128i(_mm_set1_epi32(four(first + 1)), _mm_set1_epi32(four(first)))
         }
-        // SAFETY: AVX2 was detected.
-        unsafe { assert_codes_of_indices(all_codes::<2>(), all_codes::<3>()) }
     }
+}
+
+/// `sums += (dots - bias) * factor` for row `s` of the periods in a register, in this order of operations on every level.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn add_share<const SIDE_BY_SIDE: usize>(
+    sums: &mut [RowSums],
+    s: usize,
+    half: usize,
+    dots: __m256i,
+    digits: &GroupSlices<1>,
+) {
+    let ([bias], [factor]) = (digits.biases, digits.factors);
+    if SIDE_BY_SIDE == 4 {
+        let dots = _mm_add_epi32(_mm256_castsi256_si128(dots), _mm256_extracti128_si256::<1>(dots));
+        let share = _mm_cvtepi32_ps(_mm_sub_epi32(dots, _mm_set1_epi32(bias)));
+        let sums = &mut sums[s / 4].0[4 * (s % 4)..][..4];
+        // SAFETY: four sums.
+        unsafe {
+            let sum = _mm_loadu_ps(sums.as_ptr());
+            let sum = _mm_add_ps(sum, _mm_mul_ps(share, _mm_set1_ps(factor)));
+            _mm_storeu_ps(sums.as_mut_ptr(), sum);
+        }
+        return;
+    }
+    let sums = if SIDE_BY_SIDE == 1 {
+        &mut sums[s].0[8 * half..][..8]
+    } else {
+        &mut sums[s / 2].0[8 * (s % 2)..][..8]
+    };
+    add_eight(sums, dots, bias, factor);
+}
+
+/// `sums += (dots - bias) * factor`.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn add_eight(sums: &mut [f32], dots: __m256i, bias: i32, factor: f32) {
+    assert_eq!(sums.len(), 8);
+    let share = _mm256_cvtepi32_ps(_mm256_sub_epi32(dots, _mm256_set1_epi32(bias)));
+    // SAFETY: eight sums, by the assertion above.
+    unsafe {
+        let sum = _mm256_loadu_ps(sums.as_ptr());
+        let sum = _mm256_add_ps(sum, _mm256_mul_ps(share, _mm256_set1_ps(factor)));
+        _mm256_storeu_ps(sums.as_mut_ptr(), sum);
+    }
+}
+
+/// Adds the products of one tile of decoded scale groups with all their digits to the vectors' sums, `stride` apart.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+fn multiply_tile(scale_groups: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
+    let mut taken = 0;
+    while taken < scale_groups.x.slices() {
+        let left = scale_groups.x.slices() - taken;
+        taken += match left {
+            4.. => multiply::<4>(scale_groups, tile, taken, sums, stride),
+            3 => multiply::<3>(scale_groups, tile, taken, sums, stride),
+            2 => multiply::<2>(scale_groups, tile, taken, sums, stride),
+            _ => multiply::<1>(scale_groups, tile, taken, sums, stride),
+        };
+    }
+}
+
+/// `COUNT` digits from `first` on, whose dot products stay in registers.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+fn multiply<const COUNT: usize>(
+    scale_groups: &DecodedStrips,
+    tile: usize,
+    first: usize,
+    sums: &mut [RowSums],
+    stride: usize,
+) -> usize {
+    let (isa, x_stride) = (Avx2::new(), scale_groups.x.stride());
+    for (codes, digits) in scale_groups.codes.iter().zip(&scale_groups.digits) {
+        let values = &digits.values[first * x_stride..];
+        assert!(values.len() >= (COUNT - 1) * x_stride + TILE_COLS);
+        let mut dots = [[_mm256_setzero_si256(); 2]; COUNT];
+        for (group, line) in codes[tile * QUADS..][..QUADS].iter().enumerate() {
+            let codes = [isa.load(line, 0), isa.load(line, 1)];
+            for (digit, [low, high]) in dots.iter_mut().enumerate() {
+                let at = digit * x_stride + group * QUAD;
+                // SAFETY: four bytes inside `values`, by the assertion above.
+                let x = _mm256_set1_epi32(unsafe { values.as_ptr().add(at).cast::<i32>().read_unaligned() });
+                *low = _mm256_add_epi32(*low, products(codes[0], x));
+                *high = _mm256_add_epi32(*high, products(codes[1], x));
+            }
+        }
+        for (n, [low, high]) in dots.into_iter().enumerate() {
+            let digit = first + n;
+            let sums = &mut sums[digit / scale_groups.x.slices_per_row() * stride + tile];
+            let (bias, factor) = (digits.biases[digit], digits.factors[digit]);
+            add_eight(&mut sums.0[..8], low, bias, factor);
+            add_eight(&mut sums.0[8..], high, bias, factor);
+        }
+    }
+    COUNT
 }

@@ -2,12 +2,13 @@
 //!
 //! The bytes that 64 states lie in are two or three lines (see [`trellis`](crate::cpu::layout::trellis)), and what each of them
 //! contributes to the indices is its product with a matrix over the integers modulo 2. One instruction looks 64 indices of
-//! seven bits up. From 3 bits on the eighth is the sign.
+//! seven bits up. From 3 bits on there are eight: the matrices turn the lower seven over where the eighth is set, and the value is
+//! the negative of theirs.
 
 use super::isa::Avx512;
 use crate::codec::Block;
-use crate::codec::term::trellis::{COARSE_BITS, Code, GROUP_COLS};
-use crate::cpu::kernels::generic::decode::{COARSE_CODES, FINE_CODES, PerCode, pieces};
+use crate::codec::term::trellis::{Code, GROUP_COLS};
+use crate::cpu::kernels::generic::decode::PerCode;
 use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, GroupRows, GroupSlices};
 use crate::cpu::kernels::unroll::{dispatch_batch, dispatch_code, each, per_code};
 use crate::cpu::layout::planes::{Line, QUAD, QUADS};
@@ -74,7 +75,10 @@ const fn byte_matrices(code: Code) -> ByteMatrices {
     while o < 8 {
         let mut bit = o;
         while bit < o + code.state_bits() as usize {
-            let index = code.index(1 << (bit - o));
+            let mut index = code.index(1 << (bit - o));
+            if index >> 7 == 1 {
+                index ^= 0x7f;
+            }
             let mut row = 0;
             while row < 8 {
                 if index >> row & 1 == 1 {
@@ -89,6 +93,29 @@ const fn byte_matrices(code: Code) -> ByteMatrices {
     matrices
 }
 
+/// The codes of the first 128 indices.
+static CODES: PerCode<[Line; 2]> = per_code!(codes, [Line([0; 64]); 2]);
+
+const fn codes(code: Code) -> [Line; 2] {
+    let mut lines = [Line([0; 64]); 2];
+    let mut index = 0;
+    while index < 128 {
+        lines[index / 64].0[index % 64] = (code.value_of_index(index as u8) as i32 + BIAS) as u8;
+        index += 1;
+    }
+    lines
+}
+
+/// Whether codes of so many bits have more than 128 indices.
+const fn has_signs(bits: usize) -> bool {
+    Code::of_bits(bits).indices() > 128
+}
+
+/// Bytes that a state of `state` bits lies in which begins with bit `o` of the first.
+const fn pieces(o: usize, state: usize) -> usize {
+    (o + state).div_ceil(8)
+}
+
 /// What makes codes of bytes: matrices, and the codes of 128 indices.
 #[derive(Clone, Copy)]
 struct Decoder<const BITS: usize, const STATE: usize> {
@@ -100,7 +127,7 @@ impl<const BITS: usize, const STATE: usize> Decoder<BITS, STATE> {
     #[target_feature(enable = "avx512f")]
     #[inline]
     fn new(code: Code) -> Self {
-        let codes = if BITS <= usize::from(COARSE_BITS) { &COARSE_CODES } else { &FINE_CODES };
+        let codes = CODES.of(code);
         Self { matrices: BYTE_MATRICES.of(code), codes: [load(&codes[0]), load(&codes[1])] }
     }
 
@@ -113,16 +140,16 @@ impl<const BITS: usize, const STATE: usize> Decoder<BITS, STATE> {
             _mm512_gf2p8affine_epi64_epi8::<0>(bytes[n], _mm512_set1_epi64(matrices[n].cast_signed()))
         };
         let mut index = _mm512_xor_si512(product(0), product(1));
-        if pieces(o, STATE, 8) > 2 {
+        if pieces(o, STATE) > 2 {
             index = _mm512_xor_si512(index, product(2));
         }
         // The look-up sees the low seven bits of each byte.
         let code = _mm512_permutex2var_epi8(self.codes[0], index, self.codes[1]);
-        if BITS <= usize::from(COARSE_BITS) {
+        if const { !has_signs(BITS) } {
             return code;
         }
-        // `-(value + 128) = -value + 128` in eight bits.
-        _mm512_mask_sub_epi8(code, _mm512_movepi8_mask(index), _mm512_setzero_si512(), code)
+        // `-value + 64 = 128 - (value + 64)`.
+        _mm512_mask_sub_epi8(code, _mm512_movepi8_mask(index), _mm512_set1_epi8(-128), code)
     }
 }
 
