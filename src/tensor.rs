@@ -3,10 +3,10 @@
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
 use rbe_core::codec::sizes::zeroed;
-use rbe_core::codec::term::Term;
+use rbe_core::codec::term::Planes;
 use rbe_core::codec::term::planes::MAX_PLANES;
-use rbe_core::codec::{Errors, Matrix, matrix::Orientation};
-use rbe_core::cpu::{PackedMatrix, Rayon, requested_level};
+use rbe_core::codec::{Errors, Matrix, ParameterGroup, Sides, matrix::Orientation};
+use rbe_core::cpu::{Oriented, PackedMatrix, Rayon, requested_level};
 use rbe_core::encode::PruneReport;
 use std::sync::Arc;
 
@@ -74,15 +74,20 @@ impl RbeTensor {
         &self.device
     }
 
-    /// The stored matrix as the codec has it, taken back from the layout for products;
+    /// The stored matrix as the codec has it, unpacked from the layout for products;
     /// [`is_transposed`](Self::is_transposed) says how the tensor sees it.
     pub fn to_matrix(&self) -> Matrix {
-        self.matrix.to_matrix()
+        self.matrix.unpack()
     }
 
     /// The stored matrix in its layout for products.
-    pub(crate) fn loaded(&self) -> &PackedMatrix {
+    pub(crate) fn packed(&self) -> &PackedMatrix {
         &self.matrix
+    }
+
+    /// The matrix that products see.
+    pub(crate) fn oriented(&self) -> Oriented<'_> {
+        Oriented::new(&self.matrix, self.is_transposed())
     }
 
     /// A tensor of a matrix as the codec has it, on the CPU.
@@ -114,7 +119,7 @@ impl RbeTensor {
 
     /// How many [`parameters`](Self::parameters) each term has: `basis` 8 a block, `sparse` one a coefficient, `planes`,
     /// `trellis` and the second one's `residual_trellis` one a scale.
-    pub fn parameter_groups(&self) -> Vec<(&'static str, usize)> {
+    pub fn parameter_groups(&self) -> &[ParameterGroup] {
         self.matrix.parameter_groups()
     }
 
@@ -198,8 +203,8 @@ impl RbeTensor {
     /// When there is no planes term, or `planes` is not 1 to 8; when a scale of so few planes, which is larger than that of
     /// all, is larger than the format holds.
     pub fn first_planes(&self, planes: u8) -> Result<Self> {
-        let matrix = self.matrix.to_matrix();
-        if !matrix.terms().iter().any(|term| matches!(term, Term::Planes(_))) {
+        let matrix = self.matrix.unpack();
+        if matrix.term::<Planes>().is_none() {
             return Err(Error::config(format!(
                 "the first planes of a tensor without any: {}",
                 self.summary()
@@ -272,15 +277,10 @@ impl RbeTensor {
     /// # Errors
     /// When there is no memory for the rows of one block; what `take` says.
     pub fn decode_in_bands(&self, mut take: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
-        let (layout, transposed) = (self.matrix.layout(), self.is_transposed());
-        let (bands, length) = match transposed {
-            true => (layout.block_cols(), layout.rows()),
-            false => (layout.block_rows(), layout.cols()),
-        };
-        let rows = |band: usize| match transposed {
-            true => layout.col_range(band),
-            false => layout.row_range(band),
-        };
+        let transposed = self.is_transposed();
+        let sides = Sides::new(self.matrix.layout(), transposed);
+        let (bands, length) = (sides.output().blocks(), sides.input().elements());
+        let rows = |band: usize| sides.output().range(band);
         let (mut first, mut weights) = (0, Vec::new());
         while first < bands {
             let start = rows(first).start;
@@ -312,12 +312,12 @@ impl RbeTensor {
     /// The self-describing payload that FORMAT.md states byte by byte: each term entropy coded where that takes fewer
     /// bytes, which loses nothing.
     pub fn to_bytes(&self) -> Vec<u8> {
-        self.matrix.to_matrix().to_bytes(self.orientation)
+        self.matrix.unpack().to_bytes(self.orientation)
     }
 
     /// The payload with every term as it lies in memory, more or less: it loads the fastest.
     pub fn to_plain_bytes(&self) -> Vec<u8> {
-        self.matrix.to_matrix().to_plain_bytes(self.orientation)
+        self.matrix.unpack().to_plain_bytes(self.orientation)
     }
 
     /// Reads and checks a payload; the tensor is on the CPU.

@@ -8,7 +8,9 @@ use candle_rbe::codec::term::sparse::{Entry, FORMATS, Format, Sparse};
 use candle_rbe::codec::term::trellis::{QuantizedGroup, Trellis, scale_groups};
 use candle_rbe::codec::term::{Basis, Term};
 use candle_rbe::codec::{Block, Layout, Matrix, Transform};
-use candle_rbe::cpu::{self, Attention, Heads, Norm, PackedMatrix, Precision, Serial};
+use candle_rbe::cpu::{
+    self, Attention, Gradients, Heads, Norm, Oriented, PackedMatrix, Precision, Rows, Serial,
+};
 use candle_rbe::{RbeTensor, ops};
 use half::f16;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -76,22 +78,23 @@ fn products_refuse_so_many_vectors_that_their_sizes_wrap() {
         let matrix = PackedMatrix::new(&Matrix::new(own, Transform::Dct, None, vec![term], 0.0));
         for vectors in [WRAPS, WRAPS - 1, usize::MAX, usize::MAX / 4] {
             let x = vec![1.0; vectors.wrapping_mul(4).min(1 << 10)];
-            let mut y = x.clone();
-            for precision in [Precision::Exact, Precision::Int8] {
-                let text = refusal(|| cpu::product(&matrix, &x, vectors, &mut y, precision, &Serial));
-                assert!(text.contains(&format!("{vectors} x 4")), "{text}");
-            }
-            refusal(|| cpu::products(&[&matrix], &x, vectors, &mut [&mut y], Precision::Exact, &Serial));
-            refusal(|| cpu::matmul_t(&matrix, &x, vectors, &mut y, &Serial));
-            for transposed in [false, true] {
-                let (of, pool) = (&parameters, &Serial);
-                let product = || cpu::parametric_product(&matrix, of, transposed, &x, vectors, &mut y, pool);
+            let text = refusal(|| Rows::new(&x, vectors, 4));
+            assert!(text.contains(&format!("{vectors} x 4")), "{text}");
+            // Rows that fit each other, and no output that fits them.
+            let (four, mut y) = ([1.0; 4], [0.0; 5]);
+            let rows = Rows::new(&four, 1, 4);
+            for matrix in [Oriented::from(&matrix), Oriented::from(&matrix).t()] {
+                for precision in [Precision::Exact, Precision::Int8] {
+                    let text = refusal(|| cpu::matmul(matrix, rows, &mut y, precision, &Serial));
+                    assert!(text.contains("are expected"), "{text}");
+                }
+                refusal(|| cpu::matmul_all(&[matrix], rows, &mut [&mut y], Precision::Exact, &Serial));
+                let product = || cpu::parametric_matmul(matrix, &parameters, rows, &mut y, &Serial);
                 assert!(refusal(product).contains("are expected"));
-                let (mut dx, mut gradients) = (x.clone(), parameters.clone());
-                let (dx, gradients) = (Some(&mut dx[..]), &mut gradients[..]);
+                let (mut dx, mut gradients) = ([0.0; 5], parameters.clone());
                 refusal(|| {
-                    let (matrix, pool) = (&matrix, &Serial);
-                    cpu::parametric_gradients(matrix, of, transposed, &x, &x, vectors, dx, gradients, pool);
+                    let out = Gradients { x: Some(&mut dx), parameters: &mut gradients };
+                    cpu::parametric_gradients(matrix, &parameters, rows, rows, out, &Serial);
                 });
             }
         }
@@ -258,9 +261,10 @@ fn only_entries_in_their_block_in_order_and_once_are_packed() {
         packed += 1;
         let matrix = Matrix::new(own, Transform::Haar, None, vec![Term::Sparse(term)], 0.0);
         let loaded = PackedMatrix::new(&matrix);
-        assert_eq!(loaded.to_matrix().terms(), matrix.terms());
+        assert_eq!(loaded.unpack().terms(), matrix.terms());
         let x = vec![1.0; 2 * cols];
-        cpu::product(&loaded, &x, 2, &mut vec![0.0; 2 * rows], Precision::Exact, &Serial);
+        let x = Rows::new(&x, 2, cols);
+        cpu::matmul(&loaded, x, &mut vec![0.0; 2 * rows], Precision::Exact, &Serial);
     }
     assert!(packed > 300 && refused > 300, "{packed} packed, {refused} refused");
 }

@@ -4,7 +4,7 @@
 //!
 //! ```
 //! use rbe_core::codec::{Matrix, matrix::Orientation};
-//! use rbe_core::cpu::{PackedMatrix, Precision, Rayon, product};
+//! use rbe_core::cpu::{PackedMatrix, Precision, Rayon, Rows, matmul};
 //! use rbe_core::encode::{EncoderConfig, MatrixEncoder, Rate};
 //!
 //! # fn main() -> rbe_core::Result<()> {
@@ -15,7 +15,7 @@
 //!
 //! let (matrix, _) = Matrix::from_bytes(&bytes)?;
 //! let (x, mut y) = (vec![1.0; cols], vec![0.0; rows]);
-//! product(&PackedMatrix::new(&matrix), &x, 1, &mut y, Precision::Exact, &Rayon);
+//! matmul(&PackedMatrix::new(&matrix), Rows::new(&x, 1, cols), &mut y, Precision::Exact, &Rayon);
 //! # Ok(()) }
 //! ```
 //!

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{Error, RbeTensor, Result};
 use candle_core::Device;
+use rbe_core::codec::ParameterKind;
 use rbe_core::encode::PruneReport;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -84,7 +85,7 @@ pub fn prune(
 }
 
 fn has_sparse(tensor: &RbeTensor) -> bool {
-    tensor.parameter_groups().iter().any(|(name, _)| *name == "sparse")
+    tensor.parameter_groups().iter().any(|group| group.kind == ParameterKind::Coefficients)
 }
 
 fn pruned(

@@ -4,7 +4,7 @@ use super::Encoder;
 use crate::clock::{self, Instant};
 use crate::error::{Error, Result};
 use rbe_core::codec::BLOCK_EDGES;
-use rbe_core::cpu::{PackedMatrix, Precision, Rayon, product};
+use rbe_core::cpu::{PackedMatrix, Precision, Rayon, Rows, matmul};
 use rbe_core::encode::EncoderConfig;
 use serde::Serialize;
 
@@ -120,11 +120,11 @@ impl Encoder {
             elements += values.len();
             energy += norm;
             squared_error += norm * f64::from(matrix.relative_error()).powi(2);
-            let loaded = PackedMatrix::new(&matrix);
+            let packed = PackedMatrix::new(&matrix);
             let (x, mut y) = (vec![1.0; cols], vec![0.0; rows]);
             let times = (0..PRODUCTS).map(|_| {
                 let start = Instant::now();
-                product(&loaded, &x, 1, &mut y, Precision::Exact, &Rayon);
+                matmul(&packed, Rows::new(&x, 1, cols), &mut y, Precision::Exact, &Rayon);
                 start.elapsed().as_secs_f64()
             });
             nanoseconds += 1e9 * times.fold(f64::INFINITY, f64::min);

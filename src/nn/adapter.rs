@@ -17,8 +17,8 @@ use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Init, Module, VarBuilder};
 use rbe_core::codec::matrix::Orientation;
 use rbe_core::codec::term::sparse::{Entry, Format, Sparse};
-use rbe_core::codec::term::{Domain, Term};
-use rbe_core::codec::{Layout, Matrix, Transform};
+use rbe_core::codec::term::{Domain, Kind, Term};
+use rbe_core::codec::{Layout, Matrix, ParameterGroup, ParameterKind, Transform};
 
 /// Which coefficients are trained.
 #[derive(Clone, Copy, Debug)]
@@ -85,7 +85,7 @@ impl SpectralAdapter {
             let reason = format!("an adapter of shape {:?} for a layer of {expected:?}", adapter.shape());
             return Err(Error::shape(reason).into());
         }
-        if !matches!(adapter.parameter_groups()[..], [("sparse", _)]) {
+        if !matches!(adapter.parameter_groups(), [ParameterGroup { kind: ParameterKind::Coefficients, .. }]) {
             let reason = format!("an adapter has a sparse term alone, not {}", adapter.summary());
             return Err(Error::config(reason).into());
         }
@@ -222,7 +222,7 @@ pub(super) fn sparse_matrix(
         first += block.len();
         blocks.push(entries);
     }
-    let term = Term::Sparse(Sparse::pack(layout, Format::Word32, &blocks).map_err(Error::from)?);
+    let term = Sparse::pack(layout, Format::Word32, &blocks).map_err(Error::from)?.into();
     Ok(axes.with_terms(vec![term], 1.0))
 }
 
@@ -282,31 +282,23 @@ fn add_sparse(weight: &RbeTensor, adapter: &RbeTensor) -> Result<RbeTensor> {
             format!("the adapter ({}) has other axes than the weight ({})", change.summary(), base.summary());
         return Err(Error::config(reason).into());
     }
-    let sparse =
-        |matrix: &Matrix| matrix.terms().iter().find(|term| matches!(term, Term::Sparse(_))).cloned();
-    let (old, new) = (sparse(&base), sparse(&change));
-    let terms = [&old, &new].map(|term| term.as_ref().into_iter());
+    let terms = [base.term::<Sparse>(), change.term::<Sparse>()];
     let blocks: Vec<Vec<Entry>> = base
         .layout()
         .iter()
         .map(|block| {
             let mut sums = std::collections::BTreeMap::new();
-            for term in terms.iter().cloned().flatten() {
-                if let Term::Sparse(sparse) = term {
-                    for entry in sparse.entries(block) {
-                        *sums.entry((entry.row, entry.col)).or_insert(0.0) += entry.value;
-                    }
-                }
+            for entry in terms.into_iter().flatten().flat_map(|sparse| sparse.entries(block)) {
+                *sums.entry((entry.row, entry.col)).or_insert(0.0) += entry.value;
             }
             sums.into_iter().map(|((row, col), value)| Entry { row, col, value }).collect()
         })
         .collect();
     // A sum of formats is held by the general one.
-    let merged = Term::Sparse(Sparse::pack(base.layout(), Format::Word32, &blocks).map_err(Error::from)?);
-    let mut terms: Vec<Term> =
-        base.terms().iter().filter(|t| !matches!(t, Term::Sparse(_))).cloned().collect();
+    let merged = Sparse::pack(base.layout(), Format::Word32, &blocks).map_err(Error::from)?;
+    let mut terms: Vec<Term> = base.terms().iter().filter(|t| Sparse::of(t).is_none()).cloned().collect();
     let at = terms.iter().take_while(|term| term.domain() == Domain::Weights).count();
-    terms.insert(at, merged);
+    terms.insert(at, merged.into());
     let matrix = base.with_terms(terms, 1.0);
     Ok(RbeTensor::from_matrix(&matrix, weight.orientation())?)
 }

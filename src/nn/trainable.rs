@@ -33,7 +33,7 @@ use candle_core::{DType, Result, Tensor};
 use candle_nn::{Init, Module, VarBuilder};
 use rbe_core::codec::matrix::Orientation;
 use rbe_core::codec::signs::split_mix_64;
-use rbe_core::codec::{Layout, Matrix, Transform};
+use rbe_core::codec::{Layout, Matrix, ParameterGroup, ParameterKind, Transform};
 
 /// A linear layer over a compressed weight whose numbers are variables.
 ///
@@ -63,14 +63,15 @@ impl TrainableLinear {
         let weight = linear.weight().clone();
         let start = weight.parameters()?;
         let (mut units, mut changes, mut first) = (Vec::new(), Vec::new(), 0);
-        for (name, count) in weight.parameter_groups().into_iter().filter(|(_, count)| *count > 0) {
+        for group in weight.parameter_groups().iter().filter(|group| group.count > 0) {
+            let ParameterGroup { name, count, kind } = *group;
             let own = start.narrow(0, first, count)?;
             first += count;
-            units.push(match name {
-                "planes" | "trellis" | "residual_trellis" => own,
-                _ => {
+            units.push(match kind {
+                ParameterKind::Scales => own,
+                ParameterKind::Coefficients | ParameterKind::Functions => {
                     // A basis fitted to what is not smooth is as good as zero, and no unit.
-                    let own_rms = if name == "basis" { 0.0 } else { rms(&own)? };
+                    let own_rms = if kind == ParameterKind::Functions { 0.0 } else { rms(&own)? };
                     let unit = if own_rms > 0.0 { own_rms } else { rms(&weight.dequantize()?)? };
                     Tensor::full(if unit > 0.0 { unit } else { 1.0 }, count, own.device())?
                 }

@@ -1,6 +1,6 @@
 //! The product of activations with a compressed weight.
 
-use super::{CandlePool, dtype_of, from_f32, to_f32};
+use super::{CandlePool, dtype_of, from_f32, rows, to_f32};
 use crate::RbeTensor;
 #[cfg(feature = "cuda")]
 use crate::cuda;
@@ -68,12 +68,8 @@ impl CustomOp1 for RbeMatMul {
         let shape = output_shape(&self.weight, layout, NAME)?;
         let x = to_f32(storage, layout, self.name())?;
         let mut y = vec![0.0; shape.elem_count()];
-        let tokens = layout.shape().elem_count() / layout.dims().last().copied().unwrap_or(1);
-        if self.weight.is_transposed() {
-            cpu::matmul_t(self.weight.loaded(), &x, tokens, &mut y, &CandlePool);
-        } else {
-            cpu::product(self.weight.loaded(), &x, tokens, &mut y, self.precision, &CandlePool);
-        }
+        let x = rows(&x, layout);
+        cpu::matmul(self.weight.oriented(), x, &mut y, self.precision, &CandlePool);
         Ok((from_f32(y, dtype_of(storage), self.name())?, shape))
     }
 

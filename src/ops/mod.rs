@@ -19,7 +19,7 @@ pub use parametric::parametric_matmul;
 
 use crate::RbeTensor;
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
-use rbe_core::cpu::Pool;
+use rbe_core::cpu::{Pool, Rows};
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -32,6 +32,12 @@ unsafe impl Pool for CandlePool {
     fn run(&self, items: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
         candle_core::utils::barrier_pool().execute_chunked(items, f);
     }
+}
+
+/// All but the last dimension of an input as a batch.
+fn rows<'a>(values: &'a [f32], layout: &Layout) -> Rows<'a> {
+    let len = layout.dims().last().copied().unwrap_or(1);
+    Rows::new(values, values.len() / len.max(1), len)
 }
 
 /// The elements of a tensor on the CPU in row-major order as F32.

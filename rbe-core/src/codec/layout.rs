@@ -144,6 +144,16 @@ pub struct Block {
 }
 
 impl Block {
+    /// Its rows in the matrix.
+    pub fn rows(&self) -> Range<usize> {
+        self.row..self.row + self.height
+    }
+
+    /// Its columns in the matrix.
+    pub fn cols(&self) -> Range<usize> {
+        self.col..self.col + self.width
+    }
+
     /// Coefficients in the block.
     pub fn len(&self) -> usize {
         self.height * self.width

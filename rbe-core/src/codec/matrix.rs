@@ -5,7 +5,7 @@ use super::errors::Errors;
 use super::layout::{Block, Layout};
 use super::payload::{self, Compression};
 use super::scales::AxisScales;
-use super::term::{Domain, Planes, Term};
+use super::term::{Domain, Kind, Term};
 use super::transform::Transform;
 use crate::error::{Error, Result};
 
@@ -126,6 +126,11 @@ impl Matrix {
         &self.terms
     }
 
+    /// The first term of a kind.
+    pub fn term<T: Kind>(&self) -> Option<&T> {
+        self.terms.iter().find_map(T::of)
+    }
+
     /// `|W - W^| / |W|` in the Frobenius norm, as the encoder measured it by decoding.
     pub fn relative_error(&self) -> f32 {
         self.errors.relative
@@ -170,10 +175,7 @@ impl Matrix {
     /// # Errors
     /// When a scale of so few planes is larger than the format holds.
     pub fn truncate_planes(&self, limit: u8) -> Result<Self> {
-        let cut = |term: &Term| match term {
-            Term::Planes(planes) => Planes::truncate(planes, limit).map(Term::Planes),
-            other => Ok(other.clone()),
-        };
+        let cut = |term: &Term| term.first_planes(limit).unwrap_or_else(|| Ok(term.clone()));
         let terms = self.terms.iter().map(cut).collect::<Result<_>>()?;
         Ok(self.with_terms(terms, 1.0))
     }
@@ -346,10 +348,11 @@ impl Matrix {
     }
 }
 
-/// Whether a term may stand after these: their order is that of [`Term`]'s variants, and only a trellis may repeat, once,
-/// directly after the first: it codes what that leaves.
+/// Whether a term may stand after these: their order is that of [`Term`]'s variants, and only one that has a residual may
+/// repeat, once, directly after the first: it codes what that leaves.
 pub(super) fn may_follow(term: &Term, before: &[Term]) -> bool {
-    let allowed = usize::from(matches!((before.last(), term), (Some(Term::Trellis(_)), Term::Trellis(_))));
+    let follows = before.last().is_some_and(|last| last.code() == term.code());
+    let allowed = usize::from(follows && term.residual_name().is_some());
     before.iter().filter(|other| other.code() >= term.code()).count() <= allowed
 }
 

@@ -12,7 +12,45 @@ use super::matrix::Matrix;
 use super::term::{Domain, Term};
 use crate::error::{Error, Result};
 
+/// What the parameters of a term are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ParameterKind {
+    /// Positive factors of what is quantised.
+    Scales,
+    /// Coefficients of the orthonormal transform: those of a random matrix are as large as its weights.
+    Coefficients,
+    /// Factors of smooth functions of the weights' place, near zero where weights are not smooth.
+    Functions,
+}
+
+/// The parameters of a term.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ParameterGroup {
+    /// The term's name: `residual_trellis` for a trellis that follows another.
+    pub name: &'static str,
+    /// How many there are.
+    pub count: usize,
+    /// What they are.
+    pub kind: ParameterKind,
+}
+
 impl Matrix {
+    /// Whose the numbers of [`parameters`](Self::parameters) are, one after another.
+    pub fn parameter_groups(&self) -> Vec<ParameterGroup> {
+        let mut groups: Vec<ParameterGroup> = Vec::with_capacity(self.terms().len());
+        for term in self.terms() {
+            let follows = groups.last().is_some_and(|before| before.name == term.name());
+            let residual = term.residual_name().filter(|_| follows);
+            let count = self.layout().iter().map(|block| term.parameters_in(block)).sum();
+            groups.push(ParameterGroup {
+                name: residual.unwrap_or(term.name()),
+                count,
+                kind: term.parameter_kind(),
+            });
+        }
+        groups
+    }
+
     /// All trainable numbers.
     pub fn parameters(&self) -> Vec<f32> {
         self.terms().iter().flat_map(Term::parameters).collect()
@@ -25,7 +63,7 @@ impl Matrix {
     /// When there are more or fewer than [`parameters`](Self::parameters) gives, one is not finite or larger than the format
     /// holds, or a scale of planes or of a trellis is negative, which the format has no place for.
     pub fn with_parameters(&self, parameters: &[f32]) -> Result<Self> {
-        let counts: Vec<usize> = self.terms().iter().map(|term| term.parameters().len()).collect();
+        let counts: Vec<usize> = self.parameter_groups().iter().map(|group| group.count).collect();
         let expected: usize = counts.iter().sum();
         if parameters.len() != expected {
             let reason = format!("{} parameters for a matrix that has {expected}", parameters.len());
@@ -49,7 +87,7 @@ impl Matrix {
         let layout = self.layout();
         assert_eq!(g.len(), layout.elements());
         let mut gradients: Vec<Vec<f32>> =
-            self.terms().iter().map(|term| vec![0.0; term.parameters().len()]).collect();
+            self.parameter_groups().iter().map(|group| vec![0.0; group.count]).collect();
         let mut starts = vec![0; self.terms().len()];
         let mut scratch = vec![0.0; self.axes().scratch_len()];
         for block in layout.iter() {

@@ -11,7 +11,8 @@
 use super::Precision;
 use super::kernels::Kernels;
 use super::packed::planes::TILE_COLS;
-use crate::codec::Layout;
+use super::pool::Shared;
+use crate::codec::Cut;
 use crate::codec::sizes::elements;
 use std::ops::Range;
 
@@ -48,17 +49,17 @@ pub(super) struct Int8Slice<'a> {
 }
 
 impl Activations {
-    /// Makes room for `vectors` inputs of a matrix; nothing is allocated when there was room before.
-    pub(super) fn prepare(&mut self, layout: Layout, batch: usize, precision: Precision) {
+    /// Makes room for `batch` rows that are cut so; nothing is allocated when there was room before.
+    pub(super) fn prepare(&mut self, cut: &Cut, batch: usize, precision: Precision) {
         self.slices = match precision {
             Precision::Int8 => 1,
             Precision::Exact => 3,
         };
         self.starts.clear();
         self.stride = 0;
-        for j in 0..layout.block_cols() {
+        for block in cut.iter() {
             self.starts.push(self.stride);
-            self.stride += layout.col_range(j).len().next_multiple_of(TILE_COLS);
+            self.stride += block.len().next_multiple_of(TILE_COLS);
         }
         // An odd number of cache lines: a power of two would have all vectors' bytes in one set of the cache.
         self.stride = (self.stride.div_ceil(CACHE_LINE) | 1) * CACHE_LINE;
@@ -71,8 +72,22 @@ impl Activations {
         self.tile_sums.resize(tiles, 0);
     }
 
+    /// Where every block's slices are written, on several threads.
+    pub(super) fn slots(&mut self) -> Slots<'_> {
+        Slots {
+            slices: self.slices,
+            stride: self.stride,
+            tiles: self.tiles(),
+            values: Shared::new(&mut self.values),
+            scales: Shared::new(&mut self.scales),
+            sums: Shared::new(&mut self.sums),
+            tile_sums: Shared::new(&mut self.tile_sums),
+            starts: &self.starts,
+        }
+    }
+
     /// Tiles of one slice of one vector.
-    pub(super) fn tiles(&self) -> usize {
+    fn tiles(&self) -> usize {
         self.stride / TILE_COLS
     }
 
@@ -80,6 +95,41 @@ impl Activations {
     pub(super) fn rows(&self, batch: Range<usize>) -> QuantizedRows<'_> {
         assert!(self.values.len() >= batch.end * self.slices * self.stride);
         QuantizedRows { all: self, first: batch.start * self.slices, batch: batch.len() }
+    }
+}
+
+/// The slices of all blocks of all rows, to be written.
+pub(super) struct Slots<'a> {
+    slices: usize,
+    stride: usize,
+    tiles: usize,
+    starts: &'a [usize],
+    values: Shared<'a, i8>,
+    scales: Shared<'a, f32>,
+    sums: Shared<'a, i32>,
+    tile_sums: Shared<'a, i32>,
+}
+
+impl Slots<'_> {
+    /// The slices of block `j` of a row.
+    ///
+    /// # Safety
+    /// Nobody else has those of the same block of the same row.
+    pub(super) unsafe fn of(&self, row: usize, j: usize) -> impl Iterator<Item = Int8Slice<'_>> {
+        let (start, end) = (self.starts[j], self.starts.get(j + 1).copied().unwrap_or(self.stride));
+        (row * self.slices..(row + 1) * self.slices).map(move |slice| {
+            let index = slice * self.starts.len() + j;
+            let (values, tiles) = (slice * self.stride, slice * self.tiles);
+            // SAFETY: every slice of a block of a row has a place of its own in every array, and the caller alone has it.
+            unsafe {
+                Int8Slice {
+                    values: self.values.part(values + start..values + end),
+                    scale: &mut self.scales.part(index..index + 1)[0],
+                    sum: &mut self.sums.part(index..index + 1)[0],
+                    tile_sums: self.tile_sums.part(tiles + start / TILE_COLS..tiles + end / TILE_COLS),
+                }
+            }
+        })
     }
 }
 

@@ -1,7 +1,8 @@
 //! Many vectors through one side's operator, sixteen segments of blocks at a time.
 
+use super::exec::Exec;
 use super::kernels::{EDGE, Kernels};
-use super::pool::{Pool, Shared};
+use super::pool::Shared;
 use super::transform::{FOUR, FourLanes, LANES, Lanes, supports};
 use crate::codec::axis::Axis;
 use crate::codec::{Cut, Transform};
@@ -31,7 +32,10 @@ thread_local! {
     });
 }
 
-/// Which direction through the operator.
+/// Receives a block of a vector: which vector, which block, and its elements.
+pub(super) type Take<'a> = dyn Fn(usize, usize, &mut [f32]) + Sync + 'a;
+
+/// Which way through the operator.
 #[derive(Clone, Copy, PartialEq)]
 enum Direction {
     /// Into the coefficient domain.
@@ -42,22 +46,16 @@ enum Direction {
 
 /// `x <- A x` for every vector; `take(vector, block, segment)` receives each block's coefficients, once, on
 /// some thread.
-pub(super) fn forward(
-    kernels: &Kernels,
-    axis: &Axis,
-    x: &[f32],
-    pool: &dyn Pool,
-    take: &(dyn Fn(usize, usize, &mut [f32]) + Sync),
-) {
-    run(kernels, axis, Direction::Forward, x, pool, take);
+pub(super) fn forward(exec: Exec, axis: &Axis, x: &[f32], take: &Take) {
+    run(exec, axis, Direction::Forward, x, take);
 }
 
 /// `y <- A' x` for every vector.
-pub(super) fn inverse(kernels: &Kernels, axis: &Axis, x: &[f32], y: &mut [f32], pool: &dyn Pool) {
+pub(super) fn inverse(exec: Exec, axis: &Axis, x: &[f32], y: &mut [f32]) {
     assert_eq!(x.len(), y.len());
     let (len, cut) = (axis.len(), axis.cut());
     let shared = Shared::new(y);
-    run(kernels, axis, Direction::Inverse, x, pool, &|vector, block, segment| {
+    run(exec, axis, Direction::Inverse, x, &|vector, block, segment| {
         let start = vector * len + cut.range(block).start;
         // SAFETY: each vector's blocks are its own, and each is taken once.
         unsafe { shared.part(start..start + segment.len()) }.copy_from_slice(segment);
@@ -97,20 +95,13 @@ impl Alike {
     }
 }
 
-fn run(
-    kernels: &Kernels,
-    axis: &Axis,
-    direction: Direction,
-    x: &[f32],
-    pool: &dyn Pool,
-    take: &(dyn Fn(usize, usize, &mut [f32]) + Sync),
-) {
+fn run(exec: Exec, axis: &Axis, direction: Direction, x: &[f32], take: &Take) {
     let (len, cut) = (axis.len(), axis.cut());
     let batch = x.len() / len;
     let source = |(vector, block): (usize, usize)| &x[vector * len..][cut.range(block)];
     let groups = Alike::all(cut).map(|alike| alike.groups(batch)).sum();
 
-    pool.run(groups, &|range| {
+    exec.pool.run(groups, &|range| {
         ROOM.with_borrow_mut(|Room { rows, by_lanes, scratch }| {
             scratch.resize(axis.scratch_len(), 0.0);
             let mut before = 0;
@@ -132,7 +123,7 @@ fn run(
                         count += 1;
                     }
                     if in_lanes {
-                        transform(kernels, direction, rows, count, alike.len, by_lanes);
+                        transform(exec.kernels, direction, rows, count, alike.len, by_lanes);
                     }
                     for (at, row) in segments.zip(rows.iter_mut()) {
                         let row = &mut row[..alike.len];

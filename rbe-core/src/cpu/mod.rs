@@ -1,11 +1,10 @@
 //! The fast products on the CPU: what `codec` defines, for many vectors at once and on all cores.
 //!
-//! [`product`] and [`matmul_t`] are the doors. Both follow the same three steps:
+//! [`matmul`] is the door. It follows three steps:
 //!
-//! 1. every input vector goes into the coefficient domain once (`axis`, `transform`: sixteen blocks in the
-//!    lanes of a register), for a planes term as signed bytes with scales (`activations`);
-//! 2. each row tile (or block row) accumulates the terms' shares over all blocks of its row, for all vectors, on
-//!    layouts made for that when the matrix was loaded (`tiles`, `scale_groups`, `slices`);
+//! 1. every input row goes into the coefficient domain once (`axis`, `transform`: sixteen blocks in the lanes of a
+//!    register), in the forms that the terms read: F32, int8 slices (`activations`), lanes (`spmm`);
+//! 2. each term adds its share (`packed`, one file a term), in the layout that was made for that when the matrix was packed;
 //! 3. each result comes back from the coefficient domain once.
 //!
 //! The inner loops are `kernels::Kernels`, a table chosen for the running processor. They take a range of work
@@ -17,26 +16,27 @@
 mod activations;
 mod attention;
 mod axis;
+mod exec;
 mod features;
 mod gemm;
 mod kernels;
-mod loaded;
+mod matrix;
 mod norm;
 mod packed;
-mod parametric;
 mod pool;
 mod product;
+mod rows;
 mod spmm;
 mod transform;
 mod viterbi;
 
 pub use attention::{Attention, Heads, attention, attention_gradients};
 pub use features::{Level, level, levels, requested_level};
-pub use loaded::PackedMatrix;
+pub use matrix::PackedMatrix;
 pub use norm::{Norm, norm, norm_gradients};
-pub use parametric::{parametric_gradients, parametric_product};
 pub use pool::{Pool, Rayon, Serial};
-pub use product::{matmul_t, product, products};
+pub use product::{Gradients, Oriented, matmul, matmul_all, parametric_gradients, parametric_matmul};
+pub use rows::Rows;
 pub(crate) use viterbi::{Codebook, Search};
 
 /// How activations enter the product with a planes term.

@@ -1,9 +1,11 @@
 //! The product of a sparse term with many vectors: these in lanes, so that an entry is one multiply-add for sixteen of them.
 
-use super::kernels::{Kernels, LaneInput, Place};
-use super::pool::{Pool, Shared};
+use super::exec::Exec;
+use super::kernels::{LaneInput, Place};
+use super::pool::Shared;
+use super::rows::Rows;
 use super::transform::{LANES, Lanes};
-use crate::codec::{Block, Layout};
+use crate::codec::{Block, Sides};
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -11,7 +13,7 @@ use std::ops::Range;
 pub(super) const GROUPS_AT_ONCE: usize = 8;
 
 /// Vectors in lanes: of every sixteen of them, element after element.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct InLanes {
     lanes: Vec<Lanes>,
     len: usize,
@@ -19,27 +21,14 @@ pub(super) struct InLanes {
 }
 
 impl InLanes {
-    /// Lays out `vectors` rows of `len` elements.
-    pub(super) fn new(kernels: &Kernels, rows: &[f32], len: usize, batch: usize, pool: &dyn Pool) -> Self {
-        let mut laid_out = Self::default();
-        laid_out.fill(kernels, rows, len, batch, pool);
-        laid_out
-    }
-
     /// Lays out other rows in the same memory.
-    pub(super) fn fill(
-        &mut self,
-        kernels: &Kernels,
-        rows: &[f32],
-        len: usize,
-        batch: usize,
-        pool: &dyn Pool,
-    ) {
+    pub(super) fn fill(&mut self, exec: Exec, rows: Rows) {
+        let Rows { values: rows, batch, len } = rows;
         let groups = batch.div_ceil(LANES);
         self.lanes.resize(groups * len, Lanes::ZERO);
         (self.len, self.batch) = (len, batch);
         let shared = Shared::new(&mut self.lanes);
-        pool.run(groups, &|range| {
+        exec.pool.run(groups, &|range| {
             let mut tile = [0.0; LANES * LANES];
             for group in range {
                 // SAFETY: each group is one item.
@@ -48,7 +37,7 @@ impl InLanes {
                 let count = LANES.min(batch - group * LANES);
                 for (n, lanes) in lanes.chunks_mut(LANES).enumerate() {
                     if let (LANES, Ok(lanes)) = (count, <&mut [Lanes; LANES]>::try_from(&mut *lanes)) {
-                        kernels.tile_to_lanes(&rows[n * LANES..], len, lanes);
+                        exec.kernels.tile_to_lanes(&rows[n * LANES..], len, lanes);
                         continue;
                     }
                     tile.fill(0.0);
@@ -56,7 +45,7 @@ impl InLanes {
                         tile[..lanes.len()].copy_from_slice(&row[n * LANES..][..lanes.len()]);
                     }
                     let mut whole = [Lanes::ZERO; LANES];
-                    kernels.tile_to_lanes(&tile, LANES, &mut whole);
+                    exec.kernels.tile_to_lanes(&tile, LANES, &mut whole);
                     lanes.copy_from_slice(&whole[..lanes.len()]);
                 }
             }
@@ -132,42 +121,29 @@ thread_local! {
 /// Puts a block's entries in place of others.
 pub(super) type Unpack<'a> = dyn Fn(Block, &mut Vec<Place>, &mut Vec<f32>) + Sync + 'a;
 
-/// Adds the share of a term to `out` (`batch x length`), all in the coefficient domain.
-pub(super) fn product(
-    kernels: &Kernels,
-    layout: Layout,
-    unpack: &Unpack,
-    transposed: bool,
-    x: &InLanes,
-    out: &mut [f32],
-    pool: &dyn Pool,
-) {
-    let (in_blocks, out_blocks, out_len) = if transposed {
-        (layout.block_rows(), layout.block_cols(), layout.cols())
-    } else {
-        (layout.block_cols(), layout.block_rows(), layout.rows())
-    };
+/// Adds the share of a term to `out` (`batch x outputs`), all in the coefficient domain.
+pub(super) fn add_product(exec: Exec, sides: Sides, unpack: &Unpack, x: &InLanes, out: &mut [f32]) {
+    let (input, output) = (sides.input(), sides.output());
     let chunks = x.groups().div_ceil(GROUPS_AT_ONCE);
     let out = Shared::new(out);
-    pool.run(out_blocks * chunks, &|items| {
+    exec.pool.run(output.blocks() * chunks, &|items| {
         ROOM.with_borrow_mut(|Room { acc, places, values, sorted }| {
             for item in items {
                 let (index, chunk) = (item / chunks, item % chunks);
                 let groups = chunk * GROUPS_AT_ONCE..((chunk + 1) * GROUPS_AT_ONCE).min(x.groups());
-                let to = if transposed { layout.col_range(index) } else { layout.row_range(index) };
+                let to = output.range(index);
                 acc.clear();
                 acc.resize(groups.len() * to.len(), Lanes::ZERO);
-                for k in 0..in_blocks {
-                    let block =
-                        if transposed { layout.block_at(k, index) } else { layout.block_at(index, k) };
-                    let from = if transposed { block.row } else { block.col };
+                for k in 0..input.blocks() {
+                    let block = sides.block(index, k);
+                    let from = sides.inputs_of(block).start;
                     unpack(block, places, values);
                     sorted.sort(places, values, to.len());
-                    kernels.spmm(sorted, x.part(&groups, from), acc, to.len());
+                    exec.kernels.spmm(sorted, x.part(&groups, from), acc, to.len());
                 }
                 for (group, acc) in groups.zip(acc.chunks_exact(to.len())) {
                     for vector in group * LANES..((group + 1) * LANES).min(x.batch) {
-                        let start = vector * out_len;
+                        let start = vector * output.elements();
                         // SAFETY: an output block of a range of vectors is one item.
                         let out = unsafe { out.part(start + to.start..start + to.end) };
                         out.iter_mut().zip(acc).for_each(|(out, acc)| *out += acc.0[vector % LANES]);

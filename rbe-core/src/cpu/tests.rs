@@ -1,9 +1,10 @@
 //! Every level against the codec's reference product, on every term, orientation and border.
 
+use super::exec::Exec;
 use super::features::levels;
 use super::kernels::Kernels;
-use super::product::{forward, transposed};
-use super::{PackedMatrix, Precision, Rayon, Serial};
+use super::product::{Call, run};
+use super::{Oriented, PackedMatrix, Pool, Precision, Rayon, Rows, Serial};
 use crate::codec::term::Term;
 use crate::codec::term::basis::Basis;
 use crate::codec::term::planes::{Planes, QuantizedBlock, ScaleGroup};
@@ -12,7 +13,21 @@ use crate::codec::term::trellis::{QuantizedGroup, Trellis, scale_groups};
 use crate::codec::{AxisScales, Layout, Matrix, Transform};
 use half::f16;
 
+mod gradients;
 mod sides;
+
+/// The product with a matrix or its transpose.
+fn product(kernels: &Kernels, matrix: Oriented, x: &[f32], y: &mut [f32], how: (Precision, &dyn Pool)) {
+    let (layout, (precision, pool)) = (matrix.sides(), how);
+    let x = Rows::new(x, x.len() / layout.input().elements(), layout.input().elements());
+    run(Exec { kernels, pool }, &Call { matrices: &[matrix], parameters: None, x, precision }, &mut [y]);
+}
+
+/// That with parameters of its own.
+fn parametric(exec: Exec, matrix: Oriented, parameters: &[f32], x: Rows, y: &mut [f32]) {
+    let (matrices, parameters) = (&[matrix], Some(parameters));
+    run(exec, &Call { matrices, parameters, x, precision: Precision::Exact }, &mut [y]);
+}
 
 fn basis(layout: Layout) -> Term {
     let theta = |n: usize| std::array::from_fn(|k| ((n * 8 + k) as f32 * 0.9).sin());
@@ -136,6 +151,7 @@ fn every_level_agrees_with_the_codec() {
     for matrix in matrices() {
         let (rows, cols) = (matrix.layout().rows(), matrix.layout().cols());
         let loaded = PackedMatrix::new(&matrix);
+        let own = Oriented::from(&loaded);
         // Of many frequencies: a single one's output is as small as the one coefficient it meets.
         let value = |n: usize| (n as u32).wrapping_mul(0x9e37_79b9).cast_signed() as f32 / 2f32.powi(31);
         let input = |len: usize| (0..70 * len).map(value).collect::<Vec<f32>>();
@@ -149,22 +165,22 @@ fn every_level_agrees_with_the_codec() {
             let (y, dx) = (&all_y[..batch * rows], &all_dx[..batch * cols]);
             for level in levels() {
                 let kernels = Kernels::new(level).unwrap();
-                let context = format!("{level:?} {rows}x{cols} {} {batch} batch", loaded.summary());
+                let context = format!("{level:?} {rows}x{cols} {} batch {batch}", loaded.summary());
                 let mut out = vec![f32::NAN; y.len()];
-                forward(&kernels, &[&loaded], x, batch, &mut [&mut out], Precision::Exact, &Rayon);
+                product(&kernels, own, x, &mut out, (Precision::Exact, &Rayon));
                 // Both sides round in F32; 1e-5 is what the layers promise.
                 let error = difference(&out, y) / y_size;
                 assert!(error <= 1e-5, "{context}: {error}");
                 // Rounding loses 1/(127 sqrt 12) of a block's largest element, which is up to sqrt 256 times its
                 // RMS: 3.6 % for the worst of inputs. (A single sum may cancel to less; many do not.)
                 if rows >= 64 {
-                    forward(&kernels, &[&loaded], x, batch, &mut [&mut out], Precision::Int8, &Rayon);
+                    product(&kernels, own, x, &mut out, (Precision::Int8, &Rayon));
                     let error =
                         norm(out.iter().zip(y).map(|(a, b)| a - b)) / norm(y.iter().copied()).max(1e-3);
                     assert!(error <= 0.037, "{context} int8: {error}");
                 }
                 let mut out = vec![f32::NAN; dx.len()];
-                transposed(&kernels, &loaded, g, batch, &mut out, &Rayon);
+                product(&kernels, own.t(), g, &mut out, (Precision::Exact, &Rayon));
                 let error = difference(&out, dx) / dx_size;
                 assert!(error <= 5e-6, "{context} transposed: {error}");
             }
@@ -183,7 +199,7 @@ fn products_in_integers_have_the_same_bits_on_every_level_and_pool() {
                 let kernels = Kernels::new(level).unwrap();
                 let run = |pool: &dyn super::Pool| {
                     let mut y = vec![0.0; batch * matrix.layout().rows()];
-                    forward(&kernels, &[&loaded], &x, batch, &mut [&mut y], precision, pool);
+                    product(&kernels, Oriented::from(&loaded), &x, &mut y, (precision, pool));
                     y.into_iter().map(f32::to_bits).collect::<Vec<_>>()
                 };
                 [run(&Serial), run(&Rayon)]
@@ -205,18 +221,24 @@ fn products_of_one_input_are_each_ones_own() {
             .filter(|m| m.layout().cols() == first.layout().cols())
             .map(PackedMatrix::new)
             .collect();
-        let group: Vec<&PackedMatrix> = group.iter().collect();
+        let group: Vec<Oriented> = group.iter().map(Oriented::from).collect();
         assert!(group.windows(2).any(|pair| pair[0].shares_input(pair[1])));
         assert!(group.windows(2).any(|pair| !pair[0].shares_input(pair[1])));
         let x: Vec<f32> = (0..batch * first.layout().cols()).map(|n| (n as f32 * 0.7).cos()).collect();
         for batch in [1, batch] {
             let x = &x[..batch * first.layout().cols()];
-            let room = || group.iter().map(|m| vec![f32::NAN; batch * m.layout().rows()]).collect::<Vec<_>>();
+            let room = || {
+                group
+                    .iter()
+                    .map(|m| vec![f32::NAN; batch * m.sides().output().elements()])
+                    .collect::<Vec<_>>()
+            };
             let (mut together, mut apart) = (room(), room());
             let mut ys: Vec<&mut [f32]> = together.iter_mut().map(|y| &mut y[..]).collect();
-            super::products(&group, x, batch, &mut ys, Precision::Exact, &Rayon);
+            let x = Rows::new(x, batch, first.layout().cols());
+            super::matmul_all(&group, x, &mut ys, Precision::Exact, &Rayon);
             for (matrix, y) in group.iter().zip(&mut apart) {
-                super::product(matrix, x, batch, y, Precision::Exact, &Rayon);
+                super::matmul(*matrix, x, y, Precision::Exact, &Rayon);
             }
             assert_eq!(together, apart);
         }
@@ -227,7 +249,7 @@ fn products_of_one_input_are_each_ones_own() {
 fn loading_a_matrix_loses_nothing() {
     for matrix in matrices() {
         let loaded = PackedMatrix::new(&matrix);
-        assert_eq!(loaded.to_matrix().terms(), matrix.terms());
+        assert_eq!(loaded.unpack().terms(), matrix.terms());
         let weights = matrix.decode();
         assert_eq!(loaded.decode(&Rayon).unwrap(), weights);
         let (rows, cols) = (matrix.layout().rows(), matrix.layout().cols());
@@ -250,7 +272,7 @@ fn an_input_that_is_not_finite_shows_in_the_output() {
             let mut x = vec![1.0; 96];
             x[40] = bad;
             let mut y = vec![0.0; 64];
-            super::product(&loaded, &x, 1, &mut y, precision, &Serial);
+            super::matmul(&loaded, Rows::new(&x, 1, 96), &mut y, precision, &Serial);
             assert!(y.iter().all(|y| !y.is_finite()));
         }
     }

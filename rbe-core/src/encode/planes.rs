@@ -276,6 +276,7 @@ fn round(values: &[f32], step: f32, planes: u8, codes: &mut [u8]) -> f64 {
 mod tests {
     use super::*;
     use crate::codec::Transform;
+    use crate::codec::term::Summand;
 
     /// A deterministic unit Gaussian: sums of twelve uniform numbers.
     fn gaussian(count: usize) -> Vec<f32> {

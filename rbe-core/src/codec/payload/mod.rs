@@ -243,7 +243,7 @@ fn read_scales(reader: &mut Reader, len: usize, what: &str) -> Result<AxisScales
 
 /// Appends little-endian numbers.
 #[derive(Default)]
-pub(super) struct Writer {
+pub(crate) struct Writer {
     bytes: Vec<u8>,
 }
 

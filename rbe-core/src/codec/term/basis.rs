@@ -1,8 +1,9 @@
 //! The basis term: eight smooth functions per block, fitted by least squares.
 
-use super::{in_units, unit_for};
+use super::{Domain, Stored, Summand, Term, in_units, unit_for};
 use crate::codec::layout::{Block, Layout};
-use crate::codec::payload::{Reader, Writer};
+use crate::codec::parameters::ParameterKind;
+use crate::codec::payload::{Compression, Reader, Writer};
 use crate::error::{Error, Result};
 use half::f16;
 use std::f64::consts::PI;
@@ -106,38 +107,6 @@ impl Basis {
         self.layout
     }
 
-    /// All parameters, block after block.
-    pub fn parameters(&self) -> Vec<f32> {
-        self.layout.iter().flat_map(|block| self.theta(block)).collect()
-    }
-
-    /// The same functions with other parameters, as precise as these are stored.
-    ///
-    /// # Errors
-    /// As [`checked`](Self::checked).
-    ///
-    /// # Panics
-    /// When there are not as many as [`parameters`](Self::parameters) gives.
-    pub fn with_parameters(&self, parameters: &[f32]) -> Result<Self> {
-        let (theta, rest) = parameters.as_chunks();
-        assert!(rest.is_empty());
-        Self::checked(self.layout, theta, matches!(self.parameters, Parameters::F16 { .. }))
-    }
-
-    /// The term times `2^exponent`.
-    pub(super) fn times_power_of_two(&self, exponent: i32) -> Result<Self> {
-        let parameters = match &self.parameters {
-            Parameters::F16 { unit, values } => {
-                Parameters::F16 { unit: super::scaled_unit(*unit, exponent)?, values: values.clone() }
-            }
-            Parameters::F32(values) => {
-                let factor = super::scaled_unit(1.0, exponent)?;
-                Parameters::F32(values.iter().map(|value| value * factor).collect())
-            }
-        };
-        Ok(Self { layout: self.layout, parameters })
-    }
-
     /// `d <g, weights> / d theta` of one block: the inner products of each function with `g` (`height x width`).
     pub fn gradient(&self, block: Block, g: &[f32]) -> [f32; FUNCTIONS] {
         let mut gradient = [0.0; FUNCTIONS];
@@ -159,9 +128,22 @@ impl Basis {
             Parameters::F16 { unit, values } => std::array::from_fn(|k| values[first + k].to_f32() * unit),
         }
     }
+}
 
-    /// Adds rows of a block to `out` (`rows.len() x width`).
-    pub fn add_rows(&self, block: Block, rows: Range<usize>, out: &mut [f32]) {
+impl Summand for Basis {
+    fn name(&self) -> &'static str {
+        "basis"
+    }
+
+    fn domain(&self) -> Domain {
+        Domain::Weights
+    }
+
+    fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    fn add_rows(&self, block: Block, rows: Range<usize>, out: &mut [f32]) {
         let theta = self.theta(block).map(f64::from);
         let xs = axis(block.width);
         for (row, out) in rows.zip(out.chunks_exact_mut(block.width)) {
@@ -173,8 +155,46 @@ impl Basis {
         }
     }
 
-    /// Bytes in a payload.
-    pub fn size_in_bytes(&self) -> usize {
+    fn stored_numbers(&self) -> usize {
+        FUNCTIONS * self.layout.blocks()
+    }
+
+    fn parameter_kind(&self) -> ParameterKind {
+        ParameterKind::Functions
+    }
+
+    fn parameters(&self) -> Vec<f32> {
+        self.layout.iter().flat_map(|block| self.theta(block)).collect()
+    }
+
+    fn parameters_in(&self, _: Block) -> usize {
+        FUNCTIONS
+    }
+
+    fn with_parameters(&self, parameters: &[f32]) -> Result<Term> {
+        let (theta, rest) = parameters.as_chunks();
+        assert!(rest.is_empty());
+        Self::checked(self.layout, theta, matches!(self.parameters, Parameters::F16 { .. })).map(Term::from)
+    }
+
+    fn add_gradient(&self, block: Block, g: &[f32], gradient: &mut [f32]) {
+        gradient.iter_mut().zip(self.gradient(block, g)).for_each(|(sum, d)| *sum += d);
+    }
+
+    fn times_power_of_two(&self, exponent: i32) -> Result<Term> {
+        let parameters = match &self.parameters {
+            Parameters::F16 { unit, values } => {
+                Parameters::F16 { unit: super::scaled_unit(*unit, exponent)?, values: values.clone() }
+            }
+            Parameters::F32(values) => {
+                let factor = super::scaled_unit(1.0, exponent)?;
+                Parameters::F32(values.iter().map(|value| value * factor).collect())
+            }
+        };
+        Ok(Self { layout: self.layout, parameters }.into())
+    }
+
+    fn size_in_bytes(&self) -> usize {
         let unit = size_of::<f32>();
         1 + match &self.parameters {
             Parameters::F32(values) => size_of_val(&values[..]),
@@ -182,12 +202,12 @@ impl Basis {
         }
     }
 
-    pub(crate) fn summary(&self) -> String {
+    fn summary(&self) -> String {
         let width = if matches!(self.parameters, Parameters::F32(_)) { "f32" } else { "f16" };
         format!("basis {width}")
     }
 
-    pub(super) fn write(&self, writer: &mut Writer) {
+    fn write(&self, writer: &mut Writer) {
         match &self.parameters {
             Parameters::F32(values) => {
                 writer.u8(0);
@@ -200,8 +220,10 @@ impl Basis {
             }
         }
     }
+}
 
-    pub(super) fn read(reader: &mut Reader, layout: Layout) -> Result<Self> {
+impl Stored for Basis {
+    fn read(reader: &mut Reader, layout: Layout, _: Compression) -> Result<Self> {
         let count = layout.blocks() * FUNCTIONS;
         let parameters = match reader.u8("basis precision")? {
             0 => Parameters::F32(reader.f32s(count, "basis parameters")?),

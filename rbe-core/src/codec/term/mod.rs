@@ -1,5 +1,4 @@
-//! The terms of the sum. A new term is one new file here, one line in each `match` below, and one file per
-//! back-end.
+//! The terms of the sum. A new term is one new file here, one line in [`terms!`](terms), and one file per back-end.
 
 pub mod basis;
 pub mod planes;
@@ -12,22 +11,81 @@ pub use sparse::Sparse;
 pub use trellis::Trellis;
 
 use super::layout::{Block, Layout};
+use super::parameters::ParameterKind;
 use super::payload::{Compression, Reader, Writer};
 use crate::error::{Error, Result};
 use half::f16;
 use std::ops::Range;
 
-/// One summand of a compressed matrix.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Term {
+/// This bit of a term's code says that what follows the term's head is entropy coded.
+const CODED: u8 = 0x80;
+
+/// The list of terms, in the order that they have in a matrix: each with its code in a payload.
+macro_rules! terms {
+    ($($(#[$doc:meta])* $code:literal => $Term:ident,)*) => {
+        /// One summand of a compressed matrix.
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum Term {
+            $($(#[$doc])* $Term($Term),)*
+        }
+
+        impl Term {
+            fn summand(&self) -> &dyn Summand {
+                match self {
+                    $(Term::$Term(term) => term,)*
+                }
+            }
+
+            /// The code of this term in a payload.
+            pub(super) fn code(&self) -> u8 {
+                match self {
+                    $(Term::$Term(_) => $code,)*
+                }
+            }
+
+            pub(super) fn read(reader: &mut Reader, layout: Layout) -> Result<Self> {
+                let code = reader.u8("term code")?;
+                let is_coded = code & CODED != 0;
+                let compression = if is_coded { Compression::Entropy } else { Compression::None };
+                match code & !CODED {
+                    $($code if $Term::CAN_BE_CODED || !is_coded => {
+                        $Term::read(reader, layout, compression).map(Term::$Term)
+                    })*
+                    _ => Err(Error::payload(format!("unknown term {code}; it was written by a newer version"))),
+                }
+            }
+        }
+
+        $(
+            impl From<$Term> for Term {
+                fn from(term: $Term) -> Self {
+                    Term::$Term(term)
+                }
+            }
+
+            impl Kind for $Term {
+                fn of(term: &Term) -> Option<&Self> {
+                    if let Term::$Term(term) = term { Some(term) } else { None }
+                }
+            }
+        )*
+    };
+}
+terms! {
     /// Eight smooth functions per block, in the weight domain.
-    Basis(Basis),
+    1 => Basis,
     /// The largest coefficients, in bit fields.
-    Sparse(Sparse),
+    2 => Sparse,
     /// Every coefficient, as bit-planes.
-    Planes(Planes),
+    3 => Planes,
     /// Every coefficient, trellis-coded.
-    Trellis(Trellis),
+    4 => Trellis,
+}
+
+/// A kind of term.
+pub trait Kind: Sized {
+    /// The term, where it is of this kind.
+    fn of(term: &Term) -> Option<&Self>;
 }
 
 /// What a term's values are.
@@ -39,62 +97,109 @@ pub enum Domain {
     Coefficients,
 }
 
+/// What defines a term: [`Term`] states each method's contract where it is public.
+pub(crate) trait Summand {
+    /// What the parameters are called.
+    fn name(&self) -> &'static str;
+
+    /// What they are called where the term follows another of its kind and codes what that leaves; `None` where it may not.
+    fn residual_name(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn domain(&self) -> Domain {
+        Domain::Coefficients
+    }
+
+    fn layout(&self) -> Layout;
+
+    fn add_rows(&self, block: Block, rows: Range<usize>, out: &mut [f32]);
+
+    fn stored_numbers(&self) -> usize {
+        self.layout().elements()
+    }
+
+    fn parameter_kind(&self) -> ParameterKind {
+        ParameterKind::Scales
+    }
+
+    fn parameters(&self) -> Vec<f32>;
+
+    fn parameters_in(&self, block: Block) -> usize;
+
+    fn with_parameters(&self, parameters: &[f32]) -> Result<Term>;
+
+    fn add_gradient(&self, block: Block, g: &[f32], gradient: &mut [f32]);
+
+    fn times_power_of_two(&self, exponent: i32) -> Result<Term>;
+
+    /// The coarser quantiser of the first planes, of a term that has planes.
+    fn first_planes(&self, _limit: u8) -> Option<Result<Term>> {
+        None
+    }
+
+    /// Bytes in a payload, the term's code not counted.
+    fn size_in_bytes(&self) -> usize;
+
+    fn summary(&self) -> String;
+
+    fn write(&self, writer: &mut Writer);
+
+    /// The term entropy coded, where it can be and is smaller so.
+    fn coded(&self) -> Option<Writer> {
+        None
+    }
+}
+
+/// A term that payloads hold.
+trait Stored: Sized {
+    /// Whether payloads hold it entropy coded too.
+    const CAN_BE_CODED: bool = false;
+
+    /// Reads what follows the term's code.
+    fn read(reader: &mut Reader, layout: Layout, compression: Compression) -> Result<Self>;
+}
+
 impl Term {
     /// The domain that [`add_rows`](Self::add_rows) adds in.
     pub fn domain(&self) -> Domain {
-        match self {
-            Term::Basis(_) => Domain::Weights,
-            Term::Sparse(_) | Term::Planes(_) | Term::Trellis(_) => Domain::Coefficients,
-        }
+        self.summand().domain()
     }
 
     /// Adds this term's share of rows of a block to `out` (`rows.len() x block.width`, row-major).
     pub fn add_rows(&self, block: Block, rows: Range<usize>, out: &mut [f32]) {
-        match self {
-            Term::Basis(basis) => basis.add_rows(block, rows, out),
-            Term::Sparse(sparse) => sparse.add_rows(block, rows, out),
-            Term::Planes(planes) => planes.add_rows(block, rows, out),
-            Term::Trellis(trellis) => trellis.add_rows(block, rows, out),
-        }
+        self.summand().add_rows(block, rows, out);
     }
 
     /// What the numbers of [`parameters`](Self::parameters) are called.
     pub fn name(&self) -> &'static str {
-        match self {
-            Term::Basis(_) => "basis",
-            Term::Sparse(_) => "sparse",
-            Term::Planes(_) => "planes",
-            Term::Trellis(_) => "trellis",
-        }
+        self.summand().name()
+    }
+
+    /// What they are called of a second term of this kind, which codes what the first leaves; `None` where there may be none.
+    pub(super) fn residual_name(&self) -> Option<&'static str> {
+        self.summand().residual_name()
+    }
+
+    /// Numbers that a product multiplies with.
+    pub(crate) fn stored_numbers(&self) -> usize {
+        self.summand().stored_numbers()
+    }
+
+    /// What the numbers of [`parameters`](Self::parameters) are.
+    pub fn parameter_kind(&self) -> ParameterKind {
+        self.summand().parameter_kind()
     }
 
     /// The numbers in which this term is linear, block after block: the basis functions' parameters, the sparse
     /// coefficients in row-major order, the scales of planes (of rows) and scale groups. Positions and codes are fixed.
     pub fn parameters(&self) -> Vec<f32> {
-        match self {
-            Term::Basis(basis) => basis.parameters(),
-            Term::Sparse(sparse) => {
-                let layout = sparse.layout();
-                layout
-                    .iter()
-                    .flat_map(|block| sparse.entries(block).into_iter().map(|entry| entry.value))
-                    .collect()
-            }
-            Term::Planes(planes) => {
-                planes.scales().iter().map(|scale| scale.to_f32() * planes.unit()).collect()
-            }
-            Term::Trellis(trellis) => trellis.scales(),
-        }
+        self.summand().parameters()
     }
 
     /// How many of the parameters are a block's.
     pub fn parameters_in(&self, block: Block) -> usize {
-        match self {
-            Term::Basis(_) => basis::FUNCTIONS,
-            Term::Sparse(sparse) => sparse.count(block),
-            Term::Planes(planes) => planes.group().scales_in(block),
-            Term::Trellis(_) => block.width.div_ceil(trellis::GROUP_COLS),
-        }
+        self.summand().parameters_in(block)
     }
 
     /// The same term with other parameters, as precise as its format holds them.
@@ -105,22 +210,12 @@ impl Term {
     /// # Panics
     /// When there are not as many as [`parameters`](Self::parameters) gives.
     pub fn with_parameters(&self, parameters: &[f32]) -> Result<Self> {
-        Ok(match self {
-            Term::Basis(basis) => Term::Basis(basis.with_parameters(parameters)?),
-            Term::Sparse(sparse) => Term::Sparse(sparse.with_values(parameters)?),
-            Term::Planes(planes) => Term::Planes(planes.with_scales(parameters)?),
-            Term::Trellis(trellis) => Term::Trellis(trellis.with_scales(parameters)?),
-        })
+        self.summand().with_parameters(parameters)
     }
 
     /// How the term is cut into blocks.
     pub(super) fn layout(&self) -> Layout {
-        match self {
-            Term::Basis(basis) => basis.layout(),
-            Term::Sparse(sparse) => sparse.layout(),
-            Term::Planes(planes) => planes.layout(),
-            Term::Trellis(trellis) => trellis.layout(),
-        }
+        self.summand().layout()
     }
 
     /// The term times `2^exponent`, to the bit: positions, codes and F16 numbers stay.
@@ -128,135 +223,59 @@ impl Term {
     /// # Errors
     /// When its unit leaves what a payload may hold.
     pub fn times_power_of_two(&self, exponent: i32) -> Result<Self> {
-        Ok(match self {
-            Term::Basis(basis) => Term::Basis(basis.times_power_of_two(exponent)?),
-            Term::Sparse(sparse) => Term::Sparse(sparse.times_power_of_two(exponent)?),
-            Term::Planes(planes) => Term::Planes(planes.times_power_of_two(exponent)?),
-            Term::Trellis(trellis) => Term::Trellis(trellis.times_power_of_two(exponent)?),
-        })
+        self.summand().times_power_of_two(exponent)
+    }
+
+    /// The first `limit` bit-planes of a term that has planes; `None` of another.
+    ///
+    /// # Errors
+    /// When a scale of so few planes is larger than the format holds.
+    pub fn first_planes(&self, limit: u8) -> Option<Result<Self>> {
+        self.summand().first_planes(limit)
     }
 
     /// Adds `d <g, term> / d parameters` of one block to `gradient`, the block's parameters; `g` (`height x width`) is in
     /// the term's own [`domain`](Self::domain).
     pub fn add_gradient(&self, block: Block, g: &[f32], gradient: &mut [f32]) {
         assert_eq!(gradient.len(), self.parameters_in(block));
-        let dot = |a: &[f32], b: &[f32]| -> f64 {
-            a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-        };
-        match self {
-            Term::Basis(basis) => {
-                gradient.iter_mut().zip(basis.gradient(block, g)).for_each(|(sum, d)| *sum += d);
-            }
-            Term::Sparse(sparse) => {
-                let mut sums = gradient.iter_mut();
-                sparse.for_each(block, 0..block.height, |row, col, _| {
-                    if let Some(sum) = sums.next() {
-                        *sum += g[row * block.width + col];
-                    }
-                });
-            }
-            Term::Planes(planes) => {
-                let per_scale = block.height / gradient.len();
-                let mut levels = vec![0.0; block.width];
-                for (row, g) in g.chunks_exact(block.width).enumerate() {
-                    planes.levels(block, row, planes::MAX_PLANES, &mut levels);
-                    gradient[row / per_scale] += 0.5 * dot(g, &levels) as f32;
-                }
-            }
-            Term::Trellis(trellis) => {
-                for col in 0..block.width {
-                    let Some((column, _)) = trellis.column(block, col) else { continue };
-                    let product =
-                        |row: usize| f64::from(g[row * block.width + col]) * f64::from(column.value(row));
-                    gradient[col / trellis::GROUP_COLS] += (0..block.height).map(product).sum::<f64>() as f32;
-                }
-            }
-        }
+        self.summand().add_gradient(block, g, gradient);
     }
 
     /// Bytes this term takes in a payload as it is, not entropy coded.
     pub fn size_in_bytes(&self) -> usize {
-        1 + match self {
-            Term::Basis(basis) => basis.size_in_bytes(),
-            Term::Sparse(sparse) => sparse.size_in_bytes(),
-            Term::Planes(planes) => planes.size_in_bytes(),
-            Term::Trellis(trellis) => trellis.size_in_bytes(),
-        }
+        1 + self.summand().size_in_bytes()
+    }
+
+    /// Bytes this term takes in a payload, entropy coded where that is smaller: as slow as writing it.
+    pub fn coded_size_in_bytes(&self) -> usize {
+        1 + self.summand().coded().map_or_else(|| self.summand().size_in_bytes(), |coded| coded.len())
     }
 
     /// A few words for reports, such as `planes 4 bits`.
     pub fn summary(&self) -> String {
-        match self {
-            Term::Basis(basis) => basis.summary(),
-            Term::Sparse(sparse) => sparse.summary(),
-            Term::Planes(planes) => planes.summary(),
-            Term::Trellis(trellis) => trellis.summary(),
-        }
-    }
-
-    /// The code of this term in a payload.
-    pub(super) fn code(&self) -> u8 {
-        match self {
-            Term::Basis(_) => 1,
-            Term::Sparse(_) => 2,
-            Term::Planes(_) => 3,
-            Term::Trellis(_) => 4,
-        }
-    }
-
-    /// Bytes this term takes in a payload, entropy coded where that is smaller. It takes as long to know as to do.
-    pub fn coded_size_in_bytes(&self) -> usize {
-        match self {
-            Term::Sparse(sparse) => 1 + sparse.coded_size_in_bytes(),
-            Term::Planes(planes) => 1 + planes.coded_size_in_bytes(),
-            _ => self.size_in_bytes(),
-        }
+        self.summand().summary()
     }
 
     /// Writes the term as `compression` says.
     pub(super) fn write(&self, writer: &mut Writer, compression: Compression) {
-        // The bits of a trellis are as good as random, the parameters of a basis few.
-        let coded = match (compression, self) {
-            (Compression::Entropy, Term::Sparse(sparse)) => sparse.coded(),
-            (Compression::Entropy, Term::Planes(planes)) => planes.coded(),
-            _ => None,
-        };
-        if let Some(coded) = coded {
-            writer.u8(self.code() | CODED);
-            return writer.append(coded);
-        }
-        writer.u8(self.code());
-        match self {
-            Term::Basis(basis) => basis.write(writer),
-            Term::Sparse(sparse) => {
-                sparse.write_head(writer);
-                sparse.write_entries(writer);
+        let coded = if compression == Compression::Entropy { self.summand().coded() } else { None };
+        match coded {
+            Some(coded) => {
+                writer.u8(self.code() | CODED);
+                writer.append(coded);
             }
-            Term::Planes(planes) => {
-                planes.write_head(writer);
-                planes.write_planes(writer);
+            None => {
+                writer.u8(self.code());
+                self.summand().write(writer);
             }
-            Term::Trellis(trellis) => trellis.write(writer),
-        }
-    }
-
-    pub(super) fn read(reader: &mut Reader, layout: Layout) -> Result<Self> {
-        match reader.u8("term code")? {
-            1 => Basis::read(reader, layout).map(Term::Basis),
-            2 => Sparse::read_head(reader, layout)?.read_entries(reader).map(Term::Sparse),
-            SPARSE_CODED => Sparse::read_head(reader, layout)?.read_coded(reader).map(Term::Sparse),
-            3 => Planes::read_head(reader, layout)?.read_planes(reader).map(Term::Planes),
-            PLANES_CODED => Planes::read_head(reader, layout)?.read_coded(reader).map(Term::Planes),
-            4 => Trellis::read(reader, layout).map(Term::Trellis),
-            other => Err(Error::payload(format!("unknown term {other}; it was written by a newer version"))),
         }
     }
 }
 
-/// This bit of a term's code says that what follows the term's head is entropy coded.
-const CODED: u8 = 0x80;
-const SPARSE_CODED: u8 = 2 | CODED;
-const PLANES_CODED: u8 = 3 | CODED;
+/// An inner product in F64.
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}
 
 /// The largest power of two that keeps 65504, F16's maximum, times 2^8 within F32: no decoded value overflows.
 pub(crate) const LARGEST_UNIT: f32 = (1u128 << 103) as f32;

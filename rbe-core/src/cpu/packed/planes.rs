@@ -16,10 +16,20 @@
 //! filled up with code 0, whose contribution the kernel cancels by giving them activations of 0, and rows that
 //! are not stored.
 
-use crate::codec::term::Planes;
+use super::{Backward, BlockRow, Forms, Inputs, PackedTerm, Product, add_blockwise};
+use crate::codec::signs::Side;
 use crate::codec::term::planes::{MAX_PLANES, ScaleGroup};
+use crate::codec::term::{Planes, Term};
 use crate::codec::{Block, Layout};
+use crate::cpu::activations::Activations;
+use crate::cpu::exec::Exec;
+use crate::cpu::kernels::{Kernels, RowSums};
+use crate::cpu::pool::Shared;
+use crate::cpu::product::dense::{self, DenseTerm, Groups};
 use half::f16;
+
+/// Rows whose sums one thread holds at a time: 4 KiB, beside a row tile's codes in the first cache.
+const BATCH_TILE: usize = 64;
 
 /// Rows of a tile: the lanes of a 64-byte register.
 pub(in crate::cpu) const TILE_ROWS: usize = 16;
@@ -84,7 +94,7 @@ impl PackedPlanes {
             lines: Vec::new(),
         };
         if tiles.group == ScaleGroup::Block {
-            tiles.half_steps = tiles.scales().iter().map(|scale| 0.5 * scale).collect();
+            tiles.half_steps = DenseTerm::scales(&tiles).iter().map(|scale| 0.5 * scale).collect();
         }
         let mut first = 0;
         for i in 0..layout.block_rows() {
@@ -125,16 +135,6 @@ impl PackedPlanes {
         tiles
     }
 
-    /// The term that was laid out, bit for bit.
-    pub(in crate::cpu) fn to_term(&self) -> Planes {
-        let (planes, scales) = (self.planes.clone(), self.scales.clone());
-        Planes::filled(self.layout, self.group, self.unit, planes, scales, |block, codes| {
-            for row_tile in 0..row_tiles(block) {
-                self.codes(block, row_tile, |row, col, code| codes[row * block.width + col] = code);
-            }
-        })
-    }
-
     /// Lines of one row tile of a block.
     fn lines_across(&self, block: Block) -> usize {
         usize::from(self.planes(block)) * col_tiles(block)
@@ -156,16 +156,6 @@ impl PackedPlanes {
     /// The layout of the matrix.
     pub(in crate::cpu) fn layout(&self) -> Layout {
         self.layout
-    }
-
-    /// The scales of all blocks one after another.
-    pub(in crate::cpu) fn scales(&self) -> Vec<f32> {
-        self.scales.iter().map(|scale| scale.to_f32() * self.unit).collect()
-    }
-
-    /// Which coefficients share a scale.
-    pub(in crate::cpu) fn group(&self) -> ScaleGroup {
-        self.group
     }
 
     /// Planes of a block.
@@ -231,14 +221,114 @@ impl PackedPlanes {
             out[row * block.width + col] += half_steps[row] * (f32::from(code) * 2.0 + offset);
         });
     }
+}
 
-    /// Bytes in memory.
-    pub(in crate::cpu) fn bytes(&self) -> usize {
+impl PackedTerm for PackedPlanes {
+    fn unpack(&self) -> Term {
+        let (planes, scales) = (self.planes.clone(), self.scales.clone());
+        Term::Planes(Planes::filled(self.layout, self.group, self.unit, planes, scales, |block, codes| {
+            for row_tile in 0..row_tiles(block) {
+                self.codes(block, row_tile, |row, col, code| codes[row * block.width + col] = code);
+            }
+        }))
+    }
+
+    fn bytes(&self) -> usize {
         size_of_val(&self.lines[..])
             + size_of_val(&self.offsets[..])
             + size_of_val(&self.scales[..])
             + size_of_val(&self.half_steps[..])
             + self.planes.len()
+    }
+
+    fn parameters_in(&self, block: Block) -> usize {
+        self.group.scales_in(block)
+    }
+
+    fn reads(&self, _: &Kernels, product: &Product) -> Forms {
+        if dense::is_best(product) || product.sides.is_transposed() { Forms::FLOATS } else { Forms::SLICES }
+    }
+
+    fn add_product(&self, exec: Exec, product: &Product, x: &Inputs, out: &mut [f32]) {
+        if dense::is_best(product) {
+            dense::add_product(exec, self, product, x.rows, out);
+        } else if product.sides.is_transposed() {
+            add_blockwise(exec, product.sides, x.rows, out, &|block, input, acc| {
+                exec.kernels.planes_transposed(self, block, input, acc);
+            });
+        } else {
+            self.add_integer_product(exec, x.slices, product.batch, out);
+        }
+    }
+
+    fn gradients(&self, exec: Exec, at: &Backward, dx: Option<&mut [f32]>, gradient: &mut [f32]) {
+        dense::gradients(exec, self, at, dx, gradient);
+    }
+
+    fn add_block(&self, _: &Kernels, block: Block, out: &mut [f32]) {
+        let rows = out.chunks_mut(TILE_ROWS * block.width);
+        rows.enumerate().for_each(|(tile, rows)| self.add_row_tile(block, tile, rows));
+    }
+
+    fn add_row(&self, kernels: &Kernels, block: Block, row: &BlockRow, out: &mut [f32]) {
+        kernels.planes_transposed(self, block, row.weights, out);
+    }
+}
+
+impl DenseTerm for PackedPlanes {
+    fn scales(&self) -> Vec<f32> {
+        self.scales.iter().map(|scale| scale.to_f32() * self.unit).collect()
+    }
+
+    fn groups(&self, block: Block, prefer: Side) -> Groups {
+        match (self.group, prefer) {
+            (ScaleGroup::Row, _) => Groups { side: Side::Rows, size: 1 },
+            (ScaleGroup::Block, Side::Rows) => Groups { side: Side::Rows, size: block.height },
+            (ScaleGroup::Block, Side::Cols) => Groups { side: Side::Cols, size: block.width },
+        }
+    }
+
+    fn reconstruct_unscaled(&self, _: &Kernels, block: Block, out: &mut [f32]) {
+        if self.planes(block) == 0 {
+            return;
+        }
+        let offset = 0.5 - 0.5 * f32::from(1u16 << self.planes(block));
+        for row_tile in 0..row_tiles(block) {
+            self.codes(block, row_tile, |row, col, code| {
+                out[row * block.width + col] = f32::from(code) + offset;
+            });
+        }
+    }
+}
+
+impl PackedPlanes {
+    /// Adds the term's share to `out` (`batch x rows`, coefficients): row tile by row tile.
+    fn add_integer_product(&self, exec: Exec, x: &Activations, batch: usize, out: &mut [f32]) {
+        let layout = self.layout;
+        let rows = layout.rows();
+        let out = Shared::new(out);
+        // Every block begins at a multiple of a tile's rows.
+        exec.pool.run(rows.div_ceil(TILE_ROWS), &|range| {
+            let mut sums = [RowSums::ZERO; BATCH_TILE];
+            for item in range {
+                let first_row = item * TILE_ROWS;
+                let count = TILE_ROWS.min(rows - first_row);
+                let i = layout.row_cut().block_of(first_row);
+                let row_tile = (first_row - layout.row_range(i).start) / TILE_ROWS;
+                for first in (0..batch).step_by(BATCH_TILE) {
+                    let range = first..(first + BATCH_TILE).min(batch);
+                    let sums = &mut sums[..range.len()];
+                    sums.fill(RowSums::ZERO);
+                    exec.kernels.planes(self, i, row_tile, x.rows(range.clone()), sums);
+                    for (vector, sums) in range.zip(sums) {
+                        let start = vector * rows + first_row;
+                        // SAFETY: the rows of a row tile belong to one item.
+                        let out = unsafe { out.part(start..start + count) };
+                        out.iter_mut().zip(&sums.0).for_each(|(out, sum)| *out += *sum);
+                    }
+                }
+            }
+        });
     }
 }
 
@@ -285,6 +375,7 @@ pub(in crate::cpu) fn unpack(tile: &[Line], planes: u8) -> [[u8; 64]; QUADS] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::term::Summand;
     use crate::codec::term::planes::QuantizedBlock;
 
     #[test]
@@ -308,7 +399,7 @@ mod tests {
                     .collect();
                 let term = Planes::pack(layout, group, 0.5, &blocks);
                 let tiles = PackedPlanes::new(&term);
-                assert_eq!(tiles.to_term(), term, "{rows}x{cols} by {edge}");
+                assert_eq!(tiles.unpack(), Term::Planes(term.clone()), "{rows}x{cols} by {edge}");
                 for block in layout.iter() {
                     let (mut a, mut b) = (vec![0.0; block.len()], vec![0.0; block.len()]);
                     term.add_rows(block, 0..block.height, &mut a);

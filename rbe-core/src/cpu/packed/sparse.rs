@@ -15,15 +15,24 @@
 //! So one expansion by the mask puts a slot's columns into the lanes of their rows, and its fields likewise; the inputs of a
 //! block are looked up in registers. An entry takes three bytes, and its slot two more.
 
-use crate::codec::term::Sparse;
+use super::{Backward, BlockRow, Forms, Inputs, PackedTerm, Product, add_blockwise};
 use crate::codec::term::sparse::Format;
+use crate::codec::term::{Sparse, Summand, Term};
 use crate::codec::{Block, Layout};
-use crate::cpu::kernels::Place;
+use crate::cpu::exec::Exec;
+use crate::cpu::kernels::{Kernels, Place};
+use crate::cpu::pool::Shared;
+use crate::cpu::spmm::{self, GROUPS_AT_ONCE};
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use std::ops::Range;
 
 /// Rows of a chunk: the lanes of a 64-byte register.
 pub(in crate::cpu) const CHUNK_ROWS: usize = 16;
+/// Rows from which on a transposed product, which goes from entry to entry on every level, is faster in lanes.
+const TRANSPOSED_SPMM_MIN_BATCH: usize = 8;
+/// Entries whose gradients are one item.
+const ENTRIES_AT_ONCE: usize = 1024;
 /// Entries that may be read beyond the last.
 pub(in crate::cpu) const SLACK: usize = CHUNK_ROWS;
 
@@ -118,11 +127,6 @@ impl PackedSparse {
         self.extents.push(Extent { slots: slots as u16, entries: entries as u16 });
     }
 
-    /// The term that was laid out, bit for bit.
-    pub(in crate::cpu) fn to_term(&self) -> Sparse {
-        self.head.filled(|block, put| self.for_each_field(block, put))
-    }
-
     /// The layout of the matrix.
     pub(in crate::cpu) fn layout(&self) -> Layout {
         self.head.layout()
@@ -136,11 +140,6 @@ impl PackedSparse {
     /// What the numbers of a block's fields are multiplied by.
     pub(in crate::cpu) fn scale(&self, block: Block) -> f32 {
         self.head.scale(block)
-    }
-
-    /// Entries of a block.
-    pub(in crate::cpu) fn count(&self, block: Block) -> usize {
-        self.head.count(block)
     }
 
     /// Entries of all blocks.
@@ -189,13 +188,7 @@ impl PackedSparse {
     }
 
     /// The entries of a block, slot by slot: their places and values, in place of what the vectors held.
-    pub(in crate::cpu) fn unpack(
-        &self,
-        block: Block,
-        transposed: bool,
-        places: &mut Vec<Place>,
-        values: &mut Vec<f32>,
-    ) {
+    fn entries(&self, block: Block, transposed: bool, places: &mut Vec<Place>, values: &mut Vec<f32>) {
         places.clear();
         values.clear();
         for chunk in self.chunks(block) {
@@ -220,23 +213,101 @@ impl PackedSparse {
         let scale = self.scale(block);
         values.iter_mut().for_each(|value| *value *= scale);
     }
+}
 
-    /// Adds a block's coefficients to `out` (`height x width`).
-    pub(in crate::cpu) fn add_to(&self, block: Block, out: &mut [f32]) {
-        let (format, scale) = (self.format(), self.scale(block));
-        self.for_each_field(block, |row, col, field| {
-            out[row * block.width + col] += format.value(field, scale);
-        });
+impl PackedTerm for PackedSparse {
+    fn unpack(&self) -> Term {
+        Term::Sparse(self.head.filled(|block, put| self.for_each_field(block, put)))
     }
 
-    /// Bytes in memory.
-    pub(in crate::cpu) fn bytes(&self) -> usize {
+    fn bytes(&self) -> usize {
         self.head.size_in_bytes()
             + size_of_val(&self.starts[..])
             + size_of_val(&self.extents[..])
             + size_of_val(&self.masks[..])
             + size_of_val(&self.cols[..])
             + size_of_val(&self.fields[..])
+    }
+
+    fn parameters_in(&self, block: Block) -> usize {
+        self.head.count(block)
+    }
+
+    fn reads(&self, kernels: &Kernels, product: &Product) -> Forms {
+        let min_batch = match product.sides.is_transposed() {
+            true => TRANSPOSED_SPMM_MIN_BATCH,
+            false => kernels.spmm_min_batch(),
+        };
+        if product.parameters.is_some() || product.batch >= min_batch { Forms::LANES } else { Forms::FLOATS }
+    }
+
+    fn add_product(&self, exec: Exec, product: &Product, x: &Inputs, out: &mut [f32]) {
+        let (sides, transposed) = (product.sides, product.sides.is_transposed());
+        if let Some(parameters) = product.parameters {
+            let entries = |block: Block, places: &mut Vec<Place>, values: &mut Vec<f32>| {
+                places.clear();
+                self.push_places(block, transposed, places);
+                values.clear();
+                values.extend_from_slice(parameters.of(block));
+            };
+            spmm::add_product(exec, sides, &entries, x.lanes, out);
+        } else if self.reads(exec.kernels, product).lanes {
+            let entries =
+                |block, places: &mut _, values: &mut _| self.entries(block, transposed, places, values);
+            spmm::add_product(exec, sides, &entries, x.lanes, out);
+        } else {
+            let kernels = exec.kernels;
+            add_blockwise(exec, sides, x.rows, out, &|block, input, acc| match transposed {
+                true => kernels.sparse_transposed(self, block, input, acc),
+                false => kernels.sparse(self, block, input, acc),
+            });
+        }
+    }
+
+    fn gradients(&self, exec: Exec, at: &Backward, dx: Option<&mut [f32]>, gradient: &mut [f32]) {
+        self.add_parameter_gradient(exec, at, gradient);
+        if let Some(dx) = dx {
+            let (product, g) = at.reversed();
+            self.add_product(exec, &product, g, dx);
+        }
+    }
+
+    fn add_block(&self, _: &Kernels, block: Block, out: &mut [f32]) {
+        let (format, scale) = (self.format(), self.scale(block));
+        self.for_each_field(block, |row, col, field| {
+            out[row * block.width + col] += format.value(field, scale);
+        });
+    }
+
+    fn add_row(&self, kernels: &Kernels, block: Block, row: &BlockRow, out: &mut [f32]) {
+        kernels.sparse_transposed(self, block, row.weights, out);
+    }
+}
+
+impl PackedSparse {
+    /// Adds the gradient of every entry: `sum over the batch of v[row] u[col]`.
+    fn add_parameter_gradient(&self, exec: Exec, at: &Backward, gradient: &mut [f32]) {
+        let (u, v) = at.on_matrix();
+        let mut places = Vec::with_capacity(self.coefficients());
+        let mut items: Vec<(Block, Range<usize>)> = Vec::new();
+        for block in self.layout().iter() {
+            self.push_places(block, false, &mut places);
+            let entries = at.parameters.range(block);
+            let firsts = entries.clone().step_by(ENTRIES_AT_ONCE);
+            items.extend(firsts.map(|first| (block, first..(first + ENTRIES_AT_ONCE).min(entries.end))));
+        }
+        let gradient = Shared::new(gradient);
+        exec.pool.run(items.len(), &|range| {
+            for (block, entries) in &items[range] {
+                // SAFETY: each range of entries is one item.
+                let sums = unsafe { gradient.part(entries.clone()) };
+                for first in (0..u.lanes.groups()).step_by(GROUPS_AT_ONCE) {
+                    let groups = first..(first + GROUPS_AT_ONCE).min(u.lanes.groups());
+                    let (v, u) = (v.lanes.part(&groups, block.row), u.lanes.part(&groups, block.col));
+                    exec.kernels.sddmm(&places[entries.clone()], v, u, sums);
+                }
+            }
+        });
     }
 }
 
@@ -263,9 +334,9 @@ mod tests {
                 assert_eq!(chunk.masks, [0b1101, 0b1001, 0b0001]);
                 assert_eq!(chunk.cols[..6], [0, 2, 1, 3, 3, 5]);
             }
-            assert_eq!(packed.to_term(), term);
+            assert_eq!(packed.unpack(), Term::Sparse(term));
             let (mut by_slots, mut values, mut by_rows) = (Vec::new(), Vec::new(), Vec::new());
-            packed.unpack(whole, false, &mut by_slots, &mut values);
+            packed.entries(whole, false, &mut by_slots, &mut values);
             packed.push_places(whole, true, &mut by_rows);
             assert_eq!(by_slots[..3], [(0, 0), (2, 2), (3, 1)].map(|(to, from)| Place { to, from }));
             assert_eq!(by_rows[..3], [(0, 0), (3, 0), (5, 0)].map(|(to, from)| Place { to, from }));

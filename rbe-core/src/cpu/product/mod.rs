@@ -1,36 +1,151 @@
 //! The products: into the coefficient domain once, through every term, back once.
+//!
+//! Every product is [`run`]: that of one matrix or of several with one input, with a matrix or its transpose ([`Oriented`]), with
+//! the numbers that are stored or with others in their place. [`gradients`] is what takes a gradient back through it. Terms
+//! know what they are multiplied as; nothing here asks for their kind.
 
-mod terms;
+pub(super) mod dense;
+mod gradients;
 
-use super::activations::{Activations, Int8Slice, quantize};
-use super::kernels::{Kernels, RowSums};
-use super::loaded::{Loaded, PackedMatrix};
-use super::packed::planes::TILE_COLS;
-use super::parametric::add_dense;
-use super::pool::{Pool, Serial, Shared};
-use super::spmm::{self, InLanes};
+#[cfg(test)]
+pub(super) use gradients::gradients;
+pub use gradients::{Gradients, parametric_gradients};
+
+use super::activations::{Activations, quantize};
+use super::exec::Exec;
+use super::matrix::PackedMatrix;
+use super::packed::{Forms, Inputs, PackedTerm, Parameters, Product};
+use super::pool::{Pool, Shared};
+use super::rows::Rows;
+use super::spmm::InLanes;
 use super::{Precision, axis};
-use crate::codec::Layout;
+use crate::codec::Sides;
+use crate::codec::axis::Axis;
 use crate::codec::sizes::expect_len;
+use crate::codec::term::Domain;
 use std::cell::RefCell;
-use terms::{accumulate, planes, trellis};
 
 /// Multiply-adds below which one thread is done before the others have begun.
 const WORTH_SHARING: usize = 1 << 18;
 /// Segments' elements below which one thread transforms alone.
 const TRANSFORM_WORTH_SHARING: usize = 1 << 13;
-/// Vectors from which on a transposed product unpacks whole tiles for a dense product.
-const WORTH_DENSE: usize = 16;
-/// Vectors from which on a transposed sparse product, which goes from entry to entry on every level, is faster in lanes.
-const WORTH_LANES_TRANSPOSED: usize = 8;
+
+/// A matrix as a product sees it: itself, or its transpose.
+#[derive(Clone, Copy, Debug)]
+pub struct Oriented<'a> {
+    matrix: &'a PackedMatrix,
+    transposed: bool,
+}
+
+impl<'a> Oriented<'a> {
+    /// The matrix, or when `transposed` its transpose.
+    pub fn new(matrix: &'a PackedMatrix, transposed: bool) -> Self {
+        Self { matrix, transposed }
+    }
+
+    /// Rows and columns exchanged.
+    #[must_use]
+    pub fn t(self) -> Self {
+        Self { transposed: !self.transposed, ..self }
+    }
+
+    /// Inputs and outputs.
+    pub(super) fn sides(self) -> Sides {
+        Sides::new(self.matrix.layout(), self.transposed)
+    }
+
+    /// The operators of inputs and of outputs.
+    fn axes(self) -> (&'a Axis, &'a Axis) {
+        let axes = self.matrix.axes();
+        self.sides().of(&axes.rows, &axes.cols)
+    }
+
+    /// Whether both see their inputs through the same operator.
+    pub(super) fn shares_input(self, other: Self) -> bool {
+        self.transposed == other.transposed && self.matrix.shares_input(other.matrix, self.transposed)
+    }
+
+    /// Multiply-adds of a batch with the dense matrix.
+    fn work(self, batch: usize) -> usize {
+        batch.saturating_mul(self.matrix.layout().elements())
+    }
+
+    /// The terms in a domain, each with its place among all.
+    fn terms(self, domain: Domain) -> impl Iterator<Item = (usize, &'a dyn PackedTerm)> {
+        let terms = self.matrix.terms().iter().map(|term| &**term).enumerate();
+        terms.filter(move |(_, term)| term.domain() == domain)
+    }
+
+    fn has_spectrum(self) -> bool {
+        self.terms(Domain::Coefficients).next().is_some()
+    }
+}
+
+impl<'a> From<&'a PackedMatrix> for Oriented<'a> {
+    fn from(matrix: &'a PackedMatrix) -> Self {
+        Self::new(matrix, false)
+    }
+}
+
+/// `y = x W'`: `x` holds rows as long as the matrix's, `y` (`batch x rows`) one for each. Of a [transposed](Oriented::t) matrix
+/// `y = x W`, for rows as long as its columns.
+///
+/// # Panics
+/// When a slice has another length.
+pub fn matmul<'a>(
+    matrix: impl Into<Oriented<'a>>,
+    x: Rows,
+    y: &mut [f32],
+    precision: Precision,
+    pool: &dyn Pool,
+) {
+    matmul_all(&[matrix.into()], x, &mut [y], precision, pool);
+}
+
+/// [`matmul`] for several matrices. Neighbours that see their input through one operator (as many inputs, block edge, transform,
+/// seed and scales alike) have it transformed once.
+///
+/// # Panics
+/// When a slice has another length, or there are not as many outputs as matrices.
+pub fn matmul_all(
+    matrices: &[Oriented],
+    x: Rows,
+    ys: &mut [&mut [f32]],
+    precision: Precision,
+    pool: &dyn Pool,
+) {
+    run(Exec::new(pool), &Call { matrices, parameters: None, x, precision }, ys);
+}
+
+/// [`matmul`] with these `parameters` in the place of the matrix's own, `W(p) = sum_n p_n M_n`, in the order of the codec's
+/// `Matrix::parameters`. In F32.
+///
+/// # Panics
+/// When a slice has another length.
+pub fn parametric_matmul<'a>(
+    matrix: impl Into<Oriented<'a>>,
+    parameters: &[f32],
+    x: Rows,
+    y: &mut [f32],
+    pool: &dyn Pool,
+) {
+    let (matrices, parameters) = (&[matrix.into()], Some(parameters));
+    run(Exec::new(pool), &Call { matrices, parameters, x, precision: Precision::Exact }, &mut [y]);
+}
+
+/// What is to be multiplied.
+pub(super) struct Call<'a> {
+    pub matrices: &'a [Oriented<'a>],
+    /// In the place of a single matrix's own.
+    pub parameters: Option<&'a [f32]>,
+    pub x: Rows<'a>,
+    pub precision: Precision,
+}
 
 /// One thread's memory between calls, so that a warm product allocates nothing.
 #[derive(Default)]
 struct Workspace {
-    spectrum: Vec<f32>,
-    in_lanes: InLanes,
-    activations: Activations,
-    partial: Vec<RowSums>,
+    input: Spectrum,
     out: Vec<f32>,
 }
 
@@ -38,231 +153,123 @@ thread_local! {
     static WORKSPACE: RefCell<Workspace> = RefCell::default();
 }
 
-/// `y = x W'`: `x` holds `vectors` rows of the matrix's `cols`, `y` as many of its `rows`.
-///
-/// # Panics
-/// When a slice has another length.
-pub fn product(
-    matrix: &PackedMatrix,
-    x: &[f32],
-    batch: usize,
-    y: &mut [f32],
-    precision: Precision,
-    pool: &dyn Pool,
-) {
-    products(&[matrix], x, batch, &mut [y], precision, pool);
-}
-
-/// `y = x W'` for several matrices: as [`product`] for each. Neighbours that see their input through one operator (as
-/// many columns, block edge, transform and seed alike) have it transformed once.
-///
-/// # Panics
-/// When a slice has another length, or there are not as many outputs as matrices.
-pub fn products(
-    matrices: &[&PackedMatrix],
-    x: &[f32],
-    batch: usize,
-    ys: &mut [&mut [f32]],
-    precision: Precision,
-    pool: &dyn Pool,
-) {
-    forward(Kernels::get(), matrices, x, batch, ys, precision, pool);
-}
-
-/// `x = g W`: `g` holds `vectors` rows of the matrix's `rows`, `x` as many of its `cols`.
-///
-/// # Panics
-/// When a slice has another length.
-pub fn matmul_t(matrix: &PackedMatrix, g: &[f32], batch: usize, x: &mut [f32], pool: &dyn Pool) {
-    transposed(Kernels::get(), matrix, g, batch, x, pool);
-}
-
-pub(super) fn forward(
-    kernels: &Kernels,
-    matrices: &[&PackedMatrix],
-    x: &[f32],
-    batch: usize,
-    ys: &mut [&mut [f32]],
-    precision: Precision,
-    pool: &dyn Pool,
-) {
+/// Every product there is.
+pub(super) fn run(exec: Exec, call: &Call, ys: &mut [&mut [f32]]) {
+    let Call { matrices, parameters, x, precision } = *call;
     assert_eq!(matrices.len(), ys.len());
     for (matrix, y) in matrices.iter().zip(&*ys) {
-        let layout = matrix.layout();
-        expect_len("the input", x.len(), &[batch, layout.cols()]);
-        expect_len("the output", y.len(), &[batch, layout.rows()]);
+        expect_len("the input", x.values.len(), &[x.batch, matrix.sides().input().elements()]);
+        expect_len("the output", y.len(), &[x.batch, matrix.sides().output().elements()]);
     }
-    if batch == 0 {
+    let parameters = parameters.map(|parameters| matrices[0].matrix.split(parameters));
+    if x.batch == 0 {
         return;
     }
-    WORKSPACE.with_borrow_mut(|workspace| {
-        let mut ys = ys.iter_mut();
-        for group in matrices.chunk_by(|a, b| a.shares_input(b)) {
-            let in_pool = shared_if(pool, x.len(), TRANSFORM_WORTH_SHARING);
-            into_spectrum(kernels, group, x, batch, precision, in_pool, workspace);
-            for (matrix, y) in group.iter().zip(&mut ys) {
-                one_forward(kernels, matrix, batch, y, pool, workspace);
-                let pool = shared_if(pool, work(batch, matrix.layout()), WORTH_SHARING);
-                for basis in matrix.bases(false, x, batch) {
-                    basis.add(y, pool);
-                }
-            }
-        }
-    });
-}
-
-/// Multiply-adds of so many vectors with a dense matrix.
-fn work(batch: usize, layout: Layout) -> usize {
-    batch.saturating_mul(layout.elements())
-}
-
-/// A pool, or this thread alone where the work is too little.
-fn shared_if(pool: &dyn Pool, work: usize, worth: usize) -> &dyn Pool {
-    if work >= worth { pool } else { &Serial }
-}
-
-/// The terms in the coefficient domain of one matrix, on inputs that are there already.
-fn one_forward(
-    kernels: &Kernels,
-    matrix: &PackedMatrix,
-    batch: usize,
-    y: &mut [f32],
-    pool: &dyn Pool,
-    workspace: &mut Workspace,
-) {
-    if matrix.spectral().next().is_none() {
-        y.fill(0.0);
-        return;
-    }
-    let Workspace { spectrum, in_lanes, activations, partial, out } = workspace;
-    let out_pool = shared_if(pool, y.len(), TRANSFORM_WORTH_SHARING);
-    let pool = shared_if(pool, work(batch, matrix.layout()), WORTH_SHARING);
-    out.clear();
-    out.resize(y.len(), 0.0);
-    for term in matrix.spectral() {
-        match term {
-            Loaded::Planes(tiles) => planes(kernels, tiles, activations, batch, out, pool),
-            Loaded::Trellis(scale_groups) => {
-                trellis(kernels, scale_groups, activations, batch, partial, out, pool)
-            }
-            Loaded::Sparse(slices) if batch >= kernels.spmm_min_batch() => {
-                let unpack =
-                    |block, places: &mut _, values: &mut _| slices.unpack(block, false, places, values);
-                spmm::product(kernels, matrix.layout(), &unpack, false, in_lanes, out, pool);
-            }
-            other => accumulate(kernels, matrix, other, false, spectrum, batch, out, pool),
-        }
-    }
-    axis::inverse(kernels, &matrix.axes().rows, out, y, out_pool);
-}
-
-pub(super) fn transposed(
-    kernels: &Kernels,
-    matrix: &PackedMatrix,
-    g: &[f32],
-    batch: usize,
-    x: &mut [f32],
-    pool: &dyn Pool,
-) {
-    let layout = matrix.layout();
-    expect_len("the input", g.len(), &[batch, layout.rows()]);
-    expect_len("the output", x.len(), &[batch, layout.cols()]);
-    if batch == 0 {
-        return;
-    }
-    let pool = shared_if(pool, work(batch, layout), WORTH_SHARING);
-    if matrix.spectral().next().is_none() {
-        x.fill(0.0);
-    } else {
-        WORKSPACE.with_borrow_mut(|Workspace { spectrum, in_lanes, out, .. }| {
-            spectrum.resize(g.len(), 0.0);
-            let len = layout.rows();
-            let shared = Shared::new(spectrum);
-            axis::forward(kernels, &matrix.axes().rows, g, pool, &|vector, block, segment| {
-                let start = vector * len + layout.row_range(block).start;
-                // SAFETY: each vector's blocks are its own, and each is taken once.
-                unsafe { shared.part(start..start + segment.len()) }.copy_from_slice(segment);
-            });
+    // Taken, not borrowed: a pool may run another product on this thread meanwhile.
+    let mut workspace = WORKSPACE.take();
+    let Workspace { input, out } = &mut workspace;
+    let mut ys = ys.iter_mut();
+    for group in matrices.chunk_by(|a, b| a.shares_input(*b)) {
+        let parameters = parameters.as_deref();
+        let passes = group.iter().map(|matrix| Pass { exec, matrix: *matrix, parameters, x });
+        let forms = passes.clone().fold(Forms::default(), |forms, pass| forms | pass.forms());
+        input.fill(exec, group[0].axes().0, x, forms, precision);
+        for (pass, y) in passes.zip(&mut ys) {
             out.clear();
-            out.resize(x.len(), 0.0);
-            for term in matrix.spectral() {
-                match term {
-                    Loaded::Planes(_) | Loaded::Trellis(_) if batch >= WORTH_DENSE => {
-                        add_dense(kernels, matrix, term, true, spectrum, batch, out, pool);
-                    }
-                    Loaded::Sparse(slices) if batch >= WORTH_LANES_TRANSPOSED => {
-                        in_lanes.fill(kernels, spectrum, layout.rows(), batch, pool);
-                        let unpack = |block, places: &mut _, values: &mut _| {
-                            slices.unpack(block, true, places, values)
-                        };
-                        spmm::product(kernels, layout, &unpack, true, in_lanes, out, pool);
-                    }
-                    _ => accumulate(kernels, matrix, term, true, spectrum, batch, out, pool),
-                }
+            if pass.matrix.has_spectrum() {
+                out.resize(y.len(), 0.0);
+                pass.add_terms(Domain::Coefficients, &input.inputs(x), out);
             }
-            axis::inverse(kernels, &matrix.axes().cols, out, x, pool);
-        });
+            pass.finish(out, y);
+        }
     }
-    for basis in matrix.bases(true, g, batch) {
-        basis.add(x, pool);
+    WORKSPACE.set(workspace);
+}
+
+/// One matrix's product.
+#[derive(Clone, Copy)]
+struct Pass<'a> {
+    exec: Exec<'a>,
+    matrix: Oriented<'a>,
+    /// Those of each term, in the place of its own.
+    parameters: Option<&'a [Parameters<'a>]>,
+    x: Rows<'a>,
+}
+
+impl Pass<'_> {
+    /// What term `n` is asked for.
+    fn product(&self, n: usize) -> Product<'_> {
+        let parameters = self.parameters.map(|parameters| &parameters[n]);
+        Product { sides: self.matrix.sides(), batch: self.x.batch, parameters }
+    }
+
+    /// The forms in which the terms in the coefficient domain read their input.
+    fn forms(&self) -> Forms {
+        let terms = self.matrix.terms(Domain::Coefficients);
+        terms.fold(Forms::default(), |forms, (n, term)| {
+            forms | term.reads(self.exec.kernels, &self.product(n))
+        })
+    }
+
+    /// Adds the shares of the terms in a domain.
+    fn add_terms(&self, domain: Domain, x: &Inputs, out: &mut [f32]) {
+        let exec = self.exec.shared_if(self.matrix.work(self.x.batch), WORTH_SHARING);
+        for (n, term) in self.matrix.terms(domain) {
+            term.add_product(exec, &self.product(n), x, out);
+        }
+    }
+
+    /// `y` of the coefficients' share, which is empty where there is none, and of the terms in the weight domain.
+    fn finish(&self, spectrum: &[f32], y: &mut [f32]) {
+        if spectrum.is_empty() {
+            y.fill(0.0);
+        } else {
+            let exec = self.exec.shared_if(y.len(), TRANSFORM_WORTH_SHARING);
+            axis::inverse(exec, self.matrix.axes().1, spectrum, y);
+        }
+        let (lanes, slices) = (&InLanes::default(), &Activations::default());
+        self.add_terms(Domain::Weights, &Inputs { rows: self.x, lanes, slices }, y);
     }
 }
 
-/// Every vector into the coefficient domain of matrices that share it, in the forms that their terms need.
-fn into_spectrum(
-    kernels: &Kernels,
-    matrices: &[&PackedMatrix],
-    x: &[f32],
-    batch: usize,
-    precision: Precision,
-    pool: &dyn Pool,
-    workspace: &mut Workspace,
-) {
-    let terms = || matrices.iter().flat_map(|matrix| matrix.spectral());
-    let as_floats = terms().any(|term| matches!(term, Loaded::Sparse(_)));
-    let as_digits = terms().any(|term| matches!(term, Loaded::Planes(_) | Loaded::Trellis(_)));
-    if !as_floats && !as_digits {
-        return;
+/// Rows in the coefficient domain, in the forms that terms read.
+#[derive(Default)]
+struct Spectrum {
+    floats: Vec<f32>,
+    lanes: InLanes,
+    slices: Activations,
+}
+
+impl Spectrum {
+    /// The forms, of as many rows as `x` has.
+    fn inputs(&self, x: Rows) -> Inputs<'_> {
+        let rows = Rows { values: &self.floats, ..x };
+        Inputs { rows, lanes: &self.lanes, slices: &self.slices }
     }
-    let (layout, axis) = (matrices[0].layout(), &matrices[0].axes().cols);
-    let Workspace { spectrum, in_lanes, activations, .. } = workspace;
-    spectrum.resize(if as_floats { x.len() } else { 0 }, 0.0);
-    activations.prepare(layout, if as_digits { batch } else { 0 }, precision);
-    let (slices, stride, blocks) = (activations.slices, activations.stride, layout.block_cols());
-    let tiles = activations.tiles();
-    let starts = &activations.starts;
-    let floats = Shared::new(spectrum);
-    let values = Shared::new(&mut activations.values);
-    let scales = Shared::new(&mut activations.scales);
-    let sums = Shared::new(&mut activations.sums);
-    let tile_sums = Shared::new(&mut activations.tile_sums);
-    axis::forward(kernels, axis, x, pool, &|vector, j, segment| {
-        // SAFETY: here and below, each vector's block has a place of its own in every array and is taken once.
-        let floats = |range| unsafe { floats.part(range) };
-        if as_floats {
-            let start = vector * layout.cols() + layout.col_range(j).start;
-            floats(start..start + segment.len()).copy_from_slice(segment);
+
+    /// Takes every row into the coefficient domain.
+    fn fill(&mut self, exec: Exec, axis: &Axis, x: Rows, forms: Forms, precision: Precision) {
+        if forms == Forms::default() {
+            return;
         }
-        if as_digits {
-            let end = starts.get(j + 1).copied().unwrap_or(stride);
-            let parts = (vector * slices..(vector + 1) * slices).map(|slice| {
-                let index = slice * blocks + j;
-                let (values_at, tiles_at) = (slice * stride, slice * tiles);
+        let transform = exec.shared_if(x.values.len(), TRANSFORM_WORTH_SHARING);
+        self.floats.resize(if forms.floats { x.values.len() } else { 0 }, 0.0);
+        self.slices.prepare(axis.cut(), if forms.slices { x.batch } else { 0 }, precision);
+        let slots = self.slices.slots();
+        let floats = Shared::new(&mut self.floats);
+        axis::forward(transform, axis, x.values, &|row, j, segment| {
+            if forms.floats {
+                let start = row * x.len + axis.cut().range(j).start;
+                // SAFETY: each row's block has a place of its own and is taken once.
+                unsafe { floats.part(start..start + segment.len()) }.copy_from_slice(segment);
+            }
+            if forms.slices {
                 // SAFETY: as above.
-                unsafe {
-                    Int8Slice {
-                        values: values.part(values_at + starts[j]..values_at + end),
-                        scale: &mut scales.part(index..index + 1)[0],
-                        sum: &mut sums.part(index..index + 1)[0],
-                        tile_sums: tile_sums
-                            .part(tiles_at + starts[j] / TILE_COLS..tiles_at + end / TILE_COLS),
-                    }
-                }
-            });
-            quantize(kernels, segment, parts);
+                quantize(exec.kernels, segment, unsafe { slots.of(row, j) });
+            }
+        });
+        if forms.lanes {
+            self.lanes.fill(transform, Rows { values: &self.floats, ..x });
         }
-    });
-    if as_floats && batch >= kernels.spmm_min_batch() {
-        in_lanes.fill(kernels, spectrum, layout.cols(), batch, pool);
     }
 }

@@ -2,7 +2,7 @@
 //! that takes on more than it handles gives a wrong product, not an error.
 
 use super::super::kernels::Kernels;
-use super::super::parametric::{backward, product as parametric};
+use super::super::product::{Gradients, gradients};
 use super::*;
 
 /// The side that is not tried: blocks of 32 and 40, of 72.
@@ -54,32 +54,35 @@ fn every_side_is_multiplied_as_its_decoded_matrix() {
             let parameters = matrix.parameters();
             for level in levels() {
                 let kernels = Kernels::new(level).unwrap();
+                let (own, exec) = (Oriented::from(&loaded), Exec { kernels: &kernels, pool: &Serial });
                 for batch in VECTORS {
                     let (x, g) = (&all_x[..batch * cols], &all_g[..batch * rows]);
+                    let rows_x = Rows::new(x, batch, cols);
                     let (y, dx) = (&all_y[..batch * rows], &all_dx[..batch * cols]);
                     let check = |what: &str, out: &[f32], expected: &[f32], input: &[f32]| {
                         let error = relative(out, expected, &weights, input);
                         assert!(error <= 1e-5, "{level:?} {rows}x{cols} {batch} {what}: {error}");
                     };
                     let (mut out, mut back) = (vec![f32::NAN; y.len()], vec![f32::NAN; dx.len()]);
-                    forward(&kernels, &[&loaded], x, batch, &mut [&mut out], Precision::Exact, &Serial);
+                    product(&kernels, own, x, &mut out, (Precision::Exact, &Serial));
                     check("forward", &out, y, x);
-                    transposed(&kernels, &loaded, g, batch, &mut back, &Serial);
+                    product(&kernels, own.t(), g, &mut back, (Precision::Exact, &Serial));
                     check("transposed", &back, dx, g);
                     out.fill(f32::NAN);
-                    parametric(&kernels, &loaded, &parameters, false, x, batch, &mut out, &Serial);
+                    parametric(exec, own, &parameters, rows_x, &mut out);
                     check("parametric", &out, y, x);
                     let mut of_parameters = vec![f32::NAN; parameters.len()];
                     back.fill(f32::NAN);
-                    let (dx_place, dp) = (Some(&mut back[..]), &mut of_parameters);
-                    backward(&kernels, &loaded, &parameters, false, x, g, batch, dx_place, dp, &Serial);
+                    let dp = &mut of_parameters[..];
+                    let out = Gradients { x: Some(&mut back), parameters: dp };
+                    gradients(exec, own, &parameters, (rows_x, Rows::new(g, batch, rows)), out);
                     check("gradient", &back, dx, g);
                     // The product is linear in the parameters, so `<g, y> = <p, d<g, y>/dp>`.
                     let dot = |a: &[f32], b: &[f32]| {
                         a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
                     };
                     let largest = [g, &weights, x].map(|values| f64::from(norm(values.iter().copied())));
-                    let error = dot(g, y) - dot(&parameters, dp);
+                    let error = dot(g, y) - dot(&parameters, &of_parameters);
                     assert!(
                         error.abs() <= 1e-6 * largest.iter().product::<f64>(),
                         "{level:?} {rows}x{cols}: {error}"

@@ -1,6 +1,7 @@
 //! The promises of trellis coding on Gaussian coefficients: error, budget, bound.
 
 use super::*;
+use crate::codec::term::Summand;
 use crate::codec::{Layout, Transform};
 use crate::encode::spectrum::energy;
 

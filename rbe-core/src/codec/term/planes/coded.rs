@@ -9,6 +9,7 @@ use crate::codec::entropy::{Counts, LARGEST_RATIO, Lanes, SYMBOLS, Table, chunks
 use crate::codec::layout::{Block, Layout};
 use crate::codec::payload::{Reader, Writer};
 use crate::codec::sizes::zeroed;
+use crate::codec::term::Summand;
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::collections::BTreeMap;

@@ -13,9 +13,10 @@ mod coded;
 
 pub(crate) use coded::Tables;
 
+use super::{Stored, Summand, Term};
 use crate::codec::bits;
 use crate::codec::layout::{Block, Layout};
-use crate::codec::payload::{Reader, Writer};
+use crate::codec::payload::{Compression, Reader, Writer};
 use crate::codec::sizes::zeroed;
 use crate::error::{Error, Result};
 use half::f16;
@@ -152,11 +153,6 @@ impl Planes {
         Ok(Self { unit, scales, ..self.clone() })
     }
 
-    /// The term times `2^exponent`.
-    pub(super) fn times_power_of_two(&self, exponent: i32) -> Result<Self> {
-        Ok(Self { unit: super::scaled_unit(self.unit, exponent)?, ..self.clone() })
-    }
-
     /// `u` of each coefficient of a block, row-major.
     pub fn codes(&self, block: Block, codes: &mut [u8]) {
         if self.planes(block) == 0 {
@@ -220,15 +216,6 @@ impl Planes {
         self.scale(block, row) * 0.5 * f32::from(1u16 << (stored - used))
     }
 
-    /// Adds rows of a block, from all planes, to `out` (`rows.len() x width`).
-    pub fn add_rows(&self, block: Block, rows: Range<usize>, out: &mut [f32]) {
-        let mut levels = vec![0.0; block.width];
-        for (row, out) in rows.zip(out.chunks_exact_mut(block.width)) {
-            let factor = self.levels(block, row, MAX_PLANES, &mut levels);
-            out.iter_mut().zip(&levels).for_each(|(out, level)| *out += factor * level);
-        }
-    }
-
     /// The first `limit` planes as a term of their own: the `limit`-bit quantiser of the same coefficients.
     ///
     /// Their scales are larger. Where F16 numbers times the old unit do not reach so far, the unit is as much larger as it
@@ -263,38 +250,16 @@ impl Planes {
         Ok(Self { layout: self.layout, group: self.group, unit, planes, scales, starts, data })
     }
 
-    /// Bytes in a payload.
-    pub fn size_in_bytes(&self) -> usize {
-        1 + 4 + self.planes.len() + size_of_val(&self.scales[..]) + self.data.len()
-    }
-
-    pub(super) fn summary(&self) -> String {
-        let (Some(min), Some(max)) = (self.planes.iter().min(), self.planes.iter().max()) else {
-            return "planes".to_owned();
-        };
-        let group = if self.group == ScaleGroup::Row { ", scale per row" } else { "" };
-        if min == max { format!("planes {min}{group}") } else { format!("planes {min}..{max}{group}") }
-    }
-
     /// What comes first, whether or not the planes that follow are coded.
-    pub(super) fn write_head(&self, writer: &mut Writer) {
+    fn write_head(&self, writer: &mut Writer) {
         writer.u8(u8::from(self.group == ScaleGroup::Row));
         writer.f32(self.unit);
         writer.bytes(&self.planes);
         writer.f16s(&self.scales);
     }
 
-    pub(super) fn write_planes(&self, writer: &mut Writer) {
-        for plane in 0..MAX_PLANES {
-            for block in self.layout.iter().filter(|block| self.planes(*block) > plane) {
-                let len = block.height * block.mask_bytes();
-                writer.bytes(&self.data[self.starts[block.index] + usize::from(plane) * len..][..len]);
-            }
-        }
-    }
-
     /// A term without its planes, which follow.
-    pub(super) fn read_head(reader: &mut Reader, layout: Layout) -> Result<Self> {
+    fn read_head(reader: &mut Reader, layout: Layout) -> Result<Self> {
         let group = match reader.u8("scale group")? {
             0 => ScaleGroup::Block,
             1 => ScaleGroup::Row,
@@ -316,7 +281,7 @@ impl Planes {
         Ok(Self { layout, group, unit, planes, scales, starts, data: Vec::new() })
     }
 
-    pub(super) fn read_planes(mut self, reader: &mut Reader) -> Result<Self> {
+    fn read_planes(mut self, reader: &mut Reader) -> Result<Self> {
         let total = self.starts[self.planes.len()];
         let bytes = reader.take(total, "bit-planes")?;
         let mut data = zeroed(&[total], "bit-planes")?;
@@ -338,6 +303,91 @@ impl Planes {
         }
         self.data = data;
         Ok(self)
+    }
+}
+
+impl Summand for Planes {
+    fn name(&self) -> &'static str {
+        "planes"
+    }
+
+    fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    fn add_rows(&self, block: Block, rows: Range<usize>, out: &mut [f32]) {
+        let mut levels = vec![0.0; block.width];
+        for (row, out) in rows.zip(out.chunks_exact_mut(block.width)) {
+            let factor = self.levels(block, row, MAX_PLANES, &mut levels);
+            out.iter_mut().zip(&levels).for_each(|(out, level)| *out += factor * level);
+        }
+    }
+
+    fn parameters(&self) -> Vec<f32> {
+        self.scales.iter().map(|scale| scale.to_f32() * self.unit).collect()
+    }
+
+    fn parameters_in(&self, block: Block) -> usize {
+        self.group.scales_in(block)
+    }
+
+    fn with_parameters(&self, parameters: &[f32]) -> Result<Term> {
+        self.with_scales(parameters).map(Term::from)
+    }
+
+    fn add_gradient(&self, block: Block, g: &[f32], gradient: &mut [f32]) {
+        let per_scale = block.height / gradient.len();
+        let mut levels = vec![0.0; block.width];
+        for (row, g) in g.chunks_exact(block.width).enumerate() {
+            self.levels(block, row, MAX_PLANES, &mut levels);
+            gradient[row / per_scale] += 0.5 * super::dot(g, &levels) as f32;
+        }
+    }
+
+    fn times_power_of_two(&self, exponent: i32) -> Result<Term> {
+        Ok(Self { unit: super::scaled_unit(self.unit, exponent)?, ..self.clone() }.into())
+    }
+
+    fn first_planes(&self, limit: u8) -> Option<Result<Term>> {
+        Some(self.truncate(limit).map(Term::from))
+    }
+
+    fn size_in_bytes(&self) -> usize {
+        1 + 4 + self.planes.len() + size_of_val(&self.scales[..]) + self.data.len()
+    }
+
+    fn summary(&self) -> String {
+        let (Some(min), Some(max)) = (self.planes.iter().min(), self.planes.iter().max()) else {
+            return "planes".to_owned();
+        };
+        let group = if self.group == ScaleGroup::Row { ", scale per row" } else { "" };
+        if min == max { format!("planes {min}{group}") } else { format!("planes {min}..{max}{group}") }
+    }
+
+    fn write(&self, writer: &mut Writer) {
+        self.write_head(writer);
+        for plane in 0..MAX_PLANES {
+            for block in self.layout.iter().filter(|block| self.planes(*block) > plane) {
+                let len = block.height * block.mask_bytes();
+                writer.bytes(&self.data[self.starts[block.index] + usize::from(plane) * len..][..len]);
+            }
+        }
+    }
+
+    fn coded(&self) -> Option<Writer> {
+        Planes::coded(self)
+    }
+}
+
+impl Stored for Planes {
+    const CAN_BE_CODED: bool = true;
+
+    fn read(reader: &mut Reader, layout: Layout, compression: Compression) -> Result<Self> {
+        let head = Self::read_head(reader, layout)?;
+        match compression {
+            Compression::Entropy => head.read_coded(reader),
+            Compression::None => head.read_planes(reader),
+        }
     }
 }
 

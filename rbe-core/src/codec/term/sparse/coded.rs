@@ -12,6 +12,7 @@ use crate::codec::entropy::{
 use crate::codec::layout::Block;
 use crate::codec::payload::{Reader, Writer};
 use crate::codec::sizes::zeroed;
+use crate::codec::term::Summand;
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::ops::{Range, RangeInclusive};

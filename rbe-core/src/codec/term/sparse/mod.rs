@@ -13,8 +13,10 @@
 mod coded;
 pub mod format;
 
+use super::{Stored, Summand, Term};
 use crate::codec::layout::{Block, Layout};
-use crate::codec::payload::{Reader, Writer};
+use crate::codec::parameters::ParameterKind;
+use crate::codec::payload::{Compression, Reader, Writer};
 use crate::error::{Error, Result};
 pub use format::{FORMATS, Format};
 use half::f16;
@@ -94,11 +96,6 @@ impl Sparse {
             }
         }
         Ok(Self { layout, format, unit, counts, scales, starts, data })
-    }
-
-    /// The term times `2^exponent`.
-    pub(super) fn times_power_of_two(&self, exponent: i32) -> Result<Self> {
-        Ok(Self { unit: super::scaled_unit(self.unit, exponent)?, ..self.clone() })
     }
 
     /// The layout of the matrix.
@@ -207,36 +204,16 @@ impl Sparse {
         entries
     }
 
-    /// Adds rows of a block to `out` (`rows.len() x width`).
-    pub fn add_rows(&self, block: Block, rows: Range<usize>, out: &mut [f32]) {
-        let first = rows.start;
-        self.for_each(block, rows, |row, col, value| out[(row - first) * block.width + col] += value);
-    }
-
-    /// Bytes in a payload.
-    pub fn size_in_bytes(&self) -> usize {
-        1 + 4 + size_of_val(&self.counts[..]) + size_of_val(&self.scales[..]) + self.data.len()
-    }
-
-    pub(super) fn summary(&self) -> String {
-        let per_block = self.coefficients() as f64 / self.layout.blocks() as f64;
-        format!("sparse {} K {per_block:.0}", self.format.name())
-    }
-
     /// What comes first, whether or not the entries that follow are coded.
-    pub(super) fn write_head(&self, writer: &mut Writer) {
+    fn write_head(&self, writer: &mut Writer) {
         writer.u8(FORMATS.iter().position(|format| *format == self.format).unwrap_or(0) as u8);
         writer.f32(self.unit);
         self.counts.iter().for_each(|count| writer.u16(*count));
         writer.f16s(&self.scales);
     }
 
-    pub(super) fn write_entries(&self, writer: &mut Writer) {
-        writer.bytes(&self.data);
-    }
-
     /// A term without its entries, which follow.
-    pub(super) fn read_head(reader: &mut Reader, layout: Layout) -> Result<Self> {
+    fn read_head(reader: &mut Reader, layout: Layout) -> Result<Self> {
         let code = reader.u8("sparse format")?;
         let format = *FORMATS
             .get(usize::from(code))
@@ -252,7 +229,7 @@ impl Sparse {
         Ok(Self { layout, format, unit, counts, scales, starts, data: Vec::new() })
     }
 
-    pub(super) fn read_entries(mut self, reader: &mut Reader) -> Result<Self> {
+    fn read_entries(mut self, reader: &mut Reader) -> Result<Self> {
         self.data = reader.take(*self.starts.last().unwrap_or(&0), "sparse entries")?.to_vec();
         self.checked()
     }
@@ -298,6 +275,85 @@ impl Sparse {
             previous = Some((row, col));
         });
         fault.map_or(Ok(()), bad)
+    }
+}
+
+impl Summand for Sparse {
+    fn name(&self) -> &'static str {
+        "sparse"
+    }
+
+    fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    fn add_rows(&self, block: Block, rows: Range<usize>, out: &mut [f32]) {
+        let first = rows.start;
+        self.for_each(block, rows, |row, col, value| out[(row - first) * block.width + col] += value);
+    }
+
+    fn stored_numbers(&self) -> usize {
+        self.coefficients()
+    }
+
+    fn parameter_kind(&self) -> ParameterKind {
+        ParameterKind::Coefficients
+    }
+
+    fn parameters(&self) -> Vec<f32> {
+        let values = |block| self.entries(block).into_iter().map(|entry| entry.value);
+        self.layout.iter().flat_map(values).collect()
+    }
+
+    fn parameters_in(&self, block: Block) -> usize {
+        self.count(block)
+    }
+
+    fn with_parameters(&self, parameters: &[f32]) -> Result<Term> {
+        self.with_values(parameters).map(Term::from)
+    }
+
+    fn add_gradient(&self, block: Block, g: &[f32], gradient: &mut [f32]) {
+        let mut sums = gradient.iter_mut();
+        self.for_each(block, 0..block.height, |row, col, _| {
+            if let Some(sum) = sums.next() {
+                *sum += g[row * block.width + col];
+            }
+        });
+    }
+
+    fn times_power_of_two(&self, exponent: i32) -> Result<Term> {
+        Ok(Self { unit: super::scaled_unit(self.unit, exponent)?, ..self.clone() }.into())
+    }
+
+    fn size_in_bytes(&self) -> usize {
+        1 + 4 + size_of_val(&self.counts[..]) + size_of_val(&self.scales[..]) + self.data.len()
+    }
+
+    fn summary(&self) -> String {
+        let per_block = self.coefficients() as f64 / self.layout.blocks() as f64;
+        format!("sparse {} K {per_block:.0}", self.format.name())
+    }
+
+    fn write(&self, writer: &mut Writer) {
+        self.write_head(writer);
+        writer.bytes(&self.data);
+    }
+
+    fn coded(&self) -> Option<Writer> {
+        Sparse::coded(self)
+    }
+}
+
+impl Stored for Sparse {
+    const CAN_BE_CODED: bool = true;
+
+    fn read(reader: &mut Reader, layout: Layout, compression: Compression) -> Result<Self> {
+        let head = Self::read_head(reader, layout)?;
+        match compression {
+            Compression::Entropy => head.read_coded(reader),
+            Compression::None => head.read_entries(reader),
+        }
     }
 }
 

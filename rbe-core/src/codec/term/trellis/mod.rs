@@ -32,8 +32,9 @@
 //! Columns are grouped in **scale groups** of 32 (a block's last may be narrower) that share `k` and a scale; `k = 0`
 //! makes a scale group zero.
 
+use super::{Stored, Summand, Term};
 use crate::codec::layout::{Block, Layout};
-use crate::codec::payload::{Reader, Writer};
+use crate::codec::payload::{Compression, Reader, Writer};
 use crate::error::{Error, Result};
 use half::f16;
 use std::ops::{Range, RangeInclusive};
@@ -341,11 +342,6 @@ impl Trellis {
         Ok(Self { unit, scales, ..self.clone() })
     }
 
-    /// The term times `2^exponent`.
-    pub(super) fn times_power_of_two(&self, exponent: i32) -> Result<Self> {
-        Ok(Self { unit: super::scaled_unit(self.unit, exponent)?, ..self.clone() })
-    }
-
     /// The scale group that holds column `col` of a block.
     fn group_at(&self, block: Block, col: usize) -> usize {
         let per_row = self.layout.cols().div_ceil(GROUP_COLS);
@@ -366,8 +362,34 @@ impl Trellis {
         Some((column, self.scales[scale_group].to_f32() * self.unit))
     }
 
-    /// Adds rows of a block to `out` (`rows.len() x width`).
-    pub fn add_rows(&self, block: Block, rows: Range<usize>, out: &mut [f32]) {
+    /// Refuses bits that mean nothing.
+    fn check(&self, scale_group: Block) -> Result<()> {
+        let bits = scale_group.len() * usize::from(self.bits[scale_group.index]);
+        let last = self.data[self.starts[scale_group.index]..self.starts[scale_group.index + 1]].last();
+        if last.is_some_and(|last| !bits.is_multiple_of(8) && last >> (bits % 8) != 0) {
+            return Err(Error::payload(format!(
+                "trellis scale group {}: padding bits are set",
+                scale_group.index
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl Summand for Trellis {
+    fn name(&self) -> &'static str {
+        "trellis"
+    }
+
+    fn residual_name(&self) -> Option<&'static str> {
+        Some("residual_trellis")
+    }
+
+    fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    fn add_rows(&self, block: Block, rows: Range<usize>, out: &mut [f32]) {
         for col in 0..block.width {
             let Some((column, scale)) = self.column(block, col) else { continue };
             for (row, out) in rows.clone().zip(out.chunks_exact_mut(block.width)) {
@@ -376,12 +398,35 @@ impl Trellis {
         }
     }
 
-    /// Bytes in a payload.
-    pub fn size_in_bytes(&self) -> usize {
+    fn parameters(&self) -> Vec<f32> {
+        self.scales()
+    }
+
+    fn parameters_in(&self, block: Block) -> usize {
+        block.width.div_ceil(GROUP_COLS)
+    }
+
+    fn with_parameters(&self, parameters: &[f32]) -> Result<Term> {
+        self.with_scales(parameters).map(Term::from)
+    }
+
+    fn add_gradient(&self, block: Block, g: &[f32], gradient: &mut [f32]) {
+        for col in 0..block.width {
+            let Some((column, _)) = self.column(block, col) else { continue };
+            let product = |row: usize| f64::from(g[row * block.width + col]) * f64::from(column.value(row));
+            gradient[col / GROUP_COLS] += (0..block.height).map(product).sum::<f64>() as f32;
+        }
+    }
+
+    fn times_power_of_two(&self, exponent: i32) -> Result<Term> {
+        Ok(Self { unit: super::scaled_unit(self.unit, exponent)?, ..self.clone() }.into())
+    }
+
+    fn size_in_bytes(&self) -> usize {
         1 + 4 + self.bits.len() + size_of_val(&self.scales[..]) + self.data.len()
     }
 
-    pub(super) fn summary(&self) -> String {
+    fn summary(&self) -> String {
         let (Some(min), Some(max)) = (self.bits.iter().min(), self.bits.iter().max()) else {
             return "trellis".to_owned();
         };
@@ -393,15 +438,17 @@ impl Trellis {
         }
     }
 
-    pub(super) fn write(&self, writer: &mut Writer) {
+    fn write(&self, writer: &mut Writer) {
         writer.u8(self.state_bits);
         writer.f32(self.unit);
         writer.bytes(&self.bits);
         writer.f16s(&self.scales);
         writer.bytes(&self.data);
     }
+}
 
-    pub(super) fn read(reader: &mut Reader, layout: Layout) -> Result<Self> {
+impl Stored for Trellis {
+    fn read(reader: &mut Reader, layout: Layout, _: Compression) -> Result<Self> {
         let state_bits = reader.u8("trellis state bits")?;
         if !STATE_BITS.contains(&state_bits) {
             return Err(Error::payload(format!("trellis states of {state_bits} bits; 12 to 16 are allowed")));
@@ -418,19 +465,6 @@ impl Trellis {
         let trellis = Self { layout, state_bits, unit, bits, scales, starts, data };
         scale_groups(layout).try_for_each(|scale_group| trellis.check(scale_group))?;
         Ok(trellis)
-    }
-
-    /// Refuses bits that mean nothing.
-    fn check(&self, scale_group: Block) -> Result<()> {
-        let bits = scale_group.len() * usize::from(self.bits[scale_group.index]);
-        let last = self.data[self.starts[scale_group.index]..self.starts[scale_group.index + 1]].last();
-        if last.is_some_and(|last| !bits.is_multiple_of(8) && last >> (bits % 8) != 0) {
-            return Err(Error::payload(format!(
-                "trellis scale group {}: padding bits are set",
-                scale_group.index
-            )));
-        }
-        Ok(())
     }
 }
 

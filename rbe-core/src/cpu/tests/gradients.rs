@@ -1,10 +1,8 @@
 //! The fast gradients against the codec's reference, and that against the definition.
 
-use super::super::features::levels;
-use super::super::tests::matrices;
-use super::super::{PackedMatrix, Pool, Rayon, Serial};
-use super::{Kernels, backward, product};
-use crate::codec::Matrix;
+use super::super::product::{Gradients, gradients};
+use super::super::{parametric_gradients, parametric_matmul};
+use super::*;
 
 /// Numbers in -1..1.
 fn wave(len: usize, speed: f32) -> Vec<f32> {
@@ -60,7 +58,7 @@ fn the_reference_gradient_is_the_inner_product_with_what_a_parameter_multiplies(
         let count = gradient.len();
         assert_eq!(
             count,
-            PackedMatrix::new(&matrix).parameter_groups().iter().map(|(_, n)| n).sum::<usize>()
+            PackedMatrix::new(&matrix).parameter_groups().iter().map(|group| group.count).sum::<usize>()
         );
         let scale = gradient.iter().fold(0f32, |m, d| m.max(d.abs()));
         for n in (0..count).step_by(count.div_ceil(12)) {
@@ -90,16 +88,19 @@ fn products_and_gradients_are_those_of_the_decoded_matrix_at_every_level() {
             let (u, v) = if transposed { (&g, &x) } else { (&x, &g) };
             let dw = textbook(&transpose(v, rows), u, batch);
             let dp = other.parameter_gradient(&dw);
+            let own = Oriented::new(&loaded, transposed);
+            let (rows_x, rows_g) = (Rows::new(&x, batch, in_len), Rows::new(&g, batch, out_len));
             for level in levels() {
                 let kernels = Kernels::new(level).unwrap();
                 let context =
-                    format!("{level:?} {rows}x{cols} {} {batch} batch {transposed}", loaded.summary());
+                    format!("{level:?} {rows}x{cols} {} batch {batch} {transposed}", loaded.summary());
                 let pool: &dyn Pool = if batch > 100 { &Rayon } else { &Serial };
+                let exec = Exec { kernels: &kernels, pool };
                 let mut out = vec![f32::NAN; y.len()];
-                product(&kernels, &loaded, &parameters, transposed, &x, batch, &mut out, pool);
+                parametric(exec, own, &parameters, rows_x, &mut out);
                 let (mut out_x, mut out_p) = (vec![f32::NAN; dx.len()], vec![f32::NAN; dp.len()]);
-                let own = Some(&mut out_x[..]);
-                backward(&kernels, &loaded, &parameters, transposed, &x, &g, batch, own, &mut out_p, pool);
+                let both = Gradients { x: Some(&mut out_x), parameters: &mut out_p };
+                gradients(exec, own, &parameters, (rows_x, rows_g), both);
                 // A product of independent numbers has `|x W| = |x| |W| / sqrt(in)`, a sixteenth for 256.
                 let norm = |values: &[f32]| norm(values.iter().map(|value| f64::from(*value)));
                 let floor = |input: &[f32]| norm(input) * norm(&weights) / 100.0;
@@ -117,7 +118,8 @@ fn products_and_gradients_are_those_of_the_decoded_matrix_at_every_level() {
                 worst.iter_mut().zip(errors).for_each(|(worst, error)| *worst = worst.max(error));
                 // Without an input to differentiate, and on another pool, the bits are the same.
                 let mut again = vec![f32::NAN; dp.len()];
-                backward(&kernels, &loaded, &parameters, transposed, &x, &g, batch, None, &mut again, &Rayon);
+                let alone = Gradients { x: None, parameters: &mut again };
+                gradients(Exec { pool: &Rayon, ..exec }, own, &parameters, (rows_x, rows_g), alone);
                 assert!(batch <= 100 || again == out_p || relative(&again, &out_p, 0.0) < 1e-6, "{context}");
             }
         }
@@ -143,8 +145,11 @@ fn no_vectors_have_no_gradient() {
         let loaded = PackedMatrix::new(&matrix);
         let mut gradient = vec![f32::NAN; matrix.parameters().len()];
         let parameters = matrix.parameters();
-        super::parametric_gradients(&loaded, &parameters, false, &[], &[], 0, None, &mut gradient, &Serial);
+        let (rows, cols) = (matrix.layout().rows(), matrix.layout().cols());
+        let (x, g) = (Rows::new(&[], 0, cols), Rows::new(&[], 0, rows));
+        let out = Gradients { x: None, parameters: &mut gradient };
+        parametric_gradients(&loaded, &parameters, x, g, out, &Serial);
         assert!(gradient.iter().all(|d| *d == 0.0));
-        super::parametric_product(&loaded, &parameters, false, &[], 0, &mut [], &Serial);
+        parametric_matmul(&loaded, &parameters, x, &mut [], &Serial);
     }
 }

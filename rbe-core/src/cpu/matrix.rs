@@ -1,34 +1,21 @@
 //! A compressed matrix as the kernels want it in memory.
 
-use super::kernels::{EDGE, Input, Kernels};
-use super::packed::basis::BasisProduct;
-use super::packed::planes::{PackedPlanes, TILE_ROWS, row_tiles};
-use super::packed::sparse::PackedSparse;
-use super::packed::trellis::PackedTrellis;
+use super::kernels::{Input, Kernels};
+use super::packed::{BlockRow, PackedTerm, Parameters, pack};
 use super::pool::{Pool, Shared};
+use crate::codec::ParameterGroup;
 use crate::codec::axis::Axes;
 use crate::codec::sizes::{expect_len, zeroed};
-use crate::codec::term::basis::FUNCTIONS;
-use crate::codec::term::trellis::GROUP_COLS;
-use crate::codec::term::{Basis, Term};
-use crate::codec::{Block, Errors, Layout, Matrix, Transform};
+use crate::codec::term::{Domain, Term};
+use crate::codec::{Block, Errors, Layout, Matrix, Sides, Transform};
 use crate::error::{Error, Result};
 use std::cell::RefCell;
 use std::ops::Range;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 thread_local! {
     /// A block on its way out, and scratch.
     static ROOM: RefCell<(Vec<f32>, Vec<f32>)> = RefCell::default();
-}
-
-/// A term in its layout for products.
-#[derive(Clone, Debug)]
-pub(super) enum Loaded {
-    Basis(Basis),
-    Sparse(PackedSparse),
-    Planes(PackedPlanes),
-    Trellis(PackedTrellis),
 }
 
 /// A matrix ready for products; made once, from a [`Matrix`], and turned back without loss.
@@ -46,27 +33,13 @@ pub struct PackedMatrix {
     stored_coefficients: usize,
     summary: String,
     axes: Axes,
-    pub(super) terms: Vec<Loaded>,
-}
-
-/// Numbers of a term that a product multiplies with.
-fn coefficients(term: &Term, layout: Layout) -> usize {
-    match term {
-        Term::Basis(_) => FUNCTIONS * layout.blocks(),
-        Term::Sparse(sparse) => sparse.coefficients(),
-        Term::Planes(_) | Term::Trellis(_) => layout.elements(),
-    }
+    terms: Vec<Arc<dyn PackedTerm>>,
+    parameter_groups: Vec<ParameterGroup>,
 }
 
 impl PackedMatrix {
-    /// Lays out a matrix.
+    /// Packs a matrix.
     pub fn new(matrix: &Matrix) -> Self {
-        let terms = matrix.terms().iter().map(|term| match term {
-            Term::Basis(basis) => Loaded::Basis(basis.clone()),
-            Term::Sparse(sparse) => Loaded::Sparse(PackedSparse::new(sparse)),
-            Term::Planes(planes) => Loaded::Planes(PackedPlanes::new(planes)),
-            Term::Trellis(trellis) => Loaded::Trellis(PackedTrellis::new(trellis)),
-        });
         Self {
             layout: matrix.layout(),
             transform: matrix.transform(),
@@ -74,23 +47,45 @@ impl PackedMatrix {
             errors: matrix.errors(),
             size_in_bytes: OnceLock::new(),
             plain_size_in_bytes: matrix.plain_size_in_bytes(),
-            stored_coefficients: matrix.terms().iter().map(|term| coefficients(term, matrix.layout())).sum(),
+            stored_coefficients: matrix.terms().iter().map(Term::stored_numbers).sum(),
             summary: matrix.summary(),
             axes: matrix.axes().clone(),
-            terms: terms.collect(),
+            terms: matrix.terms().iter().map(pack).collect(),
+            parameter_groups: matrix.parameter_groups(),
         }
     }
 
-    /// The matrix that was laid out, bit for bit.
-    pub fn to_matrix(&self) -> Matrix {
-        let terms = self.terms.iter().map(|term| match term {
-            Loaded::Basis(basis) => Term::Basis(basis.clone()),
-            Loaded::Sparse(slices) => Term::Sparse(slices.to_term()),
-            Loaded::Planes(tiles) => Term::Planes(tiles.to_term()),
-            Loaded::Trellis(scale_groups) => Term::Trellis(scale_groups.to_term()),
-        });
-        Matrix::new(self.layout, self.transform, self.seed, terms.collect(), self.errors)
+    /// The matrix that was packed, bit for bit.
+    pub fn unpack(&self) -> Matrix {
+        let terms = self.terms.iter().map(|term| term.unpack()).collect();
+        Matrix::new(self.layout, self.transform, self.seed, terms, self.errors)
             .with_scales(self.axes.rows.scales().cloned(), self.axes.cols.scales().cloned())
+    }
+
+    /// The terms, in the codec's order.
+    pub(super) fn terms(&self) -> &[Arc<dyn PackedTerm>] {
+        &self.terms
+    }
+
+    /// As the codec's [`Matrix::parameter_groups`].
+    pub fn parameter_groups(&self) -> &[ParameterGroup] {
+        &self.parameter_groups
+    }
+
+    /// Cuts parameters into those of each term.
+    ///
+    /// # Panics
+    /// When there are more or fewer than the matrix has.
+    pub(super) fn split<'a>(&self, parameters: &'a [f32]) -> Vec<Parameters<'a>> {
+        let mut rest = parameters;
+        let mut own = Vec::with_capacity(self.terms.len());
+        for term in &self.terms {
+            let parameters = Parameters::new(&**term, self.layout, rest);
+            rest = &rest[parameters.values().len()..];
+            own.push(parameters);
+        }
+        assert!(rest.is_empty(), "more parameters than the matrix has");
+        own
     }
 
     /// How the matrix is cut into blocks.
@@ -105,7 +100,7 @@ impl PackedMatrix {
 
     /// Bytes of the payload, its terms entropy coded where that is smaller. The first time it takes as long as to write it.
     pub fn size_in_bytes(&self) -> usize {
-        *self.size_in_bytes.get_or_init(|| self.to_matrix().size_in_bytes())
+        *self.size_in_bytes.get_or_init(|| self.unpack().size_in_bytes())
     }
 
     /// Bytes of the payload with its terms as they are.
@@ -125,38 +120,27 @@ impl PackedMatrix {
 
     /// Bytes in memory, the axes' signs and small constants left out.
     pub fn memory_in_bytes(&self) -> usize {
-        let bytes = |term: &Loaded| match term {
-            Loaded::Basis(basis) => basis.size_in_bytes(),
-            Loaded::Sparse(slices) => slices.bytes(),
-            Loaded::Planes(tiles) => tiles.bytes(),
-            Loaded::Trellis(scale_groups) => scale_groups.bytes(),
-        };
-        self.terms.iter().map(bytes).sum()
+        self.terms.iter().map(|term| term.bytes()).sum()
     }
 
     pub(super) fn axes(&self) -> &Axes {
         &self.axes
     }
 
-    /// Whether both matrices see their inputs through the same operator.
-    pub(super) fn shares_input(&self, other: &Self) -> bool {
-        let input =
-            |matrix: &Self| (matrix.layout.cols(), matrix.layout.block(), matrix.transform, matrix.seed);
-        input(self) == input(other) && self.axes.cols.scales() == other.axes.cols.scales()
+    /// Whether both matrices, or when `transposed` their transposes, see their inputs through the same operator.
+    pub(super) fn shares_input(&self, other: &Self, transposed: bool) -> bool {
+        let input = |matrix: &Self| {
+            let side = Sides::new(matrix.layout, transposed);
+            (*side.input(), matrix.transform, matrix.seed)
+        };
+        let sides = Sides::new(self.layout, transposed);
+        let (own, others) = (&self.axes, &other.axes);
+        let own_scales = sides.of(own.rows.scales(), own.cols.scales()).0;
+        input(self) == input(other) && own_scales == sides.of(others.rows.scales(), others.cols.scales()).0
     }
 
-    /// Terms in the coefficient domain.
-    pub(super) fn spectral(&self) -> impl Iterator<Item = &Loaded> {
-        self.terms.iter().filter(|term| !matches!(term, Loaded::Basis(_)))
-    }
-
-    /// The basis terms' products with these vectors.
-    pub(super) fn bases(&self, transposed: bool, input: &[f32], batch: usize) -> Vec<BasisProduct<'_>> {
-        let product = |basis| BasisProduct::new(basis, self.layout, transposed, input, batch);
-        self.terms
-            .iter()
-            .filter_map(|term| if let Loaded::Basis(basis) = term { Some(product(basis)) } else { None })
-            .collect()
+    fn terms_in(&self, domain: Domain) -> impl Iterator<Item = &dyn PackedTerm> {
+        self.terms.iter().map(|term| &**term).filter(move |term| term.domain() == domain)
     }
 
     /// Decodes everything, row-major.
@@ -175,16 +159,13 @@ impl PackedMatrix {
     /// # Panics
     /// When there are no such blocks or `out` has another length.
     pub fn decode_band(&self, transposed: bool, band: Range<usize>, out: &mut [f32], pool: &dyn Pool) {
-        let layout = self.layout;
-        let (bands, across, stride) = if transposed {
-            (layout.block_cols(), layout.block_rows(), layout.rows())
-        } else {
-            (layout.block_rows(), layout.block_cols(), layout.cols())
-        };
+        let (layout, sides) = (self.layout, Sides::new(self.layout, transposed));
+        let (across, stride) = (sides.input().blocks(), sides.input().elements());
+        let bands = sides.output().blocks();
         assert!(band.start < band.end && band.end <= bands, "bands {band:?} of {bands}");
-        let range = |index| if transposed { layout.col_range(index) } else { layout.row_range(index) };
-        let first = range(band.start).start;
-        expect_len("the output", out.len(), &[range(band.end - 1).end - first, stride]);
+        let first = sides.output().range(band.start).start;
+        let end = sides.output().range(band.end - 1).end;
+        expect_len("the output", out.len(), &[end - first, stride]);
         let kernels = Kernels::get();
         let shared = Shared::new(out);
         pool.run(band.len() * across, &|items| {
@@ -192,9 +173,7 @@ impl PackedMatrix {
                 tile.resize(layout.largest_block(), 0.0);
                 scratch.resize(self.axes.scratch_len(), 0.0);
                 for item in items {
-                    let (along, across) = (band.start + item / across, item % across);
-                    let (i, j) = if transposed { (across, along) } else { (along, across) };
-                    let block = layout.block_at(i, j);
+                    let block = sides.block(band.start + item / across, item % across);
                     let tile = &mut tile[..block.len()];
                     self.decode_block(kernels, block, tile, scratch);
                     if transposed {
@@ -232,35 +211,15 @@ impl PackedMatrix {
 
     fn decode_block(&self, kernels: &Kernels, block: Block, out: &mut [f32], scratch: &mut [f32]) {
         out.fill(0.0);
-        for term in &self.terms {
-            match term {
-                Loaded::Basis(_) => {}
-                Loaded::Sparse(slices) => slices.add_to(block, out),
-                Loaded::Trellis(scale_groups) => {
-                    let mut rows = [[0.0; GROUP_COLS]; EDGE];
-                    for (first, scale_group) in scale_groups.block_groups(block) {
-                        kernels.trellis_rows(&scale_group, &mut rows);
-                        for (out, row) in out.chunks_exact_mut(block.width).zip(&rows) {
-                            let out = &mut out[first..][..scale_group.width];
-                            out.iter_mut().zip(row).for_each(|(out, value)| *out += value);
-                        }
-                    }
-                }
-                Loaded::Planes(tiles) => {
-                    let rows = out.chunks_mut(TILE_ROWS * block.width);
-                    rows.enumerate().for_each(|(tile, rows)| tiles.add_row_tile(block, tile, rows));
-                    debug_assert_eq!(row_tiles(block), block.height.div_ceil(TILE_ROWS));
-                }
-            }
+        let mut is_spectral = false;
+        for term in self.terms_in(Domain::Coefficients) {
+            term.add_block(kernels, block, out);
+            is_spectral = true;
         }
-        if self.spectral().next().is_some() {
+        if is_spectral {
             self.axes.inverse_block(block, out, scratch);
         }
-        for term in &self.terms {
-            if let Loaded::Basis(basis) = term {
-                basis.add_rows(block, 0..block.height, out);
-            }
-        }
+        self.terms_in(Domain::Weights).for_each(|term| term.add_block(kernels, block, out));
     }
 
     /// Decodes the given rows into `out` (`rows.len() x cols`).
@@ -294,24 +253,14 @@ impl PackedMatrix {
         weights[row - rows.start] = 1.0;
         self.axes.rows.forward_block(i, &mut weights, &mut scratch);
         let weights = Input { values: &weights, stride: rows.len() };
+        let row = BlockRow { index: row - rows.start, weights };
         for j in 0..self.layout.block_cols() {
             let block = self.layout.block_at(i, j);
-            let out = &mut out[block.col..block.col + block.width];
+            let out = &mut out[block.cols()];
             out.fill(0.0);
-            for term in self.spectral() {
-                match term {
-                    Loaded::Planes(tiles) => kernels.planes_transposed(tiles, block, weights, out),
-                    Loaded::Sparse(slices) => kernels.sparse_transposed(slices, block, weights, out),
-                    Loaded::Trellis(trellis) => kernels.trellis_transposed(trellis, block, weights, out),
-                    Loaded::Basis(_) => {}
-                }
-            }
+            self.terms_in(Domain::Coefficients).for_each(|term| term.add_row(kernels, block, &row, out));
             self.axes.cols.inverse_block(j, out, &mut scratch);
-            for term in &self.terms {
-                if let Loaded::Basis(basis) = term {
-                    basis.add_rows(block, row - rows.start..row - rows.start + 1, out);
-                }
-            }
+            self.terms_in(Domain::Weights).for_each(|term| term.add_row(kernels, block, &row, out));
         }
     }
 }
