@@ -118,9 +118,9 @@ fn attention_refuses_sizes_and_strides_that_lead_out_of_its_slices() {
     };
     let attend = |shape: Attention, q: Heads, k: Heads, len: usize| {
         let mut out = vec![0.0; len];
-        let forward = catch_unwind(AssertUnwindSafe(|| cpu::attention(&shape, q, k, k, &mut out, &Serial)));
+        let forward = catch_unwind(AssertUnwindSafe(|| cpu::attention(&shape, [q, k, k], &mut out, &Serial)));
         let g = vec![0.0; len];
-        let gradients = || cpu::attention_gradients(&shape, q, k, k, &g, &g, &Serial);
+        let gradients = || cpu::attention_gradients(&shape, [q, k, k], &g, &g, &Serial);
         let backward = catch_unwind(AssertUnwindSafe(gradients));
         assert_eq!(forward.is_ok(), backward.is_ok(), "{shape:?}");
         forward.is_ok()

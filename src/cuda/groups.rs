@@ -1,14 +1,12 @@
 //! Planes and trellis on the device: scale groups of 32 columns as `groups.cuh` has them.
 
-use super::axis::{floats, words};
-use super::machine::{Arg, Element, Launch, Machine, Module};
+use super::axis::words;
+use super::machine::{Arg, Launch, Machine, Module};
+use super::term::{DeviceTerm, Gather, Panel, Partial, Product};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
-use rbe_core::codec::Block;
-use rbe_core::codec::Layout;
-use rbe_core::codec::term::planes::ScaleGroup;
-use rbe_core::codec::term::trellis::{COARSE_MAGNITUDES, FINE_MAGNITUDES, GROUP_COLS, scale_groups};
-use rbe_core::codec::term::{Planes, Trellis};
+use rbe_core::codec::term::trellis::{GROUP_COLS, scale_groups};
+use rbe_core::codec::{Block, Layout};
 
 /// Threads of a block, and its warps, as the kernels have them.
 pub(super) const THREADS: usize = 256;
@@ -23,8 +21,8 @@ const QUAD_STRIDE: usize = PIECE + 4;
 const MOST_GROUPS: usize = 64;
 /// Blocks for each multiprocessor, so that none waits for the last.
 const BLOCKS_EACH: usize = 4;
-/// Tokens that a thread sums at once.
-pub(super) const TOKENS: usize = 4;
+/// Rows of the batch that a thread sums at once.
+pub(super) const BATCH_TILE: usize = 4;
 
 /// Threads that share a column of so many rows.
 fn lanes_of(height: usize) -> usize {
@@ -39,38 +37,42 @@ fn lanes_of(height: usize) -> usize {
 
 /// A term's scale groups in the device's memory.
 pub(super) struct DeviceGroups<M> {
-    module: Module,
     layout: Layout,
     table: M,
     words: M,
-    /// The trellis' magnitudes.
-    values: Option<M>,
-    row_scales: Option<M>,
-    /// What multiplies the row scales.
-    unit: f32,
-    /// Floats of shared memory that the code's table takes.
-    table_len: usize,
     max_lanes: usize,
+    own: Own<M>,
+}
+
+/// What scale groups of one term have and those of another have not.
+pub(super) struct Own<M> {
+    pub module: Module,
+    /// The trellis' magnitudes, and how many there are.
+    pub values: Option<(M, usize)>,
+    pub row_scales: Option<M>,
+    /// What multiplies the row scales.
+    pub unit: f32,
 }
 
 /// One scale group on its way to the device.
-struct Source {
-    bits: u8,
-    scale: f32,
+#[derive(Default)]
+pub(super) struct Source {
+    pub bits: u8,
+    pub scale: f32,
     /// The code's own number.
-    number: u32,
+    pub number: u32,
 }
 
 /// The codes of the block whose scale groups are at hand.
 #[derive(Default)]
-struct BlockCodes {
+pub(super) struct BlockCodes {
     block: Option<usize>,
     codes: Vec<u8>,
 }
 
 impl BlockCodes {
     /// The codes of a block, which `fill` writes where they are another's.
-    fn of(&mut self, block: Block, fill: impl FnOnce(&mut [u8])) -> &[u8] {
+    pub(super) fn of(&mut self, block: Block, fill: impl FnOnce(&mut [u8])) -> &[u8] {
         if self.block != Some(block.index) {
             self.block = Some(block.index);
             self.codes.resize(block.len(), 0);
@@ -81,79 +83,23 @@ impl BlockCodes {
 }
 
 impl<M> DeviceGroups<M> {
-    pub(super) fn planes(machine: &impl Machine<Memory = M>, layout: Layout, term: &Planes) -> Result<Self> {
-        let by_rows = term.group() == ScaleGroup::Row;
-        let (table, data) = lay_out(layout, |held, scale_group, fields| {
-            let block = layout.block_with(scale_group.row, scale_group.col);
-            let codes = held.of(block, |codes| term.codes(block, codes));
-            fields.fill(0);
-            for (col, fields) in
-                fields.chunks_exact_mut(fields.len() / GROUP_COLS).enumerate().take(scale_group.width)
-            {
-                let first = scale_group.col - block.col + col;
-                let column = codes[first..].iter().step_by(block.width);
-                fields.iter_mut().zip(column).for_each(|(field, code)| *field = *code);
-            }
-            // A coefficient is half the scale times an odd integer.
-            let scale = if by_rows { 1.0 } else { 0.5 * term.scale(block, 0) };
-            Source { bits: term.planes(block), scale, number: 0 }
-        })?;
-        let row_scales = if by_rows { Some(machine.upload(&row_scales(layout, term))?) } else { None };
-        Self::new(machine, Module::Planes, layout, &table, &data, None, row_scales, 0.5 * term.unit())
-    }
-
-    pub(super) fn trellis(
+    /// Lays out a term's scale groups. `fill` writes the fields of one, `(32 columns, rows filled up to whole pieces)`; what it
+    /// keeps in its first argument it finds again at the block row's next scale group.
+    pub(super) fn new(
         machine: &impl Machine<Memory = M>,
         layout: Layout,
-        term: &Trellis,
+        own: Own<M>,
+        fill: impl Fn(&mut BlockCodes, Block, &mut [u8]) -> Source + Sync,
     ) -> Result<Self> {
-        let (table, data) = lay_out(layout, |_, scale_group, fields| {
-            let block = layout.block_with(scale_group.row, scale_group.col);
-            let mut source = Source { bits: 0, scale: 0.0, number: 0 };
-            fields.fill(0);
-            for (col, fields) in
-                fields.chunks_exact_mut(fields.len() / GROUP_COLS).enumerate().take(scale_group.width)
-            {
-                let Some((column, scale)) = term.column(block, scale_group.col - block.col + col) else {
-                    break;
-                };
-                let code = column.code();
-                let [a, b, c] = code.shifts();
-                let number = u32::from_le_bytes([32 - code.state_bits(), a, b, c]);
-                source = Source { bits: code.bits(), scale, number };
-                // Below the block the cycle goes on from its beginning.
-                for (row, field) in fields.iter_mut().enumerate() {
-                    *field = (column.state(row % scale_group.height) & ((1 << code.bits()) - 1)) as u8;
-                }
-            }
-            source
-        })?;
-        let values = machine.upload(&floats(trellis_magnitudes()))?;
-        Self::new(machine, Module::Trellis, layout, &table, &data, Some(values), None, 0.0)
+        let (table, data) = lay_out(layout, fill)?;
+        let max_lanes = layout.row_cut().iter().map(|rows| lanes_of(rows.len())).max().unwrap_or(1);
+        let (table, words) = (machine.upload(&words(table))?, machine.upload(&words(data))?);
+        Ok(Self { layout, table, words, max_lanes, own })
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the fields")]
-    fn new(
-        machine: &impl Machine<Memory = M>,
-        module: Module,
-        layout: Layout,
-        table: &[u32],
-        data: &[u32],
-        values: Option<M>,
-        row_scales: Option<M>,
-        unit: f32,
-    ) -> Result<Self> {
-        Ok(Self {
-            module,
-            layout,
-            table: machine.upload(&words(table.iter().copied()))?,
-            words: machine.upload(&words(data.iter().copied()))?,
-            table_len: if values.is_some() { trellis_magnitudes().count() * WARP } else { 0 },
-            values,
-            row_scales,
-            unit,
-            max_lanes: layout.row_cut().iter().map(|rows| lanes_of(rows.len())).max().unwrap_or(1),
-        })
+    /// Floats of shared memory that the code's table takes.
+    fn table_len(&self) -> usize {
+        self.own.values.as_ref().map_or(0, |(_, count)| count * WARP)
     }
 
     fn per_row(&self) -> usize {
@@ -164,9 +110,9 @@ impl<M> DeviceGroups<M> {
         vec![
             Arg::Memory(&self.table, 0),
             Arg::Memory(&self.words, 0),
-            Arg::optional(self.values.as_ref(), 0),
-            Arg::optional(self.row_scales.as_ref(), 0),
-            Arg::Float(self.unit),
+            Arg::optional(self.own.values.as_ref().map(|(values, _)| values), 0),
+            Arg::optional(self.own.row_scales.as_ref(), 0),
+            Arg::Float(self.own.unit),
             Arg::Int(self.layout.rows()),
             Arg::Int(self.layout.cols()),
             Arg::Int(self.layout.block()),
@@ -181,8 +127,8 @@ impl<M> DeviceGroups<M> {
         args: Vec<Arg<'a, M>>,
     ) -> Launch<'a, M> {
         Launch {
-            module: self.module,
-            kernel: format!("{}_{kernel}", self.module.name()),
+            module: self.own.module,
+            kernel: format!("{}_{kernel}", self.own.module.name()),
             grid,
             threads: THREADS,
             shared_bytes: floats * size_of::<f32>(),
@@ -190,21 +136,17 @@ impl<M> DeviceGroups<M> {
         }
     }
 
-    /// How a product with `tokens` vectors is shared out.
-    pub(super) fn plan(
-        &self,
-        machine: &impl Machine<Memory = M>,
-        tokens: usize,
-        transposed: bool,
-    ) -> GroupPlan {
-        // Row scales take one token at a time: they are rare, and a second factor takes registers.
-        let one = tokens == 1 || (self.row_scales.is_some() && !transposed);
-        let fits = |tokens| {
-            let floats = self.transposed_floats(tokens);
+    /// How a product is shared out.
+    fn plan(&self, machine: &impl Machine<Memory = M>, product: &Product) -> GroupPlan {
+        let Product { batch, transposed } = *product;
+        // Row scales take one row of the batch at a time: they are rare, and a second factor takes registers.
+        let one = batch == 1 || (self.own.row_scales.is_some() && !transposed);
+        let fits = |rows| {
+            let floats = self.transposed_floats(rows);
             !transposed || floats * size_of::<f32>() <= machine.shared_bytes_limit()
         };
-        let tokens_at_once = if one || !fits(TOKENS) { 1 } else { TOKENS };
-        let groups = tokens.div_ceil(tokens_at_once);
+        let at_once = if one || !fits(BATCH_TILE) { 1 } else { BATCH_TILE };
+        let groups = batch.div_ceil(at_once);
         let wanted = (BLOCKS_EACH * machine.multiprocessors()).div_ceil(groups);
         let (across, along) = if transposed {
             (self.per_row().div_ceil(WARPS), self.layout.block_rows())
@@ -217,127 +159,91 @@ impl<M> DeviceGroups<M> {
         } else {
             along.div_ceil(splits).next_multiple_of(WARPS).min(MOST_GROUPS)
         };
-        GroupPlan { tokens, tokens_at_once, transposed, each, splits: along.div_ceil(each) }
+        GroupPlan { at_once, groups, each, splits: along.div_ceil(each) }
     }
 
-    fn transposed_floats(&self, tokens: usize) -> usize {
-        self.table_len + WARPS * tokens * (self.max_lanes * QUAD_STRIDE + WARP)
+    fn transposed_floats(&self, rows: usize) -> usize {
+        self.table_len() + WARPS * rows * (self.max_lanes * QUAD_STRIDE + WARP)
+    }
+}
+
+impl<D: Machine> DeviceTerm<D> for DeviceGroups<D::Memory> {
+    fn splits(&self, machine: &D, product: &Product) -> usize {
+        self.plan(machine, product).splits
     }
 
-    /// The product's parts into `partial` from `offset` floats on: `(splits, tokens, out)`.
-    pub(super) fn product(
+    fn product(
         &self,
-        machine: &impl Machine<Memory = M>,
-        plan: GroupPlan,
-        x: &M,
-        partial: &M,
-        offset: usize,
+        machine: &D,
+        product: &Product,
+        x: &D::Memory,
+        partial: &Partial<'_, D::Memory>,
     ) -> Result<()> {
-        let GroupPlan { tokens, tokens_at_once, transposed, each, splits } = plan;
-        let groups = tokens.div_ceil(tokens_at_once);
-        let out = Arg::Memory(partial, offset * size_of::<f32>());
+        let GroupPlan { at_once, groups, each, splits } = self.plan(machine, product);
+        let (out, batch) = (partial.arg(), Arg::Int(product.batch));
         let mut args = self.args();
         args.push(Arg::Memory(x, 0));
-        if transposed {
-            args.extend([Arg::Null, out, Arg::Int(tokens), Arg::Int(each), Arg::Int(self.max_lanes)]);
+        if product.transposed {
+            args.extend([Arg::Null, out, batch, Arg::Int(each), Arg::Int(self.max_lanes)]);
             let grid = [self.per_row().div_ceil(WARPS), splits, groups];
-            let floats = self.transposed_floats(tokens_at_once);
-            return machine.launch(self.launch(&format!("transposed_{tokens_at_once}"), grid, floats, args));
+            let floats = self.transposed_floats(at_once);
+            return machine.launch(self.launch(&format!("transposed_{at_once}"), grid, floats, args));
         }
-        args.extend([out, Arg::Int(tokens), Arg::Int(each)]);
-        let scales = if self.row_scales.is_some() { WARPS * self.max_lanes * SINGLE_STRIDE } else { 0 };
+        args.extend([out, batch, Arg::Int(each)]);
+        let by_rows = self.own.row_scales.is_some();
+        let scales = if by_rows { WARPS * self.max_lanes * SINGLE_STRIDE } else { 0 };
         let sums = WARPS * self.max_lanes * SINGLE_STRIDE;
-        let floats = (self.table_len + tokens_at_once * each * WARP + scales).max(sums);
-        let kind = if self.row_scales.is_some() { "rows_product" } else { "product" };
+        let floats = (self.table_len() + at_once * each * WARP + scales).max(sums);
+        let kind = if by_rows { "rows_product" } else { "product" };
         let grid = [self.layout.block_rows(), splits, groups];
-        machine.launch(self.launch(&format!("{kind}_{tokens_at_once}"), grid, floats, args))
+        machine.launch(self.launch(&format!("{kind}_{at_once}"), grid, floats, args))
     }
 
-    /// Rows `ids` in the coefficient domain of the columns, `(ids, cols)`; `units` is what the axis made of the ids.
-    pub(super) fn gather(
+    fn gather(
         &self,
-        machine: &impl Machine<Memory = M>,
-        ids: (&M, usize),
-        count: usize,
-        units: &M,
-        partial: &M,
-        offset: usize,
+        machine: &D,
+        rows: &Gather<'_, D::Memory>,
+        units: &D::Memory,
+        partial: &Partial<'_, D::Memory>,
     ) -> Result<()> {
         let mut args = self.args();
-        args.extend([Arg::Memory(units, 0), Arg::Memory(ids.0, ids.1 * size_of::<u32>())]);
-        args.extend([Arg::Memory(partial, offset * size_of::<f32>()), Arg::Int(count)]);
+        args.extend([Arg::Memory(units, 0), rows.arg(), partial.arg(), Arg::Int(rows.count)]);
         args.extend([Arg::Int(1), Arg::Int(self.max_lanes)]);
-        let grid = [self.per_row().div_ceil(WARPS), 1, count];
+        let grid = [self.per_row().div_ceil(WARPS), 1, rows.count];
         machine.launch(self.launch("transposed_1", grid, self.transposed_floats(1), args))
     }
 
-    /// A range of block rows and scale groups, decoded: see `panel` in `groups.cuh`.
-    pub(super) fn panel(
-        &self,
-        machine: &impl Machine<Memory = M>,
-        panel: &Panel<'_, M>,
-        add: bool,
-    ) -> Result<()> {
-        let rows = self.layout.row_cut();
-        let (first, end) = (panel.first_col / GROUP_COLS, panel.end_col.div_ceil(GROUP_COLS));
-        let first_block_row = rows.block_of(panel.first_row);
-        let block_rows = rows.block_of(panel.end_row - 1) + 1 - first_block_row;
+    fn fills_panels(&self) -> bool {
+        true
+    }
+
+    /// See `panel` in `groups.cuh`.
+    fn panel(&self, machine: &D, panel: &Panel<'_, D::Memory>, add: bool) -> Result<()> {
+        let cut = self.layout.row_cut();
+        let (first, end) = (panel.cols.start / GROUP_COLS, panel.cols.end.div_ceil(GROUP_COLS));
+        let first_block_row = cut.block_of(panel.rows.start);
+        let block_rows = cut.block_of(panel.rows.end - 1) + 1 - first_block_row;
         let mut args = self.args();
-        args.extend([
-            Arg::Memory(panel.memory, 0),
-            Arg::Int(first),
-            Arg::Int(end),
-            Arg::Int(first_block_row),
-        ]);
-        args.extend([Arg::Int(panel.stride), Arg::Int(usize::from(add))]);
+        args.push(Arg::Memory(panel.memory, 0));
+        args.extend([first, end, first_block_row, panel.stride, usize::from(add)].map(Arg::Int));
         let grid = [(end - first).div_ceil(WARPS), block_rows, 1];
         let kernel = format!("panel_{}", panel.element.suffix());
-        machine.launch(self.launch(&kernel, grid, self.table_len, args))
+        machine.launch(self.launch(&kernel, grid, self.table_len(), args))
     }
 }
 
 /// How a product is shared out among blocks.
 #[derive(Clone, Copy)]
-pub(super) struct GroupPlan {
-    tokens: usize,
-    tokens_at_once: usize,
-    transposed: bool,
+struct GroupPlan {
+    /// Rows of the batch that a thread sums at once, and how often.
+    at_once: usize,
+    groups: usize,
     /// Scale groups, or block rows, of one split.
     each: usize,
-    pub splits: usize,
+    splits: usize,
 }
 
-/// A dense piece of the coefficients, column by column: `(cols, stride)`; it begins at block boundaries.
-pub(super) struct Panel<'a, M> {
-    pub memory: &'a M,
-    pub element: Element,
-    pub first_row: usize,
-    pub end_row: usize,
-    pub first_col: usize,
-    pub end_col: usize,
-    /// Rows, filled up to whole pieces.
-    pub stride: usize,
-}
-
-/// The trellis kernels' tables: the magnitudes of up to two bits, then those of more.
-fn trellis_magnitudes() -> impl Iterator<Item = f32> {
-    COARSE_MAGNITUDES.iter().chain(&FINE_MAGNITUDES).map(|magnitude| f32::from(*magnitude))
-}
-
-/// `(block columns, rows)` F16 scales.
-fn row_scales(layout: Layout, term: &Planes) -> Vec<u8> {
-    let scale = |i: usize, j: usize, row: usize| {
-        let block = layout.block_at(i, j);
-        half::f16::from_f32(term.scale(block, row - block.row) / term.unit())
-    };
-    (0..layout.block_cols())
-        .flat_map(|j| (0..layout.rows()).map(move |row| (j, row)))
-        .flat_map(|(j, row)| scale(layout.row_cut().block_of(row), j, row).to_le_bytes())
-        .collect()
-}
-
-/// The scale groups' table and words, block rows on all cores. `fill` writes a scale group's fields, `(32 columns, rows filled up to
-/// whole pieces)`; what it keeps in its first argument it finds again at the block row's next scale group.
+/// The scale groups' table and words, block rows on all cores; `fill` is that of [`DeviceGroups::new`].
 fn lay_out(
     layout: Layout,
     fill: impl Fn(&mut BlockCodes, Block, &mut [u8]) -> Source + Sync,

@@ -129,7 +129,7 @@ impl CustomOp3 for RbeAttention {
         let dtype = dtype_of(q);
         let (q, k, v) = (Rows::new(q, lq)?, Rows::new(k, lk)?, Rows::new(v, lv)?);
         let mut out = vec![0.0; shape.batch * shape.queries * shape.heads * shape.width];
-        cpu::attention(&shape, q.heads(), k.heads(), v.heads(), &mut out, &CandlePool);
+        cpu::attention(&shape, [q.heads(), k.heads(), v.heads()], &mut out, &CandlePool);
         let dims = (shape.batch, shape.queries, shape.heads * shape.width);
         Ok((from_f32(out, dtype, NAME)?, Shape::from(dims)))
     }
@@ -151,7 +151,7 @@ impl CustomOp3 for RbeAttention {
             };
             let shape = self.shape(lq, lk, lv)?;
             let (q, k, v) = (Rows::new(sq, lq)?, Rows::new(sk, lk)?, Rows::new(sv, lv)?);
-            cpu::attention_gradients(&shape, q.heads(), k.heads(), v.heads(), &out, &g, &CandlePool)
+            cpu::attention_gradients(&shape, [q.heads(), k.heads(), v.heads()], &out, &g, &CandlePool)
         };
         let [dq, dk, dv] = gradients;
         let tensor = |values: Vec<f32>, like: &Tensor| {

@@ -77,7 +77,7 @@ impl CustomOp1 for RbeMatMul {
     fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
         let shape = output_shape(&self.weight, layout, NAME)?;
         let transposed = self.weight.is_transposed();
-        let y = cuda::product(self.weight.on_cuda()?, storage, layout, transposed, self.name())?;
+        let y = cuda::matmul(self.weight.on_cuda()?, storage, layout, transposed, self.name())?;
         Ok((y, shape))
     }
 

@@ -9,8 +9,8 @@ use rbe_core::cpu::{self, Gradients};
 /// of its own: F32, `(count)`, as [`RbeTensor::parameters`] orders them. `y` is `(.., out)` of `x`'s type.
 ///
 /// Differentiable in both. All of it runs in the coefficient domain: with `x^ = A_in x` and `g^ = A_out dy`, a sparse
-/// coefficient's gradient is `sum g^_r x^_c` over the tokens, a scale's that of all coefficients it multiplies, a basis
-/// parameter's `sum g' phi x`. For many tokens at once; [`matmul`](super::matmul()) is the product for inference.
+/// coefficient's gradient is `sum g^_r x^_c` over the batch, a scale's that of all coefficients it multiplies, a basis
+/// parameter's `sum g' phi x`. For large batches; [`matmul`](super::matmul()) is the product for inference.
 ///
 /// # Errors
 /// When `weight` is a vector, `x`'s last side is not `in`, there are more or fewer parameters, or a type or device is

@@ -10,7 +10,7 @@
 
 use super::Precision;
 use super::kernels::Kernels;
-use super::packed::planes::TILE_COLS;
+use super::layout::planes::TILE_COLS;
 use super::pool::Shared;
 use crate::codec::Cut;
 use crate::codec::sizes::elements;

@@ -92,50 +92,71 @@ impl Attention<'_> {
     fn seen(&self, query: usize) -> usize {
         if self.causal { self.keys - self.queries + query + 1 } else { self.keys }
     }
+}
 
-    /// Scores of a tile of (scaled) queries, row by row, with what is hidden at minus infinity.
-    fn scores(
-        &self,
-        q: &[f32],
-        k: &[f32],
-        batch: usize,
-        queries: (usize, usize),
-        keys: (usize, usize),
-        out: &mut [f32],
-    ) {
-        let (rows, cols) = (queries.1 - queries.0, keys.1 - keys.0);
-        let q = Strided::new(q, rows, self.width, self.width);
-        let k = Strided::new(&k[keys.0 * self.width..], cols, self.width, self.width);
-        multiply(out, cols, q, k.t(), Write::Over);
+/// A tile of a head's queries, with the keys and values that it sees.
+#[derive(Clone, Copy)]
+struct Tile<'a> {
+    kernels: &'a Kernels,
+    shape: &'a Attention<'a>,
+    /// The sequence in the batch.
+    batch: usize,
+    /// The head's queries, keys and values.
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    /// The tile's first query, and that after its last.
+    queries: (usize, usize),
+}
+
+impl<'a> Tile<'a> {
+    /// Queries of the tile.
+    fn rows(&self) -> usize {
+        self.queries.1 - self.queries.0
+    }
+
+    /// Its queries times the scale.
+    fn scaled(&self) -> Vec<f32> {
+        let width = self.shape.width;
+        self.q[self.queries.0 * width..self.queries.1 * width].iter().map(|q| q * self.shape.scale).collect()
+    }
+
+    fn key_tiles(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let end = self.shape.seen(self.queries.1 - 1);
+        (0..end).step_by(KEYS).map(move |first| (first, (first + KEYS).min(end)))
+    }
+
+    /// Some keys' part of keys or values.
+    fn of_keys(&self, values: &'a [f32], keys: (usize, usize)) -> Strided<'a> {
+        let width = self.shape.width;
+        Strided::new(&values[keys.0 * width..], keys.1 - keys.0, width, width)
+    }
+
+    /// Scores of the (scaled) queries, row by row, with what is hidden at minus infinity.
+    fn scores(&self, q: &[f32], keys: (usize, usize), out: &mut [f32]) {
+        let (shape, width, cols) = (self.shape, self.shape.width, keys.1 - keys.0);
+        let q = Strided::new(q, self.rows(), width, width);
+        multiply(out, cols, q, self.of_keys(self.k, keys).t(), Write::Over);
         for (row, out) in out.chunks_exact_mut(cols).enumerate() {
-            if !self.key_bias.is_empty() {
-                let bias = &self.key_bias[batch * self.keys + keys.0..][..cols];
+            if !shape.key_bias.is_empty() {
+                let bias = &shape.key_bias[self.batch * shape.keys + keys.0..][..cols];
                 out.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
             }
-            let seen = self.seen(queries.0 + row);
+            let seen = shape.seen(self.queries.0 + row);
             if seen < keys.1 {
                 out[seen.saturating_sub(keys.0)..].fill(f32::NEG_INFINITY);
             }
         }
     }
-
-    fn key_tiles(&self, queries: (usize, usize)) -> impl Iterator<Item = (usize, usize)> {
-        let end = self.seen(queries.1 - 1);
-        (0..end).step_by(KEYS).map(move |first| (first, (first + KEYS).min(end)))
-    }
-
-    fn scaled(&self, q: &[f32], queries: (usize, usize)) -> Vec<f32> {
-        q[queries.0 * self.width..queries.1 * self.width].iter().map(|q| q * self.scale).collect()
-    }
 }
 
-/// `softmax(scale q k' + bias) v`, written to `out` as `(batch, queries, heads * width)`.
+/// `softmax(scale q k' + bias) v` of queries, keys and values, written to `out` as `(batch, queries, heads * width)`.
 ///
 /// A query that may see no key at all has the output 0.
 ///
 /// # Panics
 /// When a slice is too short for its sizes.
-pub fn attention(shape: &Attention, q: Heads, k: Heads, v: Heads, out: &mut [f32], pool: &dyn Pool) {
+pub fn attention(shape: &Attention, [q, k, v]: [Heads; 3], out: &mut [f32], pool: &dyn Pool) {
     let Attention { batch, heads, kv_heads, queries, width, .. } = *shape;
     expect_len("the output", out.len(), &[batch, queries, heads, width]);
     shape.check(q, k, v);
@@ -152,7 +173,8 @@ pub fn attention(shape: &Attention, q: Heads, k: Heads, v: Heads, out: &mut [f32
             let kv = h / (heads / kv_heads);
             let range = (tile * QUERIES, ((tile + 1) * QUERIES).min(queries));
             let (k, v) = (k.head(b, kv, shape.keys * width), v.head(b, kv, shape.keys * width));
-            room.attend(kernels, shape, q.head(b, h, queries * width), k, v, b, range);
+            let q = q.head(b, h, queries * width);
+            room.attend(&Tile { kernels, shape, batch: b, q, k, v, queries: range });
             for (row, (mixed, sum)) in room.mixed.chunks_exact(width).zip(&room.sums).enumerate() {
                 let start = ((b * queries + range.0 + row) * heads + h) * width;
                 let inverse = if *sum > 0.0 { 1.0 / sum } else { sum * 0.0 };
@@ -175,19 +197,9 @@ struct Room {
 }
 
 impl Room {
-    #[allow(clippy::too_many_arguments)]
-    fn attend(
-        &mut self,
-        kernels: &Kernels,
-        shape: &Attention,
-        q: &[f32],
-        k: &[f32],
-        v: &[f32],
-        batch: usize,
-        queries: (usize, usize),
-    ) {
-        let (rows, width) = (queries.1 - queries.0, shape.width);
-        let q = shape.scaled(q, queries);
+    fn attend(&mut self, tile: &Tile) {
+        let (rows, width) = (tile.rows(), tile.shape.width);
+        let q = tile.scaled();
         for (values, len, start) in [
             (&mut self.largest, rows, f32::NEG_INFINITY),
             (&mut self.sums, rows, 0.0),
@@ -196,11 +208,11 @@ impl Room {
             values.clear();
             values.resize(len, start);
         }
-        for keys in shape.key_tiles(queries) {
+        for keys in tile.key_tiles() {
             let cols = keys.1 - keys.0;
             self.scores.resize(rows * cols, 0.0);
             let scores = &mut self.scores[..rows * cols];
-            shape.scores(&q, k, batch, queries, keys, scores);
+            tile.scores(&q, keys, scores);
             for (row, scores) in scores.chunks_exact_mut(cols).enumerate() {
                 let old = self.largest[row];
                 let new =
@@ -211,13 +223,13 @@ impl Room {
                 }
                 let factor = (old - new).exp();
                 self.largest[row] = new;
-                self.sums[row] = self.sums[row] * factor + kernels.exp(scores, new);
+                self.sums[row] = self.sums[row] * factor + tile.kernels.exp(scores, new);
                 if factor != 1.0 {
                     self.mixed[row * width..(row + 1) * width].iter_mut().for_each(|mixed| *mixed *= factor);
                 }
             }
-            let v = Strided::new(&v[keys.0 * width..], cols, width, width);
-            multiply(&mut self.mixed, width, Strided::new(scores, rows, cols, cols), v, Write::Add);
+            let (scores, v) = (Strided::new(scores, rows, cols, cols), tile.of_keys(tile.v, keys));
+            multiply(&mut self.mixed, width, scores, v, Write::Add);
         }
     }
 }
@@ -229,9 +241,7 @@ impl Room {
 /// When a slice is too short for its sizes.
 pub fn attention_gradients(
     shape: &Attention,
-    q: Heads,
-    k: Heads,
-    v: Heads,
+    [q, k, v]: [Heads; 3],
     out: &[f32],
     g: &[f32],
     pool: &dyn Pool,
@@ -264,26 +274,14 @@ pub fn attention_gradients(
                 let dq = unsafe { dq.part(start..start + queries * width) };
                 for first in (0..queries).step_by(QUERIES) {
                     let range = (first, (first + QUERIES).min(queries));
-                    room.attend(kernels, shape, q, k, v, b, range);
-                    let place = |row: usize| ((b * queries + range.0 + row) * heads + h) * width;
+                    let tile = Tile { kernels, shape, batch: b, q, k, v, queries: range };
+                    room.attend(&tile);
+                    let of_row = |row: usize| {
+                        let at = ((b * queries + range.0 + row) * heads + h) * width;
+                        (&out[at..at + width], &g[at..at + width])
+                    };
                     let dq = &mut dq[range.0 * width..range.1 * width];
-                    tile_gradients(
-                        kernels,
-                        shape,
-                        &mut room,
-                        q,
-                        k,
-                        v,
-                        b,
-                        range,
-                        |row| {
-                            let at = place(row);
-                            (&out[at..at + width], &g[at..at + width])
-                        },
-                        dq,
-                        dk,
-                        dv,
-                    );
+                    tile_gradients(&tile, &mut room, of_row, [dq, dk, dv]);
                 }
             }
         }
@@ -293,37 +291,27 @@ pub fn attention_gradients(
 
 /// The share of a tile of queries. With `P` the softmax, `D = rows of (g . out)`: `dV += P' g`,
 /// `dS = P (g V' - D)`, `dQ = scale dS K`, `dK += dS' (scale Q)`.
-#[allow(clippy::too_many_arguments)]
 fn tile_gradients<'g>(
-    kernels: &Kernels,
-    shape: &Attention,
+    tile: &Tile,
     room: &mut Room,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    batch: usize,
-    queries: (usize, usize),
     of_row: impl Fn(usize) -> (&'g [f32], &'g [f32]),
-    dq: &mut [f32],
-    dk: &mut [f32],
-    dv: &mut [f32],
+    [dq, dk, dv]: [&mut [f32]; 3],
 ) {
-    let (rows, width) = (queries.1 - queries.0, shape.width);
-    let q = shape.scaled(q, queries);
+    let (rows, width) = (tile.rows(), tile.shape.width);
+    let q = tile.scaled();
     let g: Vec<f32> = (0..rows).flat_map(|row| of_row(row).1).copied().collect();
     let dots: Vec<f32> =
         (0..rows).map(|row| of_row(row).0.iter().zip(of_row(row).1).map(|(out, g)| out * g).sum()).collect();
     let (q, g) = (Strided::new(&q, rows, width, width), Strided::new(&g, rows, width, width));
     let mut products = Vec::new();
-    for keys in shape.key_tiles(queries) {
+    for keys in tile.key_tiles() {
         let cols = keys.1 - keys.0;
-        let of_keys = |values| Strided::new(values, cols, width, width);
         room.scores.resize(rows * cols, 0.0);
         let scores = &mut room.scores[..rows * cols];
-        shape.scores(q.values, k, batch, queries, keys, scores);
+        tile.scores(q.values, keys, scores);
         for (row, scores) in scores.chunks_exact_mut(cols).enumerate() {
             if room.sums[row] > 0.0 {
-                kernels.exp(scores, room.largest[row]);
+                tile.kernels.exp(scores, room.largest[row]);
                 let inverse = 1.0 / room.sums[row];
                 scores.iter_mut().for_each(|score| *score *= inverse);
             } else {
@@ -333,15 +321,15 @@ fn tile_gradients<'g>(
         let part = keys.0 * width..keys.1 * width;
         multiply(&mut dv[part.clone()], width, Strided::new(scores, rows, cols, cols).t(), g, Write::Add);
         products.resize(rows * cols, 0.0);
-        multiply(&mut products, cols, g, of_keys(&v[part.clone()]).t(), Write::Over);
+        multiply(&mut products, cols, g, tile.of_keys(tile.v, keys).t(), Write::Over);
         for ((scores, products), dot) in
             scores.chunks_exact_mut(cols).zip(products.chunks_exact(cols)).zip(&dots)
         {
             scores.iter_mut().zip(products).for_each(|(score, product)| *score *= product - dot);
         }
         let ds = Strided::new(scores, rows, cols, cols);
-        multiply(dq, width, ds, of_keys(&k[part.clone()]), Write::Add);
+        multiply(dq, width, ds, tile.of_keys(tile.k, keys), Write::Add);
         multiply(&mut dk[part], width, ds.t(), q, Write::Add);
     }
-    dq.iter_mut().for_each(|dq| *dq *= shape.scale);
+    dq.iter_mut().for_each(|dq| *dq *= tile.shape.scale);
 }

@@ -18,9 +18,10 @@ thread_local! {
     static ROOM: RefCell<(Vec<f32>, Vec<f32>)> = RefCell::default();
 }
 
-/// A matrix ready for products; made once, from a [`Matrix`], and turned back without loss.
+/// A matrix packed for products; made once, from a [`Matrix`], and unpacked without loss.
 ///
-/// It takes about as much memory as the compressed bytes: terms that are laid out anew replace their first form.
+/// It is the only form that a loaded matrix has in memory, and takes about as much as the payload: what a payload, a device's
+/// layout or another matrix is made of is [unpacked](Self::unpack) when that is asked for.
 #[derive(Clone, Debug)]
 pub struct PackedMatrix {
     layout: Layout,

@@ -20,6 +20,7 @@ mod exec;
 mod features;
 mod gemm;
 mod kernels;
+mod layout;
 mod matrix;
 mod norm;
 mod packed;

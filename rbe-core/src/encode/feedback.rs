@@ -12,7 +12,7 @@
 //! is GPTQ's step, arXiv 2210.17323). `D_c` says what that error weighs: little where the columns to the right can still
 //! make up for it, most in the last. Bits are shared out by it, within a matrix and between matrices.
 //!
-//! Rows do not mix, so block rows are swept side by side. In each the columns go scale group by scale_group: inside a scale group errors
+//! Rows do not mix, so block rows are swept side by side. In each the columns go scale group by scale group: inside a scale group errors
 //! are handed on at once, to all columns on the right of it when it is done (GPTQ's lazy batches).
 
 use super::calibrate::LayerStatistics;

@@ -150,11 +150,8 @@ pub(super) fn to_bytes(matrix: &Matrix, orientation: Orientation, compression: C
     writer.bytes
 }
 
-/// Reads and checks a payload.
-///
-/// # Errors
-/// [`Error::Payload`] with the first thing found wrong.
-pub(super) fn from_bytes(bytes: &[u8]) -> Result<(Matrix, Orientation)> {
+/// What lies between a payload's version and its checksum, both of which are right.
+fn checked(bytes: &[u8]) -> Result<Reader<'_>> {
     let mut reader = Reader { bytes };
     if reader.take(4, "magic")? != MAGIC {
         return Err(Error::payload("it does not begin with RBET"));
@@ -171,8 +168,15 @@ pub(super) fn from_bytes(bytes: &[u8]) -> Result<(Matrix, Orientation)> {
     if checksum != computed.to_le_bytes() {
         return Err(Error::payload("the checksum does not match; the bytes are damaged or cut short"));
     }
-    reader.bytes = &body[MAGIC.len() + size_of::<u16>()..];
+    Ok(Reader { bytes: &body[MAGIC.len() + size_of::<u16>()..] })
+}
 
+/// Reads and checks a payload.
+///
+/// # Errors
+/// [`Error::Payload`] with the first thing found wrong.
+pub(super) fn from_bytes(bytes: &[u8]) -> Result<(Matrix, Orientation)> {
+    let mut reader = checked(bytes)?;
     let orientation = match reader.u8("orientation")? {
         0 => Orientation::Vector,
         1 => Orientation::Matrix,
@@ -198,15 +202,7 @@ pub(super) fn from_bytes(bytes: &[u8]) -> Result<(Matrix, Orientation)> {
     if flags & SIGNS == 0 && seed != 0 {
         return Err(Error::payload("a seed without random signs"));
     }
-    let mut error = |what: &str| match reader.f32(what)? {
-        error if error.is_finite() && error >= 0.0 => Ok(error),
-        error => Err(Error::payload(format!("{what} {error}"))),
-    };
-    let errors = Errors {
-        relative: error("relative error")?,
-        worst_row: error("worst row's error")?,
-        worst_block: error("worst block's error")?,
-    };
+    let errors = read_errors(&mut reader)?;
     if term_count == 0 {
         return Err(Error::payload("no terms"));
     }
@@ -229,6 +225,18 @@ pub(super) fn from_bytes(bytes: &[u8]) -> Result<(Matrix, Orientation)> {
     let seed = (flags & SIGNS != 0).then_some(seed);
     let matrix = Matrix::new(layout, transform, seed, terms, errors).with_scales(row_scales, col_scales);
     Ok((matrix, orientation))
+}
+
+fn read_errors(reader: &mut Reader) -> Result<Errors> {
+    let mut error = |what: &str| match reader.f32(what)? {
+        error if error.is_finite() && error >= 0.0 => Ok(error),
+        error => Err(Error::payload(format!("{what} {error}"))),
+    };
+    Ok(Errors {
+        relative: error("relative error")?,
+        worst_row: error("worst row's error")?,
+        worst_block: error("worst block's error")?,
+    })
 }
 
 fn read_scales(reader: &mut Reader, len: usize, what: &str) -> Result<AxisScales> {

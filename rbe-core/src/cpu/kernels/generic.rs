@@ -3,8 +3,8 @@
 
 use super::{EDGE, Input, LaneInput, Place};
 use crate::codec::Block;
-use crate::cpu::packed::planes::{PackedPlanes, QUAD, QUADS, TILE_COLS, TILE_ROWS, row_tiles, unpack};
-use crate::cpu::packed::sparse::{CHUNK_ROWS, PackedSparse};
+use crate::cpu::layout::planes::{PackedPlanes, QUAD, QUADS, TILE_COLS, TILE_ROWS, row_tiles, unpack};
+use crate::cpu::layout::sparse::{CHUNK_ROWS, PackedSparse};
 use crate::cpu::spmm::SortedEntries;
 use crate::cpu::transform::{LANES, Lanes};
 

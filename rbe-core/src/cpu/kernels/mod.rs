@@ -20,9 +20,9 @@ mod x86_64;
 use self::trellis::GroupRows;
 use super::activations::QuantizedRows;
 use super::features::{self, Level};
-use super::packed::planes::{PackedPlanes, TILE_ROWS};
-use super::packed::sparse::PackedSparse;
-use super::packed::trellis::{PackedGroup, PackedTrellis};
+use super::layout::planes::{PackedPlanes, TILE_ROWS};
+use super::layout::sparse::PackedSparse;
+use super::layout::trellis::{PackedGroup, PackedTrellis};
 use super::spmm::SortedEntries;
 use super::transform::{FourLanes, LANES, Lanes};
 use crate::codec::Block;
@@ -115,7 +115,7 @@ pub(super) struct Table {
     spmm: unsafe fn(&SortedEntries, LaneInput, acc: &mut [Lanes], stride: usize),
     sddmm: unsafe fn(&[Place], LaneInput, LaneInput, sums: &mut [f32]),
     /// `sums[v * tiles + t] += S_ij x_vj` over blocks `j` of block row `i`, the rows in the order of
-    /// [`Packing::row`](super::packed::trellis::Packing::row).
+    /// [`Packing::row`](super::layout::trellis::Packing::row).
     trellis: unsafe fn(&PackedTrellis, i: usize, blocks: Range<usize>, QuantizedRows, &mut [RowSums]),
     /// As `planes_transposed`.
     trellis_transposed: unsafe fn(&PackedTrellis, Block, Input, acc: &mut [f32]),

@@ -1,7 +1,7 @@
 //! Plain Rust: what every processor runs, and what the other levels are compared with.
 
 mod level {
-    use crate::cpu::packed::planes::unpack;
+    use crate::cpu::layout::planes::unpack;
 
     super::super::table!(fma: false);
     super::super::walks!(fma: false);

@@ -5,8 +5,8 @@ use super::EDGE;
 use super::unroll::per_code;
 use crate::codec::term::trellis::{COARSE_MAGNITUDES, Code, FINE_MAGNITUDES, GROUP_COLS, MAX_BITS};
 use crate::cpu::activations::QuantizedRows;
-use crate::cpu::packed::planes::{Line, QUAD, QUADS, TILE_ROWS};
-use crate::cpu::packed::trellis::{BIAS, Bundle, FOLLOWING, GroupCodes, PERIOD, PackedGroup};
+use crate::cpu::layout::planes::{Line, QUAD, QUADS, TILE_ROWS};
+use crate::cpu::layout::trellis::{BIAS, Bundle, FOLLOWING, GroupCodes, PERIOD, PackedGroup};
 
 /// The coefficients of a scale group, row by row.
 pub(in crate::cpu) type GroupRows = [[f32; GROUP_COLS]; EDGE];

@@ -1,7 +1,7 @@
 //! The walks over a block row that all levels share. A level brings
 //!
 //! - `dot_row_tile(lines, planes, values, stride, left, dots)`: the integer products of one row tile's lines (see
-//!   [`planes`](crate::cpu::packed::planes)) with up to `left` slices, `stride` apart; it says how many it took;
+//!   [`planes`](crate::cpu::layout::planes)) with up to `left` slices, `stride` apart; it says how many it took;
 //! - `BYTE_BIAS`, what `dot_row_tile` takes away from codes of eight bits: 128 where it multiplies signed bytes, else 0;
 //! - `decode_bundle(bundle, codes, stride)`: one register's columns of a trellis as 8-bit codes (see
 //!   [`trellis`](super::trellis));
@@ -16,8 +16,8 @@ macro_rules! walks {
         use super::super::{EDGE, RowDots, RowSums};
         use crate::codec::term::trellis::GROUP_COLS;
         use crate::cpu::activations::QuantizedRows;
-        use crate::cpu::packed::trellis::{BIAS, PERIOD, Packing, GROUP_LINES, PackedGroup, GroupCodes, PackedTrellis};
-        use crate::cpu::packed::planes::{QUAD, QUADS, Line, TILE_COLS, TILE_ROWS};
+        use crate::cpu::layout::trellis::{BIAS, PERIOD, Packing, GROUP_LINES, PackedGroup, GroupCodes, PackedTrellis};
+        use crate::cpu::layout::planes::{QUAD, QUADS, Line, TILE_COLS, TILE_ROWS};
         use std::ops::Range;
 
         /// Block by block: integer products, then one multiple of them.
@@ -114,7 +114,7 @@ macro_rules! walks {
             generic_trellis::rows_of_codes(scale_group, &codes, rows);
         }
 
-        /// PackedGroup by scale_group: decode it, sum its columns in the order of its codes.
+        /// PackedGroup by scale group: decode it, sum its columns in the order of its codes.
         $(#[target_feature(enable = $feature)])?
         fn trellis_transposed(term: &PackedTrellis, block: Block, g: Input, acc: &mut [f32]) {
             if acc.len() > generic::FEW_VECTORS * block.width {
@@ -148,7 +148,7 @@ macro_rules! walks {
             }
         }
 
-        /// PackedGroup by scale_group: decode it, add multiples of its rows for each vector.
+        /// PackedGroup by scale group: decode it, add multiples of its rows for each vector.
         $(#[target_feature(enable = $feature)])?
         fn trellis_transposed_by_rows(term: &PackedTrellis, block: Block, g: Input, acc: &mut [f32]) {
             let mut rows = [[0.0; GROUP_COLS]; EDGE];

@@ -1,15 +1,18 @@
-//! The terms as the kernels want them in memory: packed once, when a matrix is made ready for products.
+//! The terms in products, each packed in the [`layout`](super::layout) that kernels want.
 //!
-//! A new term is one file here and one line in [`pack`].
+//! A new term is one file here, one there, and one line in [`pack`].
 
-pub(super) mod basis;
-pub(super) mod planes;
-pub(super) mod sparse;
-pub(super) mod trellis;
+mod basis;
+mod planes;
+mod sparse;
+mod trellis;
 
 use super::activations::Activations;
 use super::exec::Exec;
 use super::kernels::{Input, Kernels};
+use super::layout::planes::PackedPlanes;
+use super::layout::sparse::PackedSparse;
+use super::layout::trellis::PackedTrellis;
 use super::pool::Shared;
 use super::rows::Rows;
 use super::spmm::InLanes;
@@ -24,9 +27,9 @@ use std::sync::Arc;
 pub(super) fn pack(term: &Term) -> Arc<dyn PackedTerm> {
     match term {
         Term::Basis(term) => Arc::new(basis::PackedBasis::new(term)),
-        Term::Sparse(term) => Arc::new(sparse::PackedSparse::new(term)),
-        Term::Planes(term) => Arc::new(planes::PackedPlanes::new(term)),
-        Term::Trellis(term) => Arc::new(trellis::PackedTrellis::new(term)),
+        Term::Sparse(term) => Arc::new(PackedSparse::new(term)),
+        Term::Planes(term) => Arc::new(PackedPlanes::new(term)),
+        Term::Trellis(term) => Arc::new(PackedTrellis::new(term)),
     }
 }
 

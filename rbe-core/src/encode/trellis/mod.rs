@@ -57,7 +57,7 @@ fn halves(bits: u8) -> [u8; 2] {
 const VALUE_DEVIATIONS: [f64; 2] = [44.70, 39.02];
 /// Bits of a scale group beside its columns: their number and a scale.
 const GROUP_BITS: usize = 8 + 16;
-/// Bits of the term beside its scale_groups: kind, state bits, unit.
+/// Bits of the term beside its scale groups: kind, state bits, unit.
 const TERM_BITS: usize = 8 * 6;
 
 /// What a scale group's scale is fitted to.

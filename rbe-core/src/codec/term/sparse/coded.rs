@@ -228,7 +228,7 @@ impl Coded<'_> {
             let low = self.raw.take(1 + low_bits);
             let sign = low >> low_bits << magnitude_bits;
             let field = (sign | high | low & ((1 << low_bits) - 1)) as u16;
-            format.put(data, block, n, position / block.width, position % block.width, field);
+            format.put(data, block, n, (position / block.width, position % block.width), field);
             next = position + 1;
         }
         Ok(())

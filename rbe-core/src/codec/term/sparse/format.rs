@@ -114,7 +114,7 @@ impl Format {
 
     /// Writes entry `n` of a block's bytes, zero so far.
     #[inline(always)]
-    pub(super) fn put(self, data: &mut [u8], block: Block, n: usize, row: usize, col: usize, field: u16) {
+    pub(super) fn put(self, data: &mut [u8], block: Block, n: usize, (row, col): (usize, usize), field: u16) {
         let (row_bits, col_bits, field_bits) = (row as u32, col as u32, u32::from(field));
         match self {
             Format::Word32 => {

@@ -8,8 +8,8 @@
 use super::super::trellis::{BYTES, COARSE_CODES, FINE_CODES, NIBBLE_TABLES, pieces, with_following};
 use super::super::unroll::{dispatch_code, each};
 use crate::codec::term::trellis::COARSE_BITS;
-use crate::cpu::packed::planes::Line;
-use crate::cpu::packed::trellis::{Bundle, PERIOD};
+use crate::cpu::layout::planes::Line;
+use crate::cpu::layout::trellis::{Bundle, PERIOD};
 use std::arch::aarch64::*;
 
 /// The codes of one register's groups, as [`generic`](super::super::trellis::decode_bundle) has them.

@@ -1,10 +1,10 @@
 //! The codes of a tile in registers: four rows by four columns in each.
 
 use super::super::unroll::each;
-use crate::cpu::packed::planes::{Line, QUADS};
+use crate::cpu::layout::planes::{Line, QUADS};
 use std::arch::aarch64::*;
 
-/// [`planes::unpack`](crate::cpu::packed::planes::unpack) of the four rows of a quarter of a line. Codes of eight planes are less
+/// [`planes::unpack`](crate::cpu::layout::planes::unpack) of the four rows of a quarter of a line. Codes of eight planes are less
 /// 128, so that all are signed bytes.
 #[target_feature(enable = "neon")]
 #[inline]

@@ -83,7 +83,7 @@ fn products<const PLANES: usize>(codes: __m256i, x: __m256i) -> __m256i {
     _mm256_add_epi32(_mm256_madd_epi16(low, ones), _mm256_madd_epi16(high, _mm256_set1_epi16(16)))
 }
 
-/// [`planes::unpack`](crate::cpu::packed::planes::unpack) of eight rows in registers.
+/// [`planes::unpack`](crate::cpu::layout::planes::unpack) of eight rows in registers.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn unpack<const PLANES: usize>(tile: &[Line; PLANES], half: usize) -> [__m256i; QUADS] {

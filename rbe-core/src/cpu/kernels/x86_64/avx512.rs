@@ -156,7 +156,7 @@ fn dot_registers<const PLANES: usize, const VECTORS: usize>(
     totals
 }
 
-/// [`planes::unpack`](crate::cpu::packed::planes::unpack) in registers.
+/// [`planes::unpack`](crate::cpu::layout::planes::unpack) in registers.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 fn unpack<const PLANES: usize>(tile: &[Line; PLANES]) -> [__m512i; QUADS] {

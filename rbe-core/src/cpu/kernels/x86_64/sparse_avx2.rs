@@ -6,7 +6,7 @@ use super::super::Input;
 use crate::codec::Block;
 use crate::codec::term::sparse::Format;
 use crate::codec::term::sparse::format::{LARGEST_FRACTION, MU_LAW};
-use crate::cpu::packed::sparse::{CHUNK_ROWS, Chunk, PackedSparse, SLACK};
+use crate::cpu::layout::sparse::{CHUNK_ROWS, Chunk, PackedSparse, SLACK};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 

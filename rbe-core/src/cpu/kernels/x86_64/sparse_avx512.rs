@@ -1,6 +1,6 @@
 //! Sparse products with AVX-512: sixteen rows of a block in a register, its inputs in 2 to 16 registers.
 //!
-//! For a slot (see [`sparse`](crate::cpu::packed::sparse)) one expansion puts the columns into the lanes of their rows, another the
+//! For a slot (see [`sparse`](crate::cpu::layout::sparse)) one expansion puts the columns into the lanes of their rows, another the
 //! fields; `vpermi2ps` looks up sixteen inputs in two registers at once, one of these for every 32 columns. Lanes without an
 //! entry multiply by zero. With one vector that is about twenty instructions for a slot, whatever it holds.
 
@@ -8,7 +8,7 @@ use super::super::Input;
 use crate::codec::Block;
 use crate::codec::term::sparse::Format;
 use crate::codec::term::sparse::format::{LARGEST_FRACTION, MU_LAW};
-use crate::cpu::packed::sparse::{CHUNK_ROWS, Chunk, PackedSparse, SLACK};
+use crate::cpu::layout::sparse::{CHUNK_ROWS, Chunk, PackedSparse, SLACK};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 

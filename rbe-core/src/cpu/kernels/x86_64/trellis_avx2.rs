@@ -8,8 +8,8 @@
 use super::super::trellis::{BYTES, NIBBLE_TABLES, pieces, with_following};
 use super::super::unroll::{dispatch_code, each};
 use crate::codec::term::trellis::{COARSE_BITS, COARSE_MAGNITUDES, FINE_MAGNITUDES};
-use crate::cpu::packed::planes::Line;
-use crate::cpu::packed::trellis::{Bundle, PERIOD};
+use crate::cpu::layout::planes::Line;
+use crate::cpu::layout::trellis::{Bundle, PERIOD};
 use std::arch::x86_64::*;
 
 /// Magnitudes in tables of sixteen, each `^` the one before.

@@ -1,6 +1,6 @@
 //! The trellis code on AVX-512 with VBMI and GFNI: 64 values in five instructions, in seven from 3 bits on.
 //!
-//! The bytes that 64 states lie in are two or three lines (see [`trellis`](crate::cpu::packed::trellis)), and what each of them
+//! The bytes that 64 states lie in are two or three lines (see [`trellis`](crate::cpu::layout::trellis)), and what each of them
 //! contributes to the indices is its product with a matrix over the integers modulo 2. One instruction looks 64 indices of
 //! seven bits up. From 3 bits on the eighth is the sign.
 
@@ -9,8 +9,8 @@ use super::super::trellis::{COARSE_CODES, DecodedStrips, FINE_CODES, GroupSlices
 use super::super::unroll::{dispatch_code, dispatch_vectors, each, per_code};
 use crate::codec::term::trellis::{COARSE_BITS, Code, GROUP_COLS};
 use crate::cpu::activations::QuantizedRows;
-use crate::cpu::packed::planes::{Line, QUAD, QUADS};
-use crate::cpu::packed::trellis::{BIAS, Bundle, FOLLOWING, PERIOD, PackedGroup, PackedTrellis, Packing};
+use crate::cpu::layout::planes::{Line, QUAD, QUADS};
+use crate::cpu::layout::trellis::{BIAS, Bundle, FOLLOWING, PERIOD, PackedGroup, PackedTrellis, Packing};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
