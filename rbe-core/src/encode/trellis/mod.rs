@@ -34,13 +34,13 @@ type Curve = [f64; MOST_BITS as usize + 1];
 /// Those of a unit Gaussian in columns of 256 rows, for the fewest and the most bits of a state (measured by the test
 /// below); in between they are nearly linear in the state's bits.
 const GAUSSIAN: [Curve; 2] = [
-    [1.0, 0.2741, 0.0702, 0.01824, 0.00485, 0.001264, 0.0003264, 0.0000861, 0.0000227],
-    [1.0, 0.2698, 0.0677, 0.01732, 0.00458, 0.001184, 0.0003028, 0.0000796, 0.0000212],
+    [1.0, 0.2715, 0.0706, 0.01828, 0.00470, 0.001285, 0.0003388, 0.0000898, 0.0000240],
+    [1.0, 0.2659, 0.0684, 0.01756, 0.00454, 0.001227, 0.0003226, 0.0000849, 0.0000226],
 ];
 /// Scales of two terms as multiples of those that suit each alone: a code's values end at three deviations, and what lies
 /// beyond is more than the second term reaches. The first one's is by the bits of both, from 5 on (the best of a grid on
 /// a Gaussian; without, the error at 8 bits is three times as large).
-const WIDER: ([f32; 4], f32) = ([1.15, 1.18, 1.23, 1.32], 1.1);
+const WIDER: ([f32; 4], f32) = ([1.07, 1.11, 1.15, 1.19], 1.0);
 
 /// What the squared error must fall to for a second term to be begun: by a twelfth of a bit. What is left of a budget beyond four
 /// whole bits, a second term would spend for less.
@@ -48,7 +48,7 @@ const WORTH_A_TERM: f64 = 0.9;
 
 /// The bits of a scale group in the first term and in the second.
 fn halves(bits: u8) -> [u8; 2] {
-    if bits <= MAX_BITS { [bits, 0] } else { [bits.div_ceil(2), bits / 2] }
+    [bits.min(MAX_BITS), bits.saturating_sub(MAX_BITS)]
 }
 
 /// The deviations of Gaussian coefficients that the codes' integers suit best, by their bits: a search with larger or smaller ones

@@ -8,7 +8,7 @@ use crate::codec::Block;
 use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, GroupRows, GroupSlices};
 use crate::cpu::kernels::generic::windows::{self, MOST_AHEAD, PeriodBytes, WindowCode, Windows};
 use crate::cpu::kernels::isa::Bytes;
-use crate::cpu::kernels::unroll::{dispatch_code, each};
+use crate::cpu::kernels::unroll::{dispatch_batch, dispatch_code, each};
 use crate::cpu::layout::planes::{Line, QUAD, QUADS, TILE_COLS};
 use crate::cpu::layout::trellis::{BIAS, Bundle, PERIOD, PackedGroup, PackedTrellis, Packing};
 use crate::cpu::layout::{Input, QuantizedRows, RowSums};
@@ -288,19 +288,20 @@ fn add_eight(sums: &mut [f32], dots: __m256i, bias: i32, factor: f32) {
 fn multiply_tile(scale_groups: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
     let mut taken = 0;
     while taken < scale_groups.x.slices() {
+        // Whole vectors: a scale_group's share of all digits is added before the next scale_group's.
         let left = scale_groups.x.slices() - taken;
-        taken += match left {
-            4.. => multiply::<4>(scale_groups, tile, taken, sums, stride),
-            3 => multiply::<3>(scale_groups, tile, taken, sums, stride),
-            2 => multiply::<2>(scale_groups, tile, taken, sums, stride),
-            _ => multiply::<1>(scale_groups, tile, taken, sums, stride),
+        taken += match scale_groups.x.slices_per_row() {
+            1 => dispatch_batch!(1, left, multiply(scale_groups, tile, taken, sums, stride), [4, 3, 2, 1]),
+            2 => dispatch_batch!(2, left, multiply(scale_groups, tile, taken, sums, stride), [4, 2]),
+            3 => dispatch_batch!(3, left, multiply(scale_groups, tile, taken, sums, stride), [3]),
+            digits => unreachable!("{digits} digits of a vector"),
         };
     }
 }
 
 /// `COUNT` digits from `first` on, whose dot products stay in registers.
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-fn multiply<const COUNT: usize>(
+fn multiply<const PER_VECTOR: usize, const COUNT: usize>(
     scale_groups: &DecodedStrips,
     tile: usize,
     first: usize,
@@ -324,7 +325,7 @@ fn multiply<const COUNT: usize>(
         }
         for (n, [low, high]) in dots.into_iter().enumerate() {
             let digit = first + n;
-            let sums = &mut sums[digit / scale_groups.x.slices_per_row() * stride + tile];
+            let sums = &mut sums[digit / PER_VECTOR * stride + tile];
             let (bias, factor) = (digits.biases[digit], digits.factors[digit]);
             add_eight(&mut sums.0[..8], low, bias, factor);
             add_eight(&mut sums.0[8..], high, bias, factor);
