@@ -41,10 +41,10 @@ pub fn own_text(
         for _ in 0..ROUNDS {
             let input = Tensor::new(&tokens[..], model.device())?.unsqueeze(0)?;
             let logits = model.forward(&input, None)?.i(0)?;
-            for at in 1..length {
+            for (at, token) in tokens.iter_mut().enumerate().skip(1) {
                 let word = draws.next().unwrap_or_default();
                 let logits: Vec<f32> = logits.i(at - 1)?.to_vec1()?;
-                tokens[at] = draw(&logits, (word >> 11) as f64 / (1u64 << 53) as f64)?;
+                *token = draw(&logits, (word >> 11) as f64 / (1u64 << 53) as f64)?;
             }
         }
         texts.push(Tensor::new(&tokens[..], model.device())?.unsqueeze(0)?);

@@ -73,7 +73,8 @@ fn full_scales(squares: &[f64], others: usize) -> Option<AxisScales> {
 fn if_they_pay(octaves: &[f64], saved: f64, others: usize) -> Option<AxisScales> {
     let finite = || octaves.iter().copied().filter(|octave| octave.is_finite());
     let count = octaves.len() as f64;
-    if !(saved * others as f64 > SCALE_BITS + STEP_BITS / count) {
+    let pays = saved * others as f64 > SCALE_BITS + STEP_BITS / count;
+    if !pays {
         return None;
     }
     // A few that lie far off would make the steps of all coarse.

@@ -47,7 +47,7 @@ fn rms(like: Norm, size: usize, vb: VarBuilder) -> Result<RbeRmsNorm> {
 
 #[derive(Clone, Debug)]
 enum FeedForward {
-    Dense(RbeMlp),
+    Dense(Box<RbeMlp>),
     Experts(Experts),
 }
 
@@ -74,7 +74,9 @@ impl Layer {
         let norm =
             |name: Option<&str>| name.map(|name| AnyNorm::new(config.norm, hidden, vb.pp(name))).transpose();
         let feed_forward = match &layer.feed_forward {
-            FeedForwardConfig::Dense(dense) => FeedForward::Dense(mlp(dense, hidden, &vb.pp(dense.name))?),
+            FeedForwardConfig::Dense(dense) => {
+                FeedForward::Dense(Box::new(mlp(dense, hidden, &vb.pp(dense.name))?))
+            }
             FeedForwardConfig::Experts(experts) => FeedForward::Experts(Experts::new(experts, hidden, vb)?),
         };
         Ok(Self {
