@@ -51,12 +51,8 @@ const TABLES: [&str; 6] =
 const HEADS: [&str; 3] = ["lm_head", "embed_out", "output"];
 const POSITIONS: [&str; 4] = ["wpe", "position_embeddings", "embed_positions", "token_type_embeddings"];
 /// Layers of one input, by what is left of their names.
-const SHARED: [&[&str]; 4] = [
-    &["q_proj", "k_proj", "v_proj"],
-    &["query", "key", "value"],
-    &["gate_proj", "up_proj"],
-    &["w1", "w3"],
-];
+const SHARED: [&[&str]; 4] =
+    [&["q_proj", "k_proj", "v_proj"], &["query", "key", "value"], &["gate_proj", "up_proj"], &["w1", "w3"]];
 
 /// The module that a weight belongs to and what stands before it: `model.layers.0.self_attn.` and `q_proj`.
 fn module(name: &str) -> (&str, &str) {
@@ -124,9 +120,16 @@ mod tests {
 
     #[test]
     fn sixths_of_the_layers_are_first_and_last() {
-        let depth = |layer: usize, layers| Depth::of(&format!("model.layers.{layer}.mlp.up_proj.weight"), layers);
-        assert_eq!([0, 1, 4, 5].map(|layer| depth(layer, 6)), [Depth::First, Depth::Middle, Depth::Middle, Depth::Last]);
-        assert_eq!([4, 5, 24, 25].map(|layer| depth(layer, 30)), [Depth::First, Depth::Middle, Depth::Middle, Depth::Last]);
+        let depth =
+            |layer: usize, layers| Depth::of(&format!("model.layers.{layer}.mlp.up_proj.weight"), layers);
+        assert_eq!(
+            [0, 1, 4, 5].map(|layer| depth(layer, 6)),
+            [Depth::First, Depth::Middle, Depth::Middle, Depth::Last]
+        );
+        assert_eq!(
+            [4, 5, 24, 25].map(|layer| depth(layer, 30)),
+            [Depth::First, Depth::Middle, Depth::Middle, Depth::Last]
+        );
         assert_eq!(Depth::of("lm_head.weight", 6), Depth::Middle);
     }
 

@@ -6,9 +6,9 @@
 mod allocate;
 mod block_size;
 mod calibrate;
-mod importance;
 mod feedback;
 mod fewest_bits;
+mod importance;
 mod planes;
 mod prune;
 mod rate;

@@ -78,8 +78,7 @@ mod tests {
     #[test]
     fn tokens_are_drawn_as_often_as_they_are_likely() {
         let logits = [1f32.ln(), 3f32.ln(), 4f32.ln()];
-        let drawn: Vec<u32> =
-            (0..8).map(|n| draw(&logits, (f64::from(n) + 0.5) / 8.0).unwrap()).collect();
+        let drawn: Vec<u32> = (0..8).map(|n| draw(&logits, (f64::from(n) + 0.5) / 8.0).unwrap()).collect();
         assert_eq!(drawn, [0, 1, 1, 1, 2, 2, 2, 2]);
         assert_eq!(draw(&logits, 1.0).unwrap(), 2);
         assert!(draw(&[0.0, f32::NAN], 0.7).is_err());

@@ -23,6 +23,7 @@ mod checked;
 mod counters;
 mod dropout;
 mod embedding;
+mod inputs;
 mod linear;
 mod mlp;
 mod mode;
@@ -30,7 +31,6 @@ mod norm;
 mod recorder;
 mod rope;
 mod shared_input;
-mod squares;
 mod trainable;
 
 pub use activation::Activation;
@@ -45,7 +45,7 @@ pub use linear::{Linear, RbeLinear, linear, linear_b, linear_conv1d, linear_no_b
 pub use mlp::RbeMlp;
 pub use mode::{DecodeMode, LayerConfig, default_layer_config, set_default_layer_config};
 pub use norm::{RbeLayerNorm, RbeRmsNorm, layer_norm, rms_norm};
-pub use recorder::{Calibrate, Calibration, Recorded, Recorder};
+pub use recorder::{Calibrate, Calibration, Gathered, Recorded, Recorder};
 pub(crate) use rope::RopeParameters;
 pub use rope::{Rope, RopeScaling};
 pub use shared_input::forward_all;
