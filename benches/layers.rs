@@ -12,7 +12,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::Module;
 use candle_rbe::nn::{Activation, AttentionPass, Projections};
 use candle_rbe::{
-    Budget, Encoder, EncoderConfig, Linear, Precision, Rate, RbeAttention, RbeEmbedding, RbeLayerNorm,
+    Budget, Embedding, Encoder, EncoderConfig, Linear, Precision, Rate, RbeAttention, RbeLayerNorm,
     RbeLinear, RbeMlp, RbeTensor, TermChoice,
 };
 use criterion::measurement::WallTime;
@@ -98,7 +98,7 @@ fn embedding(criterion: &mut Criterion) {
     let ids: Vec<u32> = (0..TOKENS as u32).map(|n| n * 61 % 4096).collect();
     let ids = Tensor::new(ids, &Device::Cpu).expect("a small tensor");
     for term in TERMS {
-        let table = RbeEmbedding::new(encode(term, 4096, WIDTH), DType::F32);
+        let table = Embedding::new(encode(term, 4096, WIDTH), WIDTH);
         bench(&mut group, term.0, || table.forward(&ids));
     }
 }

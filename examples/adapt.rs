@@ -19,6 +19,7 @@ use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW, VarBuilder, VarMap, loss};
 use candle_rbe::archive::{self, load_adapters, save_adapters};
 use candle_rbe::models::{CausalLm, Model, Windows, evaluate};
+use candle_rbe::nn::Layer;
 use candle_rbe::{
     AdapterConfig, Encoder, EncoderConfig, Linear, Positions, Rate, RbeLinear, SpectralAdapter,
 };
@@ -123,7 +124,7 @@ fn compress(model: &mut Model, bits: f64) -> Result<()> {
     }
     let encoder = Encoder::new(EncoderConfig::from(Rate::BitsPerWeight(bits)))?;
     for (name, linear) in projections(model) {
-        let Linear::Dense(dense) = &*linear else { bail!("{name} is not dense") };
+        let Layer::Dense(dense) = linear.layer() else { bail!("{name} is not dense") };
         *linear = RbeLinear::new(encoder.encode(dense.weight())?, dense.bias().cloned()).into();
     }
     Ok(())
@@ -131,20 +132,16 @@ fn compress(model: &mut Model, bits: f64) -> Result<()> {
 
 /// The weight of a layer, decoded where it is compressed.
 fn weight(linear: &Linear) -> Result<Tensor> {
-    Ok(match linear {
-        Linear::Dense(dense) => dense.weight().clone(),
-        Linear::Rbe(compressed) => compressed.weight().dequantize()?,
+    Ok(match linear.layer() {
+        Layer::Dense(dense) => dense.weight().clone(),
+        Layer::Rbe(compressed) => compressed.weight().dequantize()?,
         _ => bail!("a layer that is trained already"),
     })
 }
 
 /// `(out, in)`.
 fn shape(linear: &Linear) -> Result<(usize, usize)> {
-    Ok(match linear {
-        Linear::Dense(dense) => dense.weight().dims2()?,
-        Linear::Rbe(compressed) => compressed.weight().shape().dims2()?,
-        _ => bail!("a layer that is trained already"),
-    })
+    Ok(linear.weight().dims2()?)
 }
 
 /// Windows of the text, the same ones at every run.
@@ -211,8 +208,8 @@ fn train_lora(base: &Model, rank: usize, rate: f64, tokens: &[u32], steps: usize
 
 /// The adapters of a model with their layers' names.
 fn adapters(model: &mut Model) -> impl Iterator<Item = (String, &SpectralAdapter)> {
-    projections(model).into_iter().filter_map(|(name, linear)| match linear {
-        Linear::Adapted(adapter) => Some((name, &*adapter)),
+    projections(model).into_iter().filter_map(|(name, linear)| match linear.layer() {
+        Layer::Adapted(adapter) => Some((name, adapter)),
         _ => None,
     })
 }

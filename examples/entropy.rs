@@ -10,7 +10,7 @@
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use candle_rbe::codec::Matrix;
-use candle_rbe::codec::matrix::View;
+use candle_rbe::codec::matrix::Orientation;
 use candle_rbe::codec::term::sparse::FORMATS;
 use candle_rbe::codec::term::{Sparse, Term};
 use candle_rbe::{Budget, Encoder, EncoderConfig, Rate, RbeTensor, TermChoice};
@@ -84,7 +84,7 @@ fn seconds<T>(mut run: impl FnMut() -> Result<T>) -> Result<f64> {
 
 fn speed(name: &str, tensor: &RbeTensor) -> Result<()> {
     let matrix = tensor.to_matrix();
-    let (coded, plain) = (matrix.to_bytes(View::Matrix), matrix.to_plain_bytes(View::Matrix));
+    let (coded, plain) = (matrix.to_bytes(Orientation::Matrix), matrix.to_plain_bytes(Orientation::Matrix));
     let speed = |seconds: f64| plain.len() as f64 / seconds / 1e6;
     println!(
         "{name:<34} {:>9.0} {:>9.0} {:>9.0} {:>9.0} {:>9.0}",
@@ -92,7 +92,7 @@ fn speed(name: &str, tensor: &RbeTensor) -> Result<()> {
         speed(seconds(|| Ok(Matrix::from_bytes(&plain)?))?),
         speed(seconds(|| Ok(RbeTensor::from_bytes(&coded)?))?),
         speed(seconds(|| Ok(RbeTensor::from_bytes(&plain)?))?),
-        speed(seconds(|| Ok(matrix.to_bytes(View::Matrix)))?),
+        speed(seconds(|| Ok(matrix.to_bytes(Orientation::Matrix)))?),
     );
     Ok(())
 }

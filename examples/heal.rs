@@ -9,7 +9,7 @@
 //! `models/evaluation.txt`, is what would be stored: numbers rounded to the format's, the sparse term merged. `bits` count
 //! everything. An argument names the parts that are trained, each with its learning rate:
 //!
-//! - `scales`: of strips of 32 columns by up to 256 rows;
+//! - `scales`: of scale groups of 32 columns by up to 256 rows;
 //! - `norms`: the weights of the norms;
 //! - `bias`: a bias of every projection, which the model does not have (16 bits each);
 //! - `basis`: the eight smooth functions of every block, from zero on;
@@ -20,6 +20,7 @@ use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW, VarBuilder, VarMap, ops};
 use candle_rbe::codec::term::{Basis, Term};
 use candle_rbe::models::{CausalLm, Model, Windows, evaluate};
+use candle_rbe::nn::Layer;
 use candle_rbe::{
     AdapterConfig, Encoder, EncoderConfig, Linear, Positions, Rate, RbeLinear, RbeTensor, SpectralAdapter,
     TrainableLinear,
@@ -85,7 +86,7 @@ fn main() -> Result<()> {
     let row = |name: &str, model: &mut Model, parameters: usize, seconds: f64| -> Result<()> {
         let (mut bytes, mut elements) = (0, 0);
         for (name, linear) in projections(model) {
-            let Linear::Rbe(linear) = &*linear else { bail!("{name} is not compressed") };
+            let Layer::Rbe(linear) = linear.layer() else { bail!("{name} is not compressed") };
             bytes += linear.weight().size_in_bytes() + 2 * linear.bias().map_or(0, Tensor::elem_count);
             elements += linear.weight().shape().elem_count();
         }
@@ -186,7 +187,7 @@ fn trainable(
         let terms = [&[basis], matrix.terms()].concat();
         let error = matrix.relative_error();
         let matrix = matrix.with_terms(terms, error);
-        weight = RbeTensor::from_matrix(&matrix, weight.view())?;
+        weight = RbeTensor::from_matrix(&matrix, weight.orientation())?;
     }
     let bias = match rates.contains_key("bias") {
         true => Some(Tensor::zeros(original.dim(0)?, DType::F32, &Device::Cpu)?),
@@ -205,12 +206,12 @@ fn trainable(
 
 /// What would be stored of a trained layer.
 fn stored(linear: &Linear) -> Result<Linear> {
-    Ok(match linear {
-        Linear::Trainable(trained) => trained.to_linear()?.into(),
-        Linear::Adapted(adapter) => {
+    Ok(match linear.layer() {
+        Layer::Trainable(trained) => trained.to_linear()?.into(),
+        Layer::Adapted(adapter) => {
             SpectralAdapter::from_tensor(stored(adapter.base())?, adapter.to_tensor()?)?.merge()?
         }
-        other => other.clone(),
+        Layer::Dense(_) | Layer::Rbe(_) => linear.clone(),
     })
 }
 

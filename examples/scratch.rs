@@ -21,8 +21,7 @@ use anyhow::{Context, Result, bail};
 use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW, VarBuilder, VarMap, loss};
 use candle_rbe::archive::Stage;
-use candle_rbe::models::CausalLm;
-use candle_rbe::models::llama::{Config, Llama};
+use candle_rbe::models::{CausalLm, Config, Model};
 use candle_rbe::{Linear, TrainableLinear};
 use std::fmt::Write;
 use std::time::Instant;
@@ -104,12 +103,13 @@ fn run(name: &str, rate: f64, steps: usize, train: &[u8], held_out: &[u8]) -> Re
         None => (name, 1),
     };
     let inner = if kind == "narrow" { INNER / share } else { INNER };
-    let config: Config = serde_json::from_value(serde_json::json!({
-        "vocab_size": 256, "hidden_size": HIDDEN, "intermediate_size": inner, "num_hidden_layers": 2,
+    let config = serde_json::json!({
+        "model_type": "llama", "vocab_size": 256, "hidden_size": HIDDEN, "intermediate_size": inner, "num_hidden_layers": 2,
         "num_attention_heads": 4, "max_position_embeddings": WINDOW, "tie_word_embeddings": false
-    }))?;
+    });
     let others = VarMap::new();
-    let mut model = Llama::new(config, VarBuilder::from_varmap(&others, DType::F32, &device))?;
+    let config = Config::from_json(&config.to_string())?;
+    let mut model = Model::new(config, VarBuilder::from_varmap(&others, DType::F32, &device))?;
     reseed(&others)?;
 
     let compressed = VarMap::new();
@@ -182,12 +182,12 @@ fn run(name: &str, rate: f64, steps: usize, train: &[u8], held_out: &[u8]) -> Re
 }
 
 /// The six feed-forward matrices.
-fn feed_forward(model: &mut Llama) -> Vec<(String, &mut Linear)> {
+fn feed_forward(model: &mut Model) -> Vec<(String, &mut Linear)> {
     model.linears_mut().into_iter().filter(|(name, _)| name.contains(".mlp.")).collect()
 }
 
 /// Puts the products of factors, as they are now, in their places.
-fn assemble(model: &mut Llama, matrices: &[Matrix]) -> Result<()> {
+fn assemble(model: &mut Model, matrices: &[Matrix]) -> Result<()> {
     for ((_, linear), matrix) in feed_forward(model).into_iter().zip(matrices) {
         if let Matrix::LowRank { a, b } = matrix {
             *linear = Linear::new(b.matmul(a)?, None);
@@ -221,7 +221,7 @@ fn reseed(map: &VarMap) -> Result<()> {
     Ok(())
 }
 
-fn next_byte_loss(model: &Llama, bytes: &[u8], starts: impl Iterator<Item = usize>) -> Result<Tensor> {
+fn next_byte_loss(model: &Model, bytes: &[u8], starts: impl Iterator<Item = usize>) -> Result<Tensor> {
     let windows: Vec<u32> = starts
         .flat_map(|start| bytes[start..start + WINDOW + 1].iter().map(|byte| u32::from(*byte)))
         .collect();

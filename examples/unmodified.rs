@@ -4,11 +4,13 @@
 //! cargo run --release --features cli --example unmodified
 //! ```
 //!
-//! The model then takes as much memory as the original; what is saved is the file.
+//! The model then takes as much memory as the original; what is saved is the file. To run on the compressed weights it takes one
+//! line at the top of a copy of its file: `candle_rbe::candle_nn`.
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use candle_rbe::archive::{self, Archive, CompressOptions, Selection};
+use candle_rbe::nn::decoded_weights;
 use candle_rbe::{Encoder, EncoderConfig, Rate};
 use candle_transformers::models::llama::{Cache, Config, Llama, LlamaConfig};
 use std::ops::ControlFlow;
@@ -49,5 +51,8 @@ fn main() -> Result<()> {
             difference.mean_all()?.to_scalar::<f32>()?,
         );
     }
+    let decoded = decoded_weights();
+    println!("{} weights were decoded, such as", decoded.len());
+    decoded.iter().take(2).for_each(|weight| println!("  {weight}"));
     Ok(())
 }

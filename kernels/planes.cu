@@ -3,7 +3,7 @@
 // On the device the planes of a coefficient lie together as one field: a piece's 32 fields of `BITS` bits fill `BITS`
 // words exactly. A field becomes a float without a conversion: or'ed into the mantissa of 2^23 it is an integer, of
 // which 2^23 + 2^BITS - 1 is subtracted. The factor 1/2 is in the scale.
-#include "strips.cuh"
+#include "groups.cuh"
 
 struct Planes {
     static constexpr int MAX_BITS = 8;

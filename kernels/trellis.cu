@@ -4,7 +4,7 @@
 // own number has `32 - L` and the three shifts, a byte each. The top bit is the sign, the next six or, with more than two
 // bits, seven are the index of a magnitude. The tables lie in shared memory once for every lane, entry `i` of lane `l`
 // at `32 i + l`, so that 32 lanes that read 32 different entries read 32 different banks: 24 KiB a block.
-#include "strips.cuh"
+#include "groups.cuh"
 
 struct Trellis {
     static constexpr int MAX_BITS = 4;

@@ -9,28 +9,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A setting that contradicts itself or is out of range.
-    #[error("invalid setting: {reason}")]
-    InvalidConfig {
-        /// What is wrong and what is allowed.
-        reason: String,
-    },
-
-    /// A tensor whose shape does not fit the operation.
-    #[error("wrong shape: {reason}")]
-    Shape {
-        /// What was expected and what came.
-        reason: String,
-    },
-
-    /// A weight that is NaN or infinite; nothing sensible can be stored for it.
-    #[error("weight {index} is {value}; only finite weights can be compressed")]
-    NonFinite {
-        /// Position in row-major order.
-        index: usize,
-        /// The value found there.
-        value: f32,
-    },
+    /// An error of the codec, the encoder or the kernels.
+    #[error(transparent)]
+    Codec(#[from] rbe_core::Error),
 
     /// An element of an input that is not finite, or too large to be meant.
     #[error("element {index} of the input is {value}; it must be finite and at most {largest:e}")]
@@ -74,38 +55,6 @@ pub enum Error {
         needed: usize,
         /// Bytes that are allowed, or that the system has.
         available: usize,
-    },
-
-    /// Memory that the system does not give.
-    #[error("{what} takes {bytes} bytes of memory, more than there is")]
-    Allocation {
-        /// What it is for.
-        what: String,
-        /// How much.
-        bytes: usize,
-    },
-
-    /// A rate that no setting of the allowed terms reaches.
-    #[error("cannot reach {asked}: {best}")]
-    UnreachableRate {
-        /// What was asked for.
-        asked: String,
-        /// What can be reached, and what to change.
-        best: String,
-    },
-
-    /// Bytes that are not a valid compressed tensor.
-    #[error("not a valid RBE payload: {reason}")]
-    Payload {
-        /// The first thing found wrong.
-        reason: String,
-    },
-
-    /// A dtype, device or option this build does not support.
-    #[error("unsupported: {what}")]
-    Unsupported {
-        /// What was asked for and what is supported.
-        what: String,
     },
 
     /// A tensor that should be in the file and is not.
@@ -182,16 +131,16 @@ impl Error {
         Error::File { path: path.as_ref().to_owned(), reason: reason.to_string() }
     }
 
-    pub(crate) fn payload(reason: impl Into<String>) -> Self {
-        Error::Payload { reason: reason.into() }
-    }
-
     pub(crate) fn config(reason: impl Into<String>) -> Self {
-        Error::InvalidConfig { reason: reason.into() }
+        Error::Codec(rbe_core::Error::config(reason))
     }
 
     pub(crate) fn shape(reason: impl Into<String>) -> Self {
-        Error::Shape { reason: reason.into() }
+        Error::Codec(rbe_core::Error::shape(reason))
+    }
+
+    pub(crate) fn unsupported(what: impl Into<String>) -> Self {
+        Error::Codec(rbe_core::Error::unsupported(what))
     }
 }
 

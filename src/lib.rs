@@ -26,9 +26,9 @@
 //! # Ok(()) }
 //! ```
 //!
-//! In a model of your own one line changes, `use candle_nn::{linear, Linear}` becomes
-//! `use candle_rbe::{linear, Linear}`. Each layer is then dense or compressed, by what the file holds
-//! ([`nn`]; the example `swap` shows the whole way). A model that this crate has ([`models`]) needs three calls:
+//! In a model of your own, or in a copy of one of `candle_transformers`, one line is added at the top of the file,
+//! `use candle_rbe::candle_nn;`. Each layer is then dense or compressed, by what the file holds
+//! ([`candle_nn`]; the example `swap` shows the whole way). A model that this crate has ([`models`]) needs three calls:
 //!
 //! ```no_run
 //! use candle_core::{DType, Device};
@@ -62,16 +62,18 @@
 //!
 //! `A` is random signs (or none) and then an orthonormal transform of each block. So the error of `W` is that of
 //! `S`, and a product needs no decompression: `W x = A_out' (S (A_in x))` plus the basis term's share. [`codec`] defines
-//! it, [`archive`] and `FORMAT.md` beside it say how it lies in a file.
+//! it; `FORMAT.md` in the crate `rbe-core` states every byte of it, and of a model file ([`archive`]).
 //!
 //! # Which should I use?
 //!
 //! | I have | I call |
 //! |---|---|
 //! | a matrix | [`Encoder::encode`], then [`RbeLinear::new`] |
-//! | a Candle model of my own | [`archive::compress`] on its safetensors file; the one-line swap to [`linear`], [`linear_no_bias`], [`linear_b`], [`embedding`] |
-//! | a Hugging Face directory with GPT-2 or LLaMA | [`archive::compress`], [`archive::open`], [`models::Model::load`] |
+//! | a Candle model of my own | [`archive::compress`] on its safetensors file; one line, `use candle_rbe::candle_nn;`, in each file of the model ([`candle_nn`]) |
+//! | a model of `candle_transformers` | a copy of its file with that line, and [`with_tracing`] from here where it takes layers from there |
+//! | a Hugging Face directory of a family that [`models`] knows | [`archive::compress`], [`archive::open`], [`models::Model::load`] |
 //! | a model whose code I cannot change | [`archive::open`] in place of Candle's mmap builder: it decodes on load, and saves file size alone |
+//! | a model that takes more memory than it should | [`nn::decoded_weights`]: what was decoded, and why |
 //! | weights stored `(in, out)`, as GPT-2's `Conv1D` | [`linear_conv1d`], or [`RbeTensor::t`] |
 //! | a compressed layer to be trained as it is stored, or healed | [`TrainableLinear`]: scales, basis parameters, sparse coefficients, bias |
 //! | a layer to be trained from the beginning without ever being dense | [`TrainableLinear::from_scratch`] |
@@ -114,12 +116,13 @@
 //! A file imports only from layers to its right:
 //!
 //! ```text
-//!     bin, examples -> models, archive -> nn -> ops -> tensor -> encode -> cpu, cuda -> codec -> file -> error, clock
+//!     bin, examples -> facade, archive -> models -> nn -> ops -> encoder -> tensor -> cuda -> file -> error, clock
 //! ```
 //!
 //! | module | what |
 //! |---|---|
-//! | [`models`] | GPT-2, LLaMA and BERT over [`nn`], text generation, comparison of two models |
+//! | [`candle_nn`], [`with_tracing`] | Candle's modules with this crate's layers in them: `facade` |
+//! | [`models`] | decoders of many families and BERT over [`nn`], text generation, comparison of two models |
 //! | [`archive`] | compressed models as safetensors files: write, read, decode, verify |
 //! | [`nn`] | layers that are dense or compressed, by what the file holds; those that train; norms, attention, feed-forward, dropout |
 //! | [`ops`] | Candle custom ops with gradients: products, norms, attention; gather |
@@ -129,7 +132,7 @@
 //! | [`cuda`] | the same products on a CUDA device (feature `cuda`) |
 //! | [`codec`] | the definition, in plain Rust, and the bytes |
 //!
-//! `codec`, `encode` and `cpu` know nothing of Candle. Without the feature `cuda` there are no PTX and no device in [`cuda`],
+//! `codec`, `encode` and `cpu` are those of the crate `rbe-core`, which knows nothing of Candle. Without the feature `cuda` there are no PTX and no device in [`cuda`],
 //! only the layouts and launches, which the tests run on a CPU.
 //!
 //! # Targets
@@ -144,7 +147,7 @@
 //! - A run on a CUDA card. The kernels of the feature `cuda` compile, agree with [`codec`] when they run on a CPU, thread
 //!   by thread, with addresses and races checked, and Candle's device is bound to them; no card has run them yet, and how
 //!   fast they are is not known. `examples/gpu` tests and times them on one.
-//! - Products on Metal. A compressed tensor on such a device is [`Error::Unsupported`], and says so.
+//! - Products on Metal. A compressed tensor on such a device is [`CodecError::Unsupported`], and says so.
 //! - A run on an ARM machine. The NEON kernels agree with the plain Rust ones, in integers to the bit, on emulated
 //!   processors with and without dot products; how fast they are is not known.
 //! - Training of what a compressed weight holds fixed: positions, codes, signs. Its numbers are trained ([`TrainableLinear`]).
@@ -154,24 +157,29 @@
 
 pub mod archive;
 mod clock;
-pub mod codec;
-pub mod cpu;
 pub mod cuda;
-pub mod encode;
+mod encoder;
 mod error;
+mod facade;
 mod file;
 pub mod models;
 pub mod nn;
 pub mod ops;
 mod tensor;
 
-pub use codec::Transform;
-pub use cpu::Precision;
-pub use encode::{Budget, Encoder, EncoderConfig, Quality, Rate, TermChoice};
+pub use encoder::{BlockSizeScore, BlockSizeWeights, Encoder};
 pub use error::{Error, Result};
+pub use facade::{candle_nn, with_tracing};
 pub use nn::{
     AdapterConfig, DecodeMode, Embedding, LayerConfig, Linear, Positions, RbeAttention, RbeDropout,
-    RbeEmbedding, RbeLayerNorm, RbeLinear, RbeMlp, RbeRmsNorm, SpectralAdapter, TrainableLinear, embedding,
-    layer_norm, linear, linear_b, linear_conv1d, linear_no_bias, rms_norm, set_default_layer_config,
+    RbeLayerNorm, RbeLinear, RbeMlp, RbeRmsNorm, SpectralAdapter, TrainableLinear, embedding, layer_norm,
+    linear, linear_b, linear_conv1d, linear_no_bias, rms_norm, set_default_layer_config,
+};
+#[doc(inline)]
+pub use rbe_core::{Error as CodecError, codec, cpu, encode};
+pub use rbe_core::{
+    codec::Transform,
+    cpu::Precision,
+    encode::{Budget, EncoderConfig, Quality, Rate, TermChoice},
 };
 pub use tensor::RbeTensor;

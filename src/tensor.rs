@@ -1,13 +1,13 @@
 //! A compressed tensor on a Candle device.
 
-use crate::codec::sizes::zeroed;
-use crate::codec::term::Term;
-use crate::codec::term::planes::MAX_PLANES;
-use crate::codec::{Errors, Matrix, matrix::View};
-use crate::cpu::{LoadedMatrix, Rayon, requested_level};
-use crate::encode::{Encoder, Importance, LayerStatistics, Offer, PruneReport, check_largest};
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
+use rbe_core::codec::sizes::zeroed;
+use rbe_core::codec::term::Planes;
+use rbe_core::codec::term::planes::MAX_PLANES;
+use rbe_core::codec::{Errors, Matrix, ParameterGroup, Sides, matrix::Orientation};
+use rbe_core::cpu::{Oriented, PackedMatrix, Rayon, requested_level};
+use rbe_core::encode::PruneReport;
 use std::sync::Arc;
 
 #[cfg(feature = "cuda")]
@@ -20,22 +20,22 @@ const KERNELS: &str = if cfg!(feature = "cuda") { "the CPU and CUDA" } else { "t
 const BAND_ELEMENTS: usize = 1 << 22;
 
 /// The shape that a view of a matrix has.
-fn view_shape(matrix: &LoadedMatrix, view: View) -> Shape {
+fn oriented_shape(matrix: &PackedMatrix, orientation: Orientation) -> Shape {
     let layout = matrix.layout();
-    match view {
-        View::Vector => Shape::from(layout.cols()),
-        View::Matrix => Shape::from((layout.rows(), layout.cols())),
-        View::Transposed => Shape::from((layout.cols(), layout.rows())),
+    match orientation {
+        Orientation::Vector => Shape::from(layout.cols()),
+        Orientation::Matrix => Shape::from((layout.rows(), layout.cols())),
+        Orientation::Transposed => Shape::from((layout.cols(), layout.rows())),
     }
 }
 
-/// A compressed tensor of rank 1 or 2: `W^ = sum of terms`, as [`codec`](crate::codec) defines it.
+/// A compressed tensor of rank 1 or 2: `W^ = sum of terms`, as [`codec`](rbe_core::codec) defines it.
 ///
 /// Cloning and [`t`](Self::t) share the compressed data.
 #[derive(Clone)]
 pub struct RbeTensor {
-    matrix: Arc<LoadedMatrix>,
-    view: View,
+    matrix: Arc<PackedMatrix>,
+    orientation: Orientation,
     shape: Shape,
     device: Device,
     /// The layout on a CUDA device.
@@ -52,11 +52,11 @@ impl std::fmt::Debug for RbeTensor {
 
 impl RbeTensor {
     /// On the CPU.
-    fn new(matrix: Arc<LoadedMatrix>, view: View) -> Self {
-        let shape = view_shape(&matrix, view);
+    pub(crate) fn new(matrix: Arc<PackedMatrix>, orientation: Orientation) -> Self {
+        let shape = oriented_shape(&matrix, orientation);
         Self {
             matrix,
-            view,
+            orientation,
             shape,
             device: Device::Cpu,
             #[cfg(feature = "cuda")]
@@ -74,15 +74,20 @@ impl RbeTensor {
         &self.device
     }
 
-    /// The stored matrix as the codec has it, taken back from the layout for products;
+    /// The stored matrix as the codec has it, unpacked from the layout for products;
     /// [`is_transposed`](Self::is_transposed) says how the tensor sees it.
     pub fn to_matrix(&self) -> Matrix {
-        self.matrix.to_matrix()
+        self.matrix.unpack()
     }
 
     /// The stored matrix in its layout for products.
-    pub(crate) fn loaded(&self) -> &LoadedMatrix {
+    pub(crate) fn packed(&self) -> &PackedMatrix {
         &self.matrix
+    }
+
+    /// The matrix that products see.
+    pub(crate) fn oriented(&self) -> Oriented<'_> {
+        Oriented::new(&self.matrix, self.is_transposed())
     }
 
     /// A tensor of a matrix as the codec has it, on the CPU.
@@ -90,15 +95,15 @@ impl RbeTensor {
     /// # Errors
     /// When it has no payload ([`Matrix::expect_payload`]): a vector's matrix has more than one row, there are no terms, or too
     /// little is stored of too many elements; as [`requested_level`].
-    pub fn from_matrix(matrix: &Matrix, view: View) -> Result<Self> {
+    pub fn from_matrix(matrix: &Matrix, orientation: Orientation) -> Result<Self> {
         requested_level()?;
-        matrix.expect_payload(view)?;
-        Ok(Self::new(Arc::new(LoadedMatrix::new(matrix)), view))
+        matrix.expect_payload(orientation)?;
+        Ok(Self::new(Arc::new(PackedMatrix::new(matrix)), orientation))
     }
 
     /// How the tensor sees the stored matrix.
-    pub fn view(&self) -> View {
-        self.view
+    pub fn orientation(&self) -> Orientation {
+        self.orientation
     }
 
     /// The numbers in which the tensor is linear, F32, `(count)`: term after term those that
@@ -114,7 +119,7 @@ impl RbeTensor {
 
     /// How many [`parameters`](Self::parameters) each term has: `basis` 8 a block, `sparse` one a coefficient, `planes`,
     /// `trellis` and the second one's `residual_trellis` one a scale.
-    pub fn parameter_groups(&self) -> Vec<(&'static str, usize)> {
+    pub fn parameter_groups(&self) -> &[ParameterGroup] {
         self.matrix.parameter_groups()
     }
 
@@ -126,11 +131,11 @@ impl RbeTensor {
     pub fn with_parameters(&self, parameters: &Tensor) -> Result<Self> {
         let parameters = parameters.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let matrix = self.to_matrix().with_parameters(&parameters)?;
-        Self::new(Arc::new(LoadedMatrix::new(&matrix)), self.view).to_device(&self.device)
+        Self::new(Arc::new(PackedMatrix::new(&matrix)), self.orientation).to_device(&self.device)
     }
 
     /// Takes away the sparse term's coefficients of magnitude below `threshold`, with what the basis functions can say of them
-    /// absorbed into their parameters ([`encode::prune`](crate::encode::prune)), and reports what that changed. The error that the
+    /// absorbed into their parameters ([`encode::prune`](rbe_core::encode::prune)), and reports what that changed. The error that the
     /// tensor records is then measured against `original`, or without one the most that it can be.
     ///
     /// # Errors
@@ -157,7 +162,7 @@ impl RbeTensor {
             }
         };
         let before = self.to_matrix();
-        let after = crate::encode::prune(&before, threshold)?;
+        let after = rbe_core::encode::prune(&before, threshold)?;
         let report = PruneReport::new(&before, &after, original.as_deref());
         let error_after = report.error_after as f32;
         if !error_after.is_finite() {
@@ -168,13 +173,14 @@ impl RbeTensor {
             )));
         }
         let after = after.with_errors(error_after.into());
-        let after = Self::new(Arc::new(LoadedMatrix::new(&after)), self.view).to_device(&self.device)?;
+        let after =
+            Self::new(Arc::new(PackedMatrix::new(&after)), self.orientation).to_device(&self.device)?;
         Ok((after, report))
     }
 
     /// Whether the tensor is the transpose of the stored matrix.
     pub fn is_transposed(&self) -> bool {
-        self.view == View::Transposed
+        self.orientation == Orientation::Transposed
     }
 
     /// The tensor with rows and columns exchanged: a view of the same data.
@@ -182,12 +188,12 @@ impl RbeTensor {
     /// # Errors
     /// When the tensor is a vector.
     pub fn t(&self) -> Result<Self> {
-        let view = match self.view {
-            View::Vector => return Err(Error::shape("a vector has no transpose")),
-            View::Matrix => View::Transposed,
-            View::Transposed => View::Matrix,
+        let orientation = match self.orientation {
+            Orientation::Vector => return Err(Error::shape("a vector has no transpose")),
+            Orientation::Matrix => Orientation::Transposed,
+            Orientation::Transposed => Orientation::Matrix,
         };
-        Ok(Self { view, shape: view_shape(&self.matrix, view), ..self.clone() })
+        Ok(Self { orientation, shape: oriented_shape(&self.matrix, orientation), ..self.clone() })
     }
 
     /// The first planes of every planes term, the other terms as they are: the coarser quantiser nested in the finer one.
@@ -197,8 +203,8 @@ impl RbeTensor {
     /// When there is no planes term, or `planes` is not 1 to 8; when a scale of so few planes, which is larger than that of
     /// all, is larger than the format holds.
     pub fn first_planes(&self, planes: u8) -> Result<Self> {
-        let matrix = self.matrix.to_matrix();
-        if !matrix.terms().iter().any(|term| matches!(term, Term::Planes(_))) {
+        let matrix = self.matrix.unpack();
+        if matrix.term::<Planes>().is_none() {
             return Err(Error::config(format!(
                 "the first planes of a tensor without any: {}",
                 self.summary()
@@ -208,7 +214,7 @@ impl RbeTensor {
             return Err(Error::config(format!("the first {planes} planes; there are 1 to {MAX_PLANES}")));
         }
         let matrix = matrix.truncate_planes(planes)?;
-        Self::new(Arc::new(LoadedMatrix::new(&matrix)), self.view).to_device(&self.device)
+        Self::new(Arc::new(PackedMatrix::new(&matrix)), self.orientation).to_device(&self.device)
     }
 
     /// Coefficients that a product multiplies with.
@@ -223,7 +229,7 @@ impl RbeTensor {
     /// compute capability 8.0, or it has not enough memory.
     pub fn to_device(&self, device: &Device) -> Result<Self> {
         match device {
-            Device::Cpu => Ok(Self::new(self.matrix.clone(), self.view)),
+            Device::Cpu => Ok(Self::new(self.matrix.clone(), self.orientation)),
             #[cfg(feature = "cuda")]
             Device::Cuda(_) if self.device.same_device(device) => Ok(self.clone()),
             #[cfg(feature = "cuda")]
@@ -234,12 +240,10 @@ impl RbeTensor {
                 matrix.prepare(self.is_transposed())?;
                 Ok(Self { device: device.clone(), on_cuda: Some(Arc::new(matrix)), ..self.clone() })
             }
-            _ => Err(Error::Unsupported {
-                what: format!(
-                    "RBE tensors on {:?}; this build has kernels for {KERNELS} only",
-                    device.location()
-                ),
-            }),
+            _ => Err(Error::unsupported(format!(
+                "RBE tensors on {:?}; this build has kernels for {KERNELS} only",
+                device.location()
+            ))),
         }
     }
 
@@ -249,8 +253,8 @@ impl RbeTensor {
     /// When it is not on one.
     #[cfg(feature = "cuda")]
     pub(crate) fn on_cuda(&self) -> Result<&DeviceMatrix<CudaMachine>> {
-        self.on_cuda.as_deref().ok_or_else(|| Error::Unsupported {
-            what: "an input on a CUDA device with a compressed tensor on the CPU".to_owned(),
+        self.on_cuda.as_deref().ok_or_else(|| {
+            Error::unsupported("an input on a CUDA device with a compressed tensor on the CPU")
         })
     }
 
@@ -260,10 +264,10 @@ impl RbeTensor {
     /// When there is no memory for it; Candle's, when the tensor cannot be made.
     pub fn dequantize(&self) -> Result<Tensor> {
         let weights = self.decode()?;
-        Ok(match self.view {
-            View::Vector => weights.flatten_all()?,
-            View::Matrix => weights,
-            View::Transposed => weights.t()?.contiguous()?,
+        Ok(match self.orientation {
+            Orientation::Vector => weights.flatten_all()?,
+            Orientation::Matrix => weights,
+            Orientation::Transposed => weights.t()?.contiguous()?,
         })
     }
 
@@ -273,15 +277,10 @@ impl RbeTensor {
     /// # Errors
     /// When there is no memory for the rows of one block; what `take` says.
     pub fn decode_in_bands(&self, mut take: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
-        let (layout, transposed) = (self.matrix.layout(), self.is_transposed());
-        let (bands, length) = match transposed {
-            true => (layout.block_cols(), layout.rows()),
-            false => (layout.block_rows(), layout.cols()),
-        };
-        let rows = |band: usize| match transposed {
-            true => layout.col_range(band),
-            false => layout.row_range(band),
-        };
+        let transposed = self.is_transposed();
+        let sides = Sides::new(self.matrix.layout(), transposed);
+        let (bands, length) = (sides.output().blocks(), sides.input().elements());
+        let rows = |band: usize| sides.output().range(band);
         let (mut first, mut weights) = (0, Vec::new());
         while first < bands {
             let start = rows(first).start;
@@ -313,22 +312,22 @@ impl RbeTensor {
     /// The self-describing payload that FORMAT.md states byte by byte: each term entropy coded where that takes fewer
     /// bytes, which loses nothing.
     pub fn to_bytes(&self) -> Vec<u8> {
-        self.matrix.to_matrix().to_bytes(self.view)
+        self.matrix.unpack().to_bytes(self.orientation)
     }
 
     /// The payload with every term as it lies in memory, more or less: it loads the fastest.
     pub fn to_plain_bytes(&self) -> Vec<u8> {
-        self.matrix.to_matrix().to_plain_bytes(self.view)
+        self.matrix.unpack().to_plain_bytes(self.orientation)
     }
 
     /// Reads and checks a payload; the tensor is on the CPU.
     ///
     /// # Errors
-    /// [`Error::Payload`] with the first thing found wrong; as [`requested_level`].
+    /// [`CodecError::Payload`](crate::CodecError::Payload) with the first thing found wrong; as [`requested_level`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         requested_level()?;
-        let (matrix, view) = Matrix::from_bytes(bytes)?;
-        Ok(Self::new(Arc::new(LoadedMatrix::new(&matrix)), view))
+        let (matrix, orientation) = Matrix::from_bytes(bytes)?;
+        Ok(Self::new(Arc::new(PackedMatrix::new(&matrix)), orientation))
     }
 
     /// Bytes of the payload that [`to_bytes`](Self::to_bytes) makes, everything counted. It is made the first time this is
@@ -366,70 +365,5 @@ impl RbeTensor {
     /// Bytes that the layout for products takes in memory.
     pub fn memory_in_bytes(&self) -> usize {
         self.matrix.memory_in_bytes()
-    }
-}
-
-/// A tensor's values in F32, row-major.
-///
-/// # Errors
-/// When they are F64 of a size that F32 makes infinities or zeros of.
-fn weights(weight: &Tensor) -> Result<Vec<f32>> {
-    let weight = weight.to_device(&Device::Cpu)?;
-    if weight.dtype() == DType::F64 {
-        let values = weight.flatten_all()?.to_vec1::<f64>()?;
-        let magnitudes = values.iter().map(|value| value.abs()).filter(|value| value.is_finite());
-        check_largest(magnitudes.fold(0.0, f64::max))?;
-    }
-    Ok(weight.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
-}
-
-impl Encoder {
-    /// Compresses a tensor of rank 1 or 2 of any float type and layout.
-    ///
-    /// # Errors
-    /// When the rank is another, a weight is not finite, the largest is beyond 1.1e30 or, not being zero, below 1e-30, or the
-    /// rate cannot be reached.
-    pub fn encode(&self, weight: &Tensor) -> Result<RbeTensor> {
-        self.encode_for(weight, &Importance::default())
-    }
-
-    /// Compresses a weight `(out, in)` of a layer of which calibration knows these statistics: the model's predictions,
-    /// not the weights, are kept as close as the rate allows.
-    ///
-    /// # Errors
-    /// As [`encode`](Self::encode); when the statistics are those of a weight of another shape or of no token; when the
-    /// rate is no number of bits, or the term sparse.
-    pub fn encode_calibrated(&self, weight: &Tensor, statistics: &LayerStatistics) -> Result<RbeTensor> {
-        self.encode_for(weight, &Importance::of(statistics))
-    }
-
-    /// What sizes a weight `(out, in)` can have when it is calibrated, and what each is expected to cost.
-    ///
-    /// # Errors
-    /// When the weight is no matrix or the statistics are those of a weight of another shape.
-    pub fn offers(&self, weight: &Tensor, statistics: &LayerStatistics) -> Result<Vec<Offer>> {
-        let (rows, cols) = weight.dims2()?;
-        let values = weights(weight)?;
-        self.offers_of_matrix(&values, rows, cols, statistics)
-    }
-
-    /// Compresses a weight of which this is known beside its numbers.
-    ///
-    /// # Errors
-    /// As [`encode_calibrated`](Self::encode_calibrated); when scales are those of another number of columns.
-    pub fn encode_for(&self, weight: &Tensor, importance: &Importance<'_>) -> Result<RbeTensor> {
-        let (rows, cols, view) = match *weight.dims() {
-            [len] => (1, len, View::Vector),
-            [rows, cols] => (rows, cols, View::Matrix),
-            _ => {
-                return Err(Error::shape(format!(
-                    "{:?}; only vectors and matrices can be compressed",
-                    weight.shape()
-                )));
-            }
-        };
-        let values = weights(weight)?;
-        let matrix = self.encode_matrix_for(&values, rows, cols, importance)?;
-        Ok(RbeTensor::new(Arc::new(LoadedMatrix::new(&matrix)), view))
     }
 }

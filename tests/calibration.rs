@@ -87,7 +87,7 @@ fn the_number_of_threads_does_not_matter() {
     let bytes = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let encode = || encoder(3.1, TermChoice::Auto).encode_matrix_calibrated(&weights, ROWS, COLS, &known);
-        pool.install(encode).unwrap().to_bytes(candle_rbe::codec::matrix::View::Matrix)
+        pool.install(encode).unwrap().to_bytes(candle_rbe::codec::matrix::Orientation::Matrix)
     };
     let one = bytes(1);
     for threads in [2, 5] {

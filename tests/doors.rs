@@ -2,13 +2,15 @@
 //! are not where kernels look. None of it may be undefined.
 
 use candle_core::{DType, Device, Tensor};
-use candle_rbe::codec::matrix::View;
+use candle_rbe::codec::matrix::Orientation;
 use candle_rbe::codec::term::planes::{Planes, QuantizedBlock, ScaleGroup};
 use candle_rbe::codec::term::sparse::{Entry, FORMATS, Format, Sparse};
-use candle_rbe::codec::term::trellis::{QuantizedStrip, Trellis, strips};
+use candle_rbe::codec::term::trellis::{QuantizedGroup, Trellis, scale_groups};
 use candle_rbe::codec::term::{Basis, Term};
 use candle_rbe::codec::{Block, Layout, Matrix, Transform};
-use candle_rbe::cpu::{self, Attention, Heads, LoadedMatrix, Norm, Precision, Serial};
+use candle_rbe::cpu::{
+    self, Attention, Gradients, Heads, Norm, Oriented, PackedMatrix, Precision, Rows, Serial,
+};
 use candle_rbe::{RbeTensor, ops};
 use half::f16;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -51,8 +53,8 @@ fn planes(layout: Layout, count: u8, group: ScaleGroup) -> Term {
 }
 
 fn trellis(layout: Layout, bits: u8) -> Term {
-    let strip = |place: Block| QuantizedStrip { bits, scale: f16::ONE, codes: vec![1; place.len()] };
-    Term::Trellis(Trellis::pack(layout, 12, 1.0, &strips(layout).map(strip).collect::<Vec<_>>()))
+    let scale_group = |place: Block| QuantizedGroup { bits, scale: f16::ONE, codes: vec![1; place.len()] };
+    Term::Trellis(Trellis::pack(layout, 12, 1.0, &scale_groups(layout).map(scale_group).collect::<Vec<_>>()))
 }
 
 /// Every term of a layout.
@@ -73,25 +75,26 @@ fn products_refuse_so_many_vectors_that_their_sizes_wrap() {
     let own = layout(4, 4, 32);
     for term in terms(own) {
         let parameters = term.parameters();
-        let matrix = LoadedMatrix::new(&Matrix::new(own, Transform::Dct, None, vec![term], 0.0));
+        let matrix = PackedMatrix::new(&Matrix::new(own, Transform::Dct, None, vec![term], 0.0));
         for vectors in [WRAPS, WRAPS - 1, usize::MAX, usize::MAX / 4] {
             let x = vec![1.0; vectors.wrapping_mul(4).min(1 << 10)];
-            let mut y = x.clone();
-            for precision in [Precision::Exact, Precision::Int8] {
-                let text = refusal(|| cpu::product(&matrix, &x, vectors, &mut y, precision, &Serial));
-                assert!(text.contains(&format!("{vectors} x 4")), "{text}");
-            }
-            refusal(|| cpu::products(&[&matrix], &x, vectors, &mut [&mut y], Precision::Exact, &Serial));
-            refusal(|| cpu::transposed_product(&matrix, &x, vectors, &mut y, &Serial));
-            for transposed in [false, true] {
-                let (of, pool) = (&parameters, &Serial);
-                let product = || cpu::parametric_product(&matrix, of, transposed, &x, vectors, &mut y, pool);
+            let text = refusal(|| Rows::new(&x, vectors, 4));
+            assert!(text.contains(&format!("{vectors} x 4")), "{text}");
+            // Rows that fit each other, and no output that fits them.
+            let (four, mut y) = ([1.0; 4], [0.0; 5]);
+            let rows = Rows::new(&four, 1, 4);
+            for matrix in [Oriented::from(&matrix), Oriented::from(&matrix).t()] {
+                for precision in [Precision::Exact, Precision::Int8] {
+                    let text = refusal(|| cpu::matmul(matrix, rows, &mut y, precision, &Serial));
+                    assert!(text.contains("are expected"), "{text}");
+                }
+                refusal(|| cpu::matmul_all(&[matrix], rows, &mut [&mut y], Precision::Exact, &Serial));
+                let product = || cpu::parametric_matmul(matrix, &parameters, rows, &mut y, &Serial);
                 assert!(refusal(product).contains("are expected"));
-                let (mut dx, mut gradients) = (x.clone(), parameters.clone());
-                let (dx, gradients) = (Some(&mut dx[..]), &mut gradients[..]);
+                let (mut dx, mut gradients) = ([0.0; 5], parameters.clone());
                 refusal(|| {
-                    let (matrix, pool) = (&matrix, &Serial);
-                    cpu::parametric_gradients(matrix, of, transposed, &x, &x, vectors, dx, gradients, pool);
+                    let out = Gradients { x: Some(&mut dx), parameters: &mut gradients };
+                    cpu::parametric_gradients(matrix, &parameters, rows, rows, out, &Serial);
                 });
             }
         }
@@ -115,9 +118,9 @@ fn attention_refuses_sizes_and_strides_that_lead_out_of_its_slices() {
     };
     let attend = |shape: Attention, q: Heads, k: Heads, len: usize| {
         let mut out = vec![0.0; len];
-        let forward = catch_unwind(AssertUnwindSafe(|| cpu::attention(&shape, q, k, k, &mut out, &Serial)));
+        let forward = catch_unwind(AssertUnwindSafe(|| cpu::attention(&shape, [q, k, k], &mut out, &Serial)));
         let g = vec![0.0; len];
-        let gradients = || cpu::attention_gradients(&shape, q, k, k, &g, &g, &Serial);
+        let gradients = || cpu::attention_gradients(&shape, [q, k, k], &g, &g, &Serial);
         let backward = catch_unwind(AssertUnwindSafe(gradients));
         assert_eq!(forward.is_ok(), backward.is_ok(), "{shape:?}");
         forward.is_ok()
@@ -163,7 +166,7 @@ fn norms_refuse_rows_of_another_length() {
 fn rows_and_blocks_that_are_not_there_are_refused() {
     let own = layout(102, 72, 32);
     let matrix =
-        LoadedMatrix::new(&Matrix::new(own, Transform::Dct, Some(1), terms(own)[1..2].to_vec(), 0.0));
+        PackedMatrix::new(&Matrix::new(own, Transform::Dct, Some(1), terms(own)[1..2].to_vec(), 0.0));
     assert_eq!(matrix.decode_block_at(2, 1).len(), 38 * 40);
     for (i, j) in [(3, 0), (0, 2), (usize::MAX, 0), (0, usize::MAX), (usize::MAX / 32, 0), (1 << 59, 1 << 59)]
     {
@@ -198,7 +201,7 @@ fn a_matrix_has_no_terms_that_are_cut_for_another() {
                     assert!(text.contains(name) && text.contains("is cut for"), "{text}");
                     continue;
                 }
-                let tensor = RbeTensor::from_matrix(&build(), View::Matrix).unwrap();
+                let tensor = RbeTensor::from_matrix(&build(), Orientation::Matrix).unwrap();
                 let x = Tensor::ones((3, own.cols()), DType::F32, &Device::Cpu).unwrap();
                 ops::matmul(&x, &tensor, Precision::Exact).unwrap();
             }
@@ -257,10 +260,11 @@ fn only_entries_in_their_block_in_order_and_once_are_packed() {
         };
         packed += 1;
         let matrix = Matrix::new(own, Transform::Haar, None, vec![Term::Sparse(term)], 0.0);
-        let loaded = LoadedMatrix::new(&matrix);
-        assert_eq!(loaded.to_matrix().terms(), matrix.terms());
+        let loaded = PackedMatrix::new(&matrix);
+        assert_eq!(loaded.unpack().terms(), matrix.terms());
         let x = vec![1.0; 2 * cols];
-        cpu::product(&loaded, &x, 2, &mut vec![0.0; 2 * rows], Precision::Exact, &Serial);
+        let x = Rows::new(&x, 2, cols);
+        cpu::matmul(&loaded, x, &mut vec![0.0; 2 * rows], Precision::Exact, &Serial);
     }
     assert!(packed > 300 && refused > 300, "{packed} packed, {refused} refused");
 }
@@ -271,13 +275,13 @@ fn scales_and_units_that_no_payload_has_are_not_packed() {
     let block = |scale: f16| {
         move |b: Block| QuantizedBlock { planes: 1, scales: vec![scale], codes: vec![0; b.len()] }
     };
-    let strip = |scale: f16| move |s: Block| QuantizedStrip { bits: 1, scale, codes: vec![0; s.len()] };
+    let scale_group = |scale: f16| move |s: Block| QuantizedGroup { bits: 1, scale, codes: vec![0; s.len()] };
     let pack = |unit: f32, scale: f16| {
         let blocks: Vec<_> = own.iter().map(block(scale)).collect();
-        let strips: Vec<_> = strips(own).map(strip(scale)).collect();
+        let scale_groups: Vec<_> = scale_groups(own).map(scale_group(scale)).collect();
         [
             catch_unwind(|| _ = Planes::pack(own, ScaleGroup::Block, unit, &blocks)).is_ok(),
-            catch_unwind(|| _ = Trellis::pack(own, 12, unit, &strips)).is_ok(),
+            catch_unwind(|| _ = Trellis::pack(own, 12, unit, &scale_groups)).is_ok(),
         ]
     };
     let largest = 2f32.powi(103);

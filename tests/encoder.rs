@@ -124,7 +124,7 @@ fn the_encoder_finds_out_what_a_matrix_is() {
 
 #[test]
 fn a_whole_number_of_bits_does_not_cost_a_large_matrix_its_large_blocks() {
-    // A few strips have a bit less, for the scales. On the sample of it that is tried, one strip is a 32nd of a bit.
+    // A few scale groups have a bit less, for the scales. On the sample of it that is tried, one scale group is a 32nd of a bit.
     let model = model("llama-books");
     let matrices: Vec<&Tensor> =
         (0..4).map(|layer| &model[&format!("model.layers.{layer}.mlp.gate_proj.weight")]).collect();
@@ -262,7 +262,7 @@ fn what_cannot_be_done_is_an_error_that_says_what_to_do() {
     let refused = |config: EncoderConfig, weight: &Tensor| encode(config, weight).unwrap_err();
     let weight = projection();
     let error = refused(Rate::RelativeError(1e-6).into(), &weight);
-    assert!(matches!(error, Error::UnreachableRate { .. }), "{error}");
+    assert!(matches!(error, Error::Codec(candle_rbe::CodecError::UnreachableRate { .. })), "{error}");
     assert!(error.to_string().contains("a relative error of 0.000001"), "{error}");
     let error = refused(Rate::BitsPerWeight(0.0001).into(), &weight);
     assert!(error.to_string().contains("ask for more bits"), "{error}");
@@ -290,7 +290,10 @@ fn what_cannot_be_done_is_an_error_that_says_what_to_do() {
         values[65] = bad;
         let weight = Tensor::from_vec(values, (64, 64), &Device::Cpu).unwrap();
         let error = refused(EncoderConfig::default(), &weight);
-        assert!(matches!(error, Error::NonFinite { index: 65, .. }), "{error}");
+        assert!(
+            matches!(error, Error::Codec(candle_rbe::CodecError::NonFinite { index: 65, .. })),
+            "{error}"
+        );
     }
     let huge = Tensor::full(1e31f32, (64, 64), &Device::Cpu).unwrap();
     assert!(refused(EncoderConfig::default(), &huge).to_string().contains("a weight of 1e31"));

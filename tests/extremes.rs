@@ -1,10 +1,10 @@
 //! What is made of a tensor can be read back, with the largest and smallest numbers too, or is refused with a sentence.
 
 use candle_core::{Device, Tensor};
-use candle_rbe::codec::matrix::View;
+use candle_rbe::codec::matrix::Orientation;
 use candle_rbe::codec::term::planes::{Planes, QuantizedBlock, ScaleGroup};
 use candle_rbe::codec::term::sparse::{Entry, FORMATS, Sparse};
-use candle_rbe::codec::term::trellis::{QuantizedStrip, Trellis, strips};
+use candle_rbe::codec::term::trellis::{QuantizedGroup, Trellis, scale_groups};
 use candle_rbe::codec::term::{Basis, Term};
 use candle_rbe::codec::{Layout, Matrix, Transform};
 use candle_rbe::{Encoder, EncoderConfig, Rate, RbeTensor, TermChoice};
@@ -21,7 +21,7 @@ fn layout() -> Layout {
 
 fn tensor(terms: Vec<Term>) -> RbeTensor {
     let matrix = Matrix::new(layout(), Transform::Dct, Some(3), terms, 0.25);
-    RbeTensor::from_matrix(&matrix, View::Matrix).unwrap()
+    RbeTensor::from_matrix(&matrix, Orientation::Matrix).unwrap()
 }
 
 fn basis(value: f32, half: bool) -> Term {
@@ -51,8 +51,8 @@ fn planes(count: u8, scale: f16, unit: f32, group: ScaleGroup) -> Term {
 }
 
 fn trellis(scale: f16, unit: f32) -> Term {
-    let strip = |len: usize| QuantizedStrip { bits: 2, scale, codes: vec![1; len] };
-    let all: Vec<_> = strips(layout()).map(|place| strip(place.len())).collect();
+    let scale_group = |len: usize| QuantizedGroup { bits: 2, scale, codes: vec![1; len] };
+    let all: Vec<_> = scale_groups(layout()).map(|place| scale_group(place.len())).collect();
     Term::Trellis(Trellis::pack(layout(), 12, unit, &all))
 }
 
@@ -185,14 +185,14 @@ fn nearly_nothing(entries: u8) -> Matrix {
 fn a_form_that_is_too_small_to_be_read_is_not_written() {
     // Of 25 million elements readers want 994 bytes. With 40 coefficients the plain form has them, the coded one has not.
     let enough = nearly_nothing(40);
-    let coded = enough.to_bytes(View::Matrix);
-    assert_eq!(coded, enough.to_plain_bytes(View::Matrix));
+    let coded = enough.to_bytes(Orientation::Matrix);
+    assert_eq!(coded, enough.to_plain_bytes(Orientation::Matrix));
     assert_eq!((enough.size_in_bytes(), coded.len()), (coded.len(), 850 + 4 * 40));
-    comes_back("40 coefficients", &RbeTensor::from_matrix(&enough, View::Matrix).unwrap());
+    comes_back("40 coefficients", &RbeTensor::from_matrix(&enough, Orientation::Matrix).unwrap());
     let many = nearly_nothing(255);
     assert!(many.size_in_bytes() < many.plain_size_in_bytes());
-    comes_back("255 coefficients", &RbeTensor::from_matrix(&many, View::Matrix).unwrap());
-    let error = RbeTensor::from_matrix(&nearly_nothing(10), View::Matrix).unwrap_err().to_string();
+    comes_back("255 coefficients", &RbeTensor::from_matrix(&many, Orientation::Matrix).unwrap());
+    let error = RbeTensor::from_matrix(&nearly_nothing(10), Orientation::Matrix).unwrap_err().to_string();
     assert!(error.contains("4992x4992 elements in 890 bytes"), "{error}");
 }
 
@@ -202,7 +202,7 @@ fn a_large_matrix_of_zeros_is_encoded_in_blocks_that_readers_take() {
     let config = |block| EncoderConfig { term: TermChoice::Sparse, block, ..Rate::RelativeError(0.1).into() };
     let encoded = Encoder::new(config(None)).unwrap().encode_matrix(&zeros, 4992, 4992).unwrap();
     assert!(encoded.layout().block() < 256);
-    comes_back("zeros", &RbeTensor::from_matrix(&encoded, View::Matrix).unwrap());
+    comes_back("zeros", &RbeTensor::from_matrix(&encoded, Orientation::Matrix).unwrap());
     let error = Encoder::new(config(Some(256))).unwrap().encode_matrix(&zeros, 4992, 4992).unwrap_err();
     assert!(error.to_string().contains("blocks of edge 128"), "{error}");
 }

@@ -3,7 +3,7 @@
 
 use candle_rbe::RbeTensor;
 
-const FORMAT: &str = include_str!("../src/archive/FORMAT.md");
+const FORMAT: &str = include_str!("../rbe-core/FORMAT.md");
 
 /// The tensor of a section, whose payload is what `to_bytes` makes of it.
 fn example(title: &str, shape: &[usize], to_bytes: fn(&RbeTensor) -> Vec<u8>) {

@@ -2,10 +2,10 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{AdamW, Linear, Module, Optimizer, SGD, VarBuilder, VarMap};
-use candle_rbe::codec::matrix::View;
+use candle_rbe::codec::matrix::Orientation;
 use candle_rbe::codec::term::planes::{Planes, QuantizedBlock, ScaleGroup};
 use candle_rbe::codec::term::sparse::{Entry, FORMATS, Sparse};
-use candle_rbe::codec::term::trellis::{QuantizedStrip, Trellis, strips};
+use candle_rbe::codec::term::trellis::{QuantizedGroup, Trellis, scale_groups};
 use candle_rbe::codec::term::{Basis, Term};
 use candle_rbe::codec::{AxisScales, Layout, Matrix, Transform};
 use candle_rbe::{
@@ -63,18 +63,18 @@ fn planes(layout: Layout, group: ScaleGroup) -> Term {
 }
 
 fn trellis(layout: Layout) -> Term {
-    let strips: Vec<_> = strips(layout)
-        .map(|strip| {
-            let bits = ((strip.index + 1) % 5) as u8;
-            let count = if bits == 0 { 0 } else { strip.len() };
-            QuantizedStrip {
+    let scale_groups: Vec<_> = scale_groups(layout)
+        .map(|scale_group| {
+            let bits = ((scale_group.index + 1) % 5) as u8;
+            let count = if bits == 0 { 0 } else { scale_group.len() };
+            QuantizedGroup {
                 bits,
-                scale: f16::from_f32(0.01 + (strip.index % 7) as f32 / 900.0),
+                scale: f16::from_f32(0.01 + (scale_group.index % 7) as f32 / 900.0),
                 codes: (0..count).map(|n| (n * 89 + n / 3) as u8 & ((1 << bits) - 1)).collect(),
             }
         })
         .collect();
-    Term::Trellis(Trellis::pack(layout, 12, 0.25, &strips))
+    Term::Trellis(Trellis::pack(layout, 12, 0.25, &scale_groups))
 }
 
 /// Every term, alone and together.
@@ -126,7 +126,7 @@ fn every_term_type_orientation_and_border_has_autograds_gradients() -> Result<()
             if n % 3 == 2 {
                 matrix = matrix.with_scales(scales(*rows), scales(*cols));
             }
-            for view in [View::Matrix, View::Transposed] {
+            for view in [Orientation::Matrix, Orientation::Transposed] {
                 let weight = RbeTensor::from_matrix(&matrix, view).unwrap();
                 let (out, input) = weight.shape().dims2()?;
                 for (kind, dtype) in [DType::F32, DType::F16, DType::BF16].into_iter().enumerate() {
@@ -144,7 +144,8 @@ fn every_term_type_orientation_and_border_has_autograds_gradients() -> Result<()
                     let exact = Var::from_tensor(&x.to_dtype(DType::F32)?)?;
                     let y = Linear::new(dense.as_tensor().clone(), None).forward(&exact)?;
                     let theirs = gradients(&y, &g, sin, &[&exact, &dense])?;
-                    let stored = if view == View::Transposed { theirs[1].t()? } else { theirs[1].clone() };
+                    let stored =
+                        if view == Orientation::Transposed { theirs[1].t()? } else { theirs[1].clone() };
                     let stored = stored.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
                     let dp = matrix.parameter_gradient(&stored);
                     let dp = Tensor::from_vec(dp, p.dims(), &CPU)?;
@@ -203,14 +204,14 @@ fn parameter_gradients_are_finite_differences() -> Result<()> {
             Tensor::from_vec(values, rows * cols, &CPU)?.to_dtype(DType::F64)
         });
         let directions = Tensor::stack(&directions.collect::<Result<Vec<_>>>()?, 0)?;
-        for view in [View::Matrix, View::Transposed] {
+        for view in [Orientation::Matrix, Orientation::Transposed] {
             let weight = RbeTensor::from_matrix(&matrix, view).unwrap();
             let (out, input) = weight.shape().dims2()?;
             let (x, g) = (wave(&[7, input], 0.37)?, wave(&[7, out], 0.73)?);
             let loss = |p: &Tensor, x: &Tensor| -> Result<f64> {
                 let dense = p.unsqueeze(0)?.matmul(&directions)?.reshape((rows, cols))?;
                 // (out, in) is the stored matrix or its transpose, and the product needs (in, out).
-                let dense = if view == View::Transposed { dense } else { dense.t()?.contiguous()? };
+                let dense = if view == Orientation::Transposed { dense } else { dense.t()?.contiguous()? };
                 (x.matmul(&dense)?.sin()? * g.to_dtype(DType::F64)?)?.sum_all()?.to_scalar()
             };
             let (p, x64) =
@@ -246,7 +247,7 @@ fn parameter_gradients_are_finite_differences() -> Result<()> {
 fn what_does_not_fit_is_an_error_in_words() -> Result<()> {
     let layout = Layout::new(40, 50, 32).unwrap();
     let matrix = Matrix::new(layout, Transform::Dct, None, vec![trellis(layout)], 0.0);
-    let weight = RbeTensor::from_matrix(&matrix, View::Matrix).unwrap();
+    let weight = RbeTensor::from_matrix(&matrix, Orientation::Matrix).unwrap();
     let (x, p) = (wave(&[2, 50], 0.3)?, weight.parameters().unwrap());
     let error = |result: Result<Tensor>| result.unwrap_err().to_string();
     let short = p.narrow(0, 1, p.dim(0)? - 1)?;
@@ -259,7 +260,7 @@ fn what_does_not_fit_is_an_error_in_words() -> Result<()> {
         SpectralAdapter::new(RbeLinear::new(weight.clone(), None).into(), AdapterConfig::random(2001, 1), vb)
     };
     assert!(layer("a").unwrap_err().to_string().contains("2001 coefficients of a 40x50 matrix"));
-    let other = RbeTensor::from_matrix(&matrix, View::Transposed).unwrap();
+    let other = RbeTensor::from_matrix(&matrix, Orientation::Transposed).unwrap();
     let base = || RbeLinear::new(weight.clone(), None).into();
     assert!(SpectralAdapter::from_tensor(base(), other).unwrap_err().to_string().contains("[50, 40]"));
     let same = SpectralAdapter::from_tensor(base(), weight.clone()).unwrap_err().to_string();
@@ -319,7 +320,7 @@ fn an_adapter_learns_is_kept_and_merges_on_every_base() -> Result<()> {
     let sparse = Encoder::new(Rate::Coefficients(300).into()).unwrap().encode(&original).unwrap();
     // An adapter has the scales of its base.
     let scaled = compressed(64, true).to_matrix().with_scales(scales(70), scales(90));
-    let scaled = RbeTensor::from_matrix(&scaled, View::Matrix).unwrap();
+    let scaled = RbeTensor::from_matrix(&scaled, Orientation::Matrix).unwrap();
     let bases: Vec<candle_rbe::Linear> = vec![
         candle_rbe::Linear::new(original.clone(), None),
         RbeLinear::new(compressed(64, true), None).into(),

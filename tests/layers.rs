@@ -2,9 +2,9 @@
 
 use candle_core::{DType, Device, Result, Shape, Tensor, Var};
 use candle_nn::{Embedding, Linear, Module, VarBuilder, VarMap};
+use candle_rbe::nn::Weight;
 use candle_rbe::{
-    Encoder, EncoderConfig, Precision, Rate, RbeEmbedding, RbeLinear, RbeTensor, TermChoice, Transform,
-    linear, ops,
+    Encoder, EncoderConfig, Precision, Rate, RbeLinear, RbeTensor, TermChoice, Transform, linear, ops,
 };
 
 const TRANSFORMS: [Transform; 3] = [Transform::Dct, Transform::Haar, Transform::Daubechies4];
@@ -192,12 +192,13 @@ fn embedding_rows_equal_candles_on_the_decoded_table() -> Result<()> {
         let dense = Embedding::new(compressed.dequantize()?, 130);
         let ids = Tensor::new(&[[0u32, 299, 17], [32, 31, 17]], &Device::Cpu)?;
         for ids in [ids.clone(), ids.t()?, ids.to_dtype(DType::I64)?] {
-            let ours = RbeEmbedding::new(compressed.clone(), DType::F32).forward(&ids)?;
+            let ours = candle_rbe::Embedding::new(compressed.clone(), 130).forward(&ids)?;
             let theirs = dense.forward(&ids.contiguous()?)?;
             assert_eq!(ours.dims(), theirs.dims());
             assert!(relative_error(&ours, &theirs)? <= 1e-5);
         }
-        let half = RbeEmbedding::new(compressed, DType::BF16).forward(&ids)?;
+        let half =
+            candle_rbe::Embedding::new(Weight::compressed(compressed, DType::BF16), 130).forward(&ids)?;
         assert_eq!(half.dtype(), DType::BF16);
     }
     Ok(())

@@ -96,7 +96,7 @@ proptest! {
         let Ok(encoder) = Encoder::new(config) else { return Ok(()) };
         let compressed = match encoder.encode(&tensor) {
             Ok(compressed) => compressed,
-            Err(Error::UnreachableRate { .. } | Error::InvalidConfig { .. }) => return Ok(()),
+            Err(Error::Codec(candle_rbe::CodecError::UnreachableRate { .. }) | Error::Codec(candle_rbe::CodecError::InvalidConfig { .. })) => return Ok(()),
             Err(error) => panic!("{error}"),
         };
         prop_assert_eq!(compressed.shape(), tensor.shape());

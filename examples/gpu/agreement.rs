@@ -4,8 +4,9 @@ use crate::Check;
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::Module;
+use candle_rbe::nn::Weight;
 use candle_rbe::{
-    Encoder, EncoderConfig, Precision, Rate, RbeEmbedding, RbeLinear, RbeTensor, TermChoice, Transform, ops,
+    Embedding, Encoder, EncoderConfig, Precision, Rate, RbeLinear, RbeTensor, TermChoice, Transform, ops,
 };
 
 /// Relative errors that each type may make; inputs are the same numbers on both sides.
@@ -82,15 +83,16 @@ fn operations(what: &str, tensor: &RbeTensor, device: &Device, checks: &mut Vec<
 }
 
 fn rows_of(what: &str, tensor: &RbeTensor, device: &Device, checks: &mut Vec<Check>) -> Result<()> {
-    let (rows, _) = tensor.shape().dims2()?;
+    let (rows, width) = tensor.shape().dims2()?;
     let last = u32::try_from(rows - 1)?;
     let ids = Tensor::new(&[[0, last, last / 2], [last / 3, 0, last]], &Device::Cpu)?;
-    let exact = RbeEmbedding::new(tensor.clone(), DType::F32).forward(&ids)?;
+    let exact = Embedding::new(tensor.clone(), width).forward(&ids)?;
     let on_card = tensor.to_device(device)?;
     for (dtype, bound) in TYPES {
         for ids in [ids.clone(), ids.to_dtype(DType::I64)?, ids.t()?] {
             let exact = if ids.dims() == [3, 2] { exact.transpose(0, 1)? } else { exact.clone() };
-            let ours = RbeEmbedding::new(on_card.clone(), dtype).forward(&ids.to_device(device)?)?;
+            let ours = Embedding::new(Weight::compressed(on_card.clone(), dtype), width)
+                .forward(&ids.to_device(device)?)?;
             ensure!(ours.dims() == exact.dims(), "{what}: {:?}", ours.dims());
             checks.push(Check::new(format!("{what}, rows in {dtype:?}"), &ours, &exact, bound)?);
         }

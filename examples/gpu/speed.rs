@@ -8,10 +8,10 @@ use anyhow::{Context, Result};
 use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute as Attribute;
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{DType, Device, Module, Tensor};
-use candle_rbe::codec::matrix::View;
+use candle_rbe::codec::matrix::Orientation;
 use candle_rbe::codec::term::planes::{QuantizedBlock, ScaleGroup};
 use candle_rbe::codec::term::sparse::{Entry, Format};
-use candle_rbe::codec::term::trellis::{QuantizedStrip, strips};
+use candle_rbe::codec::term::trellis::{QuantizedGroup, scale_groups};
 use candle_rbe::codec::term::{Planes, Sparse, Term, Trellis};
 use candle_rbe::codec::{Layout, Matrix};
 use candle_rbe::{RbeLinear, RbeTensor, Transform};
@@ -169,7 +169,7 @@ fn compressed() -> Vec<(String, Make)> {
 
 fn tensor(layout: Layout, seed: Option<u64>, term: Term) -> Result<RbeTensor> {
     let matrix = Matrix::new(layout, Transform::Dct, seed, vec![term], 0.5);
-    Ok(RbeTensor::from_bytes(&matrix.to_bytes(View::Matrix))?)
+    Ok(RbeTensor::from_bytes(&matrix.to_bytes(Orientation::Matrix))?)
 }
 
 /// Codes that are no pattern.
@@ -195,12 +195,13 @@ fn planes(out: usize, input: usize, bits: u8) -> Result<RbeTensor> {
 
 fn trellis(out: usize, input: usize, bits: u8) -> Result<RbeTensor> {
     let layout = Layout::new(out, input, 256)?;
-    let quantized = |seed: usize, len: usize| QuantizedStrip {
+    let quantized = |seed: usize, len: usize| QuantizedGroup {
         bits,
         scale: f16::from_f32(0.001),
         codes: codes(len, bits, seed),
     };
-    let all: Vec<_> = strips(layout).map(|strip| quantized(strip.index, strip.len())).collect();
+    let all: Vec<_> =
+        scale_groups(layout).map(|scale_group| quantized(scale_group.index, scale_group.len())).collect();
     tensor(layout, Some(1), Term::Trellis(Trellis::pack(layout, 12, 1.0, &all)))
 }
 

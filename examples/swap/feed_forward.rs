@@ -1,7 +1,7 @@
-// A model as Candle's users write it. `main.rs` compiles this file twice, under two different `use` lines.
+// A model as Candle's users write it. `main.rs` compiles this file twice, the second time with one line before it.
 
 use candle_core::{Result, Tensor};
-use candle_nn::{Module, VarBuilder};
+use candle_nn::{Linear, Module, VarBuilder, linear_no_bias};
 
 /// `down(silu(gate(x)) * up(x))`, the feed-forward layer of a LLaMA.
 pub(crate) struct FeedForward {

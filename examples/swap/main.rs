@@ -1,28 +1,28 @@
-//! The one-line swap: a model written for Candle, compiled as it is and with one `use` line changed.
+//! The one-line swap: a model written for Candle, compiled as it is and with one `use` line before it.
 //!
 //! ```sh
 //! cargo run --release --features cli --example swap
 //! ```
 //!
-//! The weights, three trained matrices, are saved as a safetensors file, compressed into another, and both
-//! files are loaded with Candle's own `VarBuilder`.
+//! The weights, three trained matrices, are saved as a safetensors file and compressed into another. The model as it is runs on
+//! the compressed file too, decoded; with the line it runs on the payloads, and nothing is decoded.
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor, safetensors};
 use candle_nn::VarBuilder;
 use candle_rbe::archive::{self, CompressOptions};
+use candle_rbe::nn::{decoded_weights, reset_decoded_weights};
 use candle_rbe::{Encoder, EncoderConfig, Rate};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
 mod before {
-    use candle_nn::{Linear, linear_no_bias};
     include!("feed_forward.rs");
 }
 
 mod after {
-    use candle_rbe::{Linear, linear_no_bias};
+    use candle_rbe::candle_nn;
     include!("feed_forward.rs");
 }
 
@@ -38,9 +38,9 @@ fn trained_weights() -> Result<HashMap<String, Tensor>> {
     own.map(|(name, tensor)| Ok((name.to_owned(), tensor.to_dtype(DType::F32)?))).collect()
 }
 
-/// Candle's own builder; `VarBuilder::from_mmaped_safetensors` reads the file just as well.
+/// The one builder for all: payloads for layers that are swapped, tensors for all others.
 fn builder(path: &Path) -> Result<VarBuilder<'static>> {
-    Ok(VarBuilder::from_buffered_safetensors(std::fs::read(path)?, DType::F32, &Device::Cpu)?)
+    Ok(archive::open(path, DType::F32, &Device::Cpu)?)
 }
 
 fn main() -> Result<()> {
@@ -63,12 +63,17 @@ fn main() -> Result<()> {
         let encoder = Encoder::new(EncoderConfig::from(Rate::BitsPerWeight(bits)))?;
         let options = CompressOptions { overwrite: true, ..CompressOptions::default() };
         archive::compress(&dense, &compressed, &encoder, &options, &mut |_| ControlFlow::Continue(()))?;
+        let decoded = before::FeedForward::new(HIDDEN, INNER, builder(&compressed)?)?.forward(&x)?;
+        let not_swapped = decoded_weights().len();
+        reset_decoded_weights();
         let y = after::FeedForward::new(HIDDEN, INNER, builder(&compressed)?)?.forward(&x)?;
         println!(
-            "{bits} bits a weight {:>8} bytes, relative difference {:.4}",
+            "{bits} bits a weight {:>8} bytes, relative difference {:.4}; weights decoded before and after: {not_swapped}, {}",
             size(&compressed)?,
-            difference(&y, &expected)?
+            difference(&y, &expected)?,
+            decoded_weights().len(),
         );
+        anyhow::ensure!(difference(&y, &decoded)? < 1e-5, "the two disagree");
     }
     Ok(())
 }

@@ -2,6 +2,8 @@
 
 use super::convert::Selection;
 use super::{Archive, Entry};
+pub(super) use crate::models::is_gpt2_conv1d as is_conv1d;
+use crate::models::ties_by_default;
 use crate::{Error, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -25,8 +27,8 @@ pub(super) fn model_type(config: Option<&Value>) -> Option<&str> {
 /// Whether the head is the table of embeddings.
 pub(super) fn ties_head(config: Option<&Value>) -> bool {
     let said = config.and_then(|config| config.get("tie_word_embeddings")).and_then(Value::as_bool);
-    // GPT-2's files leave it out, and mean it.
-    said.unwrap_or(model_type(config) == Some("gpt2"))
+    // Some families' files leave it out, and mean it.
+    said.unwrap_or(model_type(config).is_some_and(ties_by_default))
 }
 
 /// The heads that need not be stored, each with the tensor that stands for it: where the configuration ties the head to
@@ -50,26 +52,4 @@ pub(super) fn tied<'a>(
         archive.entries().find(same).map(|other| (head.name.as_str(), other.name.as_str()))
     };
     archive.entries().filter(is_head).filter_map(twin).collect()
-}
-
-/// Whether a GPT-2 tensor belongs to one of its `Conv1D` layers, which keep their weights as (in, out).
-pub(super) fn is_conv1d(name: &str) -> bool {
-    [".c_attn.weight", ".q_attn.weight", ".c_proj.weight", ".c_fc.weight"]
-        .iter()
-        .any(|end| name.ends_with(end))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn conv1d_weights_are_known_by_their_names() {
-        for name in ["h.0.attn.c_attn.weight", "transformer.h.11.mlp.c_proj.weight", "h.3.mlp.c_fc.weight"] {
-            assert!(is_conv1d(name), "{name}");
-        }
-        for name in ["wte.weight", "transformer.wpe.weight", "h.0.attn.c_attn.bias", "lm_head.weight"] {
-            assert!(!is_conv1d(name), "{name}");
-        }
-    }
 }

@@ -59,7 +59,7 @@ pub fn decode(
     if let Some(dtype) = options.dtype
         && !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
     {
-        return Err(Error::Unsupported { what: format!("decoding to {dtype}; choose F32, F16 or BF16") });
+        return Err(Error::unsupported(format!("decoding to {dtype}; choose F32, F16 or BF16")));
     }
     let archive = Archive::open(input)?;
     let stage = Stage::file(output, options.overwrite, &inputs(&archive).collect::<Vec<_>>())?;
@@ -106,7 +106,9 @@ fn write_model(
                 })
             });
             written.map_err(|error| match error {
-                Error::Allocation { .. } | Error::Candle(_) => archive.about(entry, error),
+                Error::Codec(rbe_core::Error::Allocation { .. }) | Error::Candle(_) => {
+                    archive.about(entry, error)
+                }
                 named => named,
             })?;
             refuse_loss(archive, entry, &held)?;

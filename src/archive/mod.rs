@@ -2,7 +2,7 @@
 //!
 //! A compressed matrix `NAME` is one `U8` tensor `NAME.rbe`; every other tensor keeps its name, type, shape and
 //! bytes. So each safetensors reader opens the file, and a layer is dense or compressed per tensor, by what the
-//! file holds. `FORMAT.md` beside this module gives every byte.
+//! file holds. `FORMAT.md` in the crate `rbe-core` gives every byte.
 //!
 //! | I want to | use |
 //! |---|---|
@@ -11,6 +11,8 @@
 //! | get an ordinary model back | [`decode`] |
 //! | run this crate's layers on the compressed weights | [`open`] and [`crate::linear`]; of a file in memory [`open_bytes`] |
 //! | run an unmodified Candle model | [`open`], which decodes what is asked for by its plain name |
+//! | see what was decoded, and why | [`decoded_weights`](crate::nn::decoded_weights) |
+//! | give each process of several its part of every tensor | [`open_sharded`] |
 //! | look into a file, tensor by tensor | [`Archive`] |
 //! | keep what was fine-tuned, apart from the model | [`save_adapters`], [`load_adapters`] |
 //! | compare a compressed model with its original | [`verify`] |
@@ -29,6 +31,7 @@ mod mix;
 mod prune;
 mod read;
 mod roles;
+mod sharded;
 mod stage;
 mod var_builder;
 mod verify;
@@ -45,6 +48,7 @@ pub use measure::NonFinite;
 pub use prune::prune;
 pub use read::{Archive, Entry};
 pub use safetensors::Dtype;
+pub use sharded::{ShardedArchive, open_sharded};
 pub use stage::{Scratch, Stage, abandon_outputs};
 pub use var_builder::{open, open_bytes, open_decoded};
 pub use verify::{CheckedTensor, VerifyReport, verify};

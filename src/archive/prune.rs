@@ -6,9 +6,10 @@ use super::{
     Archive, Entry, FORMAT_KEY, FORMAT_VERSION, Original, SUFFIX, SafetensorsWriter, Slot, TENSORS_KEY,
     TIED_KEY,
 };
-use crate::encode::PruneReport;
 use crate::{Error, RbeTensor, Result};
 use candle_core::Device;
+use rbe_core::codec::ParameterKind;
+use rbe_core::encode::PruneReport;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -84,7 +85,7 @@ pub fn prune(
 }
 
 fn has_sparse(tensor: &RbeTensor) -> bool {
-    tensor.parameter_groups().iter().any(|(name, _)| *name == "sparse")
+    tensor.parameter_groups().iter().any(|group| group.kind == ParameterKind::Coefficients)
 }
 
 fn pruned(

@@ -1,18 +1,22 @@
 //! Candle's `VarBuilder` over a compressed model.
 
 use super::{Archive, Entry, SUFFIX};
+use crate::nn::decoded::{DecodeReason, note};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
+use std::collections::HashMap;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 /// Opens a model, compressed or not, for any layers.
 ///
 /// A compressed tensor `NAME` is there under two names, and `contains_tensor` is true for both: `NAME.rbe` is the
 /// payload (`U8`), which [`crate::linear`] and its kin run on; `NAME` is the tensor itself, decoded when it is asked
 /// for. So one builder serves this crate's layers, Candle's, and a model of both. Decoded tensors take as much memory
-/// as in the original; nothing is decoded that nobody asks for.
+/// as in the original; nothing is decoded that nobody asks for, and [`decoded_weights`](crate::nn::decoded_weights) lists
+/// what was: a layer that was forgotten in a swap gives right answers from a dense weight, and shows there.
 ///
 /// A compressed model wants this builder. Candle's own (`VarBuilder::from_mmaped_safetensors`) finds `NAME.rbe` alone,
 /// which is enough for this crate's layers, but tells other code that there is no `NAME`. Most of that code then fails
@@ -33,8 +37,7 @@ use std::path::Path;
 /// # Errors
 /// See [`Archive::open`].
 pub fn open(path: impl AsRef<Path>, dtype: DType, device: &Device) -> Result<VarBuilder<'static>> {
-    let stored = Stored(Archive::open(path)?);
-    Ok(VarBuilder::from_backend(Box::new(stored), dtype, device.clone()))
+    Ok(builder(Archive::open(path)?, dtype, device))
 }
 
 /// As [`open`], of a safetensors file that is in memory ([`Archive::from_bytes`]): where there are no files, as on
@@ -48,8 +51,11 @@ pub fn open_bytes(
     dtype: DType,
     device: &Device,
 ) -> Result<VarBuilder<'static>> {
-    let stored = Stored(Archive::from_bytes(name, bytes)?);
-    Ok(VarBuilder::from_backend(Box::new(stored), dtype, device.clone()))
+    Ok(builder(Archive::from_bytes(name, bytes)?, dtype, device))
+}
+
+fn builder(archive: Archive, dtype: DType, device: &Device) -> VarBuilder<'static> {
+    VarBuilder::from_backend(Box::new(Stored::new(archive)), dtype, device.clone())
 }
 
 /// The builder that [`open`] makes, under the name of what it does for a model that knows nothing of compression:
@@ -62,7 +68,12 @@ pub fn open_decoded(path: impl AsRef<Path>, dtype: DType, device: &Device) -> Re
 }
 
 /// Tensors under their own names, and payloads under theirs.
-struct Stored(Archive);
+struct Stored {
+    archive: Archive,
+    /// On the host, the payloads that several names stand for: each name gives the same tensor, by which this crate's layers
+    /// know to read it once.
+    tied: Mutex<HashMap<String, Option<Tensor>>>,
+}
 
 /// What a name stands for.
 enum Asked<'a> {
@@ -71,16 +82,32 @@ enum Asked<'a> {
 }
 
 impl Stored {
+    fn new(archive: Archive) -> Self {
+        let tied = archive.entries().filter(|entry| entry.compressed && entry.tied_to.is_some());
+        let tied = tied.map(|entry| (entry.stored_name(), None)).collect();
+        Self { archive, tied: Mutex::new(tied) }
+    }
+
+    fn payload(&self, entry: &Entry, device: &Device) -> candle_core::Result<Tensor> {
+        let read = || Tensor::from_raw_buffer(self.archive.bytes(entry), DType::U8, &[entry.bytes], device);
+        let mut tied = self.tied.lock().unwrap_or_else(PoisonError::into_inner);
+        match tied.get_mut(&entry.stored_name()).filter(|_| device.is_cpu()) {
+            Some(Some(payload)) => Ok(payload.clone()),
+            Some(unread) => Ok(unread.insert(read()?).clone()),
+            None => read(),
+        }
+    }
+
     fn find(&self, name: &str) -> Option<Asked<'_>> {
         // No tensor's own name ends like a payload's: the archive refuses such files.
         match name.strip_suffix(SUFFIX) {
-            Some(name) => self.0.get(name).filter(|entry| entry.compressed).map(Asked::Payload),
-            None => self.0.get(name).map(Asked::Tensor),
+            Some(name) => self.archive.get(name).filter(|entry| entry.compressed).map(Asked::Payload),
+            None => self.archive.get(name).map(Asked::Tensor),
         }
     }
 
     fn ask(&self, name: &str) -> Result<Asked<'_>> {
-        self.find(name).ok_or_else(|| self.0.missing(name))
+        self.find(name).ok_or_else(|| self.archive.missing(name))
     }
 }
 
@@ -107,14 +134,18 @@ impl SimpleBackend for Stored {
 
     fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
         match self.ask(name)? {
-            Asked::Tensor(entry) => self.0.tensor(entry, device)?.to_dtype(dtype),
+            Asked::Tensor(entry) => {
+                let tensor = self.archive.tensor(entry, device)?.to_dtype(dtype)?;
+                if entry.compressed {
+                    note(&entry.name, &tensor, DecodeReason::AskedByName);
+                }
+                Ok(tensor)
+            }
             Asked::Payload(_) if dtype != DType::U8 => {
                 let what = format!("the payload {name:?} as {dtype:?}; it is U8");
-                Err(Error::Unsupported { what }.into())
+                Err(Error::unsupported(what).into())
             }
-            Asked::Payload(entry) => {
-                Tensor::from_raw_buffer(self.0.bytes(entry), DType::U8, &[entry.bytes], device)
-            }
+            Asked::Payload(entry) => self.payload(entry, device),
         }
     }
 

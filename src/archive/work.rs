@@ -5,11 +5,11 @@ use super::beside::{is_conv1d, model_type, ties_head};
 use super::convert::CompressOptions;
 use super::mix::{Share, mix};
 use super::roles::{Depth, Role, layer, share_input};
-use crate::codec::AxisScales;
-use crate::encode::{Importance, Offer, RowScales, Scaling, column_scales, column_squares, share};
 use crate::nn::{Calibration, Gathered};
 use crate::{Encoder, EncoderConfig, Error, Rate, RbeTensor, Result};
 use candle_core::{DType, Device, Tensor};
+use rbe_core::codec::AxisScales;
+use rbe_core::encode::{Importance, Offer, RowScales, Scaling, column_scales, column_squares, share};
 use std::collections::BTreeMap;
 
 /// The matrices that are compressed, in the order of the file.
@@ -96,10 +96,10 @@ impl Work<'_, '_> {
 /// of a row or column.
 fn side_bits(rows: usize, cols: usize, scaling: &Scaling) -> f64 {
     let (height, width) = (rows as f64, cols as f64);
-    let strips = (rows.div_ceil(256) * cols.div_ceil(16)) as f64;
+    let scale_groups = (rows.div_ceil(256) * cols.div_ceil(16)) as f64;
     let of_rows = if scaling.rows.is_some() { 4.0 / width } else { 0.0 };
     let of_cols = if scaling.cols.is_some() { 4.0 / height } else { 0.0 };
-    24.0 * strips / (height * width) + of_rows + of_cols
+    24.0 * scale_groups / (height * width) + of_rows + of_cols
 }
 
 impl Work<'_, '_> {

@@ -1,13 +1,15 @@
 //! One side of a matrix on the device: the signs and tables of its transform.
 
 use super::machine::{Arg, Element, Launch, Machine, Module};
-use crate::codec::axis::Axis;
-use crate::codec::layout::SHORTEST;
-use crate::codec::signs::{Side, Signs};
-use crate::codec::sizes;
-use crate::codec::transform::Plan;
-use crate::codec::{Cut, Transform};
+use super::matrix::Operand;
+use super::term::Gather;
 use crate::error::Result;
+use rbe_core::codec::axis::Axis;
+use rbe_core::codec::layout::SHORTEST;
+use rbe_core::codec::signs::{Side, Signs};
+use rbe_core::codec::sizes;
+use rbe_core::codec::transform::Plan;
+use rbe_core::codec::{Cut, Transform};
 use std::f64::consts::PI;
 
 /// `TRANSFORM_WARPS`, `ELEMENTS` and a warp, as the kernels have them.
@@ -37,7 +39,7 @@ pub(super) struct DeviceAxis<M> {
     shorter: Option<Matrices<M>>,
 }
 
-/// Which part of an axis' vectors a launch sees: `len` elements from block boundary `first` on. It is cut as an axis of its own
+/// Which part of an axis' rows a launch sees: `len` elements from block boundary `first` on. It is cut as an axis of its own
 /// is, so it is some of the whole blocks, or what follows some of them.
 #[derive(Clone, Copy)]
 pub(super) struct Part {
@@ -45,20 +47,36 @@ pub(super) struct Part {
     pub len: usize,
 }
 
-/// The input of a way back from the coefficient domain.
+/// How rows lie in the coefficient domain.
+pub(super) struct Spectrum {
+    pub element: Element,
+    /// Elements from a row to the next; the last of them, beyond the axis, are zero.
+    pub stride: usize,
+    /// What the transform is multiplied by.
+    pub scale: f32,
+}
+
+/// The input of an inverse transform.
 pub(super) struct Sum<'a, M> {
     pub parts: Option<&'a M>,
     pub element: Element,
     pub splits: usize,
-    /// From a vector to the next.
+    /// From a row to the next.
     pub stride: usize,
-    /// Added to the result, `(vectors, axis.len)` in F32.
+    /// Added to the result, `(batch, axis.len)` in F32.
     pub addend: Option<&'a M>,
     /// What the transform is multiplied by.
     pub scale: f32,
 }
 
-/// Where vectors of this axis' whole length go.
+impl<'a, M> Sum<'a, M> {
+    /// So many parts in F32, as they are.
+    pub(super) fn of(parts: Option<&'a M>, splits: usize, stride: usize, addend: Option<&'a M>) -> Self {
+        Self { parts, element: Element::F32, splits, stride, addend, scale: 1.0 }
+    }
+}
+
+/// Where rows of this axis' whole length go.
 pub(super) struct Target<'a, M> {
     pub memory: &'a M,
     pub element: Element,
@@ -98,6 +116,11 @@ impl<M> DeviceAxis<M> {
         })
     }
 
+    /// All of the axis.
+    pub(super) fn whole(&self) -> Part {
+        Part { first: 0, len: self.len }
+    }
+
     /// Warps' items in so many elements.
     fn items(&self, len: usize) -> usize {
         let cut = Cut::new(len, self.cut.edge());
@@ -119,52 +142,46 @@ impl<M> DeviceAxis<M> {
         ]
     }
 
-    fn launch<'a>(&self, kernel: String, vectors: usize, len: usize, args: Vec<Arg<'a, M>>) -> Launch<'a, M> {
+    fn launch<'a>(&self, kernel: String, batch: usize, len: usize, args: Vec<Arg<'a, M>>) -> Launch<'a, M> {
         Launch {
             module: Module::Transform,
             kernel,
-            grid: [vectors, self.items(len).div_ceil(WARPS), 1],
+            grid: [batch, self.items(len).div_ceil(WARPS), 1],
             threads: WARPS * WARP,
             shared_bytes: WARPS * SHARED_BYTES,
             args,
         }
     }
 
-    /// `scale A x` of `vectors` vectors of `from` (`offset` elements into `x`) as `to` in vectors of `stride` elements, the
-    /// last of them zero.
-    #[expect(clippy::too_many_arguments, reason = "a kernel's parameters")]
-    pub(super) fn analyze(
+    /// `scale A x` of `batch` rows.
+    pub(super) fn forward(
         &self,
         machine: &impl Machine<Memory = M>,
-        x: &M,
-        offset: usize,
-        from: Element,
-        vectors: usize,
-        to: Element,
-        stride: usize,
-        scale: f32,
+        x: &Operand<'_, M>,
+        batch: usize,
+        to: Spectrum,
     ) -> Result<M> {
-        let out = machine.allocate(sizes::elements(&[vectors, stride, to.bytes()]))?;
-        let mut args = self.args(Part { first: 0, len: self.len }, |m| &m.analysis);
-        args.extend([Arg::Memory(x, offset * from.bytes()), Arg::Memory(&out, 0)]);
+        let Spectrum { element, stride, scale } = to;
+        let out = machine.allocate(sizes::elements(&[batch, stride, element.bytes()]))?;
+        let mut args = self.args(self.whole(), |m| &m.analysis);
+        args.extend([x.arg(), Arg::Memory(&out, 0)]);
         args.extend([Arg::Int(stride), Arg::Float(scale)]);
-        let kernel = format!("analyze_{}_{}", from.suffix(), to.suffix());
-        machine.launch(self.launch(kernel, vectors, self.len, args))?;
+        let kernel = format!("analyze_{}_{}", x.element.suffix(), element.suffix());
+        machine.launch(self.launch(kernel, batch, self.len, args))?;
         Ok(out)
     }
 
     /// `A e_id` within the id's block, `(ids, longest block)` in F32.
-    pub(super) fn analyze_units(
+    pub(super) fn forward_units(
         &self,
         machine: &impl Machine<Memory = M>,
-        ids: &M,
-        offset: usize,
-        count: usize,
+        rows: &Gather<'_, M>,
     ) -> Result<M> {
+        let count = rows.count;
         let longest = self.cut.edge().max(2 * SHORTEST);
         let out = machine.allocate(sizes::elements(&[count, longest, size_of::<f32>()]))?;
-        let mut args = self.args(Part { first: 0, len: self.len }, |m| &m.analysis);
-        args.extend([Arg::Memory(ids, offset * size_of::<u32>()), Arg::Memory(&out, 0)]);
+        let mut args = self.args(self.whole(), |m| &m.analysis);
+        args.extend([rows.arg(), Arg::Memory(&out, 0)]);
         machine.launch(Launch {
             module: Module::Transform,
             kernel: "analyze_unit".to_owned(),
@@ -177,12 +194,12 @@ impl<M> DeviceAxis<M> {
     }
 
     /// `y = scale A' sum + addend` in a part of the axis.
-    pub(super) fn synthesize(
+    pub(super) fn inverse(
         &self,
         machine: &impl Machine<Memory = M>,
         part: Part,
         sum: &Sum<'_, M>,
-        vectors: usize,
+        batch: usize,
         to: &Target<'_, M>,
     ) -> Result<()> {
         let mut args = self.args(part, |m| &m.synthesis);
@@ -191,7 +208,7 @@ impl<M> DeviceAxis<M> {
         args.push(Arg::Memory(to.memory, (to.offset + part.first) * to.element.bytes()));
         args.extend([Arg::Int(self.len), Arg::Float(sum.scale)]);
         let kernel = format!("synthesize_{}_{}", sum.element.suffix(), to.element.suffix());
-        machine.launch(self.launch(kernel, vectors, part.len, args))
+        machine.launch(self.launch(kernel, batch, part.len, args))
     }
 }
 

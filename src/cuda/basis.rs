@@ -1,13 +1,15 @@
 //! The basis term on the device: its parameters, and the functions' parts that belong to one row or one column.
 
 use super::axis::floats;
-use super::machine::{Arg, Element, Launch, Machine, Module};
-use super::strips::{THREADS, TOKENS, WARPS};
-use crate::codec::Layout;
-use crate::codec::basis::coordinate;
-use crate::codec::sizes;
-use crate::codec::term::Basis;
+use super::groups::{BATCH_TILE, THREADS, WARPS};
+use super::machine::{Arg, Launch, Machine, Module};
+use super::matrix::Operand;
+use super::term::{Gather, Product};
 use crate::error::Result;
+use rbe_core::codec::sizes;
+use rbe_core::codec::term::Basis;
+use rbe_core::codec::term::basis::coordinate;
+use rbe_core::codec::{Layout, Sides};
 use std::f64::consts::PI;
 
 pub(super) struct DeviceBasis<M> {
@@ -35,38 +37,35 @@ impl<M> DeviceBasis<M> {
         Launch { module: Module::Basis, kernel, grid, threads: THREADS, shared_bytes: 0, args }
     }
 
-    /// The term's product with `tokens` vectors, `(tokens, out)` in F32.
+    /// The term's product, `(batch, out)` in F32.
     pub(super) fn product(
         &self,
         machine: &impl Machine<Memory = M>,
-        x: (&M, usize),
-        element: Element,
-        tokens: usize,
-        transposed: bool,
+        product: &Product,
+        x: &Operand<'_, M>,
     ) -> Result<M> {
-        let (rows, cols, block_cols) = (self.layout.rows(), self.layout.cols(), self.layout.block_cols());
-        let (outs, inputs, out_stride, in_stride, out_grid, in_grid) = if transposed {
-            (cols, rows, 1, block_cols, &self.col_grid, &self.row_grid)
-        } else {
-            (rows, cols, block_cols, 1, &self.row_grid, &self.col_grid)
-        };
-        let sums = machine.allocate(sizes::elements(&[tokens, outs, size_of::<f32>()]))?;
+        let Product { batch, transposed } = *product;
+        let sides = Sides::new(self.layout, transposed);
+        let (inputs, outs) = (sides.input().elements(), sides.output().elements());
+        let (in_grid, out_grid) = sides.of(&self.row_grid, &self.col_grid);
+        let (in_stride, out_stride) = sides.of(self.layout.block_cols(), 1);
+        let sums = machine.allocate(sizes::elements(&[batch, outs, size_of::<f32>()]))?;
         let mut args = Vec::from([&self.theta, out_grid, in_grid].map(|memory| Arg::Memory(memory, 0)));
         args.extend([outs, inputs, self.layout.block(), out_stride, in_stride].map(Arg::Int));
-        args.extend([Arg::Int(usize::from(transposed)), Arg::Memory(x.0, x.1 * element.bytes())]);
-        args.extend([Arg::Memory(&sums, 0), Arg::Int(tokens)]);
-        let at_once = if tokens == 1 { 1 } else { TOKENS };
-        let kernel = format!("basis_product_{}_{at_once}", element.suffix());
-        let grid = [outs.div_ceil(WARPS), 1, tokens.div_ceil(at_once)];
+        args.extend([Arg::Int(usize::from(transposed)), x.arg()]);
+        args.extend([Arg::Memory(&sums, 0), Arg::Int(batch)]);
+        let at_once = if batch == 1 { 1 } else { BATCH_TILE };
+        let kernel = format!("basis_product_{}_{at_once}", x.element.suffix());
+        let grid = [outs.div_ceil(WARPS), 1, batch.div_ceil(at_once)];
         machine.launch(Self::launch(kernel, grid, args))?;
         Ok(sums)
     }
 
-    /// The term's weights in rows `ids`, or in the first `count` rows, `(count, cols)` in F32.
+    /// The term's weights in some rows, or in the first `count`, `(count, cols)` in F32.
     pub(super) fn rows(
         &self,
         machine: &impl Machine<Memory = M>,
-        ids: Option<(&M, usize)>,
+        rows: Option<&Gather<'_, M>>,
         count: usize,
     ) -> Result<M> {
         let cols = self.layout.cols();
@@ -74,7 +73,7 @@ impl<M> DeviceBasis<M> {
         let mut args =
             Vec::from([&self.theta, &self.row_grid, &self.col_grid].map(|memory| Arg::Memory(memory, 0)));
         args.extend([self.layout.rows(), cols, self.layout.block()].map(Arg::Int));
-        args.push(ids.map_or(Arg::Null, |(ids, offset)| Arg::Memory(ids, offset * size_of::<u32>())));
+        args.push(rows.map_or(Arg::Null, Gather::arg));
         args.push(Arg::Memory(&out, 0));
         machine.launch(Self::launch("basis_rows".to_owned(), [count, cols.div_ceil(THREADS), 1], args))?;
         Ok(out)

@@ -55,7 +55,7 @@ impl CudaMachine {
             let name = context.name().w()?;
             let what =
                 format!("RBE tensors on {name}, compute capability {major}.{minor}; {least}.0 is the least");
-            return Err(Error::Unsupported { what });
+            return Err(Error::unsupported(what));
         }
         Ok(Self {
             device: device.clone(),
@@ -73,7 +73,7 @@ impl CudaMachine {
         let (free, _) = self.device.cuda_stream().context().mem_get_info().w()?;
         if bytes > free {
             let what = format!("a tensor of {bytes} bytes on a device that has {free} bytes of memory left");
-            return Err(Error::Unsupported { what });
+            return Err(Error::unsupported(what));
         }
         Ok(())
     }
@@ -166,7 +166,7 @@ impl Machine for CudaMachine {
 
     fn launch(&self, launch: Launch<'_, CudaMemory>) -> Result<()> {
         let Launch { module, kernel, grid, threads, shared_bytes, args } = launch;
-        let refuse = |what: String| Err(Error::Unsupported { what: format!("{kernel}: {what}") });
+        let refuse = |what: String| Err(Error::unsupported(format!("{kernel}: {what}")));
         let [x, y, z] = grid.map(|n| u32::try_from(n).unwrap_or(0));
         if x == 0 || !(1..=65535).contains(&y) || !(1..=65535).contains(&z) || x > i32::MAX.cast_unsigned() {
             return refuse(format!("a grid of {grid:?} blocks; a device takes 2^31 by 65,535 by 65,535"));

@@ -3,12 +3,12 @@
 use super::device::{CudaMachine, CudaMemory};
 use super::machine::Element;
 use super::matrix::{DeviceMatrix, Operand};
-use crate::codec::sizes;
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DeviceRepr};
 use candle_core::cuda_backend::{CudaDType, CudaStorageSlice};
 use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, bail};
 use half::{bf16, f16};
+use rbe_core::codec::{Sides, sizes};
 
 /// The elements that a contiguous layout sees.
 fn range(layout: &Layout, op: &str) -> Result<std::ops::Range<usize>> {
@@ -26,7 +26,7 @@ fn expect_device(matrix: &DeviceMatrix<CudaMachine>, device: &CudaDevice, op: &s
 }
 
 /// `x W'`, or `x W` when `transposed`, for `x` of F32, F16 or BF16.
-pub(crate) fn product(
+pub(crate) fn matmul(
     matrix: &DeviceMatrix<CudaMachine>,
     storage: &CudaStorage,
     layout: &Layout,
@@ -36,19 +36,19 @@ pub(crate) fn product(
     expect_device(matrix, storage.device(), op)?;
     match &storage.slice {
         CudaStorageSlice::F32(_) => {
-            typed_product::<f32>(matrix, storage, layout, transposed, op, Element::F32)
+            typed_matmul::<f32>(matrix, storage, layout, transposed, op, Element::F32)
         }
         CudaStorageSlice::F16(_) => {
-            typed_product::<f16>(matrix, storage, layout, transposed, op, Element::F16)
+            typed_matmul::<f16>(matrix, storage, layout, transposed, op, Element::F16)
         }
         CudaStorageSlice::BF16(_) => {
-            typed_product::<bf16>(matrix, storage, layout, transposed, op, Element::BF16)
+            typed_matmul::<bf16>(matrix, storage, layout, transposed, op, Element::BF16)
         }
         _ => bail!("{op} takes F32, F16 or BF16, not {:?}", storage.dtype()),
     }
 }
 
-fn typed_product<T: CudaDType + DeviceRepr>(
+fn typed_matmul<T: CudaDType + DeviceRepr>(
     matrix: &DeviceMatrix<CudaMachine>,
     storage: &CudaStorage,
     layout: &Layout,
@@ -57,15 +57,15 @@ fn typed_product<T: CudaDType + DeviceRepr>(
     element: Element,
 ) -> Result<CudaStorage> {
     let (device, stored) = (storage.device().clone(), matrix.layout());
-    let (input, output) =
-        if transposed { (stored.rows(), stored.cols()) } else { (stored.cols(), stored.rows()) };
+    let sides = Sides::new(stored, transposed);
+    let (input, output) = (sides.input().elements(), sides.output().elements());
     let x = storage.as_cuda_slice::<T>()?.slice(range(layout, op)?);
-    let tokens = layout.shape().elem_count() / input;
-    filled::<T>(&device, sizes::elements(&[tokens, output]), |y| {
+    let batch = layout.shape().elem_count() / input;
+    filled::<T>(&device, sizes::elements(&[batch, output]), |y| {
         let stream = device.cuda_stream();
         let (address, _read_until_here) = x.device_ptr(&stream);
         let x = Operand { memory: &CudaMemory::Address(address), offset: 0, element };
-        matrix.product(&x, tokens, transposed, &Operand { memory: y, offset: 0, element })
+        matrix.matmul(&x, batch, transposed, &Operand { memory: y, offset: 0, element })
     })
 }
 

@@ -1,22 +1,21 @@
 //! A compressed matrix on a device, and the products with it.
 
-use super::axis::{DeviceAxis, Part, Sum, Target, transpose};
+use super::axis::{DeviceAxis, Part, Spectrum, Sum, Target, transpose};
 use super::basis::DeviceBasis;
-use super::machine::{Dense, Element, Machine};
-use super::sparse::DeviceSparse;
-use super::strips::{DeviceStrips, Panel, StripPlan};
-use crate::codec::signs::Side;
-use crate::codec::sizes;
-use crate::codec::term::Term;
-use crate::codec::{Layout, Matrix};
+use super::machine::{Arg, Dense, Element, Machine};
+use super::term::{DeviceTerm, Gather, Panel, Partial, Product, Uploaded, upload};
 use crate::error::Result;
+use rbe_core::codec::signs::Side;
+use rbe_core::codec::sizes;
+use rbe_core::codec::{Layout, Matrix, Sides};
+use std::ops::Range;
 
-/// The most vectors that are multiplied with the coefficients as they are stored; more take a dense panel.
-pub const FEW: usize = 8;
+/// The largest batch that is multiplied with the coefficients as they are stored (GEMV); a larger one takes a dense panel.
+pub const GEMV_MAX_BATCH: usize = 8;
 /// Bytes of a panel: a part of a large matrix, so that it is still in the second cache when it is read.
 const PANEL_BYTES: usize = 32 << 20;
-/// Vectors of one pass: the kernels count groups of them in a grid's short dimensions.
-const VECTORS: usize = 1 << 15;
+/// Rows of one pass: the kernels count groups of them in a grid's short dimensions.
+const PASS_BATCH: usize = 1 << 15;
 /// Rows that a thread of a panel has.
 const PIECE: usize = 32;
 
@@ -31,16 +30,15 @@ pub struct Operand<'a, M> {
     pub element: Element,
 }
 
-/// A spectral term in its layout.
-enum DeviceTerm<M> {
-    Strips(DeviceStrips<M>),
-    Sparse(DeviceSparse<M>),
-}
+impl<'a, M> Operand<'a, M> {
+    /// The same vectors without the first `elements`.
+    fn from(&self, elements: usize) -> Self {
+        Self { offset: self.offset + elements, ..*self }
+    }
 
-/// What a term was asked for, with its place among the parts of the sum.
-enum Share {
-    Strips(StripPlan),
-    Sparse,
+    pub(super) fn arg(&self) -> Arg<'a, M> {
+        Arg::Memory(self.memory, self.offset * self.element.bytes())
+    }
 }
 
 /// A matrix in a device's memory, ready for products.
@@ -51,8 +49,7 @@ pub struct DeviceMatrix<D: Machine> {
     largest_scale: f32,
     rows: DeviceAxis<D::Memory>,
     cols: DeviceAxis<D::Memory>,
-    terms: Vec<DeviceTerm<D::Memory>>,
-    basis: Option<DeviceBasis<D::Memory>>,
+    terms: Vec<Uploaded<D::Memory>>,
 }
 
 impl<D: Machine> std::fmt::Debug for DeviceMatrix<D> {
@@ -71,22 +68,11 @@ impl<D: Machine> DeviceMatrix<D> {
         let axis = |side, axis| DeviceAxis::new(&machine, axis, side, matrix.seed());
         let axes = matrix.axes();
         let (rows, cols) = (axis(Side::Rows, &axes.rows)?, axis(Side::Cols, &axes.cols)?);
-        let (mut terms, mut basis) = (Vec::new(), None);
-        for term in matrix.terms() {
-            match term {
-                Term::Basis(term) => basis = Some(DeviceBasis::new(&machine, layout, term)?),
-                Term::Sparse(term) => terms.push(DeviceTerm::Sparse(DeviceSparse::new(layout, term))),
-                Term::Planes(term) => {
-                    terms.push(DeviceTerm::Strips(DeviceStrips::planes(&machine, layout, term)?));
-                }
-                Term::Trellis(term) => {
-                    terms.push(DeviceTerm::Strips(DeviceStrips::trellis(&machine, layout, term)?));
-                }
-            }
-        }
+        let terms: Result<_> = matrix.terms().iter().map(|term| upload(&machine, layout, term)).collect();
+        let terms = terms?;
         let scales = [&axes.rows, &axes.cols].map(|axis| axis.scale_values().unwrap_or_default());
         let largest_scale = scales.concat().iter().fold(1f32, |largest, s| largest.max(*s).max(s.recip()));
-        Ok(Self { machine, layout, largest_scale, rows, cols, terms, basis })
+        Ok(Self { machine, layout, largest_scale, rows, cols, terms })
     }
 
     /// The device.
@@ -104,39 +90,41 @@ impl<D: Machine> DeviceMatrix<D> {
     /// # Errors
     /// When the device has not enough memory.
     pub fn prepare(&self, transposed: bool) -> Result<()> {
-        self.terms.iter().try_for_each(|term| match term {
-            DeviceTerm::Sparse(sparse) => sparse.prepare(&self.machine, transposed),
-            DeviceTerm::Strips(_) => Ok(()),
-        })
+        self.spectral().try_for_each(|term| term.prepare(&self.machine, transposed))
     }
 
-    /// `y = x W'`, or `y = x W` when `transposed`: `x` is `(tokens, in)`, `y` `(tokens, out)` of the same type.
+    /// The terms in the coefficient domain.
+    fn spectral(&self) -> impl Iterator<Item = &dyn DeviceTerm<D>> {
+        self.terms.iter().filter_map(Uploaded::spectral)
+    }
+
+    /// The terms in the weight domain.
+    fn weights(&self) -> Option<&DeviceBasis<D::Memory>> {
+        self.terms.iter().find_map(Uploaded::weights)
+    }
+
+    /// `y = x W'`, or `y = x W` when `transposed`: `x` is `(batch, in)`, `y` `(batch, out)` of the same type.
     ///
     /// # Errors
     /// When the device has not enough memory or refuses a launch.
-    pub fn product(
+    pub fn matmul(
         &self,
         x: &Operand<'_, D::Memory>,
-        tokens: usize,
+        batch: usize,
         transposed: bool,
         y: &Operand<'_, D::Memory>,
     ) -> Result<()> {
         let (input, output) = self.sides(transposed);
-        for first in (0..tokens).step_by(VECTORS) {
-            let count = VECTORS.min(tokens - first);
-            let x = Operand { offset: x.offset + first * input.len, ..*x };
+        for first in (0..batch).step_by(PASS_BATCH) {
+            let product = Product { batch: PASS_BATCH.min(batch - first), transposed };
+            let x = x.from(first * input.len);
             let to = Target { memory: y.memory, element: y.element, offset: y.offset + first * output.len };
-            let addend = match &self.basis {
-                Some(basis) => {
-                    let x_place = (x.memory, x.offset);
-                    Some(basis.product(&self.machine, x_place, x.element, count, transposed)?)
-                }
-                None => None,
-            };
-            if count <= FEW || self.terms.is_empty() {
-                self.product_of_few(&x, count, transposed, addend.as_ref(), &to)?;
+            let addend =
+                self.weights().map(|basis| basis.product(&self.machine, &product, &x)).transpose()?;
+            if product.batch <= GEMV_MAX_BATCH || self.spectral().next().is_none() {
+                self.gemv(&product, &x, addend.as_ref(), &to)?;
             } else {
-                self.product_of_many(&x, count, transposed, addend.as_ref(), &to)?;
+                self.gemm(&product, &x, addend.as_ref(), &to)?;
             }
         }
         Ok(())
@@ -144,80 +132,48 @@ impl<D: Machine> DeviceMatrix<D> {
 
     /// The axes of inputs and outputs.
     fn sides(&self, transposed: bool) -> (&DeviceAxis<D::Memory>, &DeviceAxis<D::Memory>) {
-        if transposed { (&self.rows, &self.cols) } else { (&self.cols, &self.rows) }
+        Sides::new(self.layout, transposed).of(&self.rows, &self.cols)
     }
 
-    fn product_of_few(
+    /// With the coefficients as they are stored.
+    fn gemv(
         &self,
+        product: &Product,
         x: &Operand<'_, D::Memory>,
-        tokens: usize,
-        transposed: bool,
         addend: Option<&D::Memory>,
         to: &Target<'_, D::Memory>,
     ) -> Result<()> {
-        let machine = &self.machine;
-        let (input, output) = self.sides(transposed);
-        let shares = self.terms.iter().map(|term| match term {
-            DeviceTerm::Strips(strips) => {
-                let plan = strips.plan(machine, tokens, transposed);
-                (Share::Strips(plan), plan.splits)
-            }
-            DeviceTerm::Sparse(sparse) => (Share::Sparse, sparse.splits(transposed)),
-        });
-        let shares: Vec<_> = shares.collect();
-        let splits: usize = shares.iter().map(|(_, splits)| splits).sum();
+        let (machine, batch) = (&self.machine, product.batch);
+        let (input, output) = self.sides(product.transposed);
+        let splits: Vec<usize> = self.spectral().map(|term| term.splits(machine, product)).collect();
+        let count: usize = splits.iter().sum();
         let mut parts = None;
-        if splits > 0 {
-            let spectrum = input.analyze(
-                machine,
-                x.memory,
-                x.offset,
-                x.element,
-                tokens,
-                Element::F32,
-                input.len,
-                1.0,
-            )?;
-            let partial =
-                machine.allocate(sizes::elements(&[splits, tokens, output.len, size_of::<f32>()]))?;
+        if count > 0 {
+            let plain = Spectrum { element: Element::F32, stride: input.len, scale: 1.0 };
+            let spectrum = input.forward(machine, x, batch, plain)?;
+            let memory = machine.allocate(sizes::elements(&[count, batch, output.len, size_of::<f32>()]))?;
             let mut before = 0;
-            for (term, (share, splits)) in self.terms.iter().zip(shares) {
-                let offset = before * tokens * output.len;
+            for (term, splits) in self.spectral().zip(splits) {
+                let partial = Partial { memory: &memory, offset: before * batch * output.len };
+                term.product(machine, product, &spectrum, &partial)?;
                 before += splits;
-                match (term, share) {
-                    (DeviceTerm::Strips(strips), Share::Strips(plan)) => {
-                        strips.product(machine, plan, &spectrum, &partial, offset)?;
-                    }
-                    (DeviceTerm::Sparse(sparse), _) => {
-                        sparse.product(machine, tokens, transposed, &spectrum, &partial, offset)?;
-                    }
-                    (DeviceTerm::Strips(_), Share::Sparse) => {}
-                }
             }
-            parts = Some(partial);
+            parts = Some(memory);
         }
-        let whole = Part { first: 0, len: output.len };
-        let sum = Sum {
-            parts: parts.as_ref(),
-            element: Element::F32,
-            splits,
-            stride: output.len,
-            addend,
-            scale: 1.0,
-        };
-        output.synthesize(machine, whole, &sum, tokens, to)
+        let sum = Sum::of(parts.as_ref(), count, output.len, addend);
+        output.inverse(machine, output.whole(), &sum, batch, to)
     }
 
-    fn product_of_many(
+    /// With the coefficients reconstructed part by part.
+    fn gemm(
         &self,
+        product: &Product,
         x: &Operand<'_, D::Memory>,
-        tokens: usize,
-        transposed: bool,
         addend: Option<&D::Memory>,
         to: &Target<'_, D::Memory>,
     ) -> Result<()> {
-        let machine = &self.machine;
-        let element = x.element;
+        let Product { batch, transposed } = *product;
+        let (machine, element) = (&self.machine, x.element);
         let (input, output) = self.sides(transposed);
         // `|T D x| <= sqrt(length of a block) max|D| max|x|` for each coefficient: so divided, none leaves the type that held
         // `x`, nor do those of a result that the type holds.
@@ -229,21 +185,19 @@ impl<D: Machine> DeviceMatrix<D> {
             }
         };
         let inner = if transposed { input.len.next_multiple_of(PIECE) } else { input.len };
-        let spectrum =
-            input.analyze(machine, x.memory, x.offset, element, tokens, element, inner, 1.0 / guard)?;
+        let spectrum = Spectrum { element, stride: inner, scale: 1.0 / guard };
+        let spectrum = input.forward(machine, x, batch, spectrum)?;
         for part in self.parts(output, inner, element) {
-            let (rows, cols) = if transposed {
-                (0..self.layout.rows(), part.first..part.first + part.len)
-            } else {
-                (part.first..part.first + part.len, 0..self.layout.cols())
-            };
+            let own = part.first..part.first + part.len;
+            let (rows, cols) =
+                if transposed { (0..self.layout.rows(), own) } else { (own, 0..self.layout.cols()) };
             let stride = rows.len().next_multiple_of(PIECE);
             let panel = self.panel(element, rows, cols)?;
             let outs = if transposed { part.len } else { stride };
-            let size = Dense { element, rows: tokens, inner, cols: outs, transposed };
+            let size = Dense { element, rows: batch, inner, cols: outs, transposed };
             let product = machine.matmul(&spectrum, &panel, size)?;
             let sum = Sum { parts: Some(&product), element, splits: 1, stride: outs, addend, scale: guard };
-            output.synthesize(machine, part, &sum, tokens, to)?;
+            output.inverse(machine, part, &sum, batch, to)?;
         }
         Ok(())
     }
@@ -259,32 +213,15 @@ impl<D: Machine> DeviceMatrix<D> {
     }
 
     /// The coefficients of a range of rows and columns, `(cols, rows filled up to whole pieces)`.
-    fn panel(
-        &self,
-        element: Element,
-        rows: std::ops::Range<usize>,
-        cols: std::ops::Range<usize>,
-    ) -> Result<D::Memory> {
+    fn panel(&self, element: Element, rows: Range<usize>, cols: Range<usize>) -> Result<D::Memory> {
         let machine = &self.machine;
         let stride = rows.len().next_multiple_of(PIECE);
         let bytes = sizes::elements(&[cols.len(), stride, element.bytes()]);
-        let first_is_dense = matches!(self.terms.first(), Some(DeviceTerm::Strips(_)));
-        let memory =
-            if first_is_dense { machine.allocate(bytes)? } else { machine.allocate_zeroed(bytes)? };
-        let panel = Panel {
-            memory: &memory,
-            element,
-            first_row: rows.start,
-            end_row: rows.end,
-            first_col: cols.start,
-            end_col: cols.end,
-            stride,
-        };
-        for (index, term) in self.terms.iter().enumerate() {
-            match term {
-                DeviceTerm::Strips(strips) => strips.panel(machine, &panel, index > 0)?,
-                DeviceTerm::Sparse(sparse) => sparse.panel(machine, &panel)?,
-            }
+        let is_filled = self.spectral().next().is_some_and(DeviceTerm::fills_panels);
+        let memory = if is_filled { machine.allocate(bytes)? } else { machine.allocate_zeroed(bytes)? };
+        let panel = Panel { memory: &memory, element, rows, cols, stride };
+        for (index, term) in self.spectral().enumerate() {
+            term.panel(machine, &panel, index > 0)?;
         }
         Ok(memory)
     }
@@ -296,41 +233,26 @@ impl<D: Machine> DeviceMatrix<D> {
     /// When the device has not enough memory or refuses a launch.
     pub fn gather(&self, ids: &D::Memory, count: usize, y: &Operand<'_, D::Memory>) -> Result<()> {
         let (machine, cols) = (&self.machine, self.layout.cols());
+        let terms = self.spectral().count();
         // Their rows of coefficients in F32 lie in memory at once.
-        for first in (0..count).step_by(VECTORS) {
-            let (ids, count) = ((ids, first), VECTORS.min(count - first));
-            let addend = match &self.basis {
-                Some(basis) => Some(basis.rows(machine, Some(ids), count)?),
-                None => None,
-            };
+        for first in (0..count).step_by(PASS_BATCH) {
+            let rows = Gather { ids, offset: first, count: PASS_BATCH.min(count - first) };
+            let weights = self.weights().map(|basis| basis.rows(machine, Some(&rows), rows.count));
+            let addend = weights.transpose()?;
             let mut partial = None;
-            if !self.terms.is_empty() {
-                let units = self.rows.analyze_units(machine, ids.0, ids.1, count)?;
-                let parts =
-                    machine.allocate(sizes::elements(&[self.terms.len(), count, cols, size_of::<f32>()]))?;
-                for (index, term) in self.terms.iter().enumerate() {
-                    let offset = index * count * cols;
-                    match term {
-                        DeviceTerm::Strips(strips) => {
-                            strips.gather(machine, ids, count, &units, &parts, offset)?;
-                        }
-                        DeviceTerm::Sparse(sparse) => {
-                            sparse.gather(machine, ids, count, &units, &parts, offset)?;
-                        }
-                    }
+            if terms > 0 {
+                let units = self.rows.forward_units(machine, &rows)?;
+                let memory =
+                    machine.allocate(sizes::elements(&[terms, rows.count, cols, size_of::<f32>()]))?;
+                for (index, term) in self.spectral().enumerate() {
+                    let partial = Partial { memory: &memory, offset: index * rows.count * cols };
+                    term.gather(machine, &rows, &units, &partial)?;
                 }
-                partial = Some(parts);
+                partial = Some(memory);
             }
-            let sum = Sum {
-                parts: partial.as_ref(),
-                element: Element::F32,
-                splits: self.terms.len(),
-                stride: cols,
-                addend: addend.as_ref(),
-                scale: 1.0,
-            };
+            let sum = Sum::of(partial.as_ref(), terms, cols, addend.as_ref());
             let to = Target { memory: y.memory, element: y.element, offset: y.offset + first * cols };
-            self.cols.synthesize(machine, Part { first: 0, len: cols }, &sum, count, &to)?;
+            self.cols.inverse(machine, self.cols.whole(), &sum, rows.count, &to)?;
         }
         Ok(())
     }
@@ -341,37 +263,20 @@ impl<D: Machine> DeviceMatrix<D> {
     /// When the device has not enough memory or refuses a launch.
     pub fn decode(&self, weights: &D::Memory) -> Result<()> {
         let (machine, rows, cols) = (&self.machine, self.layout.rows(), self.layout.cols());
-        let addend = match &self.basis {
-            Some(basis) => Some(basis.rows(machine, None, rows)?),
-            None => None,
-        };
+        let addend = self.weights().map(|basis| basis.rows(machine, None, rows)).transpose()?;
         let mut by_rows = None;
-        if !self.terms.is_empty() {
+        if self.spectral().next().is_some() {
             // S' column by column through the rows' axis, then row by row through the columns'.
             let stride = rows.next_multiple_of(PIECE);
             let panel = self.panel(Element::F32, 0..rows, 0..cols)?;
             let by_columns = machine.allocate(sizes::elements(&[cols, rows, size_of::<f32>()]))?;
-            let sum = Sum {
-                parts: Some(&panel),
-                element: Element::F32,
-                splits: 1,
-                stride,
-                addend: None,
-                scale: 1.0,
-            };
+            let sum = Sum::of(Some(&panel), 1, stride, None);
             let to = Target { memory: &by_columns, element: Element::F32, offset: 0 };
-            self.rows.synthesize(machine, Part { first: 0, len: rows }, &sum, cols, &to)?;
+            self.rows.inverse(machine, self.rows.whole(), &sum, cols, &to)?;
             by_rows = Some(transpose(machine, &by_columns, cols, rows, rows)?);
         }
-        let sum = Sum {
-            parts: by_rows.as_ref(),
-            element: Element::F32,
-            splits: self.terms.len().min(1),
-            stride: cols,
-            addend: addend.as_ref(),
-            scale: 1.0,
-        };
+        let sum = Sum::of(by_rows.as_ref(), usize::from(by_rows.is_some()), cols, addend.as_ref());
         let to = Target { memory: weights, element: Element::F32, offset: 0 };
-        self.cols.synthesize(machine, Part { first: 0, len: cols }, &sum, rows, &to)
+        self.cols.inverse(machine, self.cols.whole(), &sum, rows, &to)
     }
 }

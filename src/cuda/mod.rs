@@ -2,9 +2,9 @@
 //!
 //! A matrix is laid out for the kernels once ([`DeviceMatrix::new`]) and stays on the device compressed. A product is
 //!
-//! 1. every input vector into the coefficient domain (`transform.cu`);
-//! 2. for up to [`FEW`] vectors the product with the stored coefficients (`planes.cu`, `trellis.cu`, `sparse.cu`), bound
-//!    by the memory they lie in; for more, the coefficients decoded into a dense panel, part by part, and a dense product;
+//! 1. every input row into the coefficient domain (`transform.cu`);
+//! 2. for up to [`GEMV_MAX_BATCH`] rows the product with the stored coefficients (`planes.cu`, `trellis.cu`, `sparse.cu`), bound
+//!    by the memory they lie in; for more, the coefficients reconstructed as a dense panel, part by part, and a GEMM;
 //! 3. every result back (`transform.cu`), the parts of its sum and the basis term's share (`basis.cu`) added in F32.
 //!
 //! All of it is queued on one stream; nothing waits for the device, and nothing is copied to the host. Sums run in one
@@ -18,10 +18,13 @@
 
 mod axis;
 mod basis;
+mod groups;
 mod machine;
 mod matrix;
+mod planes;
 mod sparse;
-mod strips;
+mod term;
+mod trellis;
 
 #[cfg(feature = "cuda")]
 mod device;
@@ -29,9 +32,9 @@ mod device;
 mod forward;
 
 pub use machine::{Arg, Dense, Element, Launch, MODULES, Machine, Module};
-pub use matrix::{DeviceMatrix, FEW, Operand};
+pub use matrix::{DeviceMatrix, GEMV_MAX_BATCH, Operand};
 
 #[cfg(feature = "cuda")]
 pub(crate) use device::CudaMachine;
 #[cfg(feature = "cuda")]
-pub(crate) use forward::{decode, gather, product};
+pub(crate) use forward::{decode, gather, matmul};

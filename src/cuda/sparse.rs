@@ -1,13 +1,14 @@
 //! The sparse term on the device: one output's coefficients after another, as `sparse.cu` has them.
 
 use super::axis::{floats, words};
+use super::groups::{BATCH_TILE, THREADS, WARPS};
 use super::machine::{Arg, Launch, Machine, Module};
-use super::strips::{Panel, THREADS, TOKENS, WARPS};
-use crate::codec::Layout;
-use crate::codec::term::Sparse;
-use crate::codec::term::sparse::Format;
-use crate::codec::term::sparse::format::MU_LAW;
+use super::term::{DeviceTerm, Gather, Panel, Partial, Product};
 use crate::error::{Error, Result};
+use rbe_core::codec::term::Sparse;
+use rbe_core::codec::term::sparse::Format;
+use rbe_core::codec::term::sparse::format::MU_LAW;
+use rbe_core::codec::{Layout, Sides};
 use std::sync::OnceLock;
 
 /// Inputs that a 16-bit position can name.
@@ -53,23 +54,21 @@ impl<M> DeviceSparse<M> {
 
     /// Outputs and inputs.
     fn sides(&self, transposed: bool) -> (usize, usize) {
-        let (rows, cols) = (self.layout.rows(), self.layout.cols());
-        if transposed { (cols, rows) } else { (rows, cols) }
+        let sides = Sides::new(self.layout, transposed);
+        (sides.output().elements(), sides.input().elements())
     }
 
-    /// Lays the lists of one direction out, if that has not been done.
-    pub(super) fn prepare(&self, machine: &impl Machine<Memory = M>, transposed: bool) -> Result<()> {
-        let place = if transposed { &self.by_columns } else { &self.by_rows };
+    fn place(&self, transposed: bool) -> &OnceLock<Lists<M>> {
+        if transposed { &self.by_columns } else { &self.by_rows }
+    }
+
+    /// The lists of one direction, laid out if that has not been done.
+    fn lists(&self, machine: &impl Machine<Memory = M>, transposed: bool) -> Result<&Lists<M>> {
+        let place = self.place(transposed);
         if place.get().is_none() {
             // Where two threads get here at once, one of the two equal layouts is dropped.
             let _ = place.set(self.lay_out(machine, transposed)?);
         }
-        Ok(())
-    }
-
-    fn lists(&self, machine: &impl Machine<Memory = M>, transposed: bool) -> Result<&Lists<M>> {
-        self.prepare(machine, transposed)?;
-        let place = if transposed { &self.by_columns } else { &self.by_rows };
         place.get().ok_or_else(|| Error::config("the sparse term's lists were not laid out"))
     }
 
@@ -175,61 +174,61 @@ impl<M> DeviceSparse<M> {
     fn launch<'a>(kernel: String, grid: [usize; 3], args: Vec<Arg<'a, M>>) -> Launch<'a, M> {
         Launch { module: Module::Sparse, kernel, grid, threads: THREADS, shared_bytes: 0, args }
     }
+}
 
-    /// Parts of a product's sum.
-    pub(super) fn splits(&self, transposed: bool) -> usize {
-        let (_, inputs) = self.sides(transposed);
+impl<D: Machine> DeviceTerm<D> for DeviceSparse<D::Memory> {
+    fn prepare(&self, machine: &D, transposed: bool) -> Result<()> {
+        self.lists(machine, transposed).map(|_| ())
+    }
+
+    fn splits(&self, _: &D, product: &Product) -> usize {
+        let (_, inputs) = self.sides(product.transposed);
         if self.term.format() == Format::RowMask { 1 } else { inputs.div_ceil(PART) }
     }
 
-    /// The product's parts into `partial` from `offset` floats on: `(splits, tokens, out)`.
-    pub(super) fn product(
+    fn product(
         &self,
-        machine: &impl Machine<Memory = M>,
-        tokens: usize,
-        transposed: bool,
-        x: &M,
-        partial: &M,
-        offset: usize,
+        machine: &D,
+        product: &Product,
+        x: &D::Memory,
+        partial: &Partial<'_, D::Memory>,
     ) -> Result<()> {
+        let Product { batch, transposed } = *product;
         let lists = self.lists(machine, transposed)?;
         let (kind, mut args) = self.args(lists, transposed);
-        args.extend([Arg::Memory(x, 0), Arg::Memory(partial, offset * size_of::<f32>()), Arg::Int(tokens)]);
-        let at_once = if tokens == 1 { 1 } else { TOKENS };
+        args.extend([Arg::Memory(x, 0), partial.arg(), Arg::Int(batch)]);
+        let at_once = if batch == 1 { 1 } else { BATCH_TILE };
         let (outs, _) = self.sides(transposed);
-        let grid = [outs.div_ceil(WARPS), lists.parts, tokens.div_ceil(at_once)];
+        let grid = [outs.div_ceil(WARPS), lists.parts, batch.div_ceil(at_once)];
         machine.launch(Self::launch(format!("sparse_{kind}_product_{at_once}"), grid, args))
     }
 
-    /// Rows `ids` in the coefficient domain of the columns, `(ids, cols)`; `units` is what the axis made of the ids.
-    pub(super) fn gather(
+    fn gather(
         &self,
-        machine: &impl Machine<Memory = M>,
-        ids: (&M, usize),
-        count: usize,
-        units: &M,
-        partial: &M,
-        offset: usize,
+        machine: &D,
+        rows: &Gather<'_, D::Memory>,
+        units: &D::Memory,
+        partial: &Partial<'_, D::Memory>,
     ) -> Result<()> {
         let lists = self.lists(machine, true)?;
         let (kind, mut args) = self.args(lists, true);
-        args.extend([Arg::Memory(ids.0, ids.1 * size_of::<u32>()), Arg::Memory(units, 0)]);
+        args.extend([rows.arg(), Arg::Memory(units, 0)]);
         if kind == "masks" {
             args.push(Arg::Int(self.layout.block()));
         }
-        args.push(Arg::Memory(partial, offset * size_of::<f32>()));
-        let grid = [count, self.layout.cols().div_ceil(THREADS), 1];
+        args.push(partial.arg());
+        let grid = [rows.count, self.layout.cols().div_ceil(THREADS), 1];
         machine.launch(Self::launch(format!("sparse_{kind}_gather"), grid, args))
     }
 
-    /// Adds the coefficients of a panel to what is there.
-    pub(super) fn panel(&self, machine: &impl Machine<Memory = M>, panel: &Panel<'_, M>) -> Result<()> {
+    /// Adds to what is there, which is zero where nothing is to be added to.
+    fn panel(&self, machine: &D, panel: &Panel<'_, D::Memory>, _add: bool) -> Result<()> {
         let lists = self.lists(machine, false)?;
         let (kind, mut args) = self.args(lists, false);
         args.push(Arg::Memory(panel.memory, 0));
-        let range = [panel.first_row, panel.end_row, panel.first_col, panel.end_col, panel.stride];
+        let range = [panel.rows.start, panel.rows.end, panel.cols.start, panel.cols.end, panel.stride];
         args.extend(range.map(Arg::Int));
-        let grid = [(panel.end_row - panel.first_row).div_ceil(WARPS), lists.parts, 1];
+        let grid = [panel.rows.len().div_ceil(WARPS), lists.parts, 1];
         let kernel = format!("sparse_{kind}_panel_{}", panel.element.suffix());
         machine.launch(Self::launch(kernel, grid, args))
     }

@@ -69,12 +69,10 @@ impl TryFrom<File> for Config {
 
     fn try_from(file: File) -> Result<Self> {
         if let Some(kind) = file.position_embedding_type.filter(|kind| kind != "absolute") {
-            return Err(Error::Unsupported {
-                what: format!("position_embedding_type {kind:?}; it is absolute"),
-            });
+            return Err(Error::unsupported(format!("position_embedding_type {kind:?}; it is absolute")));
         }
         if file.is_decoder {
-            return Err(Error::Unsupported { what: "is_decoder; this BERT is an encoder".into() });
+            return Err(Error::unsupported("is_decoder; this BERT is an encoder"));
         }
         let config = Self {
             vocab_size: file.vocab_size,

@@ -1,28 +1,16 @@
 //! Hugging Face's `config.json`.
 
-use super::{gpt2, llama};
+use super::Config;
+use super::families::FAMILIES;
 use crate::{Error, Result, file};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::path::Path;
 
-/// The configuration of any supported model.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Config {
-    /// `"model_type": "gpt2"`.
-    Gpt2(gpt2::Config),
-    /// `"model_type": "llama"`.
-    Llama(llama::Config),
-}
-
-type Reader = fn(Value) -> Result<Config>;
-
-/// Every supported `model_type` and how its configuration is read.
-const READERS: [(&str, Reader); 2] = [
-    ("gpt2", |json| from_fields(json).map(Config::Gpt2)),
-    ("llama", |json| from_fields(json).map(Config::Llama)),
-];
+/// What works for a model of another architecture.
+const OTHERWISE: &str = "a model of another kind is compressed all the same; run it by its own code in Candle with \
+     `use candle_rbe::candle_nn;`, or make dense weights of it by `rbe decode`";
 
 /// What the fields of a configuration say; an error begins with the field that it is about.
 pub(super) fn from_fields<T: DeserializeOwned>(json: Value) -> Result<T> {
@@ -52,17 +40,10 @@ impl Config {
             let file: GenerationFile = from_fields(json).map_err(|e| Error::file(&beside, e))?;
             let ids = Vec::from(file.eos_token_id);
             if !ids.is_empty() {
-                *config.eos_token_ids_mut() = ids;
+                config.eos_token_ids = ids;
             }
         }
         Ok(config)
-    }
-
-    fn eos_token_ids_mut(&mut self) -> &mut Vec<u32> {
-        match self {
-            Self::Gpt2(config) => &mut config.eos_token_ids,
-            Self::Llama(config) => &mut config.eos_token_ids,
-        }
     }
 
     /// Reads a configuration as transformers 4 or 5 writes it.
@@ -72,16 +53,21 @@ impl Config {
     /// asks for something the model here does not have.
     pub fn from_json(json: &str) -> Result<Self> {
         let json: Value = serde_json::from_str(json).map_err(|e| Error::config(e.to_string()))?;
-        let supported = || READERS.map(|(name, _)| name).join(", ");
+        let supported = || FAMILIES.map(|family| family.model_type).join(", ");
         let Some(model_type) = json.get("model_type").and_then(Value::as_str) else {
             return Err(Error::config(format!("there is no \"model_type\"; supported are {}", supported())));
         };
-        let Some((_, read)) = READERS.iter().find(|(name, _)| *name == model_type) else {
-            let what = format!("model_type {model_type:?}; supported are {}", supported());
-            return Err(Error::Unsupported { what });
+        let Some(family) = FAMILIES.iter().find(|family| family.model_type == model_type) else {
+            let what = format!("model_type {model_type:?}; supported are {}; {OTHERWISE}", supported());
+            return Err(Error::unsupported(what));
         };
-        read(json.clone())
+        (family.read)(json)
     }
+}
+
+/// Whether the models of a `model_type` tie their head to the token table where their configuration does not say.
+pub(crate) fn ties_by_default(model_type: &str) -> bool {
+    FAMILIES.iter().any(|family| family.tied && family.model_type == model_type)
 }
 
 /// What is taken of `generation_config.json`.
@@ -92,7 +78,7 @@ struct GenerationFile {
 }
 
 /// `eos_token_id`: one id, several or `null`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(untagged, expecting = "expected a token id, a list of them, or null")]
 pub(super) enum TokenIds {
     #[default]
@@ -133,6 +119,7 @@ pub(super) fn check_sizes(most: usize, sizes: &[(&str, usize)]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::decoder::{AttentionConfig, FeedForwardConfig, MlpConfig, Norm};
     use crate::models::{Activation, Rope, RopeScaling};
 
     /// Llama 3.1 8B's file as transformers 4 writes it.
@@ -145,9 +132,13 @@ mod tests {
         "rope_theta": 500000.0, "tie_word_embeddings": false, "torch_dtype": "bfloat16", "use_cache": true,
         "transformers_version": "4.43.0", "vocab_size": 128256}"#;
 
-    fn llama(json: &str) -> Result<llama::Config> {
-        match Config::from_json(json)? {
-            Config::Llama(config) => Ok(config),
+    fn attention(config: &Config) -> &AttentionConfig {
+        &config.layers[0].attention
+    }
+
+    fn mlp(config: &Config) -> &MlpConfig {
+        match &config.layers[0].feed_forward {
+            FeedForwardConfig::Dense(mlp) => mlp,
             other => panic!("{other:?}"),
         }
     }
@@ -161,19 +152,24 @@ mod tests {
 
     #[test]
     fn llama_3_as_both_versions_write_it() -> Result<()> {
-        let config = llama(LLAMA_3)?;
+        let config = Config::from_json(LLAMA_3)?;
         let scaling = RopeScaling::Llama3 {
             factor: 8.,
             low_freq_factor: 1.,
             high_freq_factor: 4.,
             original_max_position_embeddings: 8192,
         };
-        assert_eq!(config.rope, Rope { theta: 500_000., scaling });
+        let rope = Rope { theta: 500_000., part: 1., scaling };
+        assert_eq!(attention(&config).rope, Some(rope));
+        assert_eq!(config.layers.len(), 32);
         assert_eq!(config.eos_token_ids, [128_001, 128_008, 128_009]);
-        assert_eq!((config.head_dim, config.num_key_value_heads), (128, 8));
-        assert_eq!(llama(&in_version_5(LLAMA_3))?, config);
-        assert_eq!(llama(&LLAMA_3.replace("rope_type", "type"))?, config, "an old name");
-        assert_eq!(llama(&LLAMA_3.replace("\"rope_type\"", "\"type\": \"llama3\", \"rope_type\""))?, config);
+        assert_eq!((attention(&config).head_dim, attention(&config).kv_heads), (128, 8));
+        assert_eq!(Config::from_json(&in_version_5(LLAMA_3))?, config);
+        assert_eq!(Config::from_json(&LLAMA_3.replace("rope_type", "type"))?, config, "an old name");
+        assert_eq!(
+            Config::from_json(&LLAMA_3.replace("\"rope_type\"", "\"type\": \"llama3\", \"rope_type\""))?,
+            config
+        );
         Ok(())
     }
 
@@ -185,9 +181,9 @@ mod tests {
             std::fs::write(&path, text).map_err(|e| Error::io(&path, e))
         };
         let ends = || -> Result<Vec<u32>> {
-            let mut config = Config::read(room.path())?;
+            let config = Config::read(room.path())?;
             assert_eq!(Config::read(room.path().join("config.json"))?, config);
-            Ok(config.eos_token_ids_mut().clone())
+            Ok(config.eos_token_ids)
         };
         write("config.json", LLAMA_3)?;
         assert_eq!(ends()?, [128_001, 128_008, 128_009]);
@@ -223,30 +219,28 @@ mod tests {
     fn what_a_file_may_leave_out() -> Result<()> {
         let least = r#"{"model_type": "llama", "vocab_size": 10, "hidden_size": 8, "intermediate_size": 8,
             "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 16}"#;
-        let config = llama(least)?;
-        assert_eq!(config.rope, Rope { theta: 10_000., scaling: RopeScaling::Default });
-        assert_eq!((config.head_dim, config.num_key_value_heads), (4, 2));
-        assert_eq!((config.rms_norm_eps, config.hidden_act), (1e-6, Activation::Silu));
-        assert!(!config.attention_bias && !config.mlp_bias && !config.tie_word_embeddings);
-        assert!(config.eos_token_ids.is_empty());
+        let config = Config::from_json(least)?;
+        assert_eq!(attention(&config).rope, Some(Rope::new(10_000.)));
+        assert_eq!((attention(&config).head_dim, attention(&config).kv_heads), (4, 2));
+        assert_eq!((config.norm, mlp(&config).activation), (Norm::Rms(1e-6), Activation::Silu));
+        assert!(!attention(&config).input_bias && !attention(&config).output_bias && !mlp(&config).bias);
+        assert!(config.eos_token_ids.is_empty() && !config.tie_word_embeddings);
         let explicit = least.replace(
             "\"vocab_size\"",
             "\"head_dim\": null, \"num_key_value_heads\": null, \"rope_scaling\": null, \"eos_token_id\": null, \"vocab_size\"",
         );
-        assert_eq!(llama(&explicit)?, config);
+        assert_eq!(Config::from_json(&explicit)?, config);
         assert_eq!(
-            llama(&explicit.replace("\"eos_token_id\": null", "\"eos_token_id\": 2"))?.eos_token_ids,
+            Config::from_json(&explicit.replace("\"eos_token_id\": null", "\"eos_token_id\": 2"))?
+                .eos_token_ids,
             [2]
         );
 
         let gpt2 = r#"{"model_type": "gpt2", "vocab_size": 10, "n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 2}"#;
-        let Config::Gpt2(config) = Config::from_json(gpt2)? else { panic!("not GPT-2") };
-        assert_eq!((config.n_inner, config.activation_function), (32, Activation::GeluTanh));
-        assert!(
-            config.scale_attn_weights
-                && config.tie_word_embeddings
-                && !config.scale_attn_by_inverse_layer_idx
-        );
+        let config = Config::from_json(gpt2)?;
+        assert_eq!((mlp(&config).intermediate_size, mlp(&config).activation), (32, Activation::GeluTanh));
+        assert!(config.tie_word_embeddings);
+        assert_eq!(attention(&config).scale, 0.5, "by the root of the head's width, not by the layer");
         Ok(())
     }
 
@@ -257,16 +251,16 @@ mod tests {
             (
                 "\"model_type\": \"llama\"",
                 "\"model_type\": \"bert\"",
-                "model_type \"bert\"; supported are gpt2, llama",
+                "model_type \"bert\"; supported are gemma2, gemma3_text, gemma3, gpt2",
             ),
             ("\"model_type\": \"llama\",", "", "there is no \"model_type\""),
-            ("\"llama3\"", "\"yarn\"", "rope_type \"yarn\"; supported are default, llama3"),
+            ("\"llama3\"", "\"ntk\"", "rope_type \"ntk\"; supported are default, linear, dynamic, llama3"),
             ("\"factor\": 8.0,", "", "needs factor"),
             (", \"rope_type\": \"llama3\"}", "}", "rope_scaling has factor, low_freq_factor"),
             (
                 "\"rope_type\": \"llama3\"}",
                 "\"rope_type\": null}",
-                "and no rope_type; supported are default, llama3",
+                "and no rope_type; supported are default, linear",
             ),
             (
                 "\"rope_theta\": 500000.0,",
@@ -277,8 +271,8 @@ mod tests {
             ("\"factor\": 8.0,", "\"factor\": -8.0,", "factor is -8"),
             (
                 "\"factor\": 8.0,",
-                "\"factor\": 8.0, \"partial_rotary_factor\": 0.5,",
-                "partial_rotary_factor 0.5",
+                "\"factor\": 8.0, \"partial_rotary_factor\": 1.5,",
+                "partial_rotary_factor is 1.5, it must be above 0, at most 1",
             ),
             ("\"high_freq_factor\": 4.0", "\"high_freq_factor\": 1.0", "must exceed low_freq_factor"),
             (

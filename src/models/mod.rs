@@ -17,29 +17,29 @@
 //! # }
 //! ```
 //!
-//! A new architecture is one file here, one variant of [`Model`] and of [`Config`], and one line in the
-//! table of [`Config::from_json`].
+//! There is one decoder, which a [`Config`] describes layer by layer. A family of models is a file that reads its
+//! configuration, and a line in a table: `families/` has both. They are Gemma 2 and 3 (text), GPT-2, Granite 3, LLaMA 1 to 3 with
+//! SmolLM2 and others of its shape, Mistral, Mixtral, OLMo 2, Phi-3 and Phi-4-mini, Qwen 2, 2.5 and 3, Qwen 3's mixtures of
+//! experts, SmolLM3.
 
 pub mod bert;
 mod config;
+pub mod decoder;
 pub mod evaluate;
+mod families;
 mod generate;
-pub mod gpt2;
-pub mod llama;
 mod own_text;
 mod pass;
 
 pub use crate::nn::{Activation, KvCache, Rope, RopeScaling};
-pub use config::Config;
+pub(crate) use config::ties_by_default;
+pub use decoder::{Config, Model};
 pub use evaluate::{Evaluation, Text, Windows, evaluate};
+pub(crate) use families::gpt2::is_conv1d as is_gpt2_conv1d;
 pub use generate::{Generation, generate, greedy};
 pub use own_text::own_text;
 
-use crate::Result;
-use crate::nn::{Calibrate, Linear, Recorder};
 use candle_core::{Device, Tensor};
-use candle_nn::VarBuilder;
-use std::path::Path;
 
 /// A model that predicts the next token from the tokens before it.
 ///
@@ -82,108 +82,5 @@ pub trait CausalLm {
         let hidden = self.hidden_states(input_ids, cache)?;
         let last = hidden.dim(1)? - 1;
         self.head(&hidden.narrow(1, last, 1)?.squeeze(1)?.contiguous()?)
-    }
-}
-
-/// Any of the supported models, chosen by its configuration.
-#[derive(Clone, Debug)]
-pub enum Model {
-    /// GPT-2.
-    Gpt2(gpt2::Gpt2),
-    /// LLaMA 1 to 3, and models of the same shape.
-    Llama(llama::Llama),
-}
-
-impl Model {
-    /// Reads `config.json` (its path, or that of its directory) and takes the weights from `vb`, under the
-    /// names that Hugging Face gives them.
-    ///
-    /// # Errors
-    /// The configuration cannot be read or is not supported ([`Config::read`]); a tensor is missing or has
-    /// another shape than the configuration says.
-    pub fn load(config: impl AsRef<Path>, vb: VarBuilder) -> Result<Self> {
-        Self::new(Config::read(config)?, vb)
-    }
-
-    /// A model of this configuration with the weights in `vb`.
-    ///
-    /// # Errors
-    /// The configuration contradicts itself; a tensor is missing or has another shape than it says.
-    pub fn new(config: Config, vb: VarBuilder) -> Result<Self> {
-        Ok(match config {
-            Config::Gpt2(config) => Self::Gpt2(gpt2::Gpt2::new(config, vb)?),
-            Config::Llama(config) => Self::Llama(llama::Llama::new(config, vb)?),
-        })
-    }
-
-    /// Every linear layer with the name that its weight has in the file, to look at or to replace: by a
-    /// [`SpectralAdapter`](crate::SpectralAdapter), a [`TrainableLinear`](crate::TrainableLinear), a merged layer.
-    pub fn linears_mut(&mut self) -> Vec<(String, &mut Linear)> {
-        match self {
-            Self::Gpt2(model) => model.linears_mut(),
-            Self::Llama(model) => model.linears_mut(),
-        }
-    }
-
-    /// The name that the token table has in the file, where it is the head too.
-    pub fn tied_table(&self) -> Option<String> {
-        match self {
-            Self::Gpt2(model) => model.tied_table(),
-            Self::Llama(model) => model.tied_table(),
-        }
-    }
-
-    fn inner(&self) -> &dyn CausalLm {
-        match self {
-            Self::Gpt2(model) => model,
-            Self::Llama(model) => model,
-        }
-    }
-}
-
-impl CausalLm for Model {
-    fn hidden_states(&self, input_ids: &Tensor, cache: Option<&mut KvCache>) -> candle_core::Result<Tensor> {
-        self.inner().hidden_states(input_ids, cache)
-    }
-
-    fn head(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
-        self.inner().head(hidden)
-    }
-
-    fn new_cache(&self) -> KvCache {
-        self.inner().new_cache()
-    }
-
-    fn vocab_size(&self) -> usize {
-        self.inner().vocab_size()
-    }
-
-    fn context_length(&self) -> usize {
-        self.inner().context_length()
-    }
-
-    fn eos_token_ids(&self) -> &[u32] {
-        self.inner().eos_token_ids()
-    }
-
-    fn device(&self) -> &Device {
-        self.inner().device()
-    }
-}
-
-impl Calibrate for Model {
-    fn record(&self, input_ids: &Tensor, recorder: &mut Recorder) -> candle_core::Result<Tensor> {
-        // Clones share the weights.
-        let mut watched = self.clone();
-        for (name, linear) in watched.linears_mut() {
-            recorder.watch(&name, linear);
-        }
-        let hidden = watched.hidden_states(input_ids, None)?;
-        let logits = watched.head(&hidden)?;
-        // A tied head is a layer with the table's weight.
-        match watched.tied_table() {
-            Some(name) => recorder.layer(&name, &hidden, logits),
-            None => Ok(logits),
-        }
     }
 }

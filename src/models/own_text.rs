@@ -1,9 +1,9 @@
 //! Text of a model's own making, for what a forward shows of a model without a text.
 
 use super::{CausalLm, Windows};
-use crate::codec::signs::{Side, Signs};
 use crate::{Error, Result};
 use candle_core::{IndexOp, Tensor};
+use rbe_core::codec::signs::{Side, Signs};
 
 /// How often every token is drawn anew.
 const ROUNDS: usize = 2;

@@ -28,7 +28,7 @@ pub(super) fn begin<'c>(
 pub(super) fn check_ids(input_ids: &Tensor) -> Result<(usize, usize)> {
     if !matches!(input_ids.dtype(), DType::U32 | DType::I64 | DType::U8) {
         let what = format!("token ids of type {:?}; they are U32, I64 or U8", input_ids.dtype());
-        return Err(Error::Unsupported { what }.into());
+        return Err(Error::unsupported(what).into());
     }
     let &[batch, seq] = input_ids.dims() else {
         let reason = format!("token ids have shape {:?}, they must be (batch, seq)", input_ids.dims());

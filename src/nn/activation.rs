@@ -29,11 +29,9 @@ impl TryFrom<String> for Activation {
             "gelu" => Ok(Self::Gelu),
             "gelu_new" | "gelu_pytorch_tanh" => Ok(Self::GeluTanh),
             "relu" => Ok(Self::Relu),
-            _ => Err(Error::Unsupported {
-                what: format!(
-                    "activation function {name:?}; supported are silu, swish, gelu, gelu_new, gelu_pytorch_tanh, relu"
-                ),
-            }),
+            _ => Err(Error::unsupported(format!(
+                "activation function {name:?}; supported are silu, swish, gelu, gelu_new, gelu_pytorch_tanh, relu"
+            ))),
         }
     }
 }

@@ -11,14 +11,14 @@
 //!
 //! `archive::save_adapters` and `archive::load_adapters` keep them in a file of their own.
 
-use super::{Linear, RbeLinear};
-use crate::codec::matrix::View;
-use crate::codec::term::sparse::{Entry, Format, Sparse};
-use crate::codec::term::{Domain, Term};
-use crate::codec::{Layout, Matrix, Transform};
+use super::{Layer, Linear, RbeLinear};
 use crate::{Error, RbeTensor, ops};
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Init, Module, VarBuilder};
+use rbe_core::codec::matrix::Orientation;
+use rbe_core::codec::term::sparse::{Entry, Format, Sparse};
+use rbe_core::codec::term::{Domain, Kind, Term};
+use rbe_core::codec::{Layout, Matrix, ParameterGroup, ParameterKind, Transform};
 
 /// Which coefficients are trained.
 #[derive(Clone, Copy, Debug)]
@@ -80,12 +80,12 @@ impl SpectralAdapter {
     /// # Errors
     /// When it has another shape than the layer, or other terms than a sparse one.
     pub fn from_tensor(base: Linear, adapter: RbeTensor) -> Result<Self> {
-        let expected = shape(&base)?;
+        let expected = base.weight().dims2()?;
         if adapter.shape().dims() != [expected.0, expected.1] {
             let reason = format!("an adapter of shape {:?} for a layer of {expected:?}", adapter.shape());
             return Err(Error::shape(reason).into());
         }
-        if !matches!(adapter.parameter_groups()[..], [("sparse", _)]) {
+        if !matches!(adapter.parameter_groups(), [ParameterGroup { kind: ParameterKind::Coefficients, .. }]) {
             let reason = format!("an adapter has a sparse term alone, not {}", adapter.summary());
             return Err(Error::config(reason).into());
         }
@@ -118,17 +118,17 @@ impl SpectralAdapter {
     /// ([`AdapterConfig::axes`]), or is itself being trained.
     pub fn merge(self) -> Result<Linear> {
         let adapter = self.to_tensor()?;
-        match *self.base {
-            Linear::Dense(base) => {
+        match self.base.into_layer() {
+            Layer::Dense(base) => {
                 let change = adapter.dequantize()?.to_dtype(base.weight().dtype())?;
                 Ok(Linear::new((base.weight() + change)?, base.bias().cloned()))
             }
-            Linear::Rbe(base) => {
+            Layer::Rbe(base) => {
                 let weight = add_sparse(base.weight(), &adapter)?;
                 let bias = base.bias().cloned();
                 Ok(RbeLinear::new(weight, bias).with_precision(base.config().precision).into())
             }
-            Linear::Trainable(_) | Linear::Adapted(_) | Linear::Recorded(_) => {
+            Layer::Trainable(_) | Layer::Adapted(_) => {
                 let reason = "an adapter is merged into a dense or a compressed layer; merge or convert its base first";
                 Err(Error::config(reason).into())
             }
@@ -143,31 +143,28 @@ impl Module for SpectralAdapter {
     }
 }
 
-/// `(out, in)` of a layer's weight.
-fn shape(linear: &Linear) -> Result<(usize, usize)> {
-    match linear {
-        Linear::Dense(linear) => linear.weight().dims2(),
-        Linear::Rbe(linear) => linear.weight().shape().dims2(),
-        Linear::Trainable(linear) => linear.weight().shape().dims2(),
-        Linear::Adapted(adapter) => adapter.positions.shape().dims2(),
-        Linear::Recorded(recorded) => shape(recorded.layer()),
-    }
-}
-
 /// Where a layer's adapter has its coefficients, all of them zero.
 fn positions(base: &Linear, config: AdapterConfig) -> Result<RbeTensor> {
-    let (out, input) = shape(base)?;
-    let compressed = match base {
-        Linear::Rbe(linear) => Some(linear.weight()),
-        Linear::Trainable(linear) => Some(linear.weight()),
-        Linear::Dense(_) | Linear::Adapted(_) | Linear::Recorded(_) => None,
+    let (out, input) = base.weight().dims2()?;
+    let compressed = match base.layer() {
+        Layer::Rbe(_) | Layer::Trainable(_) => base.weight().rbe(),
+        Layer::Dense(_) | Layer::Adapted(_) => None,
     };
     // A matrix of zeros on the axes that the adapter's coefficients belong to.
     let (axes, view) = match (config.axes, compressed) {
-        (None, Some(weight)) => (weight.to_matrix().with_terms(vec![], 1.0), weight.view()),
+        (None, Some(weight)) => (weight.to_matrix().with_terms(vec![], 1.0), weight.orientation()),
         (axes, _) => {
             let (transform, block) = axes.unwrap_or((Transform::Dct, 256));
-            (Matrix::new(Layout::new(out, input, block)?, transform, None, vec![], 1.0), View::Matrix)
+            (
+                Matrix::new(
+                    Layout::new(out, input, block).map_err(Error::from)?,
+                    transform,
+                    None,
+                    vec![],
+                    1.0,
+                ),
+                Orientation::Matrix,
+            )
         }
     };
     let layout = axes.layout();
@@ -183,7 +180,7 @@ fn positions(base: &Linear, config: AdapterConfig) -> Result<RbeTensor> {
                     format!("a matrix of {:?} to choose from for a weight of {out}x{input}", matrix.shape());
                 return Err(Error::shape(reason).into());
             }
-            let stored = if view == View::Transposed { matrix.t()? } else { matrix.clone() };
+            let stored = if view == Orientation::Transposed { matrix.t()? } else { matrix.clone() };
             let stored =
                 stored.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
             largest(&axes, &stored, config.coefficients)
@@ -213,7 +210,7 @@ pub(super) fn sparse_matrix(
         first += block.len();
         blocks.push(entries);
     }
-    let term = Term::Sparse(Sparse::pack(layout, Format::Word32, &blocks)?);
+    let term = Sparse::pack(layout, Format::Word32, &blocks).map_err(Error::from)?.into();
     Ok(axes.with_terms(vec![term], 1.0))
 }
 
@@ -222,7 +219,7 @@ pub(super) fn draw(seed: u64, count: usize, end: usize) -> Vec<usize> {
     let mut state = seed;
     let mut chosen = std::collections::BTreeSet::new();
     for bound in end - count..end {
-        let word = crate::codec::signs::split_mix_64(&mut state);
+        let word = rbe_core::codec::signs::split_mix_64(&mut state);
         // The high half of a 128-bit product is the number's share of the range.
         let n = ((u128::from(word) * (bound as u128 + 1)) >> 64) as usize;
         if !chosen.insert(n) {
@@ -248,7 +245,7 @@ fn largest(axes: &Matrix, values: &[f32], count: usize) -> Vec<usize> {
             values[row * layout.cols() + col] / (squares[0][row] * squares[1][col])
         };
         let mut tile: Vec<f32> = (0..block.len()).map(value).collect();
-        axes.axes().analyze_tile(block, &mut tile, &mut scratch);
+        axes.axes().forward_block(block, &mut tile, &mut scratch);
         coefficients.extend(tile);
     }
     let mut order: Vec<usize> = (0..coefficients.len()).collect();
@@ -268,36 +265,28 @@ fn add_sparse(weight: &RbeTensor, adapter: &RbeTensor) -> Result<RbeTensor> {
         let scales = [&matrix.axes().rows, &matrix.axes().cols].map(|axis| axis.scales().cloned());
         (matrix.layout(), matrix.transform(), matrix.seed(), scales)
     };
-    if axes(&base) != axes(&change) || weight.view() != adapter.view() {
+    if axes(&base) != axes(&change) || weight.orientation() != adapter.orientation() {
         let reason =
             format!("the adapter ({}) has other axes than the weight ({})", change.summary(), base.summary());
         return Err(Error::config(reason).into());
     }
-    let sparse =
-        |matrix: &Matrix| matrix.terms().iter().find(|term| matches!(term, Term::Sparse(_))).cloned();
-    let (old, new) = (sparse(&base), sparse(&change));
-    let terms = [&old, &new].map(|term| term.as_ref().into_iter());
+    let terms = [base.term::<Sparse>(), change.term::<Sparse>()];
     let blocks: Vec<Vec<Entry>> = base
         .layout()
         .iter()
         .map(|block| {
             let mut sums = std::collections::BTreeMap::new();
-            for term in terms.iter().cloned().flatten() {
-                if let Term::Sparse(sparse) = term {
-                    for entry in sparse.entries(block) {
-                        *sums.entry((entry.row, entry.col)).or_insert(0.0) += entry.value;
-                    }
-                }
+            for entry in terms.into_iter().flatten().flat_map(|sparse| sparse.entries(block)) {
+                *sums.entry((entry.row, entry.col)).or_insert(0.0) += entry.value;
             }
             sums.into_iter().map(|((row, col), value)| Entry { row, col, value }).collect()
         })
         .collect();
     // A sum of formats is held by the general one.
-    let merged = Term::Sparse(Sparse::pack(base.layout(), Format::Word32, &blocks)?);
-    let mut terms: Vec<Term> =
-        base.terms().iter().filter(|t| !matches!(t, Term::Sparse(_))).cloned().collect();
+    let merged = Sparse::pack(base.layout(), Format::Word32, &blocks).map_err(Error::from)?;
+    let mut terms: Vec<Term> = base.terms().iter().filter(|t| Sparse::of(t).is_none()).cloned().collect();
     let at = terms.iter().take_while(|term| term.domain() == Domain::Weights).count();
-    terms.insert(at, merged);
+    terms.insert(at, merged.into());
     let matrix = base.with_terms(terms, 1.0);
-    Ok(RbeTensor::from_matrix(&matrix, weight.view())?)
+    Ok(RbeTensor::from_matrix(&matrix, weight.orientation())?)
 }

@@ -2,7 +2,7 @@
 
 use super::norm::has_op;
 use super::rope::Rotation;
-use super::{KvCache, Linear, forward_all};
+use super::{KvCache, Linear, RbeRmsNorm, Rope, forward_all};
 use crate::ops::{self, AttentionMask};
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::Module;
@@ -14,31 +14,50 @@ pub struct AttentionPass<'c> {
     past: usize,
     seq: usize,
     mask: AttentionMask,
-    rotation: Option<Rotation>,
+    rotations: Vec<Rotation>,
     cache: Option<&'c mut KvCache>,
+}
+
+/// How queries and keys are compared.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scoring {
+    /// What multiplies `q k'`, usually `1 / sqrt(head_dim)`.
+    pub scale: f64,
+    /// Scores `s` become `c tanh(s / c)` before the softmax.
+    pub softcap: Option<f64>,
+    /// How many positions a causal query sees, its own counted: those before are hidden.
+    pub window: Option<usize>,
+    /// Which of the pass's rotations turns queries and keys; a pass without any turns none.
+    pub rotation: Option<usize>,
+}
+
+impl From<f64> for Scoring {
+    /// A plain scale and the first rotation.
+    fn from(scale: f64) -> Self {
+        Self { scale, softcap: None, window: None, rotation: Some(0) }
+    }
 }
 
 impl<'c> AttentionPass<'c> {
     /// A pass of `seq` new positions after those in the cache; each sees those before it and itself.
     pub fn causal(seq: usize, cache: Option<&'c mut KvCache>) -> Self {
         let past = cache.as_ref().map_or(0, |cache| cache.len());
-        Self { past, seq, mask: AttentionMask::Causal, rotation: None, cache }
+        Self { past, seq, mask: AttentionMask::Causal, rotations: vec![], cache }
     }
 
     /// A pass in which every position sees all, or with a mask `(batch, seq)` those whose entry is not zero.
     pub fn full(seq: usize, mask: Option<Tensor>) -> Self {
         let mask = mask.map_or(AttentionMask::Full, AttentionMask::Keys);
-        Self { past: 0, seq, mask, rotation: None, cache: None }
+        Self { past: 0, seq, mask, rotations: vec![], cache: None }
     }
 
-    /// The same pass with queries and keys turned by their positions; `frequencies` are radians per position of each pair of a
-    /// head's elements ([`Rope::frequencies`](super::Rope::frequencies)).
+    /// The same pass with one more rotation of queries and keys by their positions, for heads of `head_dim` elements.
     ///
     /// # Errors
     /// Candle's.
-    pub fn rotated(self, frequencies: &[f32], dtype: DType, device: &Device) -> Result<Self> {
-        let rotation = Some(Rotation::new(frequencies, self.positions(), dtype, device)?);
-        Ok(Self { rotation, ..self })
+    pub fn rotated(mut self, rope: &Rope, head_dim: usize, dtype: DType, device: &Device) -> Result<Self> {
+        self.rotations.push(Rotation::new(rope, head_dim, self.positions(), dtype, device)?);
+        Ok(self)
     }
 
     /// The positions of this pass's tokens.
@@ -53,14 +72,23 @@ impl<'c> AttentionPass<'c> {
     ///
     /// # Errors
     /// When the shapes do not fit, or the cache holds another batch.
-    pub fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Tensor> {
-        let turn = |x: &Tensor| self.rotation.as_ref().map_or_else(|| Ok(x.clone()), |r| r.apply(x));
+    pub fn attend(
+        &mut self,
+        layer: usize,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        scoring: impl Into<Scoring>,
+    ) -> Result<Tensor> {
+        let scoring = scoring.into();
+        let rotation = scoring.rotation.and_then(|index| self.rotations.get(index));
+        let turn = |x: &Tensor| rotation.map_or_else(|| Ok(x.clone()), |r| r.apply(x));
         let (q, k) = (turn(q)?, turn(k)?);
         match &mut self.cache {
-            None => attention(&q, &k, v, scale, &self.mask),
+            None => attention(&q, &k, v, scoring, &self.mask),
             Some(cache) => {
                 let (k, v) = cache.append(layer, &k, v)?;
-                attention(&q, &k, &v, scale, &self.mask)
+                attention(&q, &k, &v, scoring, &self.mask)
             }
         }
     }
@@ -90,6 +118,25 @@ pub enum Projections {
     Joined(Linear),
 }
 
+/// Norms of queries and keys, before they are rotated.
+#[derive(Clone, Debug)]
+pub enum QueryKeyNorm {
+    /// Of each head's, with weights `(head_dim)`.
+    PerHead {
+        /// Of the queries.
+        q: RbeRmsNorm,
+        /// Of the keys.
+        k: RbeRmsNorm,
+    },
+    /// Of all heads' together, with weights `(heads * head_dim)` and `(kv_heads * head_dim)`.
+    Whole {
+        /// Of the queries.
+        q: RbeRmsNorm,
+        /// Of the keys.
+        k: RbeRmsNorm,
+    },
+}
+
 /// Multi-head attention, with as many key heads as query heads or fewer (GQA, arXiv 2305.13245).
 ///
 /// On the CPU its memory is linear in the sequence, forward and backward.
@@ -100,13 +147,25 @@ pub struct RbeAttention {
     out: Linear,
     heads: usize,
     kv_heads: usize,
-    scale: f64,
+    scoring: Scoring,
+    norm: Option<QueryKeyNorm>,
 }
 
 impl RbeAttention {
-    /// Puts a layer together; `scale` multiplies `q k'`, usually `1 / sqrt(head_dim)`.
-    pub fn new(projections: Projections, out: Linear, heads: usize, kv_heads: usize, scale: f64) -> Self {
-        Self { projections, out, heads, kv_heads, scale }
+    /// Puts a layer together; the scoring may be a number, which multiplies `q k'`, usually `1 / sqrt(head_dim)`.
+    pub fn new(
+        projections: Projections,
+        out: Linear,
+        heads: usize,
+        kv_heads: usize,
+        scoring: impl Into<Scoring>,
+    ) -> Self {
+        Self { projections, out, heads, kv_heads, scoring: scoring.into(), norm: None }
+    }
+
+    /// The same with norms of queries and keys.
+    pub fn with_norm(self, norm: QueryKeyNorm) -> Self {
+        Self { norm: Some(norm), ..self }
     }
 
     /// `(batch, seq, hidden)` to `(batch, seq, hidden)`; `layer` is that of the pass's cache.
@@ -124,9 +183,19 @@ impl RbeAttention {
                 (q, k, part(self.heads + self.kv_heads, self.kv_heads)?)
             }
         };
+        let (q, k) = match &self.norm {
+            Some(QueryKeyNorm::Whole { q: of_q, k: of_k }) => {
+                (of_q.forward(&q.contiguous()?)?, of_k.forward(&k.contiguous()?)?)
+            }
+            _ => (q, k),
+        };
         let (q, k) = (split_heads(&q, self.heads)?, split_heads(&k, self.kv_heads)?);
         let v = split_heads(&v, self.kv_heads)?;
-        self.out.forward(&pass.attend(layer, &q, &k, &v, self.scale)?)
+        let (q, k) = match &self.norm {
+            Some(QueryKeyNorm::PerHead { q: of_q, k: of_k }) => (of_q.forward(&q)?, of_k.forward(&k)?),
+            _ => (q, k),
+        };
+        self.out.forward(&pass.attend(layer, &q, &k, &v, self.scoring)?)
     }
 
     /// Those of queries, keys and values, or the one of all, then that of the output.
@@ -146,16 +215,47 @@ fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
     x.reshape((batch, seq, heads, width / heads))?.transpose(1, 2)?.contiguous()
 }
 
-/// `softmax(scale q k' + mask) v`: this crate's op where it takes the tensors, composed elsewhere.
-fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, mask: &AttentionMask) -> Result<Tensor> {
-    if has_op(q) { ops::attention(q, k, v, scale, mask) } else { composed(q, k, v, scale, mask) }
+/// Queries taken at once where all scores are held: of a window, a few keys more than it has.
+const QUERIES: usize = 128;
+
+/// `softmax(cap(scale q k') + mask) v`: this crate's op where it takes the tensors and what is asked of them, composed
+/// elsewhere. Memory is linear in the sequence where the window bounds it.
+fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scoring: Scoring, mask: &AttentionMask) -> Result<Tensor> {
+    let (seq, total) = (q.dim(2)?, k.dim(2)?);
+    let causal = matches!(mask, AttentionMask::Causal);
+    let window = scoring.window.filter(|&window| causal && window < total);
+    let scoring = Scoring { window, ..scoring };
+    match (window, scoring.softcap) {
+        (None, None) if has_op(q) => return ops::attention(q, k, v, scoring.scale, mask),
+        (None, None) => return composed(q, k, v, scoring, mask),
+        _ if !causal => return composed(q, k, v, scoring, mask),
+        _ => {}
+    }
+    let past = total - seq;
+    let part = |first: usize| {
+        let count = QUERIES.min(seq - first);
+        // The keys that any of these queries sees.
+        let end = past + first + count;
+        let begin = window.map_or(0, |window| (past + first + 1).saturating_sub(window));
+        let keys = |x: &Tensor| x.narrow(2, begin, end - begin);
+        let (q, k, v) = (q.narrow(2, first, count)?.contiguous()?, keys(k)?, keys(v)?);
+        match window.filter(|&window| window < end - begin) {
+            None if scoring.softcap.is_none() && has_op(&q) => {
+                ops::attention(&q, &k, &v, scoring.scale, mask)
+            }
+            window => composed(&q, &k, &v, Scoring { window, ..scoring }, mask),
+        }
+    };
+    let parts = (0..seq).step_by(QUERIES).map(part).collect::<Result<Vec<_>>>()?;
+    Tensor::cat(&parts, 1)
 }
 
-/// Attention out of Candle's operations, the softmax in F32 for half types: for other devices and F64.
+/// Attention out of Candle's operations, the softmax in F32 for half types: for other devices and F64, for windows and for
+/// capped scores.
 ///
 /// Heads that share a key are stacked as rows of one product, so that keys and values are read once and never repeated in
 /// memory.
-fn composed(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, mask: &AttentionMask) -> Result<Tensor> {
+fn composed(q: &Tensor, k: &Tensor, v: &Tensor, scoring: Scoring, mask: &AttentionMask) -> Result<Tensor> {
     let (batch, heads, seq, head_dim) = q.dims4()?;
     let (_, kv_heads, total, _) = k.dims4()?;
     let dtype = if q.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
@@ -166,17 +266,23 @@ fn composed(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, mask: &AttentionMask
     };
     let mask = match mask {
         AttentionMask::Full => None,
-        AttentionMask::Causal if seq == 1 => None,
+        AttentionMask::Causal if seq == 1 && scoring.window.is_none() => None,
         AttentionMask::Causal => {
-            let row = |i| (0..total).map(move |j| u8::from(j <= total - seq + i));
+            let window = scoring.window.unwrap_or(total);
+            let sees = |at: usize, key: usize| key <= at && at - key < window;
+            let row = |i| (0..total).map(move |j| u8::from(sees(total - seq + i, j)));
             let seen: Vec<u8> = (0..seq).flat_map(row).collect();
             Some(hidden(&Tensor::from_vec(seen, (1, 1, seq, total), q.device())?)?)
         }
         AttentionMask::Keys(keys) => Some(hidden(&keys.ne(0u32)?.reshape((batch, 1, 1, total))?)?),
     };
     // Scaled before the product: a sum of 128 products of large queries and keys overflows F16.
-    let queries = (q * scale)?.reshape((batch, kv_heads, heads / kv_heads * seq, head_dim))?;
+    let queries = (q * scoring.scale)?.reshape((batch, kv_heads, heads / kv_heads * seq, head_dim))?;
     let scores = queries.matmul(&k.t()?)?.to_dtype(dtype)?;
+    let scores = match scoring.softcap {
+        None => scores,
+        Some(cap) => ((scores / cap)?.tanh()? * cap)?,
+    };
     let scores = match mask {
         None => scores,
         Some(mask) => {
@@ -193,7 +299,7 @@ mod tests {
     use super::*;
 
     /// The definition, one query at a time in F64.
-    fn textbook(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Vec<f64>> {
+    fn textbook(q: &Tensor, k: &Tensor, v: &Tensor, scoring: Scoring) -> Result<Vec<f64>> {
         let (batch, heads, seq, head_dim) = q.dims4()?;
         let (_, kv_heads, total, _) = k.dims4()?;
         let [q, k, v] = [q, k, v].map(|x| x.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>());
@@ -205,11 +311,13 @@ mod tests {
                 let kv_head = b * kv_heads + h / (heads / kv_heads);
                 x[(kv_head * total + j) * head_dim..][..head_dim].to_vec()
             };
-            let seen = total - seq + i + 1;
+            let end = total - seq + i + 1;
+            let seen = end.saturating_sub(scoring.window.unwrap_or(total))..end;
             let dot = |j| query.iter().zip(row(&k, j)).map(|(q, k)| q * k).sum::<f64>();
-            let weights: Vec<f64> = (0..seen).map(|j| (dot(j) * scale).exp()).collect();
+            let capped = |s: f64| scoring.softcap.map_or(s, |cap| cap * (s / cap).tanh());
+            let weights: Vec<f64> = seen.clone().map(|j| capped(dot(j) * scoring.scale).exp()).collect();
             let sum: f64 = weights.iter().sum();
-            for (j, weight) in weights.iter().enumerate() {
+            for (j, weight) in seen.zip(weights) {
                 let to = &mut out[((b * seq + i) * heads + h) * head_dim..][..head_dim];
                 to.iter_mut().zip(row(&v, j)).for_each(|(to, v)| *to += weight / sum * v);
             }
@@ -223,19 +331,27 @@ mod tests {
             [(DType::F64, 1e-12), (DType::F32, 2e-6), (DType::F16, 4e-3), (DType::BF16, 3e-2)]
         {
             for (batch, heads, kv_heads, past, seq) in
-                [(1, 4, 4, 0, 5), (2, 6, 2, 0, 7), (2, 6, 2, 9, 3), (3, 4, 1, 4, 1), (1, 2, 1, 130, 70)]
+                [(1, 4, 4, 0, 5), (2, 6, 2, 0, 7), (2, 6, 2, 9, 3), (3, 4, 1, 4, 1), (1, 2, 1, 130, 170)]
             {
                 let random = |heads, seq| {
                     Tensor::randn(0f32, 1., (batch, heads, seq, 8), &Device::Cpu)?.to_dtype(dtype)
                 };
                 let (q, k, v) =
                     (random(heads, seq)?, random(kv_heads, past + seq)?, random(kv_heads, past + seq)?);
-                let ours = attention(&q, &k, &v, 0.35, &AttentionMask::Causal)?;
-                assert_eq!((ours.dims(), ours.dtype()), (&[batch, seq, heads * 8][..], dtype));
-                let ours = ours.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
-                let exact = textbook(&q, &k, &v, 0.35)?;
-                let error = ours.iter().zip(&exact).map(|(a, b)| (a - b).abs()).fold(0., f64::max);
-                assert!(error < tolerance, "{dtype:?} {batch} {heads} {kv_heads} {past} {seq}: {error}");
+                for (window, softcap) in
+                    [(None, None), (Some(3), None), (None, Some(0.8)), (Some(150), None), (Some(7), Some(2.))]
+                {
+                    let scoring = Scoring { window, softcap, ..Scoring::from(0.35) };
+                    let ours = attention(&q, &k, &v, scoring, &AttentionMask::Causal)?;
+                    assert_eq!((ours.dims(), ours.dtype()), (&[batch, seq, heads * 8][..], dtype));
+                    let ours = ours.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
+                    let exact = textbook(&q, &k, &v, scoring)?;
+                    let error = ours.iter().zip(&exact).map(|(a, b)| (a - b).abs()).fold(0., f64::max);
+                    assert!(
+                        error < tolerance,
+                        "{dtype:?} {batch} {heads} {kv_heads} {past} {seq} {scoring:?}: {error}"
+                    );
+                }
             }
         }
         Ok(())
@@ -264,8 +380,10 @@ mod tests {
                     let store = (y.sin()? * 3.)?.sum_all()?.backward()?;
                     Ok([&q, &k, &v].map(|x| store.get(x).expect("a gradient").clone()).into())
                 };
-                let (ours, theirs) =
-                    (ops::attention(&q, &k, &v, 0.35, &mask)?, composed(&q, &k, &v, 0.35, &mask)?);
+                let (ours, theirs) = (
+                    ops::attention(&q, &k, &v, 0.35, &mask)?,
+                    composed(&q, &k, &v, Scoring::from(0.35), &mask)?,
+                );
                 assert!(difference(&ours, &theirs)? < 3e-6, "{mask:?} {batch} {heads} {past} {seq}");
                 for (ours, theirs) in gradients(ours)?.iter().zip(&gradients(theirs)?) {
                     let error = difference(ours, theirs)?;

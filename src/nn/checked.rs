@@ -59,7 +59,7 @@ impl RbeLinear {
     /// `(.., in)` to `(.., out)` as `forward`, after looking for what would make it fail or mislead.
     ///
     /// # Errors
-    /// Before anything is computed: [`Error::Shape`] where the last side is not `in`; [`Error::Unsupported`] where type or device
+    /// Before anything is computed: [`CodecError::Shape`](crate::CodecError::Shape) where the last side is not `in`; [`CodecError::Unsupported`](crate::CodecError::Unsupported) where type or device
     /// are not; [`Error::Memory`] where the product would take more than there is; [`Error::Input`] where an element is not finite or
     /// too large. After: [`Error::BlowUp`] where an output is not finite in its type.
     pub fn forward_checked(&self, x: &Tensor, checks: &ForwardChecks) -> Result<Tensor> {
@@ -67,7 +67,9 @@ impl RbeLinear {
         calls.fetch_add(1, Relaxed);
         let result = self.check(x, checks, false).and_then(|()| finite(self.forward(x)?, false));
         let result = match result {
-            Err(Error::Unsupported { .. } | Error::BlowUp { .. }) if checks.decode_on_failure => {
+            Err(Error::Codec(rbe_core::Error::Unsupported { .. }) | Error::BlowUp { .. })
+                if checks.decode_on_failure =>
+            {
                 decoded.fetch_add(1, Relaxed);
                 self.check(x, checks, true).and_then(|()| finite(self.decoded(x)?, true))
             }
@@ -93,7 +95,7 @@ impl RbeLinear {
                 x.dtype(),
                 x.device().location()
             );
-            return Err(Error::Unsupported { what });
+            return Err(Error::unsupported(what));
         }
         let tokens = x.elem_count() / input;
         let needed = needed_bytes(tokens, out, input, decoded);
@@ -206,8 +208,14 @@ mod tests {
         let zeros = |shape: &[usize], dtype| Tensor::zeros(shape, dtype, &Device::Cpu);
         let error =
             |x: &Tensor, checks: &ForwardChecks| layer.forward_checked(x, checks).expect_err("refused");
-        assert!(matches!(error(&zeros(&[3, 95], DType::F32)?, &checks), Error::Shape { .. }));
-        assert!(matches!(error(&zeros(&[3, 96], DType::F64)?, &checks), Error::Unsupported { .. }));
+        assert!(matches!(
+            error(&zeros(&[3, 95], DType::F32)?, &checks),
+            Error::Codec(crate::CodecError::Shape { .. })
+        ));
+        assert!(matches!(
+            error(&zeros(&[3, 96], DType::F64)?, &checks),
+            Error::Codec(rbe_core::Error::Unsupported { .. })
+        ));
         assert_eq!(checks.counts(), ForwardCounts { calls: 5, refused: 5, decoded: 0 });
         let checks = ForwardChecks { memory_limit: Some(1000), ..ForwardChecks::default() };
         let memory = error(&zeros(&[3, 96], DType::F32)?, &checks);

@@ -1,9 +1,9 @@
 //! Dropout with a generator of its own.
 
-use crate::codec::signs::split_mix_64;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use candle_nn::ModuleT;
+use rbe_core::codec::signs::split_mix_64;
 use std::sync::{Arc, Mutex};
 
 /// Sets each element to zero with probability `p` while training, and multiplies the others by `1 / (1 - p)` (Srivastava et

@@ -1,74 +1,60 @@
 //! The embedding layer: rows of a table by id.
 
-use super::{Linear, RbeLinear, compressed};
-use crate::{RbeTensor, ops};
+use super::{Linear, Weight};
+use crate::ops;
 use candle_core::{DType, Result, Tensor};
-use candle_nn::{Module, VarBuilder};
+use candle_nn::Module;
 
-/// Rows of a compressed table; only the rows asked for are decoded.
+/// An embedding with all that `candle_nn::Embedding` has, over a table that is dense or compressed. Of a compressed one only
+/// the rows asked for are decoded.
 #[doc(alias = "RBEEmbedding")]
 #[derive(Clone, Debug)]
-pub struct RbeEmbedding {
-    table: RbeTensor,
-    dtype: DType,
-}
-
-impl RbeEmbedding {
-    /// An embedding from a table of shape `(vocabulary, hidden)` that gives rows of `dtype`.
-    pub fn new(table: RbeTensor, dtype: DType) -> Self {
-        Self { table, dtype }
-    }
-
-    /// The compressed table, `(vocabulary, hidden)`.
-    pub fn table(&self) -> &RbeTensor {
-        &self.table
-    }
-}
-
-impl Module for RbeEmbedding {
-    /// Ids of any shape to rows: `(..)` to `(.., hidden)`.
-    fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        ops::gather(&self.table, ids, self.dtype)
-    }
-}
-
-/// An embedding whose table is dense or compressed, by what the file held.
-#[derive(Clone, Debug)]
-pub enum Embedding {
-    /// Candle's own layer.
-    Dense(candle_nn::Embedding),
-    /// The compressed layer.
-    Rbe(RbeEmbedding),
+pub struct Embedding {
+    table: Weight,
+    hidden_size: usize,
 }
 
 impl Embedding {
+    /// An embedding from a table `(vocabulary, hidden_size)`, a `Tensor`, an [`RbeTensor`](crate::RbeTensor) or another layer's
+    /// [`Weight`], as `candle_nn::Embedding::new`. Rows are of the [`Weight`]'s type.
+    pub fn new(table: impl Into<Weight>, hidden_size: usize) -> Self {
+        Self { table: table.into(), hidden_size }
+    }
+
+    /// The table, `(vocabulary, hidden_size)`.
+    pub fn embeddings(&self) -> &Weight {
+        &self.table
+    }
+
+    /// Elements of a row.
+    pub fn hidden_size(&self) -> usize {
+        self.hidden_size
+    }
+
     /// The output head that shares this table (tied embeddings): `logits = h table'`.
     pub fn as_linear(&self) -> Linear {
-        match self {
-            Embedding::Dense(embedding) => Linear::new(embedding.embeddings().clone(), None),
-            Embedding::Rbe(embedding) => RbeLinear::new(embedding.table.clone(), None).into(),
-        }
+        Linear::new(&self.table, None)
     }
 }
 
 impl Module for Embedding {
-    /// Ids of any shape to rows: `(..)` to `(.., hidden)`.
+    /// Ids of any shape to rows: `(..)` to `(.., hidden_size)`.
     fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        match self {
-            Embedding::Dense(embedding) => embedding.forward(ids),
-            Embedding::Rbe(embedding) => embedding.forward(ids),
+        match self.table.rbe() {
+            Some(table) => {
+                let rows = match self.table.dtype() {
+                    DType::F64 => ops::gather(table, ids, DType::F32)?.to_dtype(DType::F64)?,
+                    dtype => ops::gather(table, ids, dtype)?,
+                };
+                rows.reshape([ids.dims(), &[self.hidden_size]].concat())
+            }
+            None => candle_nn::Embedding::new(self.table.clone().into(), self.hidden_size).forward(ids),
         }
     }
 }
 
-/// An embedding from `weight` (or `weight.rbe`) of shape `(in_size, out_size)`, as `candle_nn::embedding`: `in_size`
-/// rows, one for each id, of `out_size` elements. Rows of a compressed table come in the builder's dtype.
-///
-/// # Errors
-/// As [`linear`](super::linear()).
-pub fn embedding(in_size: usize, out_size: usize, vb: VarBuilder) -> Result<Embedding> {
-    match compressed(&vb, "weight", (in_size, out_size))? {
-        Some(table) => Ok(Embedding::Rbe(RbeEmbedding::new(table, vb.dtype()))),
-        None => Ok(Embedding::Dense(candle_nn::embedding(in_size, out_size, vb)?)),
+impl From<candle_nn::Embedding> for Embedding {
+    fn from(embedding: candle_nn::Embedding) -> Self {
+        Self::new(embedding.embeddings().clone(), embedding.hidden_size())
     }
 }

@@ -1,8 +1,8 @@
 //! What forwards show of layers, without going back from what they predict: moments of inputs.
 
 use crate::Result;
-use crate::encode::LayerStatistics;
 use candle_core::{D, DType, Device, Tensor, TensorId};
+use rbe_core::encode::LayerStatistics;
 use std::collections::BTreeMap;
 
 /// Moments of the layers that a model has run.
@@ -57,7 +57,7 @@ impl Inputs {
             true => layer.add_products(&x.t()?.matmul(&x)?.flatten_all()?.to_vec1()?, count as u64),
             false => layer.add_squares(&x.sqr()?.sum(0)?.to_vec1()?, count as u64),
         };
-        added.map_err(|error| error.in_tensor(name))
+        added.map_err(|error| crate::Error::from(error).in_tensor(name))
     }
 
     /// The statistics of every layer.

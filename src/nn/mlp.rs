@@ -1,7 +1,7 @@
 //! The feed-forward layer of a transformer.
 
 use super::{Activation, Linear, forward_all};
-use candle_core::{Result, Tensor};
+use candle_core::{D, Result, Tensor};
 use candle_nn::Module;
 
 /// `down(act(up(x)))`, or with a gate `down(act(gate(x)) * up(x))`: a gated linear unit (Shazeer, arXiv 2002.05202), with
@@ -9,38 +9,64 @@ use candle_nn::Module;
 #[doc(alias = "RBEMLP")]
 #[derive(Clone, Debug)]
 pub struct RbeMlp {
-    gate: Option<Linear>,
-    up: Linear,
+    inner: Inner,
     down: Linear,
     act: Activation,
+}
+
+/// The layers in front of the nonlinearity.
+#[derive(Clone, Debug)]
+enum Inner {
+    Plain(Linear),
+    Gated {
+        gate: Linear,
+        up: Linear,
+    },
+    /// Both in one, the gate's outputs first.
+    Joined(Linear),
 }
 
 impl RbeMlp {
     /// Two layers, `(inner, hidden)` and `(hidden, inner)`.
     pub fn new(up: Linear, down: Linear, act: Activation) -> Self {
-        Self { gate: None, up, down, act }
+        Self { inner: Inner::Plain(up), down, act }
     }
 
     /// Three layers, `gate` of `up`'s shape.
     pub fn gated(gate: Linear, up: Linear, down: Linear, act: Activation) -> Self {
-        Self { gate: Some(gate), up, down, act }
+        Self { inner: Inner::Gated { gate, up }, down, act }
+    }
+
+    /// Two layers, the first of both the gate and what it scales: `(2 inner, hidden)`, the gate's rows first, and
+    /// `(hidden, inner)`.
+    pub fn gated_by_joined(gate_up: Linear, down: Linear, act: Activation) -> Self {
+        Self { inner: Inner::Joined(gate_up), down, act }
     }
 
     /// The layers in the order of the constructor.
     pub fn linears_mut(&mut self) -> Vec<&mut Linear> {
-        self.gate.iter_mut().chain([&mut self.up, &mut self.down]).collect()
+        let mut linears = match &mut self.inner {
+            Inner::Plain(only) | Inner::Joined(only) => vec![only],
+            Inner::Gated { gate, up } => vec![gate, up],
+        };
+        linears.push(&mut self.down);
+        linears
     }
 }
 
 impl Module for RbeMlp {
     /// `(.., hidden)` to `(.., hidden)`.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let inner = match &self.gate {
-            Some(gate) => {
-                let [gate, up] = forward_all([gate, &self.up], x)?;
+        let inner = match &self.inner {
+            Inner::Plain(up) => self.act.forward(&up.forward(x)?)?,
+            Inner::Gated { gate, up } => {
+                let [gate, up] = forward_all([gate, up], x)?;
                 (self.act.forward(&gate)? * up)?
             }
-            None => self.act.forward(&self.up.forward(x)?)?,
+            Inner::Joined(gate_up) => {
+                let both = gate_up.forward(x)?.chunk(2, D::Minus1)?;
+                (self.act.forward(&both[0])? * &both[1])?
+            }
         };
         self.down.forward(&inner)
     }

@@ -1,10 +1,10 @@
 //! How a layer uses its compressed weight.
 
 use super::counters::Counters;
-use crate::cpu::Precision;
 use crate::{Error, Quality, RbeTensor};
 use candle_core::{D, DType, Result, Tensor};
 use lru::LruCache;
+use rbe_core::cpu::Precision;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
@@ -76,7 +76,7 @@ pub fn set_default_layer_config(config: LayerConfig) {
 
 /// Bytes of the largest block in F32.
 fn block_bytes(weight: &RbeTensor) -> usize {
-    size_of::<f32>() * weight.loaded().layout().largest_block()
+    size_of::<f32>() * weight.packed().layout().largest_block()
 }
 
 /// Decoded blocks of one weight, the least recently used leaving first.
@@ -95,13 +95,13 @@ impl BlockCache {
             let reason = format!("a cache of {bytes} bytes for decoded blocks of {block}: not one fits");
             return Err(Error::config(reason));
         };
-        let capacity = capacity.min(NonZeroUsize::new(weight.loaded().layout().blocks()).unwrap_or(capacity));
+        let capacity = capacity.min(NonZeroUsize::new(weight.packed().layout().blocks()).unwrap_or(capacity));
         Ok(Self { blocks: Mutex::new(LruCache::new(capacity)), backwards: AtomicBool::new(false) })
     }
 
     /// `y = x W'` with decoded blocks: `(.., in)` to `(.., out)` of `x`'s type, computed in F32. Differentiable in `x`.
     pub(super) fn product(&self, weight: &RbeTensor, x: &Tensor, counters: &Counters) -> Result<Tensor> {
-        let matrix = weight.loaded();
+        let matrix = weight.packed();
         let layout = matrix.layout();
         let (out_features, in_features) = weight.shape().dims2()?;
         if x.dim(D::Minus1)? != in_features {

@@ -2,7 +2,7 @@
 
 use crate::ops;
 use candle_core::{DType, Result, Tensor};
-use candle_nn::{LayerNorm, LayerNormConfig, Module, RmsNorm, VarBuilder};
+use candle_nn::{Init, LayerNorm, LayerNormConfig, Module, RmsNorm, VarBuilder};
 
 /// Whether this crate's op takes a tensor: half types and F32 on the CPU. F64 and other devices go through Candle's.
 pub(super) fn has_op(x: &Tensor) -> bool {
@@ -48,24 +48,48 @@ pub fn layer_norm<C: Into<LayerNormConfig>>(size: usize, config: C, vb: VarBuild
 /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension, differentiable; see [`ops::rms_norm`].
 #[doc(alias = "RBERMSNorm")]
 #[derive(Clone, Debug)]
-pub struct RbeRmsNorm(RmsNorm);
+pub struct RbeRmsNorm {
+    norm: RmsNorm,
+    /// A weight that is being trained, to which one is added in every forward.
+    around_one: Option<Tensor>,
+}
 
 impl RbeRmsNorm {
     /// A norm with a weight of shape `(size)`.
     pub fn new(weight: Tensor, eps: f64) -> Self {
-        Self(RmsNorm::new(weight, eps))
+        Self { norm: RmsNorm::new(weight, eps), around_one: None }
+    }
+
+    /// A norm that multiplies with `1 + weight`, as Gemma's do: the weight is what a norm of ones is changed by.
+    ///
+    /// # Errors
+    /// Candle's.
+    pub fn around_one(weight: Tensor, eps: f64) -> Result<Self> {
+        let variable = weight.is_variable().then(|| weight.clone());
+        Ok(Self { norm: RmsNorm::new(plus_one(&weight)?, eps), around_one: variable })
     }
 
     /// Candle's layer of the same numbers.
     pub fn inner(&self) -> &RmsNorm {
-        &self.0
+        &self.norm
     }
+}
+
+/// `1 + weight`, of a half type on the CPU in F32, which the op takes beside any input.
+fn plus_one(weight: &Tensor) -> Result<Tensor> {
+    let half = matches!(weight.dtype(), DType::F16 | DType::BF16);
+    if half && weight.device().is_cpu() { weight.to_dtype(DType::F32)? + 1. } else { weight + 1. }
 }
 
 impl Module for RbeRmsNorm {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let trained = match &self.around_one {
+            Some(weight) => Some(RmsNorm::new(plus_one(weight)?, self.norm.eps())),
+            None => None,
+        };
+        let norm = trained.as_ref().unwrap_or(&self.norm);
         // Candle's fused kernel has no backward, rounds a half type's norm, and sums an F64 row in F32.
-        if has_op(x) { ops::rms_norm(x, self.0.weight(), self.0.eps()) } else { self.0.forward_diff(x) }
+        if has_op(x) { ops::rms_norm(x, norm.weight(), norm.eps()) } else { norm.forward_diff(x) }
     }
 }
 
@@ -74,7 +98,16 @@ impl Module for RbeRmsNorm {
 /// # Errors
 /// When the tensor is missing or has another shape.
 pub fn rms_norm(size: usize, eps: f64, vb: VarBuilder) -> Result<RbeRmsNorm> {
-    Ok(RbeRmsNorm(candle_nn::rms_norm(size, eps, vb)?))
+    Ok(RbeRmsNorm { norm: candle_nn::rms_norm(size, eps, vb)?, around_one: None })
+}
+
+/// A root-mean-square norm that multiplies with one more than `weight` of shape `(size)`, as Gemma's; a `VarMap` that does not have
+/// it makes it of zeros.
+///
+/// # Errors
+/// When the tensor is missing or has another shape.
+pub fn rms_norm_around_one(size: usize, eps: f64, vb: VarBuilder) -> Result<RbeRmsNorm> {
+    RbeRmsNorm::around_one(vb.get_with_hints(size, "weight", Init::Const(0.))?, eps)
 }
 
 #[cfg(test)]

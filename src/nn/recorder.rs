@@ -30,13 +30,12 @@
 //!
 //! [`Encoder::encode_calibrated`]: crate::Encoder::encode_calibrated
 
-use super::Linear;
 use super::inputs::Inputs;
-use crate::codec::signs::{Side, signs};
-use crate::encode::LayerStatistics;
+use super::{ForwardHook, Linear};
 use crate::{Error, Result};
 use candle_core::{D, DType, Device, Tensor, Var};
-use candle_nn::Module;
+use rbe_core::codec::signs::{Side, signs};
+use rbe_core::encode::LayerStatistics;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -220,24 +219,16 @@ impl Ledger {
     }
 }
 
-/// A linear layer that a [`Recorder`] watches.
-#[derive(Clone, Debug)]
-pub struct Recorded {
-    layer: Box<Linear>,
+/// Notes every forward of a layer in a recorder's ledger.
+#[derive(Debug)]
+struct Watch {
     name: String,
     ledger: Arc<Mutex<Ledger>>,
 }
 
-impl Recorded {
-    /// The layer itself.
-    pub fn layer(&self) -> &Linear {
-        &self.layer
-    }
-}
-
-impl Module for Recorded {
-    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        lock(&self.ledger).note(&self.name, x, self.layer.forward(x)?)
+impl ForwardHook for Watch {
+    fn after(&self, x: &Tensor, y: Tensor) -> candle_core::Result<Tensor> {
+        lock(&self.ledger).note(&self.name, x, y)
     }
 }
 
@@ -269,10 +260,9 @@ impl Recorder {
         lock(&self.ledger).note(name, x, y)
     }
 
-    /// Makes a layer take note of itself in every forward, as [`layer`](Self::layer) does.
+    /// Takes note of every forward of a layer, as [`layer`](Self::layer) does.
     pub fn watch(&self, name: &str, linear: &mut Linear) {
-        let (layer, ledger) = (Box::new(linear.clone()), self.ledger.clone());
-        *linear = Linear::Recorded(Recorded { layer, name: name.to_owned(), ledger });
+        linear.add_forward_hook(Arc::new(Watch { name: name.to_owned(), ledger: self.ledger.clone() }));
     }
 
     /// Learns from one forward and its `logits` `(.., classes)`: goes back from them to every layer noted.
@@ -318,7 +308,7 @@ impl Recorder {
         let shape = (squares.dim(1)?, x.dim(1)?);
         let new = || LayerStatistics::new(shape.0, shape.1);
         let layer = self.layers.entry(tap.name.clone()).or_insert_with(new);
-        layer.add(&moments, weight, &squares.sum(0)?.to_vec1()?, x.dim(0)? as u64)
+        Ok(layer.add(&moments, weight, &squares.sum(0)?.to_vec1()?, x.dim(0)? as u64)?)
     }
 
     /// Whether memory had no room for the layer.

@@ -1,6 +1,7 @@
 //! Layers that see the same input.
 
-use super::{Linear, RbeLinear};
+use super::layer::in_f64;
+use super::{Layer, Linear, RbeLinear};
 use crate::clock::Instant;
 use crate::ops;
 use candle_core::{Result, Tensor};
@@ -30,7 +31,7 @@ use candle_nn::Module;
 /// # Errors
 /// As the layers' forward.
 pub fn forward_all<const N: usize>(layers: [&Linear; N], x: &Tensor) -> Result<[Tensor; N]> {
-    let outputs = match together(layers) {
+    let outputs = match together(layers, x) {
         Some(layers) => products(&layers, x)?,
         None => layers.iter().map(|layer| layer.forward(x)).collect::<Result<Vec<_>>>()?,
     };
@@ -38,9 +39,10 @@ pub fn forward_all<const N: usize>(layers: [&Linear; N], x: &Tensor) -> Result<[
 }
 
 /// The layers, where one operation can take them all.
-fn together<const N: usize>(layers: [&Linear; N]) -> Option<Vec<&RbeLinear>> {
-    let rbe = layers.iter().map(|layer| match layer {
-        Linear::Rbe(layer) if layer.is_direct() => Some(layer),
+fn together<'l, const N: usize>(layers: [&'l Linear; N], x: &Tensor) -> Option<Vec<&'l RbeLinear>> {
+    let rbe = layers.iter().map(|linear| match linear.layer() {
+        Layer::Rbe(_) if linear.has_hooks() || in_f64(x, linear.weight()) => None,
+        Layer::Rbe(layer) => Some(layer).filter(|layer| layer.is_direct()),
         _ => None,
     });
     let rbe: Vec<&RbeLinear> = rbe.collect::<Option<_>>()?;

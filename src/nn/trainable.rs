@@ -28,12 +28,12 @@
 
 use super::RbeLinear;
 use super::adapter::{draw, sparse_matrix};
-use crate::codec::matrix::View;
-use crate::codec::signs::split_mix_64;
-use crate::codec::{Layout, Matrix, Transform};
 use crate::{Error, RbeTensor, ops};
 use candle_core::{DType, Result, Tensor};
 use candle_nn::{Init, Module, VarBuilder};
+use rbe_core::codec::matrix::Orientation;
+use rbe_core::codec::signs::split_mix_64;
+use rbe_core::codec::{Layout, Matrix, ParameterGroup, ParameterKind, Transform};
 
 /// A linear layer over a compressed weight whose numbers are variables.
 ///
@@ -63,14 +63,15 @@ impl TrainableLinear {
         let weight = linear.weight().clone();
         let start = weight.parameters()?;
         let (mut units, mut changes, mut first) = (Vec::new(), Vec::new(), 0);
-        for (name, count) in weight.parameter_groups().into_iter().filter(|(_, count)| *count > 0) {
+        for group in weight.parameter_groups().iter().filter(|group| group.count > 0) {
+            let ParameterGroup { name, count, kind } = *group;
             let own = start.narrow(0, first, count)?;
             first += count;
-            units.push(match name {
-                "planes" | "trellis" | "residual_trellis" => own,
-                _ => {
+            units.push(match kind {
+                ParameterKind::Scales => own,
+                ParameterKind::Coefficients | ParameterKind::Functions => {
                     // A basis fitted to what is not smooth is as good as zero, and no unit.
-                    let own_rms = if name == "basis" { 0.0 } else { rms(&own)? };
+                    let own_rms = if kind == ParameterKind::Functions { 0.0 } else { rms(&own)? };
                     let unit = if own_rms > 0.0 { own_rms } else { rms(&weight.dequantize()?)? };
                     Tensor::full(if unit > 0.0 { unit } else { 1.0 }, count, own.device())?
                 }
@@ -99,7 +100,7 @@ impl TrainableLinear {
         seed: u64,
         vb: VarBuilder,
     ) -> Result<Self> {
-        let layout = Layout::new(out_dim, in_dim, 256)?;
+        let layout = Layout::new(out_dim, in_dim, 256).map_err(Error::from)?;
         if coefficients == 0 || coefficients > layout.elements() {
             let reason = format!("{coefficients} coefficients of a {out_dim}x{in_dim} matrix");
             return Err(Error::config(reason).into());
@@ -114,7 +115,7 @@ impl TrainableLinear {
         };
         let axes = Matrix::new(layout, Transform::Dct, Some(seed), vec![], 1.0);
         let matrix = sparse_matrix(&axes, chosen, value)?;
-        let weight = RbeTensor::from_matrix(&matrix, View::Matrix)?;
+        let weight = RbeTensor::from_matrix(&matrix, Orientation::Matrix)?;
         Self::new(RbeLinear::new(weight, None), vb)
     }
 

@@ -1,8 +1,9 @@
 //! Attention with memory linear in the sequence, on the CPU.
 
 use super::{CandlePool, dtype_of, from_f32, to_f32, values_of};
-use crate::cpu::{self, Heads};
+use crate::Error;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail};
+use rbe_core::cpu::{self, Heads};
 use std::borrow::Cow;
 
 /// Which keys a query sees.
@@ -23,7 +24,7 @@ pub enum AttentionMask {
 /// # Errors
 /// When shapes do not fit each other, or a tensor is not F32, F16 or BF16 on the CPU.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, mask: &AttentionMask) -> Result<Tensor> {
-    cpu::requested_level()?;
+    cpu::requested_level().map_err(Error::from)?;
     let (batch, _, _, _) = q.dims4()?;
     let (_, _, keys, _) = k.dims4()?;
     let key_bias = match mask {
@@ -128,7 +129,7 @@ impl CustomOp3 for RbeAttention {
         let dtype = dtype_of(q);
         let (q, k, v) = (Rows::new(q, lq)?, Rows::new(k, lk)?, Rows::new(v, lv)?);
         let mut out = vec![0.0; shape.batch * shape.queries * shape.heads * shape.width];
-        cpu::attention(&shape, q.heads(), k.heads(), v.heads(), &mut out, &CandlePool);
+        cpu::attention(&shape, [q.heads(), k.heads(), v.heads()], &mut out, &CandlePool);
         let dims = (shape.batch, shape.queries, shape.heads * shape.width);
         Ok((from_f32(out, dtype, NAME)?, Shape::from(dims)))
     }
@@ -150,7 +151,7 @@ impl CustomOp3 for RbeAttention {
             };
             let shape = self.shape(lq, lk, lv)?;
             let (q, k, v) = (Rows::new(sq, lq)?, Rows::new(sk, lk)?, Rows::new(sv, lv)?);
-            cpu::attention_gradients(&shape, q.heads(), k.heads(), v.heads(), &out, &g, &CandlePool)
+            cpu::attention_gradients(&shape, [q.heads(), k.heads(), v.heads()], &out, &g, &CandlePool)
         };
         let [dq, dk, dv] = gradients;
         let tensor = |values: Vec<f32>, like: &Tensor| {

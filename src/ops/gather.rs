@@ -1,9 +1,9 @@
 //! Rows of a compressed table.
 
 use super::{CandlePool, elements, from_f32};
-use crate::RbeTensor;
 #[cfg(feature = "cuda")]
 use crate::cuda;
+use crate::{Error, RbeTensor};
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
@@ -60,7 +60,7 @@ impl CustomOp1 for RbeGather {
             bail!("{}: id {} in a table of {rows} rows", self.name(), bad.unwrap_or(&-1));
         };
         let mut values = vec![0.0; picked.len() * cols];
-        self.table.loaded().gather(&picked, &mut values, &CandlePool)?;
+        self.table.packed().gather(&picked, &mut values, &CandlePool).map_err(Error::from)?;
         let shape = [layout.dims(), &[cols]].concat();
         Ok((from_f32(values, self.dtype, self.name())?, Shape::from(shape)))
     }

@@ -1,13 +1,13 @@
 //! The product of activations with a compressed weight.
 
-use super::{CandlePool, dtype_of, from_f32, to_f32};
+use super::{CandlePool, dtype_of, from_f32, rows, to_f32};
 use crate::RbeTensor;
-use crate::cpu::{self, Precision};
 #[cfg(feature = "cuda")]
 use crate::cuda;
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use rbe_core::cpu::{self, Precision};
 
 /// `y = x W'` for `x` of shape `(.., in)` and a compressed `W` of shape `(out, in)`; `y` is `(.., out)` of
 /// `x`'s type. Differentiable in `x`: `dx = dy W`.
@@ -68,12 +68,8 @@ impl CustomOp1 for RbeMatMul {
         let shape = output_shape(&self.weight, layout, NAME)?;
         let x = to_f32(storage, layout, self.name())?;
         let mut y = vec![0.0; shape.elem_count()];
-        let tokens = layout.shape().elem_count() / layout.dims().last().copied().unwrap_or(1);
-        if self.weight.is_transposed() {
-            cpu::transposed_product(self.weight.loaded(), &x, tokens, &mut y, &CandlePool);
-        } else {
-            cpu::product(self.weight.loaded(), &x, tokens, &mut y, self.precision, &CandlePool);
-        }
+        let x = rows(&x, layout);
+        cpu::matmul(self.weight.oriented(), x, &mut y, self.precision, &CandlePool);
         Ok((from_f32(y, dtype_of(storage), self.name())?, shape))
     }
 
@@ -81,7 +77,7 @@ impl CustomOp1 for RbeMatMul {
     fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
         let shape = output_shape(&self.weight, layout, NAME)?;
         let transposed = self.weight.is_transposed();
-        let y = cuda::product(self.weight.on_cuda()?, storage, layout, transposed, self.name())?;
+        let y = cuda::matmul(self.weight.on_cuda()?, storage, layout, transposed, self.name())?;
         Ok((y, shape))
     }
 

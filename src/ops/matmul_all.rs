@@ -1,10 +1,10 @@
 //! The products of one input with several compressed weights.
 
 use super::matmul::{matmul, output_shape};
-use super::{CandlePool, dtype_of, from_f32, to_f32};
+use super::{CandlePool, dtype_of, from_f32, rows, to_f32};
 use crate::RbeTensor;
-use crate::cpu::{self, LoadedMatrix, Precision};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use rbe_core::cpu::{self, Oriented, Precision};
 
 /// `y_n = x W_n'` for `x` of shape `(.., in)` and compressed `W_n` of shapes `(out_n, in)`; each `y_n` is `(.., out_n)` of
 /// `x`'s type. The same bits as [`matmul`] of each, but neighbours with one seed, block edge and transform, as one encoder
@@ -59,9 +59,8 @@ impl CustomOp1 for RbeMatMulAll {
         let mut rest = &mut joined[..];
         let mut ys: Vec<&mut [f32]> =
             lens.iter().map(|len| rest.split_off_mut(..*len).unwrap_or_default()).collect();
-        let matrices: Vec<&LoadedMatrix> = self.weights.iter().map(RbeTensor::loaded).collect();
-        let tokens = layout.shape().elem_count() / layout.dims().last().copied().unwrap_or(1);
-        cpu::products(&matrices, &x, tokens, &mut ys, self.precision, &CandlePool);
+        let matrices: Vec<Oriented> = self.weights.iter().map(RbeTensor::oriented).collect();
+        cpu::matmul_all(&matrices, rows(&x, layout), &mut ys, self.precision, &CandlePool);
         let shape = Shape::from(joined.len());
         Ok((from_f32(joined, dtype_of(storage), NAME)?, shape))
     }

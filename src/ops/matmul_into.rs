@@ -1,9 +1,9 @@
 //! The product of activations with a compressed weight, into a tensor that is there.
 
-use super::{CandlePool, to_f32};
+use super::{CandlePool, rows, to_f32};
 use crate::RbeTensor;
-use crate::cpu::{self, Precision};
 use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, bail};
+use rbe_core::cpu::{self, Precision};
 
 /// `y <- x W' + b`, in place: `x` `(.., in)`, `y` `(.., out)`, `b` `(out)`, contiguous F32 tensors on the CPU. Nothing goes
 /// into Candle's graph, and nothing is allocated here once as many vectors have been multiplied before.
@@ -76,7 +76,7 @@ impl RbeMatMulInto<'_> {
         };
         let y = &mut y[start..end];
         let x = to_f32(x, x_layout, NAME)?;
-        cpu::product(self.weight.loaded(), &x, x.len() / in_features, y, self.precision, &CandlePool);
+        cpu::matmul(self.weight.oriented(), rows(&x, x_layout), y, self.precision, &CandlePool);
         if let Some(bias) = bias {
             for y in y.chunks_exact_mut(out_features) {
                 y.iter_mut().zip(&*bias).for_each(|(y, bias)| *y += bias);

@@ -18,21 +18,26 @@ pub use norm::{layer_norm, rms_norm};
 pub use parametric::parametric_matmul;
 
 use crate::RbeTensor;
-use crate::cpu::Pool;
-use crate::cpu::pool::Sealed;
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
+use rbe_core::cpu::{Pool, Rows};
 use std::borrow::Cow;
 use std::ops::Range;
 
 /// Candle's own threads: a second pool beside them would fight for the cores.
 struct CandlePool;
 
-impl Sealed for CandlePool {}
-
-impl Pool for CandlePool {
+// SAFETY: the pool hands out each of `0..items` to one thread, in ranges that do not overlap.
+#[allow(unsafe_code)]
+unsafe impl Pool for CandlePool {
     fn run(&self, items: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
         candle_core::utils::barrier_pool().execute_chunked(items, f);
     }
+}
+
+/// All but the last dimension of an input as a batch.
+fn rows<'a>(values: &'a [f32], layout: &Layout) -> Rows<'a> {
+    let len = layout.dims().last().copied().unwrap_or(1);
+    Rows::new(values, values.len() / len.max(1), len)
 }
 
 /// The elements of a tensor on the CPU in row-major order as F32.

@@ -1,8 +1,9 @@
 //! Norms over the last dimension, fused, with gradients.
 
 use super::{CandlePool, dtype_of, from_f32, to_f32, values_of};
-use crate::cpu::{self, Norm};
+use crate::Error;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use rbe_core::cpu::{self, Norm};
 
 /// `(x - mean(x)) / sqrt(var(x) + eps) * weight + bias` over the last dimension (Ba et al., arXiv 1607.06450), of `x`'s type;
 /// `weight` and `bias` `(size)` may be of another. Differentiable in all three. Statistics take two passes in F32 and F64, so
@@ -11,7 +12,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 /// # Errors
 /// When a shape does not fit, or a tensor is not F32, F16 or BF16 on the CPU.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    cpu::requested_level()?;
+    cpu::requested_level().map_err(Error::from)?;
     x.apply_op3(weight, bias, RbeNorm(Norm { eps: eps as f32, centered: true }))
 }
 
@@ -20,7 +21,7 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
 /// # Errors
 /// As [`layer_norm`].
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    cpu::requested_level()?;
+    cpu::requested_level().map_err(Error::from)?;
     x.apply_op2(weight, RbeNorm(Norm { eps: eps as f32, centered: false }))
 }
 

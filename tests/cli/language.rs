@@ -172,6 +172,98 @@ fn a_text_ends_where_either_configuration_says() {
     assert_eq!(written(string(&stopped)), 0);
 }
 
+/// Standard output of `generate`.
+fn written(model: &str, more: &[&str]) -> String {
+    let output = run(&[&["generate", model, "-n", "12"], more].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn generation_config_says_how_tokens_are_chosen_unless_a_flag_does() {
+    let room = tempfile::tempdir().unwrap();
+    let with = |config: Value| {
+        let model = changed(room.path(), "generation_config.json", |_| config.to_string().into_bytes());
+        string(&model).to_owned()
+    };
+    let write =
+        |model: &str, more: &[&str]| written(model, &[&["-p", "It was a dark evening"], more].concat());
+    let (plain, hot) = (write(MODEL, &[]), write(MODEL, &["--temperature", "1.5"]));
+    assert_ne!(plain, hot);
+    assert_eq!(write(&with(serde_json::json!({"temperature": 1.5})), &[]), plain, "no do_sample");
+    let sampling = with(serde_json::json!({"do_sample": true, "temperature": 1.5, "top_k": 0}));
+    assert_eq!(write(&sampling, &[]), hot);
+    assert_eq!(write(&sampling, &["--greedy"]), plain);
+    assert_eq!(write(&sampling, &["--top-k", "1"]), plain);
+    assert_eq!(write(&sampling, &["--top-p", "1e-9"]), plain);
+    assert_eq!(write(&with(serde_json::json!({"do_sample": true, "top_k": 1})), &[]), plain);
+    assert_ne!(write(MODEL, &["--temperature", "1.5", "--top-k", "3"]), hot);
+    assert!(fail(&["generate", MODEL, "-p", "x", "--top-p", "1.5"]).contains("at most 1"));
+    assert!(
+        fail(&["generate", MODEL, "-p", "x", "--greedy", "--top-k", "2"]).contains("cannot be used with")
+    );
+    let penalty = with(serde_json::json!({"repetition_penalty": 1.1, "num_beams": 1}));
+    let notes = String::from_utf8(run(&["generate", &penalty, "-p", "x", "-n", "1"]).stderr).unwrap();
+    assert!(notes.contains("asks for repetition_penalty 1.1; that is not done here"), "{notes}");
+}
+
+#[test]
+fn a_text_ends_before_a_stop_string() {
+    let prompt = "It was a dark evening";
+    let write = |more: &[&str]| written(MODEL, &[&["-p", prompt], more].concat());
+    let whole = write(&[]);
+    let new = whole[prompt.len()..].trim_end_matches('\n');
+    let words: Vec<&str> = new.split_whitespace().collect();
+    let word = words[words.len() / 2];
+    let end = prompt.len() + new.find(word).unwrap();
+    assert_eq!(write(&["--stop", word]), format!("{}\n", &whole[..end]));
+    assert_eq!(write(&["--stop", "\u{1f980}", "--stop", word]), format!("{}\n", &whole[..end]));
+    assert_eq!(write(&["--stop", "\u{1f980}"]), whole);
+    assert_eq!(write(&["--stop", prompt]), whole, "the prompt's own text ends nothing");
+    assert!(fail(&["generate", MODEL, "-p", "x", "--stop", ""]).contains("empty string"));
+}
+
+#[test]
+fn a_conversation_is_written_by_the_chat_template() {
+    let room = tempfile::tempdir().unwrap();
+    let template = "{% for m in messages %}{{ m['role'] }}: {{ m.content.strip() }}\n{% endfor %}\
+                    {% if add_generation_prompt %}It was{% endif %}";
+    let model = changed(room.path(), "chat_template.jinja", |_| template.into());
+    let model = string(&model);
+    let answer = written(model, &["--chat", "-p", " What was it? ", "--system", "Be brief."]);
+    let text = "system: Be brief.\nuser: What was it?\nIt was";
+    let whole = written(MODEL, &["-p", text]);
+    assert_eq!(format!("{text}{answer}"), whole, "the answer alone is written");
+    assert!(answer.len() > 10);
+    assert_ne!(written(model, &["--chat", "-p", "What was it?"]), answer);
+    assert!(fail(&["generate", model, "-p", "x", "--system", "y"]).contains("--chat"));
+    assert!(fail(&["generate", MODEL, "-p", "x", "--chat"]).contains("has no chat template"));
+    let refusing = changed(room.path(), "chat_template.jinja", |_| "{{ raise_exception('no user') }}".into());
+    let error = fail(&["generate", string(&refusing), "-p", "x", "--chat"]);
+    assert!(error.contains("the chat template fails: no user"), "{error}");
+}
+
+#[test]
+fn shells_complete_every_command_and_flag() {
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let script = succeed(&["completions", shell]);
+        for word in ["compress", "generate", "top-p", "completions"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+    }
+    assert!(fail(&["completions", "dos"]).contains("possible values"));
+}
+
+#[test]
+fn a_model_of_another_kind_is_told_what_works() {
+    let room = tempfile::tempdir().unwrap();
+    let other = changed(room.path(), "config.json", |_| br#"{"model_type": "mamba"}"#.into());
+    let error = fail(&["generate", string(&other), "-p", "x"]);
+    for words in ["\"mamba\"", "supported are", "smollm3", "candle_rbe::candle_nn", "`rbe decode`"] {
+        assert!(error.contains(words), "{words}: {error}");
+    }
+}
+
 #[test]
 fn demo_shows_both_models_side_by_side() {
     let text = succeed(&["demo", "-n", "8"]);

@@ -3,10 +3,10 @@
 use crate::sample::{Noise, SHAPES, TRANSFORMS, Terms, all_terms, matrix};
 use crate::simulator::{Checks, Memory, Order, Simulator, encode};
 use candle_rbe::codec::Matrix;
-use candle_rbe::cuda::{DeviceMatrix, Element, FEW, Machine, Operand};
+use candle_rbe::cuda::{DeviceMatrix, Element, GEMV_MAX_BATCH, Machine, Operand};
 
 /// Vectors at once: those of one kernel each, what lies between, and a panel's.
-const TOKENS: [usize; 5] = [1, 3, 4, FEW, FEW + 3];
+const TOKENS: [usize; 5] = [1, 3, 4, GEMV_MAX_BATCH, GEMV_MAX_BATCH + 3];
 const ELEMENTS: [Element; 3] = [Element::F32, Element::F16, Element::BF16];
 
 /// The largest difference that an element type may make, relative to the size of the sums: the largest root of a sum of
@@ -82,7 +82,7 @@ impl<'a> Subject<'a> {
         let x_operand = Operand { memory: &memory, offset: input, element };
         let y_operand = Operand { memory: &y, offset: 0, element };
         let context = || format!("{what}, {tokens} tokens, transposed {transposed}, {element:?}");
-        let done = self.device.product(&x_operand, tokens, transposed, &y_operand);
+        let done = self.device.matmul(&x_operand, tokens, transposed, &y_operand);
         done.unwrap_or_else(|error| panic!("{}: {error}", context()));
         let (mut exact, mut squares) = (vec![0.0; tokens * output], vec![0.0; tokens * output]);
         for (token, x) in x[input..].chunks_exact(input).enumerate() {
@@ -225,7 +225,7 @@ fn inputs_beyond_a_16_bit_position_have_lists_of_their_own() {
             subject.gather(Element::F32, &mut worst, &what);
             subject.product(1, false, Element::F32, &mut worst, &what);
             subject.product(1, true, Element::F32, &mut worst, &what);
-            subject.product(FEW + 1, false, Element::F32, &mut worst, &what);
+            subject.product(GEMV_MAX_BATCH + 1, false, Element::F32, &mut worst, &what);
         }
     }
 }
@@ -237,7 +237,7 @@ fn no_vectors_are_no_work() {
     let subject = Subject::new(&machine, &matrix);
     let empty = machine.allocate(0).unwrap();
     let operand = || Operand { memory: &empty, offset: 0, element: Element::F32 };
-    subject.device.product(&operand(), 0, false, &operand()).unwrap();
+    subject.device.matmul(&operand(), 0, false, &operand()).unwrap();
     subject.device.gather(&empty, 0, &operand()).unwrap();
     assert_eq!(machine.launches(), 0);
 }

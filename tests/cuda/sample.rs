@@ -3,7 +3,7 @@
 use candle_rbe::Transform;
 use candle_rbe::codec::term::planes::{QuantizedBlock, ScaleGroup};
 use candle_rbe::codec::term::sparse::{Entry, FORMATS, Format};
-use candle_rbe::codec::term::trellis::{QuantizedStrip, strips};
+use candle_rbe::codec::term::trellis::{QuantizedGroup, scale_groups};
 use candle_rbe::codec::term::{Basis, Planes, Sparse, Term, Trellis};
 use candle_rbe::codec::{AxisScales, Layout, Matrix};
 use half::f16;
@@ -136,18 +136,18 @@ fn planes(layout: Layout, group: ScaleGroup, noise: &mut Noise) -> Term {
     Term::Planes(Planes::pack(layout, group, 0.25, &blocks))
 }
 
-/// Strips of every number of bits.
+/// Scale groups of every number of bits.
 fn trellis(layout: Layout, states: u8, noise: &mut Noise) -> Term {
     let first = noise.below(5);
-    let strips: Vec<_> = strips(layout)
-        .map(|strip| {
-            let bits = ((strip.index as u32 * 3 + first) % 5) as u8;
-            let count = if bits == 0 { 0 } else { strip.len() };
+    let scale_groups: Vec<_> = scale_groups(layout)
+        .map(|scale_group| {
+            let bits = ((scale_group.index as u32 * 3 + first) % 5) as u8;
+            let count = if bits == 0 { 0 } else { scale_group.len() };
             let codes = (0..count).map(|_| (noise.bits() & ((1 << bits) - 1)) as u8).collect();
-            QuantizedStrip { bits, scale: noise.scale(), codes }
+            QuantizedGroup { bits, scale: noise.scale(), codes }
         })
         .collect();
-    Term::Trellis(Trellis::pack(layout, states, 0.125, &strips))
+    Term::Trellis(Trellis::pack(layout, states, 0.125, &scale_groups))
 }
 
 fn sparse(layout: Layout, format: Format, share: usize, noise: &mut Noise) -> Option<Term> {

@@ -114,7 +114,7 @@ impl Simulator {
     fn stopped(&self) -> Error {
         let log = std::fs::read_to_string(&self.0.log).unwrap_or_default();
         let lines: Vec<_> = log.lines().filter(|line| !line.trim().is_empty()).take(24).collect();
-        Error::Unsupported { what: format!("the machine stopped:\n{}", lines.join("\n")) }
+        candle_rbe::CodecError::unsupported(format!("the machine stopped:\n{}", lines.join("\n"))).into()
     }
 
     /// The bytes of a memory.
@@ -164,7 +164,7 @@ impl Simulator {
         self.0.process.lock().unwrap().launches += 1;
         match String::from_utf8_lossy(&wrong) {
             wrong if wrong.is_empty() => Ok(()),
-            wrong => Err(Error::Unsupported { what: wrong.into_owned() }),
+            wrong => Err(Error::Codec(candle_rbe::CodecError::Unsupported { what: wrong.into_owned() })),
         }
     }
 }
@@ -229,7 +229,7 @@ impl Machine for Simulator {
         self.upload(&encode(&c, element))
     }
 
-    /// Few, so that the sums of small matrices are split in places, and each split has several strips.
+    /// Few, so that the sums of small matrices are split in places, and each split has several scale groups.
     fn multiprocessors(&self) -> usize {
         2
     }

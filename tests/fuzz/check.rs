@@ -72,8 +72,8 @@ fn comes_back(tensor: &RbeTensor, matrix: &Matrix, room: usize) {
         let again = RbeTensor::from_bytes(bytes).unwrap_or_else(|error| panic!("its own payload: {error}"));
         let other = again.to_matrix();
         assert_eq!(
-            (again.view(), other.layout(), other.seed()),
-            (tensor.view(), matrix.layout(), matrix.seed())
+            (again.orientation(), other.layout(), other.seed()),
+            (tensor.orientation(), matrix.layout(), matrix.seed())
         );
         assert_eq!((other.transform(), other.terms()), (matrix.transform(), matrix.terms()));
         assert_eq!(other.relative_error().to_bits(), matrix.relative_error().to_bits());

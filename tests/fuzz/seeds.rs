@@ -1,10 +1,10 @@
 //! Valid payloads to begin with: every term, format and block edge, alone and together, entropy coded and plain.
 
 use super::random::Random;
-use candle_rbe::codec::matrix::View;
+use candle_rbe::codec::matrix::Orientation;
 use candle_rbe::codec::term::planes::{Planes, QuantizedBlock, ScaleGroup};
 use candle_rbe::codec::term::sparse::{Entry, FORMATS, Format, Sparse};
-use candle_rbe::codec::term::trellis::{QuantizedStrip, Trellis, strips};
+use candle_rbe::codec::term::trellis::{QuantizedGroup, Trellis, scale_groups};
 use candle_rbe::codec::term::{Basis, Term};
 use candle_rbe::codec::{AxisScales, Layout, Matrix, Transform};
 use half::f16;
@@ -78,17 +78,17 @@ fn basis(layout: Layout, half: bool, random: &mut Random) -> Term {
     Term::Basis(Basis::new(layout, &theta, half))
 }
 
-/// Strips of so many bits, or of 0 to 4 in turn.
+/// Scale groups of so many bits, or of 0 to 4 in turn.
 fn trellis(layout: Layout, state_bits: u8, bits: Option<u8>, random: &mut Random) -> Term {
-    let strip = |index: usize, len: usize| {
+    let scale_group = |index: usize, len: usize| {
         let bits = bits.unwrap_or([3, 1, 4, 2, 0][index % 5]);
         let codes = if bits == 0 { 0 } else { len };
         let mask = ((1u16 << bits) - 1) as u8;
         let codes = (0..codes).map(|_| random.next() as u8 & mask).collect();
-        QuantizedStrip { bits, scale: f16::from_f32(0.5), codes }
+        QuantizedGroup { bits, scale: f16::from_f32(0.5), codes }
     };
-    let mut strip = strip;
-    let all: Vec<_> = strips(layout).map(|place| strip(place.index, place.len())).collect();
+    let mut scale_group = scale_group;
+    let all: Vec<_> = scale_groups(layout).map(|place| scale_group(place.index, place.len())).collect();
     Term::Trellis(Trellis::pack(layout, state_bits, 0.007_812_5, &all))
 }
 
@@ -141,9 +141,9 @@ pub(crate) fn seeds(random: &mut Random, most: usize) -> Vec<Seed> {
         for (name, terms) in sums(layout, random) {
             n += 1;
             let view = match n % 3 {
-                0 => View::Transposed,
-                _ if rows == 1 && n % 2 == 0 => View::Vector,
-                _ => View::Matrix,
+                0 => Orientation::Transposed,
+                _ if rows == 1 && n % 2 == 0 => Orientation::Vector,
+                _ => Orientation::Matrix,
             };
             let signs = (n % 2 == 0).then_some(0x1234_5678_9abc_def0 + n as u64);
             let mut matrix = Matrix::new(layout, TRANSFORMS[n % 3], signs, terms, 0.125);
@@ -169,7 +169,7 @@ pub(crate) fn seeds(random: &mut Random, most: usize) -> Vec<Seed> {
         ] {
             let name = format!("{} in chunks", term.name());
             let matrix = Matrix::new(layout, Transform::Dct, Some(3), vec![term], 0.125);
-            seeds.push(Seed { name, bytes: matrix.to_bytes(View::Matrix) });
+            seeds.push(Seed { name, bytes: matrix.to_bytes(Orientation::Matrix) });
         }
     }
     seeds

@@ -39,15 +39,15 @@ fn planes(blocks: usize) -> Vec<u8> {
     term(3, 0, 3 * blocks)
 }
 
-/// No bits, and a scale for each strip.
-fn trellis(strips: usize) -> Vec<u8> {
-    term(4, 12, 3 * strips)
+/// No bits, and a scale for each scale group.
+fn trellis(scale_groups: usize) -> Vec<u8> {
+    term(4, 12, 3 * scale_groups)
 }
 
 #[test]
 fn payloads_of_nearly_nothing_are_read_in_proportion_to_their_bytes() {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    // A sparse term has 2 bytes for a block, planes 3, a trellis 3 for a strip.
+    // A sparse term has 2 bytes for a block, planes 3, a trellis 3 for a scale group.
     for (name, bytes) in [
         ("signs of an axis of 2^24", payload(1 << 24, 1, 256, true, &sparse(1 << 16))),
         ("signs of an axis of 2^27", payload(1 << 27, 1, 256, true, &sparse(1 << 19))),

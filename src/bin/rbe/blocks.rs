@@ -4,8 +4,8 @@ use crate::encoder::EncoderArgs;
 use crate::print::{self, Table};
 use anyhow::{Context, bail};
 use candle_core::{DType, Device};
+use candle_rbe::BlockSizeWeights;
 use candle_rbe::archive::{Archive, Selection};
-use candle_rbe::encode::BlockSizeWeights;
 use clap::Args;
 use std::path::PathBuf;
 

@@ -3,18 +3,17 @@
 use crate::bar::Bar;
 use crate::eval::{Passage, compare};
 use crate::interrupt;
-use crate::language::{self, Language, Sampling};
+use crate::language::{self, Language};
 use crate::layers::Layers;
 use crate::print::{self, Table};
+use crate::sampling::Chooser;
+use crate::writer::{Prompt, Writer};
 use anyhow::{Context, ensure};
 use candle_rbe::archive::{self, CompressOptions, Scratch, Selection};
-use candle_rbe::models::Windows;
+use candle_rbe::models::{Config, Windows};
 use candle_rbe::{Encoder, EncoderConfig, Rate};
 use clap::Args;
 use std::path::PathBuf;
-
-/// The projections of LLaMA and of GPT-2: what most weights of a large model are in.
-const PROJECTIONS: &str = r"(_proj|c_attn|c_fc)\.weight$";
 
 /// Compress a small model, run it beside the original, and show what changed
 #[derive(Args)]
@@ -55,8 +54,9 @@ impl Demo {
         let compressed = room.path().join("model");
         let config = self.bits.map_or_else(EncoderConfig::default, |bits| Rate::BitsPerWeight(bits).into());
         let encoder = Encoder::new(config)?;
+        let projections = Config::read(&self.model)?.projections();
         let options = CompressOptions {
-            selection: Selection::new(Some(PROJECTIONS), None)?,
+            selection: Selection::new(Some(&projections), None)?,
             ..CompressOptions::default()
         };
         let bar = Bar::new("compressing")?;
@@ -79,15 +79,16 @@ impl Demo {
         let (dense, rbe) = (Language::open(&self.model)?, Language::open(&compressed)?);
         let evaluation = compare(&dense, &rbe, &text)?;
         // Small models repeat themselves when they always take the likeliest token; with the same seed both draw alike.
-        let sampling = Sampling::Temperature { temperature: 0.7, seed: self.seed };
+        let chooser = Chooser::Sample { temperature: 0.7, top_k: None, top_p: None, seed: self.seed };
+        let prompt = Prompt::Text(&self.prompt);
+        let writer = Writer { tokenizer: &tokenizer, prompt, count: self.n, chooser, stops: &[] };
         let mut texts = vec![];
         for language in [&dense, &rbe] {
             let mut text = String::new();
-            let (_, rate) =
-                language::write(&language.model, &tokenizer, &self.prompt, self.n, sampling, |piece| {
-                    text.push_str(piece);
-                    Ok(())
-                })?;
+            let (_, rate) = writer.write(&language.model, |piece| {
+                text.push_str(piece);
+                Ok(())
+            })?;
             texts.push((text, rate));
         }
 

@@ -1,57 +1,79 @@
 //! `rbe generate`
 
-use crate::language::{self, Language, Sampling};
+use crate::chat::{ChatTemplate, Message};
+use crate::language::{self, Language};
 use crate::layers::Layers;
+use crate::sampling::SamplingArgs;
+use crate::writer::{Prompt, Writer};
 use clap::Args;
 use std::io::{Write, stdout};
 use std::path::PathBuf;
 
-/// Continue a text with a model, compressed or not
+/// Continue a text with a model, compressed or not, or let it answer
+///
+/// How tokens are chosen is what generation_config.json says (do_sample, temperature, top_k, top_p), unless a flag says
+/// otherwise; without either always the likeliest. The text ends at a token that generation_config.json or config.json says
+/// ends it.
 #[derive(Args)]
 pub(crate) struct Generate {
     /// Model directory with config.json and tokenizer.json
     model: PathBuf,
-    /// The text to continue
+    /// The text to continue, or with --chat what is said to the model
     #[arg(long, short)]
     prompt: String,
+    /// Let the model answer, by its chat template (chat_template.jinja, or chat_template in tokenizer_config.json)
+    #[arg(long)]
+    chat: bool,
+    /// What the model is told before the conversation
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    system: Option<String>,
     /// At most so many tokens
     #[arg(short, value_name = "N", default_value_t = 100)]
     n: usize,
-    /// Sample at this temperature [default: always the likeliest token]
-    #[arg(long, value_name = "T", value_parser = temperature)]
-    temperature: Option<f64>,
-    /// Seed of the sampling
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    /// End before this string; may be given several times
+    #[arg(long, value_name = "STRING", value_parser = not_empty)]
+    stop: Vec<String>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
     #[command(flatten)]
     layers: Layers,
 }
 
-fn temperature(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if value.is_finite() && value > 0.0 => Ok(value),
-        _ => Err("a temperature is a number above 0".into()),
+fn not_empty(text: &str) -> Result<String, String> {
+    match text.is_empty() {
+        true => Err("every text has the empty string at its beginning".into()),
+        false => Ok(text.to_owned()),
     }
 }
 
 impl Generate {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         let tokenizer = language::tokenizer(&self.model)?;
+        let directory = language::directory(&self.model);
+        let chat = match self.chat {
+            true => Some(self.conversation(&ChatTemplate::open(directory)?)?),
+            false => None,
+        };
+        let prompt = chat.as_deref().map_or(Prompt::Text(&self.prompt), Prompt::Chat);
+        let chooser = self.sampling.chooser(directory)?;
         self.layers.apply();
         let language = Language::open(&self.model)?;
-        let sampling = match self.temperature {
-            None => Sampling::Greedy,
-            Some(temperature) => Sampling::Temperature { temperature, seed: self.seed },
-        };
         let say = |text: &str| -> anyhow::Result<()> {
             let mut out = stdout().lock();
             out.write_all(text.as_bytes())?;
             Ok(out.flush()?)
         };
-        let (written, rate) =
-            language::write(&language.model, &tokenizer, &self.prompt, self.n, sampling, say)?;
+        let writer = Writer { tokenizer: &tokenizer, prompt, count: self.n, chooser, stops: &self.stop };
+        let (written, rate) = writer.write(&language.model, say)?;
         say("\n")?;
         eprintln!("{written} tokens, {rate:.0} per second");
         Ok(())
+    }
+
+    /// What the model reads before it answers.
+    fn conversation(&self, template: &ChatTemplate) -> anyhow::Result<String> {
+        let system = self.system.iter().map(|content| Message { role: "system", content });
+        let user = Message { role: "user", content: &self.prompt };
+        template.render(&system.chain([user]).collect::<Vec<_>>())
     }
 }

@@ -1,13 +1,11 @@
 //! A language model directory: weights, configuration, tokenizer.
 
 use crate::reader::TextReader;
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::Context;
 use candle_core::{DType, Device, Tensor};
 use candle_rbe::archive::{self, Archive};
-use candle_rbe::models::{CausalLm, Config, Model, Text, Windows, generate, greedy};
-use candle_transformers::generation::LogitsProcessor;
+use candle_rbe::models::{CausalLm, Config, Model, Text, Windows};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 pub(crate) struct Language {
     pub(crate) path: PathBuf,
@@ -29,7 +27,7 @@ impl Language {
 }
 
 /// Where the configuration and the tokenizer of a model lie.
-fn directory(path: &Path) -> &Path {
+pub(crate) fn directory(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !path.is_dir() => parent,
         _ => path,
@@ -48,14 +46,13 @@ pub(crate) fn obstacle(archive: &Archive) -> Option<String> {
     if !config.is_file() {
         return None;
     }
-    let tables: &[&str] = match Config::read(config) {
+    let tables = match Config::read(config) {
         Err(error) => return Some(error.to_string()),
-        Ok(Config::Llama(_)) => &["model.embed_tokens.weight"],
-        Ok(Config::Gpt2(_)) => &["transformer.wte.weight", "wte.weight"],
+        Ok(config) => config.token_tables(),
     };
     match tables.iter().any(|name| archive.get(name).is_some()) {
         true => None,
-        false => archive.entry(tables[0]).err().map(|error| error.to_string()),
+        false => archive.entry(tables.first()?).err().map(|error| error.to_string()),
     }
 }
 
@@ -79,66 +76,4 @@ pub(crate) fn samples(
         .cut_for(model, read)
         .and_then(|_| windows.samples(read, model.device()))
         .with_context(|| format!("cannot calibrate on {}", text.display()))
-}
-
-/// How the next token is chosen.
-#[derive(Clone, Copy)]
-pub(crate) enum Sampling {
-    Greedy,
-    Temperature { temperature: f64, seed: u64 },
-}
-
-/// Continues `prompt` by up to `count` tokens, handing over the prompt and each piece of text as soon as it is whole; returns
-/// the number of tokens and the tokens per second after the first, which pays for the prompt.
-pub(crate) fn write(
-    model: &dyn CausalLm,
-    tokenizer: &TextReader,
-    prompt: &str,
-    count: usize,
-    sampling: Sampling,
-    mut piece: impl FnMut(&str) -> anyhow::Result<()>,
-) -> anyhow::Result<(usize, f64)> {
-    let mut ids = tokenizer.whole(prompt)?;
-    if ids.is_empty() {
-        // A model continues something: with no prompt, the token that stands between texts.
-        let start = model.eos_token_ids().first();
-        ids.push(
-            *start.context("the prompt is empty and the model names no end-of-text token; give a prompt")?,
-        );
-    }
-    let (length, context, vocabulary) = (ids.len(), model.context_length(), model.vocab_size());
-    ensure!(length <= context, "the prompt has {length} tokens and the model's context {context} positions");
-    if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
-        bail!(
-            "token {id} of the prompt is not in the vocabulary of {vocabulary}; the tokenizer is not this model's"
-        );
-    }
-    piece(prompt)?;
-    let mut processor = match sampling {
-        Sampling::Greedy => None,
-        Sampling::Temperature { temperature, seed } => {
-            Some(LogitsProcessor::new(seed, Some(temperature), None))
-        }
-    };
-    let choose = |logits: &candle_core::Tensor| match &mut processor {
-        None => greedy(logits),
-        Some(processor) => processor.sample(logits),
-    };
-    let mut stream = tokenizer.tokenizer().decode_stream(true);
-    // The stream is told the prompt too, so that the spaces between words come out right.
-    for &id in &ids {
-        stream.step(id).map_err(|e| anyhow!("cannot decode token {id}: {e}"))?;
-    }
-    let (mut written, mut first) = (0, None);
-    for id in generate(model, &ids, count, choose) {
-        let id = id.context("cannot continue the text")?;
-        first.get_or_insert_with(Instant::now);
-        written += 1;
-        if let Some(text) = stream.step(id).map_err(|e| anyhow!("cannot decode token {id}: {e}"))? {
-            piece(&text)?;
-        }
-    }
-    let seconds = first.map_or(0.0, |first| first.elapsed().as_secs_f64());
-    let rate = if written > 1 { (written - 1) as f64 / seconds } else { 0.0 };
-    Ok((written, rate))
 }

@@ -6,6 +6,8 @@ mod bar;
 mod bench;
 mod blocks;
 mod chart;
+mod chat;
+mod completions;
 mod compress;
 mod decode;
 mod demo;
@@ -20,10 +22,12 @@ mod print;
 mod profile;
 mod prune;
 mod reader;
+mod sampling;
 mod verify;
+mod writer;
 
 use candle_rbe::cpu;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 use std::sync::LazyLock;
 
@@ -54,6 +58,7 @@ enum Command {
     Bench(bench::Bench),
     Blocks(blocks::Blocks),
     Prune(prune::Prune),
+    Completions(completions::Completions),
 }
 
 fn main() -> ExitCode {
@@ -83,5 +88,6 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Bench(command) => command.run(),
         Command::Blocks(command) => command.run(),
         Command::Prune(command) => command.run(),
+        Command::Completions(command) => command.run(Cli::command()),
     }
 }

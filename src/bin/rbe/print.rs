@@ -171,7 +171,8 @@ mod tests {
 
     #[test]
     fn a_cause_is_told_once() {
-        let inner = Error::NonFinite { index: 3, value: f32::NAN }.in_tensor("a.weight");
+        let inner = Error::Codec(candle_rbe::CodecError::NonFinite { index: 3, value: f32::NAN })
+            .in_tensor("a.weight");
         let error = anyhow::Error::from(inner).context("compressing m");
         assert_eq!(
             sentence(&error),

@@ -1,0 +1,52 @@
+//! NEON as every AArch64 processor has it: Cortex-A53, A72.
+
+mod isa;
+pub(super) mod lanes;
+pub(super) mod planes;
+mod sparse;
+pub(super) mod trellis;
+pub(super) mod unpack;
+mod viterbi;
+
+use crate::cpu::kernels::level::LevelSpec;
+use crate::cpu::kernels::scalar;
+use crate::cpu::kernels::table::{Kernels, Op};
+use std::arch::is_aarch64_feature_detected as has;
+
+const NAME: &str = "neon";
+
+pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
+    name: NAME,
+    below: Some(&scalar::LEVEL),
+    detect: || has!("neon"),
+    kernels: &TABLE,
+    // Plain Rust is compiled for NEON too, and none of these multiplies and adds in one.
+    inherited: &[
+        "largest",
+        "quantize_slice",
+        "dct2",
+        "dct3",
+        "dct2_of_four",
+        "dct3_of_four",
+        "norm",
+        "norm_gradient",
+        "exp",
+    ],
+};
+
+pub(super) const TABLE: Kernels = Kernels {
+    planes: Op::new(NAME, planes::product),
+    planes_transposed: Op::new(NAME, planes::transposed),
+    trellis: Op::new(NAME, trellis::product),
+    trellis_transposed: Op::new(NAME, trellis::transposed),
+    trellis_rows: Op::new(NAME, trellis::rows),
+    sparse: Op::new(NAME, sparse::product),
+    sparse_transposed: Op::new(NAME, sparse::transposed),
+    spmm_min_batch: Op::new(NAME, 8),
+    spmm: Op::new(NAME, sparse::spmm),
+    sddmm: Op::new(NAME, sparse::sddmm),
+    rows_to_lanes: Op::new(NAME, lanes::rows_to_lanes),
+    lanes_to_rows: Op::new(NAME, lanes::lanes_to_rows),
+    viterbi: Op::new(NAME, [viterbi::step::<2>, viterbi::step::<4>, viterbi::step::<8>, viterbi::step::<16>]),
+    ..scalar::TABLE
+};

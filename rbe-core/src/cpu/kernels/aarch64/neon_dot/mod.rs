@@ -1,0 +1,48 @@
+//! NEON with dot products of bytes, `dotprod`: Cortex-A55, A76, Neoverse, Apple M1.
+
+mod isa;
+mod planes;
+mod trellis;
+
+use super::neon;
+use crate::cpu::kernels::level::LevelSpec;
+use crate::cpu::kernels::table::{Kernels, Op};
+use std::arch::is_aarch64_feature_detected as has;
+
+const NAME: &str = "neon-dot";
+
+pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
+    name: NAME,
+    below: Some(&neon::LEVEL),
+    detect: || has!("dotprod"),
+    kernels: &TABLE,
+    // Only integer products are made of dot products.
+    inherited: &[
+        "planes_transposed",
+        "trellis_transposed",
+        "trellis_rows",
+        "sparse",
+        "sparse_transposed",
+        "spmm_min_batch",
+        "spmm",
+        "sddmm",
+        "largest",
+        "quantize_slice",
+        "rows_to_lanes",
+        "lanes_to_rows",
+        "dct2",
+        "dct3",
+        "dct2_of_four",
+        "dct3_of_four",
+        "norm",
+        "norm_gradient",
+        "exp",
+        "viterbi",
+    ],
+};
+
+const TABLE: Kernels = Kernels {
+    planes: Op::new(NAME, planes::product),
+    trellis: Op::new(NAME, trellis::product),
+    ..neon::TABLE
+};

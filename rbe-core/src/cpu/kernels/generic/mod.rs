@@ -1,0 +1,17 @@
+//! Kernels that levels share, written once and compiled for each. Those without a vocabulary of their own are loops that the
+//! compiler vectorises well enough by itself.
+
+pub(super) mod activations;
+pub(super) mod columns;
+pub(super) mod dct;
+pub(super) mod decode;
+// NEON multiplies by lanes of a register instead.
+#[cfg(target_arch = "x86_64")]
+pub(super) mod dot;
+pub(super) mod lanes;
+pub(super) mod norm;
+pub(super) mod planes;
+pub(super) mod sparse;
+pub(super) mod trellis;
+pub(super) mod unpack;
+pub(super) mod viterbi;

@@ -1,0 +1,41 @@
+//! Plain Rust: what every processor runs, and what the other levels are compared with.
+
+mod dct;
+mod isa;
+mod planes;
+mod trellis;
+
+use super::generic::{activations, lanes, norm, sparse, viterbi::plain_step};
+use super::level::LevelSpec;
+use super::table::{Kernels, Op};
+use isa::Scalar;
+
+const NAME: &str = "scalar";
+
+pub(super) static LEVEL: LevelSpec =
+    LevelSpec { name: NAME, below: None, detect: || true, kernels: &TABLE, inherited: &[] };
+
+pub(super) const TABLE: Kernels = Kernels {
+    planes: Op::new(NAME, planes::product),
+    planes_transposed: Op::new(NAME, planes::transposed),
+    trellis: Op::new(NAME, trellis::product),
+    trellis_transposed: Op::new(NAME, trellis::transposed),
+    trellis_rows: Op::new(NAME, trellis::rows),
+    sparse: Op::new(NAME, sparse::product::<Scalar, false>),
+    sparse_transposed: Op::new(NAME, sparse::product::<Scalar, true>),
+    spmm_min_batch: Op::new(NAME, 8),
+    spmm: Op::new(NAME, sparse::spmm::<Scalar>),
+    sddmm: Op::new(NAME, sparse::sddmm::<Scalar>),
+    largest: Op::new(NAME, activations::largest),
+    quantize_slice: Op::new(NAME, activations::quantize_slice),
+    rows_to_lanes: Op::new(NAME, lanes::rows_to_lanes),
+    lanes_to_rows: Op::new(NAME, lanes::lanes_to_rows),
+    dct2: Op::new(NAME, dct::dct2),
+    dct3: Op::new(NAME, dct::dct3),
+    dct2_of_four: Op::new(NAME, dct::dct2),
+    dct3_of_four: Op::new(NAME, dct::dct3),
+    norm: Op::new(NAME, norm::norm),
+    norm_gradient: Op::new(NAME, norm::norm_gradient),
+    exp: Op::new(NAME, norm::exp),
+    viterbi: Op::new(NAME, [plain_step::<2>, plain_step::<4>, plain_step::<8>, plain_step::<16>]),
+};

@@ -1,0 +1,44 @@
+//! The trellis in plain Rust.
+
+use super::isa::Scalar;
+use crate::codec::Block;
+use crate::cpu::kernels::generic::decode::decode_bundle;
+use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, GroupRows};
+use crate::cpu::layout::planes::Line;
+use crate::cpu::layout::trellis::{Bundle, PackedGroup, PackedTrellis};
+use crate::cpu::layout::{Input, QuantizedRows, RowDots, RowSums};
+use std::ops::Range;
+
+pub(super) fn product(
+    term: &PackedTrellis,
+    i: usize,
+    blocks: Range<usize>,
+    x: QuantizedRows,
+    sums: &mut [RowSums],
+) {
+    generic::product(Scalar, term, i, blocks, x, sums);
+}
+
+pub(super) fn transposed(term: &PackedTrellis, block: Block, g: Input, acc: &mut [f32]) {
+    generic::transposed(Scalar, term, block, g, acc);
+}
+
+pub(super) fn rows(scale_group: &PackedGroup, rows: &mut GroupRows) {
+    generic::rows(Scalar, scale_group, rows);
+}
+
+impl Decode for Scalar {
+    fn decode_bundle(self, bundle: Bundle, codes: &mut [Line], stride: usize) {
+        decode_bundle(bundle, codes, stride);
+    }
+
+    fn multiply_tile(self, scale_groups: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
+        generic::multiply_tile(self, scale_groups, tile, sums, stride, add_dots);
+    }
+}
+
+/// Not inlined: see [`generic::add_dots`].
+#[inline(never)]
+fn add_dots(dots: &RowDots, bias: i32, factor: f32, sums: &mut RowSums) {
+    generic::add_dots(dots, bias, factor, sums);
+}

@@ -1,0 +1,324 @@
+//! The table of a level's operations.
+
+use super::generic::norm::{NormGradient, NormRow};
+use super::generic::trellis::GroupRows;
+use crate::codec::Block;
+use crate::cpu::layout::planes::PackedPlanes;
+use crate::cpu::layout::sparse::PackedSparse;
+use crate::cpu::layout::trellis::{PackedGroup, PackedTrellis};
+use crate::cpu::layout::{
+    EDGE, FourLanes, Input, LANES, LaneInput, Lanes, Place, QuantizedRows, RowSums, SortedEntries,
+};
+use std::ops::Range;
+
+/// An operation, and the level whose it is.
+#[derive(Clone, Copy)]
+pub(in crate::cpu::kernels) struct Op<F> {
+    run: F,
+    #[cfg_attr(not(test), expect(dead_code, reason = "asked by the test of what a level inherits"))]
+    level: &'static str,
+}
+
+impl<F> Op<F> {
+    pub(in crate::cpu::kernels) const fn new(level: &'static str, run: F) -> Self {
+        Self { run, level }
+    }
+}
+
+type Planes = unsafe fn(&PackedPlanes, i: usize, row_tile: usize, QuantizedRows, &mut [RowSums]);
+type Trellis = unsafe fn(&PackedTrellis, i: usize, blocks: Range<usize>, QuantizedRows, &mut [RowSums]);
+/// `acc += S x` or `acc += S' g` for one block; `acc` is `batch x height` or `batch x width`.
+type OfBlock<T> = unsafe fn(&T, Block, Input, acc: &mut [f32]);
+type Spmm = unsafe fn(&SortedEntries, LaneInput, acc: &mut [Lanes], stride: usize);
+type Sddmm = unsafe fn(&[Place], LaneInput, LaneInput, sums: &mut [f32]);
+type TakeDigit = unsafe fn(&mut [f32], scale: f32, digits: &mut [i8]);
+type RowsToLanes = unsafe fn(rows: &[f32], stride: usize, lanes: &mut [Lanes; LANES]);
+type LanesToRows = unsafe fn(lanes: &[Lanes; LANES], rows: &mut [f32], stride: usize);
+type Norm = unsafe fn(NormRow, bias: &[f32], out: &mut [f32]);
+type Dct<L> = unsafe fn(&mut [L], &mut [L]);
+/// [`step`](super::generic::viterbi::step) with a number of bits.
+type Viterbi = unsafe fn(&[u16], &[i16], i16, next: &mut [u16]) -> u16;
+
+/// The inner loops of one level. Only a level gives its table away, and only where its instructions exist, so the methods are
+/// safe.
+#[derive(Clone, Copy)]
+pub(in crate::cpu) struct Kernels {
+    /// `sums[v] += S_i x_v` for the rows of a row tile of block row `i` and the vectors `v` of a batch.
+    pub(super) planes: Op<Planes>,
+    pub(super) planes_transposed: Op<OfBlock<PackedPlanes>>,
+    /// `sums[v * tiles + t] += S_ij x_vj` over blocks `j` of block row `i`, the rows in the order of
+    /// [`Packing::row`](crate::cpu::layout::trellis::Packing::row).
+    pub(super) trellis: Op<Trellis>,
+    pub(super) trellis_transposed: Op<OfBlock<PackedTrellis>>,
+    /// The coefficients of a scale group; columns beyond its width have no meaning.
+    pub(super) trellis_rows: Op<unsafe fn(&PackedGroup, &mut GroupRows)>,
+    pub(super) sparse: Op<OfBlock<PackedSparse>>,
+    pub(super) sparse_transposed: Op<OfBlock<PackedSparse>>,
+    /// The smallest batch that `spmm` takes less time for than `sparse`, the way into lanes included.
+    pub(super) spmm_min_batch: Op<usize>,
+    pub(super) spmm: Op<Spmm>,
+    pub(super) sddmm: Op<Sddmm>,
+    /// The largest magnitude of a block of activations, and one digit of it.
+    pub(super) largest: Op<unsafe fn(&[f32]) -> f32>,
+    pub(super) quantize_slice: Op<TakeDigit>,
+    /// Sixteen elements of each of sixteen rows, `stride` apart, to lanes and back.
+    pub(super) rows_to_lanes: Op<RowsToLanes>,
+    pub(super) lanes_to_rows: Op<LanesToRows>,
+    /// `x <- sqrt(n) C x` and its transpose in each lane; the second slice is scratch.
+    pub(super) dct2: Op<Dct<Lanes>>,
+    pub(super) dct3: Op<Dct<Lanes>>,
+    pub(super) dct2_of_four: Op<Dct<FourLanes>>,
+    pub(super) dct3_of_four: Op<Dct<FourLanes>>,
+    pub(super) norm: Op<Norm>,
+    pub(super) norm_gradient: Op<unsafe fn(NormRow, g: &[f32], NormGradient)>,
+    pub(super) exp: Op<unsafe fn(&mut [f32], f32) -> f32>,
+    /// For trellises of 1 to 4 bits.
+    pub(super) viterbi: Op<[Viterbi; 4]>,
+}
+
+#[cfg(test)]
+impl Kernels {
+    /// Every operation with the level whose it is.
+    pub(in crate::cpu::kernels) fn levels(&self) -> [(&'static str, &'static str); 22] {
+        // Whole, so that none is forgotten.
+        let Self {
+            planes,
+            planes_transposed,
+            trellis,
+            trellis_transposed,
+            trellis_rows,
+            sparse,
+            sparse_transposed,
+            spmm_min_batch,
+            spmm,
+            sddmm,
+            largest,
+            quantize_slice,
+            rows_to_lanes,
+            lanes_to_rows,
+            dct2,
+            dct3,
+            dct2_of_four,
+            dct3_of_four,
+            norm,
+            norm_gradient,
+            exp,
+            viterbi,
+        } = *self;
+        [
+            ("planes", planes.level),
+            ("planes_transposed", planes_transposed.level),
+            ("trellis", trellis.level),
+            ("trellis_transposed", trellis_transposed.level),
+            ("trellis_rows", trellis_rows.level),
+            ("sparse", sparse.level),
+            ("sparse_transposed", sparse_transposed.level),
+            ("spmm_min_batch", spmm_min_batch.level),
+            ("spmm", spmm.level),
+            ("sddmm", sddmm.level),
+            ("largest", largest.level),
+            ("quantize_slice", quantize_slice.level),
+            ("rows_to_lanes", rows_to_lanes.level),
+            ("lanes_to_rows", lanes_to_rows.level),
+            ("dct2", dct2.level),
+            ("dct3", dct3.level),
+            ("dct2_of_four", dct2_of_four.level),
+            ("dct3_of_four", dct3_of_four.level),
+            ("norm", norm.level),
+            ("norm_gradient", norm_gradient.level),
+            ("exp", exp.level),
+            ("viterbi", viterbi.level),
+        ]
+    }
+}
+
+impl Kernels {
+    pub(in crate::cpu) fn planes(
+        &self,
+        tiles: &PackedPlanes,
+        i: usize,
+        row_tile: usize,
+        x: QuantizedRows,
+        sums: &mut [RowSums],
+    ) {
+        assert_eq!(sums.len(), x.batch());
+        // SAFETY: a level gives its table away only where the processor has its instructions.
+        unsafe { (self.planes.run)(tiles, i, row_tile, x, sums) }
+    }
+
+    pub(in crate::cpu) fn planes_transposed(
+        &self,
+        tiles: &PackedPlanes,
+        block: Block,
+        g: Input,
+        acc: &mut [f32],
+    ) {
+        // SAFETY: as in `planes`.
+        unsafe { (self.planes_transposed.run)(tiles, block, g, acc) }
+    }
+
+    /// Vectors from which on a sparse product is faster [in lanes](Self::spmm).
+    pub(in crate::cpu) fn spmm_min_batch(&self) -> usize {
+        self.spmm_min_batch.run
+    }
+
+    pub(in crate::cpu) fn sparse(&self, term: &PackedSparse, block: Block, x: Input, acc: &mut [f32]) {
+        assert!(acc.len().is_multiple_of(block.height));
+        // SAFETY: as in `planes`.
+        unsafe { (self.sparse.run)(term, block, x, acc) }
+    }
+
+    pub(in crate::cpu) fn sparse_transposed(
+        &self,
+        term: &PackedSparse,
+        block: Block,
+        g: Input,
+        acc: &mut [f32],
+    ) {
+        // SAFETY: as in `planes`.
+        unsafe { (self.sparse_transposed.run)(term, block, g, acc) }
+    }
+
+    /// `acc[to] += sum of value * x[from]` over the entries that go there, in every lane; `acc` holds groups `stride` apart.
+    pub(in crate::cpu) fn spmm(
+        &self,
+        entries: &SortedEntries,
+        x: LaneInput,
+        acc: &mut [Lanes],
+        stride: usize,
+    ) {
+        // SAFETY: as in `planes`.
+        unsafe { (self.spmm.run)(entries, x, acc, stride) }
+    }
+
+    /// `sums[n] += sum over all lanes of a[to] * b[from]` for every place.
+    pub(in crate::cpu) fn sddmm(&self, places: &[Place], a: LaneInput, b: LaneInput, sums: &mut [f32]) {
+        // SAFETY: as in `planes`.
+        unsafe { (self.sddmm.run)(places, a, b, sums) }
+    }
+
+    /// One row of a norm; an empty bias is none.
+    pub(in crate::cpu) fn norm(&self, row: NormRow, bias: &[f32], out: &mut [f32]) {
+        // SAFETY: as in `planes`.
+        unsafe { (self.norm.run)(row, bias, out) }
+    }
+
+    /// The gradient of a row of a norm, and its shares of those of weight and bias.
+    pub(in crate::cpu) fn norm_gradient(&self, row: NormRow, g: &[f32], out: NormGradient) {
+        // SAFETY: as in `planes`.
+        unsafe { (self.norm_gradient.run)(row, g, out) }
+    }
+
+    /// `x <- exp(x - shift)`; returns the sum.
+    pub(in crate::cpu) fn exp(&self, x: &mut [f32], shift: f32) -> f32 {
+        // SAFETY: as in `planes`.
+        unsafe { (self.exp.run)(x, shift) }
+    }
+
+    pub(in crate::cpu) fn largest(&self, x: &[f32]) -> f32 {
+        // SAFETY: as in `planes`.
+        unsafe { (self.largest.run)(x) }
+    }
+
+    pub(in crate::cpu) fn quantize_slice(&self, x: &mut [f32], scale: f32, digits: &mut [i8]) {
+        // SAFETY: as in `planes`.
+        unsafe { (self.quantize_slice.run)(x, scale, digits) }
+    }
+
+    pub(in crate::cpu) fn trellis(
+        &self,
+        term: &PackedTrellis,
+        i: usize,
+        blocks: Range<usize>,
+        x: QuantizedRows,
+        sums: &mut [RowSums],
+    ) {
+        assert!(sums.len().is_multiple_of(x.batch()));
+        // SAFETY: as in `planes`.
+        unsafe { (self.trellis.run)(term, i, blocks, x, sums) }
+    }
+
+    pub(in crate::cpu) fn trellis_transposed(
+        &self,
+        term: &PackedTrellis,
+        block: Block,
+        g: Input,
+        acc: &mut [f32],
+    ) {
+        // SAFETY: as in `planes`.
+        unsafe { (self.trellis_transposed.run)(term, block, g, acc) }
+    }
+
+    pub(in crate::cpu) fn trellis_rows(&self, scale_group: &PackedGroup, rows: &mut GroupRows) {
+        // SAFETY: as in `planes`.
+        unsafe { (self.trellis_rows.run)(scale_group, rows) }
+    }
+
+    pub(in crate::cpu) fn rows_to_lanes(&self, rows: &[[f32; EDGE]; LANES], lanes: &mut [Lanes]) {
+        let (lanes, rest) = lanes.as_chunks_mut();
+        assert!(rest.is_empty(), "rows go into lanes sixteen elements at a time");
+        for (n, lanes) in lanes.iter_mut().enumerate() {
+            // SAFETY: as in `planes`.
+            unsafe { (self.rows_to_lanes.run)(&rows.as_flattened()[n * LANES..], EDGE, lanes) }
+        }
+    }
+
+    /// Sixteen elements of each of sixteen rows, `stride` apart, to lanes.
+    pub(in crate::cpu) fn tile_to_lanes(&self, rows: &[f32], stride: usize, lanes: &mut [Lanes; LANES]) {
+        assert!(rows.len() >= (LANES - 1) * stride + LANES);
+        // SAFETY: as in `planes`.
+        unsafe { (self.rows_to_lanes.run)(rows, stride, lanes) }
+    }
+
+    /// Lanes back to sixteen rows.
+    pub(in crate::cpu) fn lanes_to_rows(&self, lanes: &[Lanes], rows: &mut [[f32; EDGE]; LANES]) {
+        let (lanes, rest) = lanes.as_chunks();
+        assert!(rest.is_empty(), "lanes go back to rows sixteen elements at a time");
+        for (n, lanes) in lanes.iter().enumerate() {
+            // SAFETY: as in `planes`.
+            unsafe { (self.lanes_to_rows.run)(lanes, &mut rows.as_flattened_mut()[n * LANES..], EDGE) }
+        }
+    }
+
+    pub(in crate::cpu) fn dct2(&self, x: &mut [Lanes], scratch: &mut [Lanes]) {
+        assert!(scratch.len() >= x.len());
+        // SAFETY: as in `planes`.
+        unsafe { (self.dct2.run)(x, scratch) }
+    }
+
+    pub(in crate::cpu) fn dct3(&self, x: &mut [Lanes], scratch: &mut [Lanes]) {
+        assert!(scratch.len() >= x.len());
+        // SAFETY: as in `planes`.
+        unsafe { (self.dct3.run)(x, scratch) }
+    }
+
+    pub(in crate::cpu) fn dct2_of_four(&self, x: &mut [FourLanes], scratch: &mut [FourLanes]) {
+        assert!(scratch.len() >= x.len());
+        // SAFETY: as in `planes`.
+        unsafe { (self.dct2_of_four.run)(x, scratch) }
+    }
+
+    pub(in crate::cpu) fn dct3_of_four(&self, x: &mut [FourLanes], scratch: &mut [FourLanes]) {
+        assert!(scratch.len() >= x.len());
+        // SAFETY: as in `planes`.
+        unsafe { (self.dct3_of_four.run)(x, scratch) }
+    }
+
+    /// The step of Viterbi's search in a trellis of `bits` bits, 1 to 4.
+    pub(in crate::cpu) fn viterbi(&self, bits: u8) -> ViterbiStep {
+        ViterbiStep(self.viterbi.run[usize::from(bits) - 1])
+    }
+}
+
+/// A step of Viterbi's search, of a level that the processor has.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::cpu) struct ViterbiStep(Viterbi);
+
+impl ViterbiStep {
+    /// Writes the costs of all classes after a row's value to `next` and returns the least. `values` holds the value of every
+    /// state; `costs`, those before, has [`OVERREAD`](super::OVERREAD) elements more than `next`.
+    pub(in crate::cpu) fn run(self, costs: &[u16], values: &[i16], target: i16, next: &mut [u16]) -> u16 {
+        // SAFETY: as in `planes`.
+        unsafe { (self.0)(costs, values, target, next) }
+    }
+}

@@ -1,0 +1,48 @@
+//! AVX2, FMA and F16C: Haswell, Zen.
+
+mod dct;
+mod dense;
+mod isa;
+mod planes;
+mod sparse;
+mod trellis;
+mod viterbi;
+
+use crate::cpu::kernels::level::LevelSpec;
+use crate::cpu::kernels::scalar;
+use crate::cpu::kernels::table::{Kernels, Op};
+use std::arch::is_x86_feature_detected as has;
+
+const NAME: &str = "avx2";
+
+pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
+    name: NAME,
+    below: Some(&scalar::LEVEL),
+    detect: || has!("avx2") && has!("fma") && has!("f16c") && has!("popcnt"),
+    kernels: &TABLE,
+    inherited: &["rows_to_lanes", "lanes_to_rows"],
+};
+
+pub(super) const TABLE: Kernels = Kernels {
+    planes: Op::new(NAME, planes::product),
+    planes_transposed: Op::new(NAME, planes::transposed),
+    trellis: Op::new(NAME, trellis::product),
+    trellis_transposed: Op::new(NAME, trellis::transposed),
+    trellis_rows: Op::new(NAME, trellis::rows),
+    sparse: Op::new(NAME, sparse::product),
+    sparse_transposed: Op::new(NAME, sparse::transposed),
+    spmm_min_batch: Op::new(NAME, 8),
+    spmm: Op::new(NAME, sparse::spmm),
+    sddmm: Op::new(NAME, sparse::sddmm),
+    largest: Op::new(NAME, dense::largest),
+    quantize_slice: Op::new(NAME, dense::quantize_slice),
+    dct2: Op::new(NAME, dct::dct2),
+    dct3: Op::new(NAME, dct::dct3),
+    dct2_of_four: Op::new(NAME, dct::dct2),
+    dct3_of_four: Op::new(NAME, dct::dct3),
+    norm: Op::new(NAME, dense::norm),
+    norm_gradient: Op::new(NAME, dense::norm_gradient),
+    exp: Op::new(NAME, dense::exp),
+    viterbi: Op::new(NAME, [viterbi::step::<2>, viterbi::step::<4>, viterbi::step::<8>, viterbi::step::<16>]),
+    ..scalar::TABLE
+};

@@ -1,0 +1,29 @@
+//! Norms, exponentials and activations: the generic loops.
+
+use crate::cpu::kernels::generic::norm::{NormGradient, NormRow};
+use crate::cpu::kernels::generic::{activations, norm};
+
+#[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
+pub(super) fn norm(row: NormRow, bias: &[f32], out: &mut [f32]) {
+    norm::norm(row, bias, out);
+}
+
+#[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
+pub(super) fn norm_gradient(row: NormRow, g: &[f32], out: NormGradient) {
+    norm::norm_gradient(row, g, out);
+}
+
+#[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
+pub(super) fn exp(x: &mut [f32], shift: f32) -> f32 {
+    norm::exp(x, shift)
+}
+
+#[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
+pub(super) fn largest(x: &[f32]) -> f32 {
+    activations::largest(x)
+}
+
+#[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
+pub(super) fn quantize_slice(x: &mut [f32], scale: f32, digits: &mut [i8]) {
+    activations::quantize_slice(x, scale, digits);
+}

@@ -1,0 +1,203 @@
+//! Activations for integer dot products: each block of each vector as signed bytes times a scale.
+//!
+//! ```text
+//!     x_c  =  s_1 d_1c + s_2 d_2c + s_3 d_3c,    d in -127..=127
+//! ```
+//!
+//! One slice (8 bits, as in Ozaki's scheme) is what Candle's and llama.cpp's quantised products use. Each further slice holds what the
+//! one before lost, 254 times finer: three give `|error| <= max|x| / 16 million`, F32's own resolution, and the
+//! sums over a block stay exact integers. To the kernel a slice is one more vector.
+
+use crate::codec::Cut;
+use crate::codec::sizes::elements;
+use crate::cpu::layout::planes::TILE_COLS;
+use crate::cpu::pool::Shared;
+use std::ops::Range;
+
+/// Bytes of a line of the processor's caches.
+const CACHE_LINE: usize = 64;
+
+/// How activations enter the product with a planes term.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// Three signed bytes: F32's own resolution.
+    #[default]
+    Exact,
+    /// One signed byte, as in Candle's quantised products; three times less arithmetic.
+    Int8,
+}
+
+/// Input vectors in slices.
+#[derive(Debug, Default)]
+pub(in crate::cpu) struct Activations {
+    /// Digits of each vector.
+    pub slices: usize,
+    /// Bytes of one slice of one vector: every block filled up to whole tiles, and room to the next.
+    pub stride: usize,
+    /// Where each block begins in it.
+    pub starts: Vec<usize>,
+    /// `batch x slices x stride`.
+    pub values: Vec<i8>,
+    /// `s` of each block: `batch x slices x blocks`.
+    pub scales: Vec<f32>,
+    /// Sum of each block's slices, likewise.
+    pub sums: Vec<i32>,
+    /// Sum of the slices of each tile of [`TILE_COLS`] columns: `batch x slices x tiles`.
+    pub tile_sums: Vec<i32>,
+}
+
+/// One slice of one block of one vector, to be written.
+pub(in crate::cpu) struct Int8Slice<'a> {
+    pub values: &'a mut [i8],
+    pub scale: &'a mut f32,
+    pub sum: &'a mut i32,
+    pub tile_sums: &'a mut [i32],
+}
+
+impl Activations {
+    /// Makes room for `batch` rows that are cut so; nothing is allocated when there was room before.
+    pub(in crate::cpu) fn prepare(&mut self, cut: &Cut, batch: usize, precision: Precision) {
+        self.slices = match precision {
+            Precision::Int8 => 1,
+            Precision::Exact => 3,
+        };
+        self.starts.clear();
+        self.stride = 0;
+        for block in cut.iter() {
+            self.starts.push(self.stride);
+            self.stride += block.len().next_multiple_of(TILE_COLS);
+        }
+        // An odd number of cache lines: a power of two would have all vectors' bytes in one set of the cache.
+        self.stride = (self.stride.div_ceil(CACHE_LINE) | 1) * CACHE_LINE;
+        let of_slices = |each: usize| elements(&[batch, self.slices, each]);
+        let (values, blocks, tiles) =
+            (of_slices(self.stride), of_slices(self.starts.len()), of_slices(self.tiles()));
+        self.values.resize(values, 0);
+        self.scales.resize(blocks, 0.0);
+        self.sums.resize(blocks, 0);
+        self.tile_sums.resize(tiles, 0);
+    }
+
+    /// Where every block's slices are written, on several threads.
+    pub(in crate::cpu) fn slots(&mut self) -> Slots<'_> {
+        Slots {
+            slices: self.slices,
+            stride: self.stride,
+            tiles: self.tiles(),
+            values: Shared::new(&mut self.values),
+            scales: Shared::new(&mut self.scales),
+            sums: Shared::new(&mut self.sums),
+            tile_sums: Shared::new(&mut self.tile_sums),
+            starts: &self.starts,
+        }
+    }
+
+    /// Tiles of one slice of one vector.
+    fn tiles(&self) -> usize {
+        self.stride / TILE_COLS
+    }
+
+    /// The slices of some vectors.
+    pub(in crate::cpu) fn rows(&self, batch: Range<usize>) -> QuantizedRows<'_> {
+        assert!(self.values.len() >= batch.end * self.slices * self.stride);
+        QuantizedRows { all: self, first: batch.start * self.slices, batch: batch.len() }
+    }
+}
+
+/// The slices of all blocks of all rows, to be written.
+pub(in crate::cpu) struct Slots<'a> {
+    slices: usize,
+    stride: usize,
+    tiles: usize,
+    starts: &'a [usize],
+    values: Shared<'a, i8>,
+    scales: Shared<'a, f32>,
+    sums: Shared<'a, i32>,
+    tile_sums: Shared<'a, i32>,
+}
+
+impl Slots<'_> {
+    /// The slices of block `j` of a row.
+    ///
+    /// # Safety
+    /// Nobody else has those of the same block of the same row.
+    pub(in crate::cpu) unsafe fn of(&self, row: usize, j: usize) -> impl Iterator<Item = Int8Slice<'_>> {
+        let (start, end) = (self.starts[j], self.starts.get(j + 1).copied().unwrap_or(self.stride));
+        (row * self.slices..(row + 1) * self.slices).map(move |slice| {
+            let index = slice * self.starts.len() + j;
+            let (values, tiles) = (slice * self.stride, slice * self.tiles);
+            // SAFETY: every slice of a block of a row has a place of its own in every array, and the caller alone has it.
+            unsafe {
+                Int8Slice {
+                    values: self.values.part(values + start..values + end),
+                    scale: &mut self.scales.part(index..index + 1)[0],
+                    sum: &mut self.sums.part(index..index + 1)[0],
+                    tile_sums: self.tile_sums.part(tiles + start / TILE_COLS..tiles + end / TILE_COLS),
+                }
+            }
+        })
+    }
+}
+
+/// The slices of neighbouring vectors, as products read them: counted from 0, those of a vector one after another.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::cpu) struct QuantizedRows<'a> {
+    all: &'a Activations,
+    /// The first of all slices that is the batch's.
+    first: usize,
+    batch: usize,
+}
+
+impl<'a> QuantizedRows<'a> {
+    pub(in crate::cpu) fn batch(self) -> usize {
+        self.batch
+    }
+
+    /// Digits of each vector.
+    #[inline(always)]
+    pub(in crate::cpu) fn slices_per_row(self) -> usize {
+        self.all.slices
+    }
+
+    /// Digits of all vectors.
+    #[inline(always)]
+    pub(in crate::cpu) fn slices(self) -> usize {
+        self.batch * self.all.slices
+    }
+
+    /// Distance of two slices' values.
+    #[inline(always)]
+    pub(in crate::cpu) fn stride(self) -> usize {
+        self.all.stride
+    }
+
+    /// The batch of some of these vectors.
+    pub(in crate::cpu) fn part(self, batch: Range<usize>) -> Self {
+        let before = self.first / self.all.slices;
+        self.all.rows(before + batch.start..before + batch.end)
+    }
+
+    /// A slice's values from column `col` of block `j` on, the other slices' after them.
+    #[inline(always)]
+    pub(in crate::cpu) fn values(self, slice: usize, j: usize, col: usize) -> &'a [i8] {
+        &self.all.values[(self.first + slice) * self.all.stride + self.all.starts[j] + col..]
+    }
+
+    /// `s` of block `j`.
+    #[inline(always)]
+    pub(in crate::cpu) fn scale(self, slice: usize, j: usize) -> f32 {
+        self.all.scales[(self.first + slice) * self.all.starts.len() + j]
+    }
+
+    /// The sum of a slice's values in block `j`.
+    #[inline(always)]
+    pub(in crate::cpu) fn sum(self, slice: usize, j: usize) -> i32 {
+        self.all.sums[(self.first + slice) * self.all.starts.len() + j]
+    }
+
+    /// The sum of those of the tile that begins with column `col` of block `j`.
+    #[inline(always)]
+    pub(in crate::cpu) fn tile_sum(self, slice: usize, j: usize, col: usize) -> i32 {
+        self.all.tile_sums[(self.first + slice) * self.all.tiles() + (self.all.starts[j] + col) / TILE_COLS]
+    }
+}

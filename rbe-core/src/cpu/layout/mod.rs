@@ -1,0 +1,18 @@
+//! What kernels read and write: plain data, which knows no kernel.
+//!
+//! The packed terms are [`planes`], [`trellis`] and [`sparse`].
+
+mod activations;
+pub(super) mod entries;
+mod lanes;
+pub(super) mod planes;
+mod rows;
+pub(super) mod sparse;
+pub(super) mod trellis;
+
+pub(super) use activations::{Activations, Int8Slice, QuantizedRows};
+pub(super) use entries::{LaneInput, Place, SortedEntries};
+pub(super) use lanes::{Element, FOUR, FourLanes, LANES, Lanes};
+pub(super) use rows::{EDGE, Input, RowDots, RowSums};
+
+pub use activations::Precision;

@@ -1,0 +1,248 @@
+//! The trellis term laid out for decoding: four columns side by side in the bytes of a lane.
+//!
+//! A column's cycle of bits is cut into **periods** of 16 rows, which are `2 k` bytes, and a lane of a register takes a
+//! period. Four neighbouring columns `a b c d`, a quad, fill `2 k` lines of 64 bytes:
+//!
+//! ```text
+//!     line j, lane p:   byte j of period p of columns a, b, c, d
+//! ```
+//!
+//! Row `16 p + s` has its state at bit `k s` of its period: from bit `k s mod 8` of byte `floor(k s / 8)` on. The bytes that
+//! it lies in are so many lines, and what the code makes of them has the order of [`planes`](super::planes).
+//!
+//! A column of 256 rows fills the sixteen lanes, and its last byte is followed by its first: one rotation of the
+//! first lines. Shorter columns share the lanes: a register takes 2, 4 or 8 quads side by side. Where a column does not
+//! fill its lanes, the bytes that follow each period are stored as [two more lines](FOLLOWING), for the cycle begins again
+//! inside a period. At 256 rows nothing but the cycles themselves is stored.
+
+use super::planes::{Line, QUAD, QUADS, TILE_ROWS};
+use crate::codec::term::Trellis;
+use crate::codec::term::trellis::{Code, GROUP_COLS, QuantizedGroup, scale_groups};
+use crate::codec::{Block, Layout};
+use half::f16;
+
+/// Rows of a period: those of a tile.
+pub(in crate::cpu) const PERIOD: usize = 16;
+/// Bytes after a period's own that states of its rows lie in.
+pub(in crate::cpu) const FOLLOWING: usize = 2;
+/// Codes of the largest scale group: sixteen tiles of eight quads.
+pub(in crate::cpu) const GROUP_LINES: usize = PERIOD * QUADS;
+
+/// A scale group's columns as 8-bit codes, [`BIAS`] added: for each tile of sixteen rows the lines of its eight quads.
+pub(in crate::cpu) type GroupCodes = [Line; GROUP_LINES];
+
+/// What is added to values to make unsigned codes of them.
+pub(in crate::cpu) const BIAS: i32 = 128;
+
+/// How columns of one height lie in the lanes of a register.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(in crate::cpu) struct Packing {
+    height: usize,
+    /// Lanes of a column, a power of two.
+    lanes: usize,
+}
+
+impl Packing {
+    pub(in crate::cpu) fn new(height: usize) -> Self {
+        let lanes = height.div_ceil(PERIOD).next_power_of_two();
+        // A scale group has no more groups than eight.
+        Self { height, lanes: lanes.max(TILE_ROWS / QUADS) }
+    }
+
+    /// The lane of the period after a lane's; after a column's last comes its first.
+    pub(in crate::cpu) fn next_lane(self, lane: usize) -> usize {
+        lane / self.lanes * self.lanes + (lane + 1) % self.lanes
+    }
+
+    /// Groups side by side in a register.
+    pub(in crate::cpu) fn groups(self) -> usize {
+        TILE_ROWS / self.lanes
+    }
+
+    /// Tiles of sixteen rows.
+    pub(in crate::cpu) fn tiles(self) -> usize {
+        self.lanes
+    }
+
+    /// Whether the byte after a column's last is its first.
+    pub(in crate::cpu) fn is_full(self) -> bool {
+        self.height == PERIOD * self.lanes
+    }
+
+    /// Lines of one register's groups.
+    fn bundle_lines(self, bits: u8) -> usize {
+        2 * usize::from(bits) + if self.is_full() { 0 } else { FOLLOWING }
+    }
+
+    /// Registers of a scale group.
+    fn bundles(self, width: usize) -> usize {
+        width.div_ceil(QUAD * self.groups())
+    }
+
+    /// The row in a lane of a tile; beyond the height there is none.
+    pub(in crate::cpu) fn row(self, tile: usize, lane: usize) -> usize {
+        lane % self.lanes * PERIOD + tile * self.groups() + lane / self.lanes
+    }
+}
+
+/// The columns of every scale group, laid out.
+#[derive(Clone, Debug)]
+pub(in crate::cpu) struct PackedTrellis {
+    layout: Layout,
+    state_bits: u8,
+    unit: f32,
+    bits: Vec<u8>,
+    scales: Vec<f16>,
+    /// The first line of each scale group; one more than there are scale groups.
+    starts: Vec<usize>,
+    lines: Vec<Line>,
+}
+
+/// One scale group, ready to decode. There is none where all coefficients are zero.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::cpu) struct PackedGroup<'a> {
+    pub packing: Packing,
+    pub code: Code,
+    /// What multiplies the values.
+    pub scale: f32,
+    pub width: usize,
+    lines: &'a [Line],
+}
+
+/// The groups of a scale group that lie side by side in a register.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::cpu) struct Bundle<'a> {
+    pub lines: &'a [Line],
+    pub code: Code,
+    pub packing: Packing,
+}
+
+impl<'a> PackedGroup<'a> {
+    pub(in crate::cpu) fn bundles(self) -> impl ExactSizeIterator<Item = Bundle<'a>> {
+        let lines = self.lines.chunks_exact(self.packing.bundle_lines(self.code.bits()));
+        lines.map(move |lines| Bundle { lines, code: self.code, packing: self.packing })
+    }
+
+    /// Byte `byte` of a period of a column; those after a period's last are the first of the next.
+    fn byte(&self, col: usize, period: usize, byte: usize) -> u8 {
+        let (packing, own) = (self.packing, 2 * usize::from(self.code.bits()));
+        let (group, member) = (col / QUAD, col % QUAD);
+        let (line, period) = if byte >= own && packing.is_full() {
+            (byte - own, packing.next_lane(period))
+        } else {
+            (byte, period)
+        };
+        let bundle = group / packing.groups() * packing.bundle_lines(self.code.bits());
+        self.lines[bundle + line].0[QUAD * (group % packing.groups() * packing.lanes + period) + member]
+    }
+
+    /// Sixteen bits from a row's own on; the state is the first of them.
+    fn state(&self, row: usize, col: usize) -> u16 {
+        let at = row % PERIOD * usize::from(self.code.bits());
+        let byte = |n| u32::from(self.byte(col, row / PERIOD, at / 8 + n)) << (8 * n);
+        ((byte(0) | byte(1) | byte(2)) >> (at % 8)) as u16
+    }
+}
+
+impl PackedTrellis {
+    /// Packs a term.
+    pub(in crate::cpu) fn new(term: &Trellis) -> Self {
+        let layout = term.layout();
+        let count = layout.block_rows() * layout.cols().div_ceil(GROUP_COLS);
+        let (mut bits, mut scales) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        let mut starts = Vec::with_capacity(count + 1);
+        let mut end = 0;
+        for (scale_group, (k, scale)) in scale_groups(layout).zip(term.group_scales()) {
+            bits.push(k);
+            scales.push(scale);
+            starts.push(end);
+            let packing = Packing::new(scale_group.height);
+            end += if k == 0 { 0 } else { packing.bundle_lines(k) * packing.bundles(scale_group.width) };
+        }
+        starts.push(end);
+        let mut lines = vec![Line([0; 64]); end];
+        for scale_group in scale_groups(layout) {
+            let block = layout.block_with(scale_group.row, scale_group.col);
+            let packing = Packing::new(scale_group.height);
+            let lines = &mut lines[starts[scale_group.index]..starts[scale_group.index + 1]];
+            for col in 0..scale_group.width {
+                let Some((column, _)) = term.column(block, scale_group.col - block.col + col) else {
+                    continue;
+                };
+                let k = column.code().bits();
+                let (group, member) = (col / QUAD, col % QUAD);
+                let bundle = packing.bundle_lines(k);
+                let lines = &mut lines[group / packing.groups() * bundle..][..bundle];
+                for period in 0..scale_group.height.div_ceil(PERIOD) {
+                    let lane = group % packing.groups() * packing.lanes + period;
+                    for (byte, line) in lines.iter_mut().enumerate() {
+                        let bits = column.bits_from(PERIOD * usize::from(k) * period + 8 * byte);
+                        line.0[QUAD * lane + member] = bits as u8;
+                    }
+                }
+            }
+        }
+        Self { layout, state_bits: term.state_bits(), unit: term.unit(), bits, scales, starts, lines }
+    }
+
+    /// The layout of the matrix.
+    pub(in crate::cpu) fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    fn scale_group(&self, index: usize, height: usize, width: usize) -> Option<PackedGroup<'_>> {
+        let bits = self.bits[index];
+        (bits > 0).then(|| PackedGroup {
+            packing: Packing::new(height),
+            code: Code::new(bits, self.state_bits),
+            scale: self.scales[index].to_f32() * self.unit,
+            width,
+            lines: &self.lines[self.starts[index]..self.starts[index + 1]],
+        })
+    }
+
+    /// The scale groups of a block from left to right, each with its first column in the block.
+    pub(in crate::cpu) fn block_groups(
+        &self,
+        block: Block,
+    ) -> impl Iterator<Item = (usize, PackedGroup<'_>)> {
+        let first =
+            self.layout.place(block).0 * self.layout.cols().div_ceil(GROUP_COLS) + block.col / GROUP_COLS;
+        (0..block.width.div_ceil(GROUP_COLS)).filter_map(move |n| {
+            let width = GROUP_COLS.min(block.width - n * GROUP_COLS);
+            Some((n * GROUP_COLS, self.scale_group(first + n, block.height, width)?))
+        })
+    }
+
+    /// What multiplies the values of each scale group.
+    pub(in crate::cpu) fn scales(&self) -> Vec<f32> {
+        self.scales.iter().map(|scale| scale.to_f32() * self.unit).collect()
+    }
+
+    /// The term that was packed, bit for bit.
+    pub(in crate::cpu) fn unpack(&self) -> Trellis {
+        let groups: Vec<_> = scale_groups(self.layout)
+            .map(|place| {
+                let bits = self.bits[place.index];
+                let packed = self.scale_group(place.index, place.height, place.width);
+                let codes = packed.map_or_else(Vec::new, |packed| {
+                    let own = |n| packed.state(n % place.height, n / place.height) as u8 & ((1 << bits) - 1);
+                    (0..place.len()).map(own).collect()
+                });
+                QuantizedGroup { bits, scale: self.scales[place.index], codes }
+            })
+            .collect();
+        Trellis::pack(self.layout, self.state_bits, self.unit, &groups)
+    }
+
+    /// Bytes in memory.
+    pub(in crate::cpu) fn bytes(&self) -> usize {
+        size_of_val(&self.lines[..])
+            + size_of_val(&self.starts[..])
+            + size_of_val(&self.scales[..])
+            + self.bits.len()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,268 @@
+//! A compressed matrix as the kernels want it in memory.
+
+use super::kernels::Kernels;
+use super::layout::Input;
+use super::packed::{BlockRow, PackedTerm, Parameters, pack};
+use super::pool::{Pool, Shared};
+use crate::codec::ParameterGroup;
+use crate::codec::axis::Axes;
+use crate::codec::sizes::{expect_len, zeroed};
+use crate::codec::term::{Domain, Term};
+use crate::codec::{Block, Errors, Layout, Matrix, Sides, Transform};
+use crate::error::{Error, Result};
+use std::cell::RefCell;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
+thread_local! {
+    /// A block on its way out, and scratch.
+    static ROOM: RefCell<(Vec<f32>, Vec<f32>)> = RefCell::default();
+}
+
+/// A matrix packed for products; made once, from a [`Matrix`], and unpacked without loss.
+///
+/// It is the only form that a loaded matrix has in memory, and takes about as much as the payload: what a payload, a device's
+/// layout or another matrix is made of is [unpacked](Self::unpack) when that is asked for.
+#[derive(Clone, Debug)]
+pub struct PackedMatrix {
+    layout: Layout,
+    transform: Transform,
+    seed: Option<u64>,
+    errors: Errors,
+    /// Known when it is first asked for: the file's form has to be made for that.
+    size_in_bytes: OnceLock<usize>,
+    plain_size_in_bytes: usize,
+    stored_coefficients: usize,
+    summary: String,
+    axes: Axes,
+    terms: Vec<Arc<dyn PackedTerm>>,
+    parameter_groups: Vec<ParameterGroup>,
+}
+
+impl PackedMatrix {
+    /// Packs a matrix.
+    pub fn new(matrix: &Matrix) -> Self {
+        Self {
+            layout: matrix.layout(),
+            transform: matrix.transform(),
+            seed: matrix.seed(),
+            errors: matrix.errors(),
+            size_in_bytes: OnceLock::new(),
+            plain_size_in_bytes: matrix.plain_size_in_bytes(),
+            stored_coefficients: matrix.terms().iter().map(Term::stored_numbers).sum(),
+            summary: matrix.summary(),
+            axes: matrix.axes().clone(),
+            terms: matrix.terms().iter().map(pack).collect(),
+            parameter_groups: matrix.parameter_groups(),
+        }
+    }
+
+    /// The matrix that was packed, bit for bit.
+    pub fn unpack(&self) -> Matrix {
+        let terms = self.terms.iter().map(|term| term.unpack()).collect();
+        Matrix::new(self.layout, self.transform, self.seed, terms, self.errors)
+            .with_scales(self.axes.rows.scales().cloned(), self.axes.cols.scales().cloned())
+    }
+
+    /// The terms, in the codec's order.
+    pub(super) fn terms(&self) -> &[Arc<dyn PackedTerm>] {
+        &self.terms
+    }
+
+    /// As the codec's [`Matrix::parameter_groups`].
+    pub fn parameter_groups(&self) -> &[ParameterGroup] {
+        &self.parameter_groups
+    }
+
+    /// Cuts parameters into those of each term.
+    ///
+    /// # Panics
+    /// When there are more or fewer than the matrix has.
+    pub(super) fn split<'a>(&self, parameters: &'a [f32]) -> Vec<Parameters<'a>> {
+        let mut rest = parameters;
+        let mut own = Vec::with_capacity(self.terms.len());
+        for term in &self.terms {
+            let parameters = Parameters::new(&**term, self.layout, rest);
+            rest = &rest[parameters.values().len()..];
+            own.push(parameters);
+        }
+        assert!(rest.is_empty(), "more parameters than the matrix has");
+        own
+    }
+
+    /// How the matrix is cut into blocks.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// The error, and those of the worst row and block, as the encoder measured them.
+    pub fn errors(&self) -> Errors {
+        self.errors
+    }
+
+    /// Bytes of the payload, its terms entropy coded where that is smaller. The first time it takes as long as to write it.
+    pub fn size_in_bytes(&self) -> usize {
+        *self.size_in_bytes.get_or_init(|| self.unpack().size_in_bytes())
+    }
+
+    /// Bytes of the payload with its terms as they are.
+    pub fn plain_size_in_bytes(&self) -> usize {
+        self.plain_size_in_bytes
+    }
+
+    /// Coefficients that a product multiplies with, basis parameters among them.
+    pub fn stored_coefficients(&self) -> usize {
+        self.stored_coefficients
+    }
+
+    /// One line for people: terms, transform, block edge.
+    pub fn summary(&self) -> &str {
+        &self.summary
+    }
+
+    /// Bytes in memory, the axes' signs and small constants left out.
+    pub fn memory_in_bytes(&self) -> usize {
+        self.terms.iter().map(|term| term.bytes()).sum()
+    }
+
+    pub(super) fn axes(&self) -> &Axes {
+        &self.axes
+    }
+
+    /// Whether both matrices, or when `transposed` their transposes, see their inputs through the same operator.
+    pub(super) fn shares_input(&self, other: &Self, transposed: bool) -> bool {
+        let input = |matrix: &Self| {
+            let side = Sides::new(matrix.layout, transposed);
+            (*side.input(), matrix.transform, matrix.seed)
+        };
+        let sides = Sides::new(self.layout, transposed);
+        let (own, others) = (&self.axes, &other.axes);
+        let own_scales = sides.of(own.rows.scales(), own.cols.scales()).0;
+        input(self) == input(other) && own_scales == sides.of(others.rows.scales(), others.cols.scales()).0
+    }
+
+    fn terms_in(&self, domain: Domain) -> impl Iterator<Item = &dyn PackedTerm> {
+        self.terms.iter().map(|term| &**term).filter(move |term| term.domain() == domain)
+    }
+
+    /// Decodes everything, row-major.
+    ///
+    /// # Errors
+    /// When the system has no memory for the weights.
+    pub fn decode(&self, pool: &dyn Pool) -> Result<Vec<f32>> {
+        let mut weights = zeroed(&[self.layout.rows(), self.layout.cols()], "a decoded matrix")?;
+        self.decode_band(false, 0..self.layout.block_rows(), &mut weights, pool);
+        Ok(weights)
+    }
+
+    /// Decodes the block rows `band` into `out` (`their rows x cols`), or the block columns as rows of the transpose (`their
+    /// columns x rows`).
+    ///
+    /// # Panics
+    /// When there are no such blocks or `out` has another length.
+    pub fn decode_band(&self, transposed: bool, band: Range<usize>, out: &mut [f32], pool: &dyn Pool) {
+        let (layout, sides) = (self.layout, Sides::new(self.layout, transposed));
+        let (across, stride) = (sides.input().blocks(), sides.input().elements());
+        let bands = sides.output().blocks();
+        assert!(band.start < band.end && band.end <= bands, "bands {band:?} of {bands}");
+        let first = sides.output().range(band.start).start;
+        let end = sides.output().range(band.end - 1).end;
+        expect_len("the output", out.len(), &[end - first, stride]);
+        let kernels = Kernels::get();
+        let shared = Shared::new(out);
+        pool.run(band.len() * across, &|items| {
+            ROOM.with_borrow_mut(|(tile, scratch)| {
+                tile.resize(layout.largest_block(), 0.0);
+                scratch.resize(self.axes.scratch_len(), 0.0);
+                for item in items {
+                    let block = sides.block(band.start + item / across, item % across);
+                    let tile = &mut tile[..block.len()];
+                    self.decode_block(kernels, block, tile, scratch);
+                    if transposed {
+                        for col in 0..block.width {
+                            let start = (block.col + col - first) * stride + block.row;
+                            // SAFETY: each block is one item, and its places are its own.
+                            let out = unsafe { shared.part(start..start + block.height) };
+                            let column = tile[col..].iter().step_by(block.width);
+                            out.iter_mut().zip(column).for_each(|(out, value)| *out = *value);
+                        }
+                    } else {
+                        for (row, values) in tile.chunks_exact(block.width).enumerate() {
+                            let start = (block.row + row - first) * stride + block.col;
+                            // SAFETY: as above.
+                            unsafe { shared.part(start..start + block.width) }.copy_from_slice(values);
+                        }
+                    }
+                }
+            });
+        });
+    }
+
+    /// Decodes the block in block row `i` and block column `j`, row-major.
+    ///
+    /// # Panics
+    /// When there is no such block.
+    pub fn decode_block_at(&self, i: usize, j: usize) -> Vec<f32> {
+        let (rows, cols) = (self.layout.block_rows(), self.layout.block_cols());
+        assert!(i < rows && j < cols, "block ({i}, {j}) of a matrix that has {rows} x {cols}");
+        let block = self.layout.block_at(i, j);
+        let mut out = vec![0.0; block.len()];
+        self.decode_block(Kernels::get(), block, &mut out, &mut vec![0.0; self.axes.scratch_len()]);
+        out
+    }
+
+    fn decode_block(&self, kernels: &Kernels, block: Block, out: &mut [f32], scratch: &mut [f32]) {
+        out.fill(0.0);
+        let mut is_spectral = false;
+        for term in self.terms_in(Domain::Coefficients) {
+            term.add_block(kernels, block, out);
+            is_spectral = true;
+        }
+        if is_spectral {
+            self.axes.inverse_block(block, out, scratch);
+        }
+        self.terms_in(Domain::Weights).for_each(|term| term.add_block(kernels, block, out));
+    }
+
+    /// Decodes the given rows into `out` (`rows.len() x cols`).
+    ///
+    /// # Errors
+    /// When the matrix has no such row.
+    pub fn gather(&self, rows: &[usize], out: &mut [f32], pool: &dyn Pool) -> Result<()> {
+        let cols = self.layout.cols();
+        expect_len("the output", out.len(), &[rows.len(), cols]);
+        if let Some(row) = rows.iter().find(|row| **row >= self.layout.rows()) {
+            return Err(Error::shape(format!("row {row} of a matrix with {} rows", self.layout.rows())));
+        }
+        let kernels = Kernels::get();
+        let shared = Shared::new(out);
+        pool.run(rows.len(), &|range| {
+            for n in range {
+                // SAFETY: each row asked for is one item with a place of its own.
+                let out = unsafe { shared.part(n * cols..(n + 1) * cols) };
+                self.decode_row(kernels, rows[n], out);
+            }
+        });
+        Ok(())
+    }
+
+    /// Row `r` of `A' S` is `S' (A e_r)`: a transposed product with one block row, then one inverse transform.
+    fn decode_row(&self, kernels: &Kernels, row: usize, out: &mut [f32]) {
+        let i = self.layout.row_cut().block_of(row);
+        let rows = self.layout.row_range(i);
+        let mut scratch = vec![0.0; self.axes.scratch_len()];
+        let mut weights = vec![0.0; rows.len()];
+        weights[row - rows.start] = 1.0;
+        self.axes.rows.forward_block(i, &mut weights, &mut scratch);
+        let weights = Input { values: &weights, stride: rows.len() };
+        let row = BlockRow { index: row - rows.start, weights };
+        for j in 0..self.layout.block_cols() {
+            let block = self.layout.block_at(i, j);
+            let out = &mut out[block.cols()];
+            out.fill(0.0);
+            self.terms_in(Domain::Coefficients).for_each(|term| term.add_row(kernels, block, &row, out));
+            self.axes.cols.inverse_block(j, out, &mut scratch);
+            self.terms_in(Domain::Weights).for_each(|term| term.add_row(kernels, block, &row, out));
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Products with the planes term: integer dot products of codes and int8 slices, or dense ones of reconstructed blocks.
+
+use super::{Backward, BlockRow, Forms, Inputs, PackedTerm, Product, add_blockwise};
+use crate::codec::Block;
+use crate::codec::signs::Side;
+use crate::codec::term::Term;
+use crate::codec::term::planes::ScaleGroup;
+use crate::cpu::exec::Exec;
+use crate::cpu::kernels::Kernels;
+use crate::cpu::layout::Activations;
+use crate::cpu::layout::RowSums;
+use crate::cpu::layout::planes::{PackedPlanes, TILE_ROWS, row_tiles};
+use crate::cpu::pool::Shared;
+use crate::cpu::product::dense::{self, DenseTerm, Groups};
+
+/// Rows whose sums one thread holds at a time: 4 KiB, beside a row tile's codes in the first cache.
+const BATCH_TILE: usize = 64;
+
+impl PackedTerm for PackedPlanes {
+    fn unpack(&self) -> Term {
+        Term::Planes(PackedPlanes::unpack(self))
+    }
+
+    fn bytes(&self) -> usize {
+        PackedPlanes::bytes(self)
+    }
+
+    fn parameters_in(&self, block: Block) -> usize {
+        self.group().scales_in(block)
+    }
+
+    fn reads(&self, _: &Kernels, product: &Product) -> Forms {
+        if dense::is_best(product) || product.sides.is_transposed() { Forms::FLOATS } else { Forms::SLICES }
+    }
+
+    fn add_product(&self, exec: Exec, product: &Product, x: &Inputs, out: &mut [f32]) {
+        if dense::is_best(product) {
+            dense::add_product(exec, self, product, x.rows, out);
+        } else if product.sides.is_transposed() {
+            add_blockwise(exec, product.sides, x.rows, out, &|block, input, acc| {
+                exec.kernels.planes_transposed(self, block, input, acc);
+            });
+        } else {
+            add_integer_product(exec, self, x.slices, product.batch, out);
+        }
+    }
+
+    fn gradients(&self, exec: Exec, at: &Backward, dx: Option<&mut [f32]>, gradient: &mut [f32]) {
+        dense::gradients(exec, self, at, dx, gradient);
+    }
+
+    fn add_block(&self, _: &Kernels, block: Block, out: &mut [f32]) {
+        let rows = out.chunks_mut(TILE_ROWS * block.width);
+        rows.enumerate().for_each(|(tile, rows)| self.add_row_tile(block, tile, rows));
+    }
+
+    fn add_row(&self, kernels: &Kernels, block: Block, row: &BlockRow, out: &mut [f32]) {
+        kernels.planes_transposed(self, block, row.weights, out);
+    }
+}
+
+impl DenseTerm for PackedPlanes {
+    fn scales(&self) -> Vec<f32> {
+        PackedPlanes::scales(self)
+    }
+
+    fn groups(&self, block: Block, prefer: Side) -> Groups {
+        match (self.group(), prefer) {
+            (ScaleGroup::Row, _) => Groups { side: Side::Rows, size: 1 },
+            (ScaleGroup::Block, Side::Rows) => Groups { side: Side::Rows, size: block.height },
+            (ScaleGroup::Block, Side::Cols) => Groups { side: Side::Cols, size: block.width },
+        }
+    }
+
+    fn reconstruct_unscaled(&self, _: &Kernels, block: Block, out: &mut [f32]) {
+        if self.planes(block) == 0 {
+            return;
+        }
+        let offset = 0.5 - 0.5 * f32::from(1u16 << self.planes(block));
+        for row_tile in 0..row_tiles(block) {
+            self.codes(block, row_tile, |row, col, code| {
+                out[row * block.width + col] = f32::from(code) + offset;
+            });
+        }
+    }
+}
+
+/// Adds the term's share to `out` (`batch x rows`, coefficients): row tile by row tile.
+fn add_integer_product(exec: Exec, term: &PackedPlanes, x: &Activations, batch: usize, out: &mut [f32]) {
+    let layout = term.layout();
+    let rows = layout.rows();
+    let out = Shared::new(out);
+    // Every block begins at a multiple of a tile's rows.
+    exec.pool.run(rows.div_ceil(TILE_ROWS), &|range| {
+        let mut sums = [RowSums::ZERO; BATCH_TILE];
+        for item in range {
+            let first_row = item * TILE_ROWS;
+            let count = TILE_ROWS.min(rows - first_row);
+            let i = layout.row_cut().block_of(first_row);
+            let row_tile = (first_row - layout.row_range(i).start) / TILE_ROWS;
+            for first in (0..batch).step_by(BATCH_TILE) {
+                let range = first..(first + BATCH_TILE).min(batch);
+                let sums = &mut sums[..range.len()];
+                sums.fill(RowSums::ZERO);
+                exec.kernels.planes(term, i, row_tile, x.rows(range.clone()), sums);
+                for (vector, sums) in range.zip(sums) {
+                    let start = vector * rows + first_row;
+                    // SAFETY: the rows of a row tile belong to one item.
+                    let out = unsafe { out.part(start..start + count) };
+                    out.iter_mut().zip(&sums.0).for_each(|(out, sum)| *out += *sum);
+                }
+            }
+        }
+    });
+}

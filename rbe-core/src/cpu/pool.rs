@@ -1,0 +1,67 @@
+//! Who runs the work: the kernels take ranges and know no threads.
+
+use std::ops::Range;
+
+/// Runs independent items, on one thread or several.
+///
+/// # Safety
+/// [`run`](Self::run) calls `f` with ranges of which no two overlap: two calls with one item would write to the same memory at
+/// once, and nothing would say so.
+pub unsafe trait Pool: Sync {
+    /// Calls `f` with ranges that together are `0..items`, each item once, and returns when all are done.
+    fn run(&self, items: usize, f: &(dyn Fn(Range<usize>) + Sync));
+}
+
+/// The calling thread alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Serial;
+
+// SAFETY: one range, of all items.
+unsafe impl Pool for Serial {
+    fn run(&self, items: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
+        f(0..items);
+    }
+}
+
+/// Rayon's pool, for long work such as decoding and encoding.
+#[derive(Clone, Copy, Debug)]
+pub struct Rayon;
+
+// SAFETY: a range an item, each item once.
+unsafe impl Pool for Rayon {
+    fn run(&self, items: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
+        use rayon::prelude::*;
+        (0..items).into_par_iter().for_each(|item| f(item..item + 1));
+    }
+}
+
+/// A mutable slice whose disjoint parts are written by several threads.
+pub(super) struct Shared<'a, T> {
+    start: *mut T,
+    len: usize,
+    _borrow: std::marker::PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: the only access is `part`, whose callers promise that parts in use at one time are disjoint, so a
+// `Shared` hands out what `split_at_mut` could.
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
+
+impl<'a, T> Shared<'a, T> {
+    pub(super) fn new(slice: &'a mut [T]) -> Self {
+        Self { start: slice.as_mut_ptr(), len: slice.len(), _borrow: std::marker::PhantomData }
+    }
+
+    /// A part of the slice.
+    ///
+    /// # Safety
+    /// No two parts that overlap are in use at one time.
+    ///
+    /// # Panics
+    /// When the range is outside the slice.
+    #[allow(clippy::mut_from_ref)]
+    pub(super) unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len);
+        // SAFETY: the range is inside the borrowed slice, and the caller keeps parts apart.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+}

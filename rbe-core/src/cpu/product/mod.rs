@@ -1,0 +1,276 @@
+//! The products: into the coefficient domain once, through every term, back once.
+//!
+//! Every product is [`run`]: that of one matrix or of several with one input, with a matrix or its transpose ([`Oriented`]), with
+//! the numbers that are stored or with others in their place. [`gradients`] is what takes a gradient back through it. Terms
+//! know what they are multiplied as; nothing here asks for their kind.
+
+pub(super) mod dense;
+mod gradients;
+
+#[cfg(test)]
+pub(super) use gradients::gradients;
+pub use gradients::{Gradients, parametric_gradients};
+
+use super::activations::quantize;
+use super::exec::Exec;
+use super::layout::Activations;
+use super::matrix::PackedMatrix;
+use super::packed::{Forms, Inputs, PackedTerm, Parameters, Product};
+use super::pool::{Pool, Shared};
+use super::rows::Rows;
+use super::spmm::InLanes;
+use super::{Precision, axis};
+use crate::codec::Sides;
+use crate::codec::axis::Axis;
+use crate::codec::sizes::expect_len;
+use crate::codec::term::Domain;
+use std::cell::RefCell;
+
+/// Multiply-adds below which one thread is done before the others have begun.
+const WORTH_SHARING: usize = 1 << 18;
+/// Segments' elements below which one thread transforms alone.
+const TRANSFORM_WORTH_SHARING: usize = 1 << 13;
+
+/// A matrix as a product sees it: itself, or its transpose.
+#[derive(Clone, Copy, Debug)]
+pub struct Oriented<'a> {
+    matrix: &'a PackedMatrix,
+    transposed: bool,
+}
+
+impl<'a> Oriented<'a> {
+    /// The matrix, or when `transposed` its transpose.
+    pub fn new(matrix: &'a PackedMatrix, transposed: bool) -> Self {
+        Self { matrix, transposed }
+    }
+
+    /// Rows and columns exchanged.
+    #[must_use]
+    pub fn t(self) -> Self {
+        Self { transposed: !self.transposed, ..self }
+    }
+
+    /// Inputs and outputs.
+    pub(super) fn sides(self) -> Sides {
+        Sides::new(self.matrix.layout(), self.transposed)
+    }
+
+    /// The operators of inputs and of outputs.
+    fn axes(self) -> (&'a Axis, &'a Axis) {
+        let axes = self.matrix.axes();
+        self.sides().of(&axes.rows, &axes.cols)
+    }
+
+    /// Whether both see their inputs through the same operator.
+    pub(super) fn shares_input(self, other: Self) -> bool {
+        self.transposed == other.transposed && self.matrix.shares_input(other.matrix, self.transposed)
+    }
+
+    /// Multiply-adds of a batch with the dense matrix.
+    fn work(self, batch: usize) -> usize {
+        batch.saturating_mul(self.matrix.layout().elements())
+    }
+
+    /// The terms in a domain, each with its place among all.
+    fn terms(self, domain: Domain) -> impl Iterator<Item = (usize, &'a dyn PackedTerm)> {
+        let terms = self.matrix.terms().iter().map(|term| &**term).enumerate();
+        terms.filter(move |(_, term)| term.domain() == domain)
+    }
+
+    fn has_spectrum(self) -> bool {
+        self.terms(Domain::Coefficients).next().is_some()
+    }
+}
+
+impl<'a> From<&'a PackedMatrix> for Oriented<'a> {
+    fn from(matrix: &'a PackedMatrix) -> Self {
+        Self::new(matrix, false)
+    }
+}
+
+/// `y = x W'`: `x` holds rows as long as the matrix's, `y` (`batch x rows`) one for each. Of a [transposed](Oriented::t) matrix
+/// `y = x W`, for rows as long as its columns.
+///
+/// # Panics
+/// When a slice has another length.
+pub fn matmul<'a>(
+    matrix: impl Into<Oriented<'a>>,
+    x: Rows,
+    y: &mut [f32],
+    precision: Precision,
+    pool: &dyn Pool,
+) {
+    matmul_all(&[matrix.into()], x, &mut [y], precision, pool);
+}
+
+/// [`matmul`] for several matrices. Neighbours that see their input through one operator (as many inputs, block edge, transform,
+/// seed and scales alike) have it transformed once.
+///
+/// # Panics
+/// When a slice has another length, or there are not as many outputs as matrices.
+pub fn matmul_all(
+    matrices: &[Oriented],
+    x: Rows,
+    ys: &mut [&mut [f32]],
+    precision: Precision,
+    pool: &dyn Pool,
+) {
+    run(Exec::new(pool), &Call { matrices, parameters: None, x, precision }, ys);
+}
+
+/// [`matmul`] with these `parameters` in the place of the matrix's own, `W(p) = sum_n p_n M_n`, in the order of the codec's
+/// `Matrix::parameters`. In F32.
+///
+/// # Panics
+/// When a slice has another length.
+pub fn parametric_matmul<'a>(
+    matrix: impl Into<Oriented<'a>>,
+    parameters: &[f32],
+    x: Rows,
+    y: &mut [f32],
+    pool: &dyn Pool,
+) {
+    let (matrices, parameters) = (&[matrix.into()], Some(parameters));
+    run(Exec::new(pool), &Call { matrices, parameters, x, precision: Precision::Exact }, &mut [y]);
+}
+
+/// What is to be multiplied.
+pub(super) struct Call<'a> {
+    pub matrices: &'a [Oriented<'a>],
+    /// In the place of a single matrix's own.
+    pub parameters: Option<&'a [f32]>,
+    pub x: Rows<'a>,
+    pub precision: Precision,
+}
+
+/// One thread's memory between calls, so that a warm product allocates nothing.
+#[derive(Default)]
+struct Workspace {
+    input: Spectrum,
+    out: Vec<f32>,
+}
+
+thread_local! {
+    static WORKSPACE: RefCell<Workspace> = RefCell::default();
+}
+
+/// Every product there is.
+pub(super) fn run(exec: Exec, call: &Call, ys: &mut [&mut [f32]]) {
+    let Call { matrices, parameters, x, precision } = *call;
+    assert_eq!(matrices.len(), ys.len());
+    for (matrix, y) in matrices.iter().zip(&*ys) {
+        expect_len("the input", x.values.len(), &[x.batch, matrix.sides().input().elements()]);
+        expect_len("the output", y.len(), &[x.batch, matrix.sides().output().elements()]);
+    }
+    let parameters = parameters.map(|parameters| matrices[0].matrix.split(parameters));
+    if x.batch == 0 {
+        return;
+    }
+    // Taken, not borrowed: a pool may run another product on this thread meanwhile.
+    let mut workspace = WORKSPACE.take();
+    let Workspace { input, out } = &mut workspace;
+    let mut ys = ys.iter_mut();
+    for group in matrices.chunk_by(|a, b| a.shares_input(*b)) {
+        let parameters = parameters.as_deref();
+        let passes = group.iter().map(|matrix| Pass { exec, matrix: *matrix, parameters, x });
+        let forms = passes.clone().fold(Forms::default(), |forms, pass| forms | pass.forms());
+        input.fill(exec, group[0].axes().0, x, forms, precision);
+        for (pass, y) in passes.zip(&mut ys) {
+            out.clear();
+            if pass.matrix.has_spectrum() {
+                out.resize(y.len(), 0.0);
+                pass.add_terms(Domain::Coefficients, &input.inputs(x), out);
+            }
+            pass.finish(out, y);
+        }
+    }
+    WORKSPACE.set(workspace);
+}
+
+/// One matrix's product.
+#[derive(Clone, Copy)]
+struct Pass<'a> {
+    exec: Exec<'a>,
+    matrix: Oriented<'a>,
+    /// Those of each term, in the place of its own.
+    parameters: Option<&'a [Parameters<'a>]>,
+    x: Rows<'a>,
+}
+
+impl Pass<'_> {
+    /// What term `n` is asked for.
+    fn product(&self, n: usize) -> Product<'_> {
+        let parameters = self.parameters.map(|parameters| &parameters[n]);
+        Product { sides: self.matrix.sides(), batch: self.x.batch, parameters }
+    }
+
+    /// The forms in which the terms in the coefficient domain read their input.
+    fn forms(&self) -> Forms {
+        let terms = self.matrix.terms(Domain::Coefficients);
+        terms.fold(Forms::default(), |forms, (n, term)| {
+            forms | term.reads(self.exec.kernels, &self.product(n))
+        })
+    }
+
+    /// Adds the shares of the terms in a domain.
+    fn add_terms(&self, domain: Domain, x: &Inputs, out: &mut [f32]) {
+        let exec = self.exec.shared_if(self.matrix.work(self.x.batch), WORTH_SHARING);
+        for (n, term) in self.matrix.terms(domain) {
+            term.add_product(exec, &self.product(n), x, out);
+        }
+    }
+
+    /// `y` of the coefficients' share, which is empty where there is none, and of the terms in the weight domain.
+    fn finish(&self, spectrum: &[f32], y: &mut [f32]) {
+        if spectrum.is_empty() {
+            y.fill(0.0);
+        } else {
+            let exec = self.exec.shared_if(y.len(), TRANSFORM_WORTH_SHARING);
+            axis::inverse(exec, self.matrix.axes().1, spectrum, y);
+        }
+        let (lanes, slices) = (&InLanes::default(), &Activations::default());
+        self.add_terms(Domain::Weights, &Inputs { rows: self.x, lanes, slices }, y);
+    }
+}
+
+/// Rows in the coefficient domain, in the forms that terms read.
+#[derive(Default)]
+struct Spectrum {
+    floats: Vec<f32>,
+    lanes: InLanes,
+    slices: Activations,
+}
+
+impl Spectrum {
+    /// The forms, of as many rows as `x` has.
+    fn inputs(&self, x: Rows) -> Inputs<'_> {
+        let rows = Rows { values: &self.floats, ..x };
+        Inputs { rows, lanes: &self.lanes, slices: &self.slices }
+    }
+
+    /// Takes every row into the coefficient domain.
+    fn fill(&mut self, exec: Exec, axis: &Axis, x: Rows, forms: Forms, precision: Precision) {
+        if forms == Forms::default() {
+            return;
+        }
+        let transform = exec.shared_if(x.values.len(), TRANSFORM_WORTH_SHARING);
+        self.floats.resize(if forms.floats { x.values.len() } else { 0 }, 0.0);
+        self.slices.prepare(axis.cut(), if forms.slices { x.batch } else { 0 }, precision);
+        let slots = self.slices.slots();
+        let floats = Shared::new(&mut self.floats);
+        axis::forward(transform, axis, x.values, &|row, j, segment| {
+            if forms.floats {
+                let start = row * x.len + axis.cut().range(j).start;
+                // SAFETY: each row's block has a place of its own and is taken once.
+                unsafe { floats.part(start..start + segment.len()) }.copy_from_slice(segment);
+            }
+            if forms.slices {
+                // SAFETY: as above.
+                quantize(exec.kernels, segment, unsafe { slots.of(row, j) });
+            }
+        });
+        if forms.lanes {
+            self.lanes.fill(transform, Rows { values: &self.floats, ..x });
+        }
+    }
+}

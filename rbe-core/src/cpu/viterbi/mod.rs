@@ -1,0 +1,204 @@
+//! Viterbi's search in the bit-shift trellis: the bits whose values lie closest to a column's.
+//!
+//! Rows are taken from the last to the first, because then a step shifts the state up and puts a row's own bits
+//! below: `state(r) = (2^k state(r+1) + b(r)) mod 2^L`. What a state was before counts only through its **class**,
+//! the low `L - k` bits that the step keeps, so costs are kept per class:
+//!
+//! ```text
+//!     next[j] = min over i < 2^k of  costs[s >> k] + (target - value[s])^2,    s = i 2^(L-k) + j
+//! ```
+//!
+//! which is one pass over all `2^L` values with a gather from `costs` that is a fixed shuffle. Costs are 16-bit
+//! integers that saturate: every level finds the same bits. No back-pointers are written; the costs of all rows
+//! are kept and the best `i` is computed again along the one path that is followed back.
+//!
+//! The column is a cycle. A first search lets its ends be free; a second goes over the rows on both sides of the
+//! seam, where the ends meet, and begins and ends with what the first found farther away.
+
+use super::kernels::{Kernels, OVERREAD, ViterbiStep, cost};
+use crate::codec::term::trellis::Code;
+
+/// Costs from which the least is taken away, far from where they saturate.
+const RENORMALIZE: u16 = 1 << 13;
+/// Lengths of a state that the second search goes to each side of the seam. (Half of this costs half a percent of
+/// error, twice as much saves a tenth.)
+const DEPTH: usize = 12;
+/// The most rows it goes, so that it takes at most three quarters of the first search's time in a column of 256.
+const MAX_DEPTH: usize = 96;
+
+/// The values of all states of a code, as fixed-point numbers.
+#[derive(Clone, Debug)]
+pub(crate) struct Codebook {
+    code: Code,
+    step: ViterbiStep,
+    /// `2^shift` times the value of each state.
+    values: Vec<i16>,
+}
+
+impl Codebook {
+    pub(crate) fn new(code: Code) -> Self {
+        Self::with_kernels(code, Kernels::get())
+    }
+
+    fn with_kernels(code: Code, kernels: &Kernels) -> Self {
+        let shift = shift(code);
+        let states = 0..=u16::MAX >> (16 - code.state_bits());
+        let values = states.map(|state| i16::from(code.value(state)) << shift).collect();
+        Self { code, step: kernels.viterbi(code.bits()), values }
+    }
+
+    /// Classes of states.
+    fn classes(&self) -> usize {
+        self.values.len() >> self.code.bits()
+    }
+
+    /// The class of a row's state.
+    fn class(&self, codes: &[u8], row: usize) -> usize {
+        usize::from(self.code.state(codes, row)) & (self.classes() - 1)
+    }
+}
+
+/// Bits after the point of targets and values: the mean squared error of a Gaussian is then about 15 units of cost
+/// for every `k`, so that rounding does not show and 4000 times as much still fits.
+fn shift(code: Code) -> u32 {
+    u32::from(code.bits()) + 4
+}
+
+/// A search with its memory: about `2 rows 2^(L-k)` bytes, kept from column to column.
+#[derive(Debug, Default)]
+pub(crate) struct Search {
+    /// The costs of all classes before each step and after the last, [`OVERREAD`] elements between them.
+    costs: Vec<u16>,
+    /// The column in fixed point, and the part of it that is searched.
+    targets: Vec<i16>,
+    part: Vec<i16>,
+}
+
+impl Search {
+    /// The bits whose values, times `scale`, lie closest to `column`: `codes` gets each row's own bits and
+    /// `values` the integers that `scale` multiplies.
+    ///
+    /// # Panics
+    /// When the slices differ in length.
+    pub(crate) fn column(
+        &mut self,
+        book: &Codebook,
+        column: &[f32],
+        scale: f32,
+        codes: &mut [u8],
+        values: &mut [i8],
+    ) {
+        assert!(column.len() == codes.len() && column.len() == values.len());
+        let unit = f32::from(1u16 << shift(book.code)) / scale;
+        self.targets.clear();
+        self.targets.extend(column.iter().map(|value| (value * unit).round() as i16));
+        if column.len() * usize::from(book.code.bits()) <= usize::from(book.code.state_bits()) {
+            try_all(book, &self.targets, codes, values);
+        } else {
+            self.cycle(book, codes);
+        }
+        book.code.decode(codes, values);
+    }
+
+    /// Searches with free ends, then again around the seam.
+    fn cycle(&mut self, book: &Codebook, codes: &mut [u8]) {
+        let rows = codes.len();
+        let depth = DEPTH * usize::from(book.code.state_bits().div_ceil(book.code.bits()));
+        let depth = depth.min(MAX_DEPTH);
+        // A short column several times around, of which the middle is taken: ends do the least harm there.
+        let turns = (2 * depth).div_ceil(rows);
+        let seam = (turns - 1) * rows / 2;
+        self.take_part(0, turns * rows);
+        self.run(book, None);
+        let costs = self.costs(book, turns * rows);
+        let end = (0..costs.len()).min_by_key(|class| costs[*class]).unwrap_or(0);
+        self.follow(book, end, |n, code| {
+            if (seam..seam + rows).contains(&n) {
+                codes[n % rows] = code;
+            }
+        });
+        // The ends of what was taken meet at the seam; rows far from it stay as they are. Where none are far, once
+        // more from the other side.
+        let half = depth.min(rows / 2);
+        let mut first = seam + rows - half;
+        for _ in 0..if 2 * half < rows { 1 } else { 2 } {
+            self.take_part(first, 2 * half);
+            self.run(book, Some(book.class(codes, first + 2 * half)));
+            let end = book.class(codes, first);
+            self.follow(book, end, |n, code| codes[(first + n) % rows] = code);
+            first += half;
+        }
+    }
+
+    /// Rows `first..first + len` of the cycle, for [`run`](Self::run) and [`follow`](Self::follow).
+    fn take_part(&mut self, first: usize, len: usize) {
+        self.part.clear();
+        self.part.extend((first..first + len).map(|row| self.targets[row % self.targets.len()]));
+    }
+
+    /// The costs of all classes before step `step`.
+    fn costs(&self, book: &Codebook, step: usize) -> &[u16] {
+        &self.costs[step * (book.classes() + OVERREAD)..][..book.classes()]
+    }
+
+    /// Computes the costs of all classes, over the part's rows from the last to the first. The path begins in
+    /// class `from` or, where there is none, anywhere.
+    fn run(&mut self, book: &Codebook, from: Option<usize>) {
+        let classes = book.classes();
+        let stride = classes + OVERREAD;
+        let needed = (self.part.len() + 1) * stride;
+        if self.costs.len() < needed {
+            self.costs.resize(needed, 0);
+        }
+        self.costs[..classes].fill(if from.is_some() { u16::MAX } else { 0 });
+        if let Some(class) = from {
+            self.costs[class] = 0;
+        }
+        for (step, target) in self.part.iter().rev().enumerate() {
+            let (before, next) = self.costs[step * stride..].split_at_mut(stride);
+            let next = &mut next[..classes];
+            let least = book.step.run(before, &book.values, *target, next);
+            if least >= RENORMALIZE {
+                next.iter_mut().for_each(|cost| *cost -= least);
+            }
+        }
+    }
+
+    /// Follows the best path to class `end` back, the part's first row first, and calls `visit` with each row's
+    /// place in the part and its own bits.
+    fn follow(&self, book: &Codebook, end: usize, mut visit: impl FnMut(usize, u8)) {
+        let bits = book.code.bits();
+        let mut class = end;
+        for (n, target) in self.part.iter().enumerate() {
+            let costs = self.costs(book, self.part.len() - 1 - n);
+            let candidates = (0..1 << bits).map(|i| i * book.classes() + class);
+            let total =
+                |state: &usize| costs[state >> bits].saturating_add(cost(*target, book.values[*state]));
+            let state = candidates.min_by_key(total).unwrap_or(0);
+            visit(n, (state & ((1 << bits) - 1)) as u8);
+            class = state >> bits;
+        }
+    }
+}
+
+/// A cycle no longer than a state: every one is tried.
+fn try_all(book: &Codebook, targets: &[i16], codes: &mut [u8], values: &mut [i8]) {
+    let bits = usize::from(book.code.bits());
+    let write = |word: u32, codes: &mut [u8]| {
+        let code = |row: usize| (word >> (row * bits)) as u8 & ((1 << bits) - 1);
+        codes.iter_mut().enumerate().for_each(|(row, out)| *out = code(row));
+    };
+    let mut error = |word: &u32| -> u64 {
+        write(*word, codes);
+        book.code.decode(codes, values);
+        let difference = |(target, value): (&i16, &i8)| {
+            (i64::from(*target) - (i64::from(*value) << shift(book.code))).unsigned_abs().pow(2)
+        };
+        targets.iter().zip(&*values).map(difference).sum()
+    };
+    let best = (0..1u32 << (targets.len() * bits)).min_by_key(&mut error).unwrap_or(0);
+    write(best, codes);
+}
+
+#[cfg(test)]
+mod tests;

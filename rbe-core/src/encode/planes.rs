@@ -1,0 +1,337 @@
+//! Bit-planes from coefficients: how many planes each block gets, and the step of its quantiser, where every plane takes
+//! its place (`step` is for files that are entropy coded).
+
+use super::allocate::allocate;
+use super::feedback::{Feedback, sweep, weighed_energy};
+use super::rate::Target;
+use super::spectrum::{Spectrum, energy};
+use crate::codec::term::Planes;
+use crate::codec::term::planes::{MAX_PLANES, QuantizedBlock, ScaleGroup};
+use crate::codec::{Block, Layout};
+use half::f16;
+use rayon::prelude::*;
+
+/// Step of the best uniform quantiser of a unit Gaussian with n bits, and its mean squared error
+/// (Max 1960, table II, continued numerically to 8 bits). Index 0 is no bits at all.
+const GAUSSIAN: [(f64, f64); MAX_PLANES as usize + 1] = [
+    (0.0, 1.0),
+    (1.5958, 0.36338),
+    (0.99569, 0.118846),
+    (0.586019, 0.0374397),
+    (0.335201, 0.0115427),
+    (0.188139, 0.00349521),
+    (0.104063, 0.00104005),
+    (0.0568678, 0.000304330),
+    (0.0307622, 0.0000876784),
+];
+
+/// A planes term and its squared error in the coefficient domain.
+pub(super) struct Encoded {
+    pub term: Planes,
+    pub squared_error: f64,
+}
+
+/// Quantises a spectrum; `other_bits` are the payload's bits outside of this term.
+///
+/// Returns `None` when the target cannot be reached.
+pub(super) fn encode(
+    spectrum: &Spectrum,
+    feedback: Option<&Feedback>,
+    group: ScaleGroup,
+    target: Target,
+    other_bits: usize,
+) -> Option<Encoded> {
+    let layout = spectrum.layout;
+    let energies: Vec<f64> = layout.iter().map(|block| weighed_energy(spectrum, feedback, block)).collect();
+    match target {
+        Target::PerBlock(_) => None,
+        Target::Bits(bits) => {
+            let scales: usize = layout.iter().map(|block| group.scales_in(block)).sum();
+            // Kind, group, unit; a count per block; scales.
+            let side_bits = other_bits + 8 * 6 + 8 * layout.blocks() + 16 * scales;
+            let budget = bits.checked_sub(side_bits)?;
+            let planes = planes_of(layout, &energies, |spent, _| spent <= budget);
+            Some(quantize(spectrum, feedback, group, &planes, &best_steps(spectrum, group, &planes)))
+        }
+        Target::SquaredError(bound) => {
+            // The model's error is a Gaussian's; correct it by what quantising really gives.
+            let mut asked = bound;
+            for _ in 0..8 {
+                let total: f64 = energies.iter().sum();
+                let mut reached = total <= asked;
+                let planes = planes_of(layout, &energies, |_, error| {
+                    let go_on = !reached;
+                    reached |= error <= asked;
+                    go_on
+                });
+                let steps = best_steps(spectrum, group, &planes);
+                let encoded = quantize(spectrum, feedback, group, &planes, &steps);
+                if encoded.squared_error <= bound {
+                    return Some(encoded);
+                }
+                if planes.iter().all(|planes| *planes == MAX_PLANES) {
+                    return None;
+                }
+                asked *= 0.998 * bound / encoded.squared_error;
+            }
+            None
+        }
+    }
+}
+
+/// Planes per block, as many as `fits(bits, error)` allows.
+fn planes_of(layout: Layout, energies: &[f64], fits: impl FnMut(usize, f64) -> bool) -> Vec<u8> {
+    let curves: Vec<_> = energies.iter().map(|energy| GAUSSIAN.map(|(_, error)| energy * error)).collect();
+    let bits: Vec<_> = layout.iter().map(|block| 8 * block.height * block.mask_bytes()).collect();
+    allocate(&curves, 0, |index, _| bits[index], fits)
+}
+
+/// Squared error and payload bits that [`encode`] would come to within a budget, by the Gaussian's curve.
+pub(super) fn estimate(
+    spectrum: &Spectrum,
+    feedback: Option<&Feedback>,
+    budget: usize,
+    other_bits: usize,
+) -> Option<(f64, usize)> {
+    let layout = spectrum.layout;
+    let energies: Vec<f64> = layout.iter().map(|block| weighed_energy(spectrum, feedback, block)).collect();
+    let side_bits = other_bits + 8 * 6 + (8 + 16) * layout.blocks();
+    let (rest, mut spent) = (budget.checked_sub(side_bits)?, 0);
+    let planes = planes_of(layout, &energies, |bits, _| {
+        if bits <= rest {
+            spent = bits;
+        }
+        bits <= rest
+    });
+    let error = |(planes, energy): (&u8, &f64)| energy * GAUSSIAN[usize::from(*planes)].1;
+    Some((planes.iter().zip(&energies).map(error).sum(), side_bits + spent))
+}
+
+/// For each block the best step of each group for its planes.
+fn best_steps(spectrum: &Spectrum, group: ScaleGroup, planes: &[u8]) -> Vec<Vec<f32>> {
+    let steps = |block: Block| {
+        let coefficients = spectrum.block(block);
+        let group_len = coefficients.len() / group.scales_in(block);
+        coefficients.chunks_exact(group_len).map(|group| best_step(group, planes[block.index])).collect()
+    };
+    spectrum.layout.iter().collect::<Vec<_>>().into_par_iter().map(steps).collect()
+}
+
+/// The unit of these steps' scales.
+pub(super) fn unit(steps: &[Vec<f32>]) -> f32 {
+    crate::codec::term::unit_for(steps.iter().flatten().copied(), 7)
+}
+
+pub(super) fn quantize(
+    spectrum: &Spectrum,
+    feedback: Option<&Feedback>,
+    group: ScaleGroup,
+    planes: &[u8],
+    steps: &[Vec<f32>],
+) -> Encoded {
+    let unit = unit(steps);
+    if let Some(feedback) = feedback {
+        return hand_on(spectrum, feedback, group, planes, steps, unit);
+    }
+    let quantized = round_blocks(spectrum, group, planes, steps, unit);
+    let squared_error = quantized.iter().map(|(_, error)| error).sum();
+    let blocks: Vec<_> = quantized.into_iter().map(|(block, _)| block).collect();
+    Encoded { term: Planes::pack(spectrum.layout, group, unit, &blocks), squared_error }
+}
+
+/// Every block with its squared error.
+pub(super) fn round_blocks(
+    spectrum: &Spectrum,
+    group: ScaleGroup,
+    planes: &[u8],
+    steps: &[Vec<f32>],
+    unit: f32,
+) -> Vec<(QuantizedBlock, f64)> {
+    let quantize = |block: Block| {
+        let planes = planes[block.index];
+        let coefficients = spectrum.block(block);
+        let scales: Vec<f16> = steps[block.index].iter().map(|step| f16::from_f32(step / unit)).collect();
+        let mut codes = vec![0; coefficients.len()];
+        let group_len = coefficients.len() / group.scales_in(block);
+        let mut error = 0.0;
+        for ((values, codes), scale) in
+            coefficients.chunks_exact(group_len).zip(codes.chunks_exact_mut(group_len)).zip(&scales)
+        {
+            error += round(values, scale.to_f32() * unit, planes, codes);
+        }
+        (QuantizedBlock { planes, scales, codes }, error)
+    };
+    spectrum.layout.iter().collect::<Vec<_>>().into_par_iter().map(quantize).collect()
+}
+
+/// [`quantize`] column by column, errors handed on.
+fn hand_on(
+    spectrum: &Spectrum,
+    feedback: &Feedback,
+    group: ScaleGroup,
+    planes: &[u8],
+    steps: &[Vec<f32>],
+    unit: f32,
+) -> Encoded {
+    let layout = spectrum.layout;
+    let mut blocks: Vec<_> = layout
+        .iter()
+        .map(|block| QuantizedBlock {
+            planes: planes[block.index],
+            scales: steps[block.index].iter().map(|step| f16::from_f32(step / unit)).collect(),
+            codes: vec![0; block.len()],
+        })
+        .collect();
+    let block_of = |scale_group: Block| layout.block_with(scale_group.row, scale_group.col);
+    let scale_groups = sweep(spectrum, Some(feedback), |target: &mut Vec<f32>, scale_group| {
+        let (height, block) = (scale_group.place.height, &blocks[block_of(scale_group.place).index]);
+        let mut codes = vec![0; scale_group.place.len()];
+        target.resize(height, 0.0);
+        if block.planes > 0 {
+            let half = f32::from(1u16 << (block.planes - 1));
+            for (n, codes) in codes.chunks_exact_mut(height).enumerate() {
+                scale_group.target(n, target);
+                for (row, ((target, code), decoded)) in
+                    target.iter().zip(codes).zip(&mut scale_group.decoded[n * height..]).enumerate()
+                {
+                    let step = block.scales[row % block.scales.len()].to_f32() * unit;
+                    if step > 0.0 {
+                        let level = code_of(*target, step.recip(), half);
+                        *decoded = (level - half + 0.5) * step;
+                        *code = level as u8;
+                    }
+                }
+            }
+        }
+        let errors = scale_group.errors();
+        (scale_group.place, codes, energy(&errors))
+    });
+    let mut squared_error = 0.0;
+    for (scale_group, codes, error) in scale_groups {
+        let block = block_of(scale_group);
+        let first = scale_group.col - block.col;
+        for (n, codes) in codes.chunks_exact(scale_group.height).enumerate() {
+            let column = blocks[block.index].codes.iter_mut().skip(first + n).step_by(block.width);
+            column.zip(codes).for_each(|(to, code)| *to = *code);
+        }
+        squared_error += error;
+    }
+    Encoded { term: Planes::pack(layout, group, unit, &blocks), squared_error }
+}
+
+/// `u = floor(c / step) + 2^(n - 1)`, clamped to `0..2^n`, as a float.
+///
+/// Adding and taking away 2^23 rounds to the nearest integer in two instructions of any processor; at a cell's
+/// edge, where that may differ from `floor`, both neighbours are equally far.
+#[inline(always)]
+fn code_of(value: f32, inverse_step: f32, half: f32) -> f32 {
+    const TO_INTEGER: f32 = (1 << 23) as f32;
+    (value * inverse_step + (half - 0.5)).clamp(0.0, 2.0 * half - 1.0) + TO_INTEGER - TO_INTEGER
+}
+
+/// The step with the least squared error, near a local minimum: Lloyd's alternation from the Gaussian's best
+/// step (codes for the step, then the least-squares step for the codes).
+pub(super) fn best_step(values: &[f32], planes: u8) -> f32 {
+    let energy: f32 = values.iter().map(|value| value * value).sum();
+    let deviation = (f64::from(energy) / values.len() as f64).sqrt();
+    let mut step = (deviation * GAUSSIAN[usize::from(planes)].0) as f32;
+    // Below this the values are F32's rounding of zero.
+    if planes == 0 || !step.is_normal() {
+        return 0.0;
+    }
+    let half = f32::from(1u16 << (planes - 1));
+    for _ in 0..6 {
+        let inverse = step.recip();
+        let (mut dot, mut norm) = ([0f32; 16], [0f32; 16]);
+        for chunk in values.chunks(16) {
+            for (lane, value) in chunk.iter().enumerate() {
+                let level = code_of(*value, inverse, half) - half + 0.5;
+                dot[lane] += value * level;
+                norm[lane] += level * level;
+            }
+        }
+        step = dot.iter().sum::<f32>() / norm.iter().sum::<f32>();
+    }
+    step
+}
+
+/// Writes the codes for a given step and returns the squared error.
+fn round(values: &[f32], step: f32, planes: u8, codes: &mut [u8]) -> f64 {
+    if planes == 0 || step == 0.0 {
+        return energy(values);
+    }
+    let half = f32::from(1u16 << (planes - 1));
+    let inverse = step.recip();
+    let mut error = 0.0;
+    for (value, out) in values.iter().zip(codes) {
+        let code = code_of(*value, inverse, half);
+        let difference = f64::from(value - (code - half + 0.5) * step);
+        error += difference * difference;
+        *out = code as u8;
+    }
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::Transform;
+    use crate::codec::term::Summand;
+
+    /// A deterministic unit Gaussian: sums of twelve uniform numbers.
+    fn gaussian(count: usize) -> Vec<f32> {
+        let mut state = 1u64;
+        let mut uniform = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1 << 24) as f32
+        };
+        (0..count).map(|_| (0..12).map(|_| uniform()).sum::<f32>() - 6.0).collect()
+    }
+
+    fn quantized(spectrum: &Spectrum, planes: u8) -> Encoded {
+        let planes = vec![planes; spectrum.layout.blocks()];
+        let steps = best_steps(spectrum, ScaleGroup::Block, &planes);
+        quantize(spectrum, None, ScaleGroup::Block, &planes, &steps)
+    }
+
+    #[test]
+    fn a_gaussian_costs_what_theory_says() {
+        let values = gaussian(256 * 256);
+        let layout = Layout::new(256, 256, 64).unwrap();
+        let spectrum = Spectrum::new(&values, layout, Transform::Dct, None, false);
+        let total = energy(&values);
+        for planes in 1..=MAX_PLANES {
+            let encoded = quantized(&spectrum, planes);
+            let theory = GAUSSIAN[usize::from(planes)].1;
+            let ratio = encoded.squared_error / total / theory;
+            assert!((0.9..1.04).contains(&ratio), "{planes} planes: {ratio} of the theory's error");
+        }
+    }
+
+    #[test]
+    fn the_budget_is_kept_and_nearly_used() {
+        let mut values = gaussian(200 * 300);
+        values.iter_mut().take(40 * 300).for_each(|value| *value *= 10.0);
+        let layout = Layout::new(200, 300, 32).unwrap();
+        let spectrum = Spectrum::new(&values, layout, Transform::Dct, Some(1), false);
+        for bits in [60_000, 150_000, 333_333] {
+            let encoded = encode(&spectrum, None, ScaleGroup::Block, Target::Bits(bits), 0).unwrap();
+            let spent = 8 * (encoded.term.size_in_bytes() + 1);
+            assert!(spent <= bits && spent > bits - 2048, "{spent} of {bits}");
+        }
+        assert!(encode(&spectrum, None, ScaleGroup::Block, Target::Bits(1000), 0).is_none());
+    }
+
+    #[test]
+    fn an_error_bound_is_kept_without_waste() {
+        let values = gaussian(256 * 256);
+        let layout = Layout::new(256, 256, 32).unwrap();
+        let spectrum = Spectrum::new(&values, layout, Transform::Dct, Some(1), false);
+        for relative in [0.5f64, 0.1, 0.03, 0.012] {
+            let bound = relative * relative * energy(&values);
+            let encoded = encode(&spectrum, None, ScaleGroup::Block, Target::SquaredError(bound), 0).unwrap();
+            assert!(encoded.squared_error <= bound && encoded.squared_error > 0.93 * bound, "{relative}");
+        }
+        assert!(encode(&spectrum, None, ScaleGroup::Block, Target::SquaredError(1e-9), 0).is_none());
+    }
+}

@@ -1,0 +1,307 @@
+//! Planes and trellis on the device: scale groups of 32 columns as `groups.cuh` has them.
+
+use super::axis::words;
+use super::machine::{Arg, Launch, Machine, Module};
+use super::term::{DeviceTerm, Gather, Panel, Partial, Product};
+use crate::error::{Error, Result};
+use rayon::prelude::*;
+use rbe_core::codec::term::trellis::{GROUP_COLS, scale_groups};
+use rbe_core::codec::{Block, Layout};
+
+/// Threads of a block, and its warps, as the kernels have them.
+pub(super) const THREADS: usize = 256;
+pub(super) const WARPS: usize = 8;
+const WARP: usize = 32;
+/// Rows of a piece.
+const PIECE: usize = 32;
+/// Distances of pieces in shared memory.
+const SINGLE_STRIDE: usize = PIECE + 1;
+const QUAD_STRIDE: usize = PIECE + 4;
+/// The most scale groups of a block row for one block: their inputs lie in shared memory.
+const MOST_GROUPS: usize = 64;
+/// Blocks for each multiprocessor, so that none waits for the last.
+const BLOCKS_EACH: usize = 4;
+/// Rows of the batch that a thread sums at once.
+pub(super) const BATCH_TILE: usize = 4;
+
+/// Threads that share a column of so many rows.
+fn lanes_of(height: usize) -> usize {
+    let pieces = height / PIECE;
+    if height.is_multiple_of(PIECE) && pieces.is_power_of_two() {
+        pieces
+    } else {
+        // Sixteen bits of the cycle's beginning follow its end.
+        (height + 16).div_ceil(PIECE).next_power_of_two()
+    }
+}
+
+/// A term's scale groups in the device's memory.
+pub(super) struct DeviceGroups<M> {
+    layout: Layout,
+    table: M,
+    words: M,
+    max_lanes: usize,
+    own: Own<M>,
+}
+
+/// What scale groups of one term have and those of another have not.
+pub(super) struct Own<M> {
+    pub module: Module,
+    /// The trellis' magnitudes, and how many there are.
+    pub values: Option<(M, usize)>,
+    pub row_scales: Option<M>,
+    /// What multiplies the row scales.
+    pub unit: f32,
+}
+
+/// One scale group on its way to the device.
+#[derive(Default)]
+pub(super) struct Source {
+    pub bits: u8,
+    pub scale: f32,
+    /// The code's own number.
+    pub number: u32,
+}
+
+/// The codes of the block whose scale groups are at hand.
+#[derive(Default)]
+pub(super) struct BlockCodes {
+    block: Option<usize>,
+    codes: Vec<u8>,
+}
+
+impl BlockCodes {
+    /// The codes of a block, which `fill` writes where they are another's.
+    pub(super) fn of(&mut self, block: Block, fill: impl FnOnce(&mut [u8])) -> &[u8] {
+        if self.block != Some(block.index) {
+            self.block = Some(block.index);
+            self.codes.resize(block.len(), 0);
+            fill(&mut self.codes);
+        }
+        &self.codes
+    }
+}
+
+impl<M> DeviceGroups<M> {
+    /// Lays out a term's scale groups. `fill` writes the fields of one, `(32 columns, rows filled up to whole pieces)`; what it
+    /// keeps in its first argument it finds again at the block row's next scale group.
+    pub(super) fn new(
+        machine: &impl Machine<Memory = M>,
+        layout: Layout,
+        own: Own<M>,
+        fill: impl Fn(&mut BlockCodes, Block, &mut [u8]) -> Source + Sync,
+    ) -> Result<Self> {
+        let (table, data) = lay_out(layout, fill)?;
+        let max_lanes = layout.row_cut().iter().map(|rows| lanes_of(rows.len())).max().unwrap_or(1);
+        let (table, words) = (machine.upload(&words(table))?, machine.upload(&words(data))?);
+        Ok(Self { layout, table, words, max_lanes, own })
+    }
+
+    /// Floats of shared memory that the code's table takes.
+    fn table_len(&self) -> usize {
+        self.own.values.as_ref().map_or(0, |(_, count)| count * WARP)
+    }
+
+    fn per_row(&self) -> usize {
+        self.layout.cols().div_ceil(GROUP_COLS)
+    }
+
+    fn args(&self) -> Vec<Arg<'_, M>> {
+        vec![
+            Arg::Memory(&self.table, 0),
+            Arg::Memory(&self.words, 0),
+            Arg::optional(self.own.values.as_ref().map(|(values, _)| values), 0),
+            Arg::optional(self.own.row_scales.as_ref(), 0),
+            Arg::Float(self.own.unit),
+            Arg::Int(self.layout.rows()),
+            Arg::Int(self.layout.cols()),
+            Arg::Int(self.layout.block()),
+        ]
+    }
+
+    fn launch<'a>(
+        &self,
+        kernel: &str,
+        grid: [usize; 3],
+        floats: usize,
+        args: Vec<Arg<'a, M>>,
+    ) -> Launch<'a, M> {
+        Launch {
+            module: self.own.module,
+            kernel: format!("{}_{kernel}", self.own.module.name()),
+            grid,
+            threads: THREADS,
+            shared_bytes: floats * size_of::<f32>(),
+            args,
+        }
+    }
+
+    /// How a product is shared out.
+    fn plan(&self, machine: &impl Machine<Memory = M>, product: &Product) -> GroupPlan {
+        let Product { batch, transposed } = *product;
+        // Row scales take one row of the batch at a time: they are rare, and a second factor takes registers.
+        let one = batch == 1 || (self.own.row_scales.is_some() && !transposed);
+        let fits = |rows| {
+            let floats = self.transposed_floats(rows);
+            !transposed || floats * size_of::<f32>() <= machine.shared_bytes_limit()
+        };
+        let at_once = if one || !fits(BATCH_TILE) { 1 } else { BATCH_TILE };
+        let groups = batch.div_ceil(at_once);
+        let wanted = (BLOCKS_EACH * machine.multiprocessors()).div_ceil(groups);
+        let (across, along) = if transposed {
+            (self.per_row().div_ceil(WARPS), self.layout.block_rows())
+        } else {
+            (self.layout.block_rows(), self.per_row())
+        };
+        let splits = wanted.div_ceil(across).clamp(1, along);
+        let each = if transposed {
+            along.div_ceil(splits)
+        } else {
+            along.div_ceil(splits).next_multiple_of(WARPS).min(MOST_GROUPS)
+        };
+        GroupPlan { at_once, groups, each, splits: along.div_ceil(each) }
+    }
+
+    fn transposed_floats(&self, rows: usize) -> usize {
+        self.table_len() + WARPS * rows * (self.max_lanes * QUAD_STRIDE + WARP)
+    }
+}
+
+impl<D: Machine> DeviceTerm<D> for DeviceGroups<D::Memory> {
+    fn splits(&self, machine: &D, product: &Product) -> usize {
+        self.plan(machine, product).splits
+    }
+
+    fn product(
+        &self,
+        machine: &D,
+        product: &Product,
+        x: &D::Memory,
+        partial: &Partial<'_, D::Memory>,
+    ) -> Result<()> {
+        let GroupPlan { at_once, groups, each, splits } = self.plan(machine, product);
+        let (out, batch) = (partial.arg(), Arg::Int(product.batch));
+        let mut args = self.args();
+        args.push(Arg::Memory(x, 0));
+        if product.transposed {
+            args.extend([Arg::Null, out, batch, Arg::Int(each), Arg::Int(self.max_lanes)]);
+            let grid = [self.per_row().div_ceil(WARPS), splits, groups];
+            let floats = self.transposed_floats(at_once);
+            return machine.launch(self.launch(&format!("transposed_{at_once}"), grid, floats, args));
+        }
+        args.extend([out, batch, Arg::Int(each)]);
+        let by_rows = self.own.row_scales.is_some();
+        let scales = if by_rows { WARPS * self.max_lanes * SINGLE_STRIDE } else { 0 };
+        let sums = WARPS * self.max_lanes * SINGLE_STRIDE;
+        let floats = (self.table_len() + at_once * each * WARP + scales).max(sums);
+        let kind = if by_rows { "rows_product" } else { "product" };
+        let grid = [self.layout.block_rows(), splits, groups];
+        machine.launch(self.launch(&format!("{kind}_{at_once}"), grid, floats, args))
+    }
+
+    fn gather(
+        &self,
+        machine: &D,
+        rows: &Gather<'_, D::Memory>,
+        units: &D::Memory,
+        partial: &Partial<'_, D::Memory>,
+    ) -> Result<()> {
+        let mut args = self.args();
+        args.extend([Arg::Memory(units, 0), rows.arg(), partial.arg(), Arg::Int(rows.count)]);
+        args.extend([Arg::Int(1), Arg::Int(self.max_lanes)]);
+        let grid = [self.per_row().div_ceil(WARPS), 1, rows.count];
+        machine.launch(self.launch("transposed_1", grid, self.transposed_floats(1), args))
+    }
+
+    fn fills_panels(&self) -> bool {
+        true
+    }
+
+    /// See `panel` in `groups.cuh`.
+    fn panel(&self, machine: &D, panel: &Panel<'_, D::Memory>, add: bool) -> Result<()> {
+        let cut = self.layout.row_cut();
+        let (first, end) = (panel.cols.start / GROUP_COLS, panel.cols.end.div_ceil(GROUP_COLS));
+        let first_block_row = cut.block_of(panel.rows.start);
+        let block_rows = cut.block_of(panel.rows.end - 1) + 1 - first_block_row;
+        let mut args = self.args();
+        args.push(Arg::Memory(panel.memory, 0));
+        args.extend([first, end, first_block_row, panel.stride, usize::from(add)].map(Arg::Int));
+        let grid = [(end - first).div_ceil(WARPS), block_rows, 1];
+        let kernel = format!("panel_{}", panel.element.suffix());
+        machine.launch(self.launch(&kernel, grid, self.table_len(), args))
+    }
+}
+
+/// How a product is shared out among blocks.
+#[derive(Clone, Copy)]
+struct GroupPlan {
+    /// Rows of the batch that a thread sums at once, and how often.
+    at_once: usize,
+    groups: usize,
+    /// Scale groups, or block rows, of one split.
+    each: usize,
+    splits: usize,
+}
+
+/// The scale groups' table and words, block rows on all cores; `fill` is that of [`DeviceGroups::new`].
+fn lay_out(
+    layout: Layout,
+    fill: impl Fn(&mut BlockCodes, Block, &mut [u8]) -> Source + Sync,
+) -> Result<(Vec<u32>, Vec<u32>)> {
+    let scale_groups: Vec<_> = scale_groups(layout).collect();
+    let block_rows: Vec<_> = scale_groups
+        .par_chunks(layout.cols().div_ceil(GROUP_COLS))
+        .map(|scale_groups| {
+            let (mut held, mut fields, mut data) = (BlockCodes::default(), Vec::new(), Vec::new());
+            let entry = |scale_group: &Block| {
+                let lanes = lanes_of(scale_group.height);
+                fields.resize(GROUP_COLS * lanes * PIECE, 0);
+                let source = fill(&mut held, *scale_group, &mut fields);
+                let start = data.len();
+                push_words(&fields, lanes, usize::from(source.bits), &mut data);
+                (start, source)
+            };
+            let entries: Vec<_> = scale_groups.iter().map(entry).collect();
+            (entries, data)
+        })
+        .collect();
+    let (mut table, mut data) = (Vec::with_capacity(4 * scale_groups.len()), Vec::new());
+    for (entries, own) in block_rows {
+        for (start, source) in entries {
+            let start = u32::try_from(data.len() + start)
+                .map_err(|_| Error::shape("a term of more than 16 GiB; a device's scale groups hold less"))?;
+            table.extend([start, u32::from(source.bits), source.scale.to_bits(), source.number]);
+        }
+        data.extend(own);
+    }
+    Ok((table, data))
+}
+
+/// The words of one scale group in the order in which threads load them.
+fn push_words(fields: &[u8], lanes: usize, bits: usize, data: &mut Vec<u32>) {
+    let together = if lanes >= 4 { 4 } else { 1 };
+    let slots = WARP / lanes;
+    for group in 0..lanes / together {
+        for load in 0..bits {
+            for lane in 0..WARP {
+                for element in 0..together {
+                    let flat = load * together + element;
+                    let column = (group * slots + lane / lanes) * together + flat / bits;
+                    let piece = &fields[(column * lanes + lane % lanes) * PIECE..][..PIECE];
+                    data.push(word(piece, bits, flat % bits));
+                }
+            }
+        }
+    }
+}
+
+/// Word `index` of the stream of 32 fields of `bits` bits.
+fn word(fields: &[u8], bits: usize, index: usize) -> u32 {
+    let first = index * 32 / bits;
+    let fields = fields.iter().enumerate().skip(first).take(32 / bits + 2);
+    fields.fold(0, |word, (n, field)| {
+        let at = (n * bits).cast_signed() - (index * 32).cast_signed();
+        let field = u64::from(*field);
+        word | if at < 0 { field >> -at } else { field << at } as u32
+    })
+}

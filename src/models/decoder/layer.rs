@@ -1,0 +1,175 @@
+//! A layer of a decoder.
+
+use super::config::{
+    AttentionConfig, AttentionInputs, Config, FeedForwardConfig, LayerConfig, MlpConfig, MlpInputs, Norm,
+    NormOver, Stored,
+};
+use super::experts::Experts;
+use crate::nn::{
+    AttentionPass, Linear, Projections, QueryKeyNorm, RbeAttention, RbeLayerNorm, RbeMlp, RbeRmsNorm,
+    layer_norm, linear_b, linear_conv1d, rms_norm, rms_norm_around_one,
+};
+use candle_core::{Result, Tensor};
+use candle_nn::{Module, VarBuilder};
+
+/// One of the norms of the residual stream.
+#[derive(Clone, Debug)]
+pub(super) enum AnyNorm {
+    Layer(RbeLayerNorm),
+    Rms(RbeRmsNorm),
+}
+
+impl AnyNorm {
+    pub(super) fn new(norm: Norm, size: usize, vb: VarBuilder) -> Result<Self> {
+        match norm {
+            Norm::Layer(eps) => Ok(Self::Layer(layer_norm(size, eps, vb)?)),
+            Norm::Rms(_) | Norm::RmsAroundOne(_) => Ok(Self::Rms(rms(norm, size, vb)?)),
+        }
+    }
+}
+
+impl Module for AnyNorm {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Layer(norm) => norm.forward(x),
+            Self::Rms(norm) => norm.forward(x),
+        }
+    }
+}
+
+/// A root-mean-square norm, around one or not as the model's others.
+fn rms(like: Norm, size: usize, vb: VarBuilder) -> Result<RbeRmsNorm> {
+    match like {
+        Norm::RmsAroundOne(eps) => rms_norm_around_one(size, eps, vb),
+        Norm::Rms(eps) | Norm::Layer(eps) => rms_norm(size, eps, vb),
+    }
+}
+
+#[derive(Clone, Debug)]
+enum FeedForward {
+    Dense(RbeMlp),
+    Experts(Experts),
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Layer {
+    before_attention: Option<AnyNorm>,
+    attention: RbeAttention,
+    after_attention: Option<AnyNorm>,
+    before_feed_forward: Option<AnyNorm>,
+    feed_forward: FeedForward,
+    after_feed_forward: Option<AnyNorm>,
+    residual_multiplier: Option<f64>,
+}
+
+impl Layer {
+    /// `rotation` is the place of the layer's rope among those of a pass.
+    pub(super) fn new(
+        config: &Config,
+        layer: &LayerConfig,
+        rotation: Option<usize>,
+        vb: &VarBuilder,
+    ) -> Result<Self> {
+        let hidden = config.hidden_size;
+        let norm =
+            |name: Option<&str>| name.map(|name| AnyNorm::new(config.norm, hidden, vb.pp(name))).transpose();
+        let feed_forward = match &layer.feed_forward {
+            FeedForwardConfig::Dense(dense) => FeedForward::Dense(mlp(dense, hidden, &vb.pp(dense.name))?),
+            FeedForwardConfig::Experts(experts) => FeedForward::Experts(Experts::new(experts, hidden, vb)?),
+        };
+        Ok(Self {
+            before_attention: norm(layer.norms.before_attention)?,
+            attention: attention(config, &layer.attention, rotation, vb)?,
+            after_attention: norm(layer.norms.after_attention)?,
+            before_feed_forward: norm(layer.norms.before_feed_forward)?,
+            feed_forward,
+            after_feed_forward: norm(layer.norms.after_feed_forward)?,
+            residual_multiplier: config.residual_multiplier,
+        })
+    }
+
+    pub(super) fn forward(&self, h: &Tensor, index: usize, pass: &mut AttentionPass) -> Result<Tensor> {
+        let normed = |norm: &Option<AnyNorm>, x: &Tensor| match norm {
+            Some(norm) => norm.forward(x),
+            None => Ok(x.clone()),
+        };
+        let added = |h: &Tensor, x: Tensor| match self.residual_multiplier {
+            Some(by) => h + (x * by)?,
+            None => h + x,
+        };
+        let x = self.attention.forward(&normed(&self.before_attention, h)?, index, pass)?;
+        let h = added(h, normed(&self.after_attention, &x)?)?;
+        let x = normed(&self.before_feed_forward, &h)?;
+        let x = match &self.feed_forward {
+            FeedForward::Dense(mlp) => mlp.forward(&x)?,
+            FeedForward::Experts(experts) => experts.forward(&x)?,
+        };
+        added(&h, normed(&self.after_feed_forward, &x)?)
+    }
+
+    /// In the order of [`LayerConfig::linears`].
+    pub(super) fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        let mut linears = self.attention.linears_mut();
+        match &mut self.feed_forward {
+            FeedForward::Dense(mlp) => linears.extend(mlp.linears_mut()),
+            FeedForward::Experts(experts) => linears.extend(experts.linears_mut()),
+        }
+        linears
+    }
+}
+
+fn linear(sides: (usize, usize), stored: Stored, bias: bool, vb: VarBuilder) -> Result<Linear> {
+    match stored {
+        Stored::OutIn => linear_b(sides.0, sides.1, bias, vb),
+        Stored::InOut => linear_conv1d(sides.0, sides.1, vb),
+    }
+}
+
+fn attention(
+    config: &Config,
+    attention: &AttentionConfig,
+    rotation: Option<usize>,
+    vb: &VarBuilder,
+) -> Result<RbeAttention> {
+    let &AttentionConfig { heads, kv_heads, head_dim, stored, .. } = attention;
+    let input = |heads: usize, name: &str| {
+        linear((config.hidden_size, heads * head_dim), stored, attention.input_bias, vb.pp(name))
+    };
+    let projections = match attention.inputs {
+        AttentionInputs::Separate([q, k, v]) => {
+            Projections::Separate { q: input(heads, q)?, k: input(kv_heads, k)?, v: input(kv_heads, v)? }
+        }
+        AttentionInputs::Joined(name) => Projections::Joined(input(heads + 2 * kv_heads, name)?),
+    };
+    let sides = (heads * head_dim, config.hidden_size);
+    let out = linear(sides, stored, attention.output_bias, vb.pp(attention.output))?;
+    let layer = RbeAttention::new(projections, out, heads, kv_heads, attention.scoring(rotation));
+    // Beside the projections.
+    let vb = vb.pp(attention.output.rsplit_once('.').map_or("", |(before, _)| before));
+    let norm = |size, name| rms(config.norm, size, vb.pp(name));
+    Ok(match attention.norm {
+        None => layer,
+        Some(NormOver::Head) => {
+            let (q, k) = (norm(head_dim, "q_norm")?, norm(head_dim, "k_norm")?);
+            layer.with_norm(QueryKeyNorm::PerHead { q, k })
+        }
+        Some(NormOver::Heads) => {
+            let (q, k) = (norm(heads * head_dim, "q_norm")?, norm(kv_heads * head_dim, "k_norm")?);
+            layer.with_norm(QueryKeyNorm::Whole { q, k })
+        }
+    })
+}
+
+/// A feed-forward layer or an expert, whose layers are under `vb`.
+pub(super) fn mlp(config: &MlpConfig, hidden: usize, vb: &VarBuilder) -> Result<RbeMlp> {
+    let &MlpConfig { stored, bias, intermediate_size: inner, activation, .. } = config;
+    let input = |size: usize, name: &str| linear((hidden, size), stored, bias, vb.pp(name));
+    let output = || linear((inner, hidden), stored, bias, vb.pp(config.output));
+    Ok(match config.inputs {
+        MlpInputs::Plain(up) => RbeMlp::new(input(inner, up)?, output()?, activation),
+        MlpInputs::Gated { gate, up } => {
+            RbeMlp::gated(input(inner, gate)?, input(inner, up)?, output()?, activation)
+        }
+        MlpInputs::Joined(both) => RbeMlp::gated_by_joined(input(2 * inner, both)?, output()?, activation),
+    })
+}

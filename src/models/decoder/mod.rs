@@ -1,0 +1,194 @@
+//! One decoder, described by its configuration: what LLaMA, GPT-2, Gemma and the others differ in are fields of a [`Config`],
+//! not code.
+
+mod config;
+mod experts;
+mod layer;
+mod names;
+
+pub(super) use config::check_layers;
+pub use config::{
+    AttentionConfig, AttentionInputs, Config, ExpertsConfig, FeedForwardConfig, LayerConfig, MlpConfig,
+    MlpInputs, Names, Norm, NormNames, NormOver, Stored,
+};
+
+use super::{CausalLm, KvCache, pass};
+use crate::Result;
+use crate::nn::{Calibrate, Embedding, Linear, Recorder, Rope, embedding, linear_no_bias};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::{Module, VarBuilder};
+use layer::{AnyNorm, Layer};
+use names::dotted;
+use std::path::Path;
+
+/// A language model of any supported family. Clones share the weights.
+#[derive(Clone, Debug)]
+pub struct Model {
+    tokens: Embedding,
+    positions: Option<Embedding>,
+    layers: Vec<Layer>,
+    norm: AnyNorm,
+    head: Linear,
+    /// The ropes of all layers, with the width of the heads that they turn.
+    ropes: Vec<(Rope, usize)>,
+    config: Config,
+    device: Device,
+    /// What stands before the names of all weights but the head's.
+    body: &'static str,
+}
+
+impl Model {
+    /// Reads `config.json` (its path, or that of its directory) and takes the weights from `vb`, under the
+    /// names that Hugging Face gives them.
+    ///
+    /// # Errors
+    /// The configuration cannot be read or is not supported ([`Config::read`]); a tensor is missing or has
+    /// another shape than the configuration says.
+    pub fn load(config: impl AsRef<Path>, vb: VarBuilder) -> Result<Self> {
+        Self::new(Config::read(config)?, vb)
+    }
+
+    /// A model of this configuration with the weights in `vb`: `model.layers.0.self_attn.q_proj.weight`, ..., and
+    /// `lm_head.weight` unless the head is tied.
+    ///
+    /// # Errors
+    /// The configuration contradicts itself; a tensor is missing or has another shape than it says.
+    pub fn new(config: Config, vb: VarBuilder) -> Result<Self> {
+        config.check()?;
+        let names = &config.names;
+        // A norm's weight tells, since it is never compressed and so has the same name in every file.
+        let has = |body: &&&str| vb.contains_tensor(&format!("{}{}.weight", dotted(body), names.norm));
+        let body = names.bodies.iter().find(has).or(names.bodies.first()).copied().unwrap_or_default();
+        let inside = if body.is_empty() { vb.clone() } else { vb.pp(body) };
+        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+        let tokens = embedding(vocab, hidden, inside.pp(names.tokens))?;
+        let head = match config.tie_word_embeddings {
+            true => tokens.as_linear(),
+            false => linear_no_bias(hidden, vocab, vb.pp(names.head))?,
+        };
+        let positions = |name| embedding(config.max_position_embeddings, hidden, inside.pp(name));
+        let ropes = config.ropes();
+        let rotation = |layer: &LayerConfig| {
+            let AttentionConfig { rope, head_dim, .. } = &layer.attention;
+            ropes.iter().position(|(known, width)| Some(known) == rope.as_ref() && width == head_dim)
+        };
+        let layers = config.layers.iter().enumerate();
+        let layers = layers
+            .map(|(index, layer)| {
+                Layer::new(&config, layer, rotation(layer), &inside.pp(names.layers).pp(index))
+            })
+            .collect::<candle_core::Result<_>>()?;
+        Ok(Self {
+            positions: names.positions.map(positions).transpose()?,
+            norm: AnyNorm::new(config.norm, hidden, inside.pp(names.norm))?,
+            tokens,
+            layers,
+            head,
+            ropes,
+            device: vb.device().clone(),
+            config,
+            body,
+        })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Every linear layer with the name that its weight has in the file, to look at or to replace: by a
+    /// [`SpectralAdapter`](crate::SpectralAdapter), a [`TrainableLinear`](crate::TrainableLinear), a merged layer.
+    /// A tied head is the table's and not among them. A layer is `(out, in)`, also where the file holds the transpose.
+    pub fn linears_mut(&mut self) -> Vec<(String, &mut Linear)> {
+        let Names { layers, head, .. } = self.config.names;
+        let body = dotted(self.body);
+        let mut linears = Vec::new();
+        for (index, (layer, config)) in self.layers.iter_mut().zip(&self.config.layers).enumerate() {
+            let names = config.linears().into_iter();
+            let named = names.map(|name| format!("{body}{layers}.{index}.{name}.weight"));
+            linears.extend(named.zip(layer.linears_mut()));
+        }
+        if !self.config.tie_word_embeddings {
+            linears.push((format!("{head}.weight"), &mut self.head));
+        }
+        linears
+    }
+
+    /// The name that the token table has in the file, where it is the head too.
+    pub fn tied_table(&self) -> Option<String> {
+        let Names { tokens, .. } = self.config.names;
+        self.config.tie_word_embeddings.then(|| format!("{}{tokens}.weight", dotted(self.body)))
+    }
+}
+
+impl CausalLm for Model {
+    fn hidden_states(&self, input_ids: &Tensor, cache: Option<&mut KvCache>) -> candle_core::Result<Tensor> {
+        let mut pass = pass::begin(input_ids, cache, self.layers.len(), self.context_length())?;
+        let mut h = self.tokens.forward(input_ids)?;
+        if let Some(by) = self.config.embedding_multiplier {
+            h = (h * by)?;
+        }
+        if let Some(table) = &self.positions {
+            let positions = pass.positions();
+            let positions = Tensor::arange(positions.start as u32, positions.end as u32, &self.device)?;
+            h = h.broadcast_add(&table.forward(&positions)?)?;
+        }
+        for (rope, head_dim) in &self.ropes {
+            pass = pass.rotated(rope, *head_dim, h.dtype(), &self.device)?;
+        }
+        for (index, layer) in self.layers.iter().enumerate() {
+            h = layer.forward(&h, index, &mut pass)?;
+        }
+        pass.finish();
+        self.norm.forward(&h)
+    }
+
+    fn head(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
+        let logits = self.head.forward(hidden)?.to_dtype(DType::F32)?;
+        let logits = match self.config.logits_divisor {
+            Some(by) => (logits / by)?,
+            None => logits,
+        };
+        match self.config.logits_softcap {
+            Some(cap) => (logits / cap)?.tanh()? * cap,
+            None => Ok(logits),
+        }
+    }
+
+    fn new_cache(&self) -> KvCache {
+        KvCache::new(self.layers.len(), self.context_length())
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.config.vocab_size
+    }
+
+    fn context_length(&self) -> usize {
+        self.config.max_position_embeddings
+    }
+
+    fn eos_token_ids(&self) -> &[u32] {
+        &self.config.eos_token_ids
+    }
+
+    fn device(&self) -> &Device {
+        &self.device
+    }
+}
+
+impl Calibrate for Model {
+    fn record(&self, input_ids: &Tensor, recorder: &mut Recorder) -> candle_core::Result<Tensor> {
+        // Clones share the weights.
+        let mut watched = self.clone();
+        for (name, linear) in watched.linears_mut() {
+            recorder.watch(&name, linear);
+        }
+        let hidden = watched.hidden_states(input_ids, None)?;
+        let logits = watched.head(&hidden)?;
+        // A tied head is a layer with the table's weight.
+        match watched.tied_table() {
+            Some(name) => recorder.layer(&name, &hidden, logits),
+            None => Ok(logits),
+        }
+    }
+}

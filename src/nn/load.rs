@@ -1,0 +1,166 @@
+//! Layers from a `VarBuilder`, dense or compressed per tensor: Candle's constructors.
+
+use super::counters::register;
+use super::mode::{LayerConfig, default_layer_config};
+use super::{Embedding, Layer, Linear, RBE_SUFFIX, RbeLinear, Weight};
+use crate::{Error, RbeTensor};
+use candle_core::{DType, Device, Result, Shape, Storage, Tensor};
+use candle_nn::{Init, VarBuilder};
+
+/// A linear layer from `weight` (or `weight.rbe`) of shape `(out_dim, in_dim)` and `bias` of shape `(out_dim)`, as
+/// `candle_nn::linear`.
+///
+/// # Errors
+/// When a tensor is missing or has another shape, when a payload is damaged, and when a compressed weight is asked
+/// for on a device that this build has no kernels for.
+pub fn linear(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<Linear> {
+    match compressed(&vb, "weight", (out_dim, in_dim))? {
+        Some((tensor, weight)) => layer(tensor, weight, Some(vb.get(out_dim, "bias")?), &vb),
+        None => Ok(candle_nn::linear(in_dim, out_dim, vb)?.into()),
+    }
+}
+
+/// A linear layer without bias from `weight` (or `weight.rbe`) of shape `(out_dim, in_dim)`, as
+/// `candle_nn::linear_no_bias`.
+///
+/// # Errors
+/// As [`linear`].
+pub fn linear_no_bias(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<Linear> {
+    match compressed(&vb, "weight", (out_dim, in_dim))? {
+        Some((tensor, weight)) => layer(tensor, weight, None, &vb),
+        None => Ok(candle_nn::linear_no_bias(in_dim, out_dim, vb)?.into()),
+    }
+}
+
+/// A linear layer with or without bias: [`linear`] or [`linear_no_bias`], as `candle_nn::linear_b`.
+///
+/// # Errors
+/// As [`linear`].
+pub fn linear_b(in_dim: usize, out_dim: usize, bias: bool, vb: VarBuilder) -> Result<Linear> {
+    if bias { linear(in_dim, out_dim, vb) } else { linear_no_bias(in_dim, out_dim, vb) }
+}
+
+/// A linear layer whose `weight` (or `weight.rbe`) has the shape `(in_dim, out_dim)`, as GPT-2's `Conv1D` stores it, and
+/// whose `bias` has the shape `(out_dim)`. A `VarMap` that does not have them makes them as GPT-2 begins: normal with a
+/// deviation of 0.02, and zeros (Radford et al. 2019; Hugging Face's `initializer_range`).
+///
+/// # Errors
+/// As [`linear`].
+#[doc(alias = "Conv1D")]
+pub fn linear_conv1d(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<Linear> {
+    let bias = Some(vb.get_with_hints(out_dim, "bias", Init::Const(0.0))?);
+    match compressed(&vb, "weight", (in_dim, out_dim))? {
+        Some((tensor, _)) => {
+            let transposed = tensor.t()?;
+            let weight = Weight::named(transposed.clone(), vb.dtype(), path(&vb, "weight"));
+            layer(transposed, weight, bias, &vb)
+        }
+        None => {
+            let weight =
+                vb.get_with_hints((in_dim, out_dim), "weight", Init::Randn { mean: 0.0, stdev: 0.02 })?;
+            // A copy would not follow a variable that is trained.
+            let transposed = weight.t()?;
+            let weight = if weight.is_variable() { transposed } else { transposed.contiguous()? };
+            Ok(Linear::new(weight, bias))
+        }
+    }
+}
+
+/// An embedding from `weight` (or `weight.rbe`) of shape `(in_size, out_size)`, as `candle_nn::embedding`: `in_size`
+/// rows, one for each id, of `out_size` elements. Rows of a compressed table come in the builder's dtype.
+///
+/// # Errors
+/// As [`linear`].
+pub fn embedding(in_size: usize, out_size: usize, vb: VarBuilder) -> Result<Embedding> {
+    match compressed(&vb, "weight", (in_size, out_size))? {
+        Some((_, table)) => Ok(Embedding::new(table, out_size)),
+        None => Ok(candle_nn::embedding(in_size, out_size, vb)?.into()),
+    }
+}
+
+/// A layer as the process's default configuration has it, listed under the weight's path.
+fn layer(tensor: RbeTensor, weight: Weight, bias: Option<Tensor>, vb: &VarBuilder) -> Result<Linear> {
+    let LayerConfig { precision, mode } = default_layer_config();
+    let layer = RbeLinear::new(tensor, bias).with_precision(precision).with_mode(mode);
+    let layer = layer.map_err(|error| error.in_tensor(vb.prefix()))?;
+    register(vb.prefix(), layer.counters());
+    Ok(Linear::of(Layer::Rbe(layer), weight))
+}
+
+/// The name in the file of what is `name` to `vb`.
+fn path(vb: &VarBuilder, name: &str) -> String {
+    [&vb.prefix(), name].iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(".")
+}
+
+/// The compressed tensor `name` under `vb`, itself and as a weight, or `None` where the file holds a dense one (or nothing, so that a
+/// `VarMap` can initialise it). That `vb` has `name` itself says nothing: it may be ready to decode it.
+///
+/// # Errors
+/// When the payload is damaged or has another shape than `expected`.
+fn compressed(
+    vb: &VarBuilder,
+    name: &str,
+    expected: impl Into<Shape>,
+) -> Result<Option<(RbeTensor, Weight)>> {
+    let payload_name = format!("{name}{RBE_SUFFIX}");
+    if !vb.contains_tensor(&payload_name) {
+        return Ok(None);
+    }
+    // Payloads are read on the host; only what products need goes to the device.
+    let on_host = vb.clone().set_device(Device::Cpu);
+    let payload = on_host.get_unchecked_dtype(&payload_name, DType::U8)?;
+    let tensor = match Weight::read_before(&payload, vb.device()) {
+        Some(tensor) => tensor,
+        None => parse(&payload)?
+            .and_then(|tensor| tensor.to_device(vb.device()))
+            .map_err(|error| error.in_tensor(path(vb, name)))?,
+    };
+    let expected = expected.into();
+    if *tensor.shape() != expected {
+        let reason = format!("expected {expected:?}, the file holds {:?}", tensor.shape());
+        return Err(Error::shape(reason).in_tensor(path(vb, name)).into());
+    }
+    let weight = Weight::named(tensor.clone(), vb.dtype(), path(vb, name));
+    weight.was_read_from(&payload);
+    Ok(Some((tensor, weight)))
+}
+
+/// The tensor of a payload on the host, read where it lies.
+fn parse(payload: &Tensor) -> Result<crate::Result<RbeTensor>> {
+    let payload = payload.flatten_all()?.contiguous()?;
+    let (storage, layout) = payload.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else {
+        candle_core::bail!("a payload on {:?}; it is read on the host", payload.device().location())
+    };
+    let (start, len) = (layout.start_offset(), layout.shape().elem_count());
+    Ok(RbeTensor::from_bytes(&storage.as_slice::<u8>()?[start..start + len]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Encoder, EncoderConfig, Rate};
+    use std::collections::HashMap;
+
+    #[test]
+    fn a_payload_is_read_once_while_a_weight_has_it() -> anyhow::Result<()> {
+        let table = Tensor::randn(0f32, 0.1, (96, 64), &Device::Cpu)?;
+        let payload = Encoder::new(EncoderConfig::from(Rate::BitsPerWeight(4.5)))?.encode(&table)?.to_bytes();
+        let payload = Tensor::from_vec(payload.clone(), payload.len(), &Device::Cpu)?;
+        let other = payload.copy()?;
+        let tensors = [("embed", &payload), ("head", &payload), ("other", &other)];
+        let tensors = tensors.map(|(name, payload)| (format!("{name}.weight.rbe"), payload.clone()));
+        let vb = VarBuilder::from_tensors(HashMap::from(tensors), DType::F32, &Device::Cpu);
+        let embedding = embedding(96, 64, vb.pp("embed"))?;
+        let head = linear_no_bias(64, 96, vb.pp("head"))?;
+        let other = linear_no_bias(64, 96, vb.pp("other"))?;
+        let at = |weight: &Weight| weight.rbe().map(|tensor| std::ptr::from_ref(tensor.packed()));
+        assert_eq!(at(embedding.embeddings()), at(head.weight()));
+        assert_ne!(at(embedding.embeddings()), at(other.weight()));
+        // What nobody has any more is read again.
+        drop((embedding, head));
+        assert!(Weight::read_before(&payload, &Device::Cpu).is_none());
+        assert!(linear_no_bias(64, 96, vb.pp("head")).is_ok());
+        Ok(())
+    }
+}
