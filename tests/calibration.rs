@@ -5,7 +5,7 @@ use candle_core::{D, DType, Device, Tensor};
 use candle_nn::Module;
 use candle_rbe::archive::{self, CompressOptions, Selection};
 use candle_rbe::encode::{LayerStatistics, Offer, share};
-use candle_rbe::models::{Model, Windows, evaluate};
+use candle_rbe::models::{Model, Windows, evaluate, own_text};
 use candle_rbe::nn::{Calibrate, Calibration, Recorder};
 use candle_rbe::{Encoder, EncoderConfig, Linear, Rate, Result, TermChoice};
 use std::ops::ControlFlow;
@@ -197,6 +197,80 @@ fn less_memory_takes_longer_and_changes_nothing() -> Result<()> {
     Ok(())
 }
 
+/// Two layers of one input, and one of what the first makes.
+struct Gated([Linear; 3]);
+
+impl Calibrate for Gated {
+    fn record(&self, x: &Tensor, recorder: &mut Recorder) -> candle_core::Result<Tensor> {
+        let gate = recorder.layer("gate.weight", x, self.0[0].forward(x)?)?;
+        let up = recorder.layer("up.weight", x, self.0[1].forward(x)?)?;
+        let h = (gate.tanh()? * up)?;
+        recorder.layer("down.weight", &h, self.0[2].forward(&h)?)
+    }
+}
+
+#[test]
+fn forwards_alone_show_the_moments_of_inputs() -> Result<()> {
+    let device = &Device::Cpu;
+    let tensor =
+        |seed, rows: usize, cols: usize| Tensor::from_vec(gaussian(seed, rows * cols), (rows, cols), device);
+    let layer = |seed, rows, cols| -> candle_core::Result<Linear> {
+        Ok(Linear::new(tensor(seed, rows, cols)?, None))
+    };
+    let model = Gated([layer(1, 40, 24)?, layer(2, 40, 24)?, layer(3, 12, 40)?]);
+    let x = tensor(4, 300, 24)?;
+    let names = ["down.weight", "gate.weight", "up.weight"];
+    let products = x.t()?.matmul(&x)?.to_vec2::<f32>()?;
+    let squares = |known: &LayerStatistics| {
+        known
+            .input_moments()
+            .iter()
+            .zip(&products)
+            .enumerate()
+            .all(|(i, (found, row))| (found - f64::from(row[i]) / 300.0).abs() < 1e-4)
+    };
+    let mut alone = Calibration::new(&model, x.chunk(3, 0)?).of_squares();
+    let mut together = Calibration::new(&model, x.chunk(3, 0)?).of_products();
+    for (at, shape) in [(0, (12, 40)), (1, (40, 24)), (2, (40, 24))] {
+        let known = alone.statistics(&names[at..])?.expect("a layer of the model");
+        assert_eq!((known.shape(), known.count(), known.has_products()), (shape, 300, false));
+        assert!(at == 0 || squares(known));
+        let known = together.statistics(&names[at..])?.expect("a layer of the model");
+        assert_eq!((known.shape(), known.count(), known.has_products()), (shape, 300, true));
+        assert!(at == 0 || squares(known));
+    }
+    // An error along what inputs have in common shows in products alone.
+    let known = together.statistics(&["gate.weight"])?.expect("a layer of the model");
+    let mut error = vec![0.0; 40 * 24];
+    error[..2].fill(1.0);
+    let expected = f64::from(products[0][0] + products[1][1] + 2.0 * products[0][1]) / 600.0;
+    assert!((known.divergence(&error) / expected - 1.0).abs() < 1e-4);
+    Ok(())
+}
+
+#[test]
+fn columns_are_scaled_by_what_they_meet() -> Result<()> {
+    // Every other input is sixteen times as large.
+    let mut known = LayerStatistics::of_squares(ROWS, COLS);
+    let squares: Vec<f32> = (0..COLS).map(|n| if n % 2 == 0 { 1.0 } else { 256.0 }).collect();
+    known.add_squares(&squares, 1).unwrap();
+    let weights = gaussian(1, ROWS * COLS);
+    let encoder = encoder(4.1, TermChoice::Auto);
+    let (plain, scaled) = (
+        encoder.encode_matrix(&weights, ROWS, COLS)?,
+        encoder.encode_matrix_calibrated(&weights, ROWS, COLS, &known)?,
+    );
+    let divergence = |matrix: &candle_rbe::codec::Matrix| {
+        let error: Vec<f32> = weights.iter().zip(&matrix.decode()).map(|(w, d)| w - d).collect();
+        known.divergence(&error)
+    };
+    assert!(scaled.size_in_bytes() <= plain.size_in_bytes());
+    // (1 + 16)^2 / 4 in place of (1 + 256) / 2.
+    let ratio = divergence(&scaled) / divergence(&plain);
+    assert!((0.5..0.66).contains(&ratio), "{ratio}");
+    Ok(())
+}
+
 /// A model of the repository and the first tokens of a text.
 fn read(model: &str, text: &str, tokens: usize) -> (Model, Vec<u32>) {
     let dir = format!("{ROOT}/models/{model}");
@@ -234,6 +308,39 @@ fn both_models_predict_better_at_the_same_size() -> Result<()> {
         let (plain, better) = (divergence(&plain)?, divergence(&better)?);
         assert!(better < 0.6 * plain, "{name}: {better} against {plain}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_model_makes_a_text_of_its_own() -> Result<()> {
+    let (model, real) = read("llama-books", "evaluation", 1025);
+    let windows = Windows { count: 8, length: 128 };
+    let own = own_text(&model, windows, 1, |_, _| {})?;
+    assert!(own.iter().all(|text| text.dims() == [1, 128]));
+    let again = own_text(&model, windows, 1, |_, _| {})?;
+    let ids = |texts: &[Tensor]| -> Result<Vec<u32>> { Ok(Tensor::cat(texts, 1)?.flatten_all()?.to_vec1()?) };
+    assert_eq!(ids(&own)?, ids(&again)?);
+    assert_ne!(ids(&own)?, ids(&own_text(&model, windows, 2, |_, _| {})?)?);
+    // Its inputs are nearer to those of a real text than those of random tokens are.
+    let random = (0..8u32).map(|window| {
+        let ids: Vec<u32> = (0..128).map(|n| (window * 128 + n).wrapping_mul(2_654_435_761) >> 20).collect();
+        Ok(Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?)
+    });
+    let random = random.collect::<Result<Vec<_>>>()?;
+    let real = windows.samples(&real, &Device::Cpu)?;
+    let name = "model.layers.3.mlp.down_proj.weight";
+    let moments = |texts: Vec<Tensor>| -> Result<Vec<f64>> {
+        let mut calibration = Calibration::new(&model, texts).of_squares();
+        Ok(calibration.statistics(&[name])?.expect("a layer of the model").input_moments())
+    };
+    let real = moments(real)?;
+    let off = |texts| -> Result<f64> {
+        let other = moments(texts)?;
+        Ok(real.iter().zip(other).map(|(real, other)| (real / other).ln().powi(2)).sum())
+    };
+    let (own, random) = (off(own)?, off(random)?);
+    assert!(own < 0.6 * random, "{own} {random}");
+    assert!(own_text(&model, Windows { count: 1, length: 513 }, 1, |_, _| {}).is_err());
     Ok(())
 }
 

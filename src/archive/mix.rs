@@ -31,8 +31,8 @@ fn sensitivity(role: Role, depth: Depth) -> f64 {
     role * depth
 }
 
-/// The fewest bits of a matrix, as the whole ones of the budget less these: what errors do is known for small ones.
-const FEWER: f64 = 1.0;
+/// The fewest bits of a matrix are the whole ones of the budget, with this added, less one: what errors do is known for small ones.
+const NEARLY: f64 = 0.25;
 /// The most bits of a coefficient.
 const MOST: f64 = 8.0;
 
@@ -43,7 +43,7 @@ pub(super) fn mix(shares: &[Share], bits: f64) -> Vec<f64> {
     let weights = |share: &Share| share.weights as f64;
     let mut left: f64 = shares.iter().map(|share| (bits - share.side_bits) * weights(share)).sum();
     let mean = left / shares.iter().map(weights).sum::<f64>();
-    let fewest = (mean.floor() - FEWER).clamp(mean.min(1.0), MOST);
+    let fewest = ((mean + NEARLY).floor() - 1.0).clamp(mean.min(1.0), MOST);
     let mut all = vec![fewest; shares.len()];
     left -= shares.iter().map(|share| fewest * weights(share)).sum::<f64>();
     while left > 0.0 {
@@ -59,4 +59,43 @@ pub(super) fn mix(shares: &[Share], bits: f64) -> Vec<f64> {
         }
     }
     all.iter().zip(shares).map(|(bits, share)| bits + share.side_bits).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model() -> Vec<Share> {
+        let share = |role, weights| Share { role, depth: Depth::Middle, weights, side_bits: 0.02 };
+        let mut shares = vec![share(Role::TiedTable, 30_000)];
+        for _ in 0..4 {
+            shares.extend([Role::Query, Role::Value, Role::Projection].map(|role| share(role, 10_000)));
+        }
+        shares
+    }
+
+    #[test]
+    fn the_budget_is_spent_where_it_saves_the_most() {
+        for bits in [2.02, 3.1, 4.02, 4.5, 6.02] {
+            let shares = model();
+            let all = mix(&shares, bits);
+            let spent: f64 = all.iter().zip(&shares).map(|(bits, share)| bits * share.weights as f64).sum();
+            assert!((spent / 150_000.0 - bits).abs() < 1e-9, "{bits}: {all:?}");
+            // The table, then values, then projections, then queries.
+            let [table, query, value, projection] = [0, 1, 2, 3].map(|at| all[at]);
+            assert!(table >= value && value >= projection && projection >= query, "{all:?}");
+            assert!(table > projection && table - query <= 3.0, "{all:?}");
+        }
+    }
+
+    #[test]
+    fn budgets_at_the_ends_are_kept() {
+        let shares = model();
+        // Less than a bit is the same for all; more than all can take stays.
+        assert!(mix(&shares, 0.5).iter().all(|bits| (bits - 0.5).abs() < 1e-9));
+        assert!(mix(&shares, 9.0).iter().all(|bits| (bits - 8.02).abs() < 1e-9));
+        // Equals have equal bits, but for the last whose part is what is left.
+        let equals: Vec<Share> = model().into_iter().filter(|share| share.role == Role::Projection).collect();
+        assert!(mix(&equals, 4.02).iter().all(|bits| (bits - 4.02).abs() < 1e-9));
+    }
 }

@@ -5,7 +5,7 @@ use super::beside::{is_conv1d, model_type, ties_head};
 use super::convert::CompressOptions;
 use super::mix::{Share, mix};
 use super::roles::{Depth, Role, layer, share_input};
-use crate::nn::Calibration;
+use crate::nn::{Calibration, Gathered};
 use crate::{Encoder, EncoderConfig, Error, Rate, RbeTensor, Result};
 use candle_core::{DType, Device, Tensor};
 use rbe_core::codec::AxisScales;
@@ -62,16 +62,15 @@ impl Work<'_, '_> {
     /// A plan for each matrix.
     pub(super) fn plan(&mut self, matrices: &Matrices) -> Result<Vec<Plan>> {
         let Rate::BitsPerWeight(bits) = self.encoder.config().rate else {
-            let products = self.calibration.as_ref().is_some_and(|calibration| calibration.has_products());
-            return match products {
-                false => Ok(vec![Plan::default(); matrices.names.len()]),
-                true => Err(Error::config(format!(
+            return match self.gathered() {
+                None | Some(Gathered::Squares) => Ok(vec![Plan::default(); matrices.names.len()]),
+                Some(_) => Err(Error::config(format!(
                     "calibration towards {}; it shares out bits: ask for bits per weight",
                     self.encoder.config().rate
                 ))),
             };
         };
-        if self.calibration.as_ref().is_some_and(|calibration| calibration.has_products()) {
+        if self.gathered() == Some(Gathered::Guided) {
             let bits = self.offered(matrices, bits)?;
             return Ok(bits.into_iter().map(|bits| Plan { bits, scaling: None }).collect());
         }
@@ -104,6 +103,10 @@ fn side_bits(rows: usize, cols: usize, scaling: &Scaling) -> f64 {
 }
 
 impl Work<'_, '_> {
+    fn gathered(&self) -> Option<Gathered> {
+        self.calibration.as_ref().map(|calibration| calibration.gathered())
+    }
+
     /// The scales of every matrix: those of columns once for all layers of one input.
     fn scalings(&mut self, matrices: &Matrices) -> Result<Vec<Scaling>> {
         let mut columns = BTreeMap::new();
@@ -127,9 +130,11 @@ impl Work<'_, '_> {
             return Ok(Scaling::default());
         }
         let rows = if role.has_tokens() { RowScales::Full } else { RowScales::SquareRoot };
+        // Errors that are handed on from column to column need no scales for what columns meet.
+        let hands_on = self.gathered() == Some(Gathered::Products);
         let inputs = match &mut self.calibration {
-            Some(calibration) => calibration.statistics(&matrices.names[at..])?,
-            None => None,
+            Some(calibration) if !hands_on => calibration.statistics(&matrices.names[at..])?,
+            _ => None,
         };
         let inputs = inputs.map(|statistics| statistics.input_moments());
         if role.has_tokens() && inputs.is_none() {

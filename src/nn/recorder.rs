@@ -30,7 +30,7 @@
 //!
 //! [`Encoder::encode_calibrated`]: crate::Encoder::encode_calibrated
 
-use super::squares::Squares;
+use super::inputs::Inputs;
 use super::{ForwardHook, Linear};
 use crate::{Error, Result};
 use candle_core::{D, DType, Device, Tensor, Var};
@@ -49,13 +49,24 @@ pub trait Calibrate {
     fn record(&self, sample: &Tensor, recorder: &mut Recorder) -> candle_core::Result<Tensor>;
 }
 
+/// What a [`Calibration`] gathers of each layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gathered {
+    /// Squares of inputs.
+    Squares,
+    /// Products of inputs with each other.
+    Products,
+    /// Products, tokens weighed by the gradient of the likelihood at the layer's outputs, and the squares of that gradient.
+    Guided,
+}
+
 /// Statistics of a model's layers over samples, in bounded memory: where they do not fit at once, the samples are read
 /// again.
 pub struct Calibration<'m> {
     model: &'m dyn Calibrate,
     samples: Vec<Tensor>,
     memory: u64,
-    squares: bool,
+    gathered: Gathered,
     recorder: Option<Recorder>,
     progress: Box<dyn FnMut(usize, usize) + 'm>,
 }
@@ -67,14 +78,14 @@ impl<'m> Calibration<'m> {
             model,
             samples,
             memory: 4 << 30,
-            squares: false,
+            gathered: Gathered::Guided,
             recorder: None,
             progress: Box::new(|_, _| {}),
         }
     }
 
     /// The same with another bound, in bytes, on the statistics held at once (4 GiB by default; a layer of `n` inputs
-    /// takes `8 n^2`). One layer is held in any case.
+    /// takes `4 n^2`). One layer is held in any case.
     pub fn with_memory(self, memory: u64) -> Self {
         Self { memory, ..self }
     }
@@ -82,12 +93,18 @@ impl<'m> Calibration<'m> {
     /// The same with the squares of inputs alone ([`LayerStatistics::of_squares`]), of all layers in one forward of each sample:
     /// seconds for a thousand tokens, and a few numbers for each input and output in memory.
     pub fn of_squares(self) -> Self {
-        Self { squares: true, ..self }
+        Self { gathered: Gathered::Squares, ..self }
     }
 
-    /// Whether products of inputs are recorded, not squares alone.
-    pub fn has_products(&self) -> bool {
-        !self.squares
+    /// The same with products of inputs from forwards alone, every token and every output weighing the same: in a part of the time
+    /// and of the memory, since nothing goes back and layers of one input have one set.
+    pub fn of_products(self) -> Self {
+        Self { gathered: Gathered::Products, ..self }
+    }
+
+    /// What is gathered.
+    pub fn gathered(&self) -> Gathered {
+        self.gathered
     }
 
     /// The same, telling the number of samples read and of all each time one is.
@@ -116,15 +133,18 @@ impl<'m> Calibration<'m> {
             return Err(Error::config("calibration without samples; the text may be too short"));
         }
         let wanted = names.iter().map(|name| (*name).to_owned()).collect();
-        let mut recorder = match self.squares {
-            true => Recorder::of_squares(),
-            false => Recorder::new(Some((names[0].to_owned(), wanted)), self.memory),
+        let mut recorder = Recorder::new(Some((names[0].to_owned(), wanted)), self.memory);
+        lock(&recorder.ledger).inputs = match self.gathered {
+            Gathered::Guided => None,
+            gathered => Some(Inputs::new(gathered == Gathered::Products)),
         };
         for (n, sample) in self.samples.iter().enumerate() {
             let logits = self.model.record(sample, &mut recorder)?;
             recorder.learn(&logits)?;
             (self.progress)(n + 1, self.samples.len());
         }
+        let inputs = lock(&recorder.ledger).inputs.take();
+        recorder.layers.extend(inputs.map(Inputs::into_layers).unwrap_or_default());
         Ok(recorder)
     }
 }
@@ -149,8 +169,8 @@ struct Ledger {
     memory: u64,
     /// Of the forward that is going on.
     taps: Vec<Tap>,
-    /// The same where squares are all that is wanted.
-    squares: Option<Vec<Squares>>,
+    /// Moments of inputs, where they are all that is wanted.
+    inputs: Option<Inputs>,
 }
 
 /// A layer's input, and a zero added to its output, whose gradient is the output's.
@@ -163,11 +183,12 @@ struct Tap {
 
 impl Ledger {
     fn note(&mut self, name: &str, x: &Tensor, y: Tensor) -> candle_core::Result<Tensor> {
-        if let Some(squares) = &mut self.squares {
-            squares.push(Squares::new(name, x, &y)?);
+        let shared = self.inputs.as_ref().is_some_and(|inputs| inputs.is_shared(x));
+        if !self.admits(name, x.dim(D::Minus1)?, shared) {
             return Ok(y);
         }
-        if !self.admits(name, x.dim(D::Minus1)?) {
+        if let Some(inputs) = &mut self.inputs {
+            inputs.add(name, x, y.dim(D::Minus1)?)?;
             return Ok(y);
         }
         let zero = Var::zeros(y.shape(), y.dtype(), y.device())?;
@@ -176,11 +197,15 @@ impl Ledger {
         Ok(y)
     }
 
-    fn admits(&mut self, name: &str, inputs: usize) -> bool {
+    fn admits(&mut self, name: &str, inputs: usize, shared: bool) -> bool {
         if let Some(admitted) = self.admitted.get(name) {
             return *admitted;
         }
-        let bytes = 8 * (inputs as u64).pow(2);
+        let bytes = match &self.inputs {
+            _ if shared => 0,
+            Some(moments) => moments.bytes(inputs),
+            None => 4 * (inputs as u64).pow(2),
+        };
         let admitted = match &self.wanted {
             None => true,
             Some((_, wanted)) if !wanted.contains(name) => return false,
@@ -221,16 +246,9 @@ impl Default for Recorder {
 
 impl Recorder {
     fn new(wanted: Option<(String, BTreeSet<String>)>, memory: u64) -> Self {
-        let ledger = Ledger { wanted, admitted: BTreeMap::new(), memory, taps: Vec::new(), squares: None };
+        let ledger = Ledger { wanted, admitted: BTreeMap::new(), memory, taps: Vec::new(), inputs: None };
         let ledger = Arc::new(Mutex::new(ledger));
         Self { layers: BTreeMap::new(), ledger, samples: 0 }
-    }
-
-    /// One that records the squares of every layer's inputs alone, and goes back from no logits.
-    pub fn of_squares() -> Self {
-        let recorder = Self::default();
-        lock(&recorder.ledger).squares = Some(Vec::new());
-        recorder
     }
 
     /// Takes note of a layer with the weight `name`, its input `x` `(.., in)` and its output `y` `(.., out)`, and returns
@@ -256,10 +274,6 @@ impl Recorder {
     /// # Errors
     /// A layer does not lead to the logits, an input or a gradient is not finite; Candle's.
     pub fn learn(&mut self, logits: &Tensor) -> Result<()> {
-        let squares = lock(&self.ledger).squares.as_mut().map(std::mem::take);
-        if let Some(squares) = squares {
-            return squares.iter().try_for_each(|squares| squares.add_to(&mut self.layers));
-        }
         let taps = std::mem::take(&mut lock(&self.ledger).taps);
         if taps.is_empty() {
             // Nothing that is wanted is a layer of the model.

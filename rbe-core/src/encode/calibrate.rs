@@ -15,6 +15,11 @@ use crate::codec::axis::Axis;
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::Arc;
+
+/// What is added to the diagonal of `H`, as a part of itself and of its mean: inputs that the calibration text lacks still come.
+const DAMPING: f64 = 0.01;
+const LEAST: f64 = 1e-3;
 
 /// What calibration gathers of a layer `y = W x`: second moments of its inputs and of the gradient at its outputs.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,8 +36,8 @@ pub struct LayerStatistics {
 /// Sums over tokens of what inputs are.
 #[derive(Clone, Debug, PartialEq)]
 enum Moments {
-    /// `sum w x x'`, `inputs x inputs`, symmetric.
-    Products(Vec<f64>),
+    /// `sum w x x'`, `inputs x inputs`, symmetric; one for all layers of an input where all tokens weigh the same.
+    Products(Arc<Vec<f32>>),
     /// `sum w x^2`, its diagonal alone.
     Squares(Vec<f64>),
 }
@@ -40,7 +45,7 @@ enum Moments {
 impl LayerStatistics {
     /// Of a layer with a weight of shape `(outputs, inputs)`, before anything is seen.
     pub fn new(outputs: usize, inputs: usize) -> Self {
-        let moments = Moments::Products(vec![0.0; inputs * inputs]);
+        let moments = Moments::Products(Arc::new(vec![0.0; inputs * inputs]));
         Self { inputs, moments, weight: 0.0, gradients: vec![0.0; outputs], count: 0 }
     }
 
@@ -71,6 +76,27 @@ impl LayerStatistics {
         Ok(())
     }
 
+    /// Adds `count` tokens that all weigh the same, as every output does: `products` `sum x x'` (`inputs x inputs`, row-major).
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] when a number is not finite.
+    ///
+    /// # Panics
+    /// When the statistics are of squares, or the slice has another length.
+    pub fn add_products(&mut self, products: &[f32], count: u64) -> Result<()> {
+        let Moments::Products(sums) = &mut self.moments else { panic!("products for squares") };
+        add_finite(Arc::make_mut(sums).as_mut_slice(), products)?;
+        self.gradients.iter_mut().for_each(|sum| *sum += count as f64);
+        self.weight += count as f64;
+        self.count += count;
+        Ok(())
+    }
+
+    /// The same inputs of a layer with so many outputs, of which all weigh the same; products are shared.
+    pub fn of_outputs(&self, outputs: usize) -> Self {
+        Self { gradients: vec![self.count as f64; outputs], ..self.clone() }
+    }
+
     /// Whether products of inputs are known, or squares alone.
     pub fn has_products(&self) -> bool {
         matches!(self.moments, Moments::Products(_))
@@ -86,16 +112,12 @@ impl LayerStatistics {
     /// When the statistics are of squares, or a slice has another length.
     pub fn add(&mut self, moments: &[f32], weight: f64, gradients: &[f32], count: u64) -> Result<()> {
         let Moments::Products(sums) = &mut self.moments else { panic!("products for squares") };
-        assert!(moments.len() == sums.len() && gradients.len() == self.gradients.len());
-        let finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
-        if !(finite(moments) && finite(gradients) && weight.is_finite()) {
+        assert_eq!(gradients.len(), self.gradients.len());
+        if !(gradients.iter().all(|value| value.is_finite()) && weight.is_finite()) {
             return Err(not_finite());
         }
-        let add = |sum: &mut [f64], more: &[f32]| {
-            sum.iter_mut().zip(more).for_each(|(sum, more)| *sum += f64::from(*more));
-        };
-        add(sums, moments);
-        add(&mut self.gradients, gradients);
+        add_finite(Arc::make_mut(sums).as_mut_slice(), moments)?;
+        self.gradients.iter_mut().zip(gradients).for_each(|(sum, more)| *sum += f64::from(*more));
         self.weight += weight;
         self.count += count;
         Ok(())
@@ -110,7 +132,9 @@ impl LayerStatistics {
     pub fn input_moments(&self) -> Vec<f64> {
         let weight = self.weight.max(f64::MIN_POSITIVE);
         let sums: Vec<f64> = match &self.moments {
-            Moments::Products(sums) => (0..self.inputs).map(|i| sums[i * (self.inputs + 1)]).collect(),
+            Moments::Products(sums) => {
+                (0..self.inputs).map(|i| f64::from(sums[i * (self.inputs + 1)])).collect()
+            }
             Moments::Squares(sums) => sums.clone(),
         };
         sums.into_iter().map(|sum| sum / weight).collect()
@@ -127,9 +151,9 @@ impl LayerStatistics {
                 sums.iter_mut().enumerate().for_each(|(col, sum)| *sum *= scale(cols, col).powi(2));
             }
             Moments::Products(sums) => {
-                sums.par_chunks_exact_mut(self.inputs).enumerate().for_each(|(i, sums)| {
+                Arc::make_mut(sums).par_chunks_exact_mut(self.inputs).enumerate().for_each(|(i, sums)| {
                     let own = scale(cols, i);
-                    sums.iter_mut().enumerate().for_each(|(j, sum)| *sum *= own * scale(cols, j));
+                    sums.iter_mut().enumerate().for_each(|(j, sum)| *sum *= (own * scale(cols, j)) as f32);
                 });
             }
         }
@@ -149,8 +173,8 @@ impl LayerStatistics {
     pub fn divergence(&self, error: &[f32]) -> f64 {
         assert_eq!(error.len(), self.inputs * self.gradients.len());
         let row = |(row, gradient): (&[f32], &f64)| -> f64 {
-            let product = |(h, e): (&[f64], &f32)| {
-                f64::from(*e) * h.iter().zip(row).map(|(h, e)| h * f64::from(*e)).sum::<f64>()
+            let product = |(h, e): (&[f32], &f32)| {
+                f64::from(*e) * h.iter().zip(row).map(|(h, e)| f64::from(*h) * f64::from(*e)).sum::<f64>()
             };
             gradient
                 * match &self.moments {
@@ -166,18 +190,19 @@ impl LayerStatistics {
         0.5 * sum / (self.weight.max(f64::MIN_POSITIVE) * self.count.max(1) as f64)
     }
 
-    /// `A H A'` of an input axis, divided by the mean of its diagonal, and that mean.
+    /// `A H A'` of an input axis, with what is added to the diagonal of `H` before, divided by the mean of that diagonal, and that mean.
     ///
     /// # Panics
     /// When products are not known.
     pub(super) fn rotate(&self, axis: &Axis) -> (Vec<f64>, f64) {
         let Moments::Products(moments) = &self.moments else { panic!("products of squares") };
         let len = self.inputs;
-        let mean = (0..len).map(|i| moments[i * (len + 1)]).sum::<f64>() / len as f64;
+        let mean = (0..len).map(|i| f64::from(moments[i * (len + 1)])).sum::<f64>() / len as f64;
         if mean <= 0.0 {
             return (vec![0.0; len * len], 0.0);
         }
-        let mut turned: Vec<f64> = moments.par_iter().map(|value| value / mean).collect();
+        let mut turned: Vec<f64> = moments.par_iter().map(|value| f64::from(*value) / mean).collect();
+        (0..len).for_each(|i| turned[i * (len + 1)] += DAMPING * turned[i * (len + 1)] + LEAST);
         // For a symmetric matrix `A (A H)'` is `A H A'`, with rows taken each time.
         for _ in 0..2 {
             turned.par_chunks_exact_mut(len).for_each_init(
@@ -193,6 +218,20 @@ impl LayerStatistics {
         }
         (turned, mean / self.weight)
     }
+}
+
+/// # Errors
+/// When a number is not finite.
+///
+/// # Panics
+/// When the slices differ in length.
+fn add_finite(sums: &mut [f32], more: &[f32]) -> Result<()> {
+    assert_eq!(sums.len(), more.len());
+    if !more.iter().all(|value| value.is_finite()) {
+        return Err(not_finite());
+    }
+    sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+    Ok(())
 }
 
 fn not_finite() -> Error {

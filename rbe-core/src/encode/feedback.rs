@@ -22,8 +22,6 @@ use crate::codec::term::trellis::{GROUP_COLS, scale_groups};
 use crate::codec::{Block, Layout};
 use rayon::prelude::*;
 
-/// What is added to the diagonal of `H`, as a part of its mean: inputs that the calibration text lacks still come.
-const DAMPING: f64 = 0.01;
 /// Columns of the factor found before the rest is updated.
 const PANEL: usize = 64;
 
@@ -49,7 +47,9 @@ impl Feedback {
         let len = layout.cols();
         let (mut h, unit) = statistics.rotate(axis);
         // Where all inputs are zero none matters more than another.
-        (0..len).for_each(|i| h[i * (len + 1)] += if unit > 0.0 { DAMPING } else { 1.0 });
+        if unit <= 0.0 {
+            (0..len).for_each(|i| h[i * (len + 1)] = 1.0);
+        }
         let importance = factorize(&mut h, len);
         let weights = h.into_par_iter().map(|value| value as f32).collect();
         let row = |i| unit * statistics.sensitivity(layout.row_range(i));

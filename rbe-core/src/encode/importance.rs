@@ -38,6 +38,10 @@ impl<'a> Importance<'a> {
             _ if !config.scales => Scaling::default(),
             Some(scaling) => scaling.clone(),
             None => {
+                // Errors that are handed on from column to column are shaped already.
+                if self.statistics.is_some_and(LayerStatistics::has_products) {
+                    return Scaling::default();
+                }
                 let inputs = self.statistics.map(LayerStatistics::input_moments);
                 let squares = column_squares(values, cols);
                 let cols = column_scales(&squares, inputs.as_deref(), values.len() / cols);

@@ -142,7 +142,7 @@ impl Compress {
         let samples = language::samples(&language.model, &tokenizer, text, self.samples)?;
         let bar = Bar::new("calibrating")?;
         let progress = move |done: usize, of: usize| bar.set(done as u64, of as u64, String::new());
-        Ok(Calibration::new(&language.model, samples).with_progress(progress))
+        Ok(Calibration::new(&language.model, samples).of_products().with_memory(HELD).with_progress(progress))
     }
 
     fn describe(&self, report: &CompressReport) -> String {
@@ -159,6 +159,9 @@ impl Compress {
         )
     }
 }
+
+/// Bytes of statistics held at once: with more, the text is read again for the layers that follow.
+const HELD: u64 = 256 << 20;
 
 /// What the model shows of its layers' inputs on text of its own making.
 fn of_own_text(language: &Language) -> anyhow::Result<Calibration<'_>> {
