@@ -3,7 +3,6 @@
 use super::isa::Scalar;
 use crate::codec::Block;
 use crate::cpu::kernels::generic::planes::{self as generic, Digits, DotTile, Tile};
-use crate::cpu::kernels::unroll::dispatch;
 use crate::cpu::layout::planes::{Line, PackedPlanes, QUAD, QUADS, TILE_COLS, TILE_ROWS, unpack};
 use crate::cpu::layout::{Input, QuantizedRows, RowDots, RowSums};
 
@@ -24,22 +23,25 @@ pub(super) fn transposed(tiles: &PackedPlanes, block: Block, g: Input, acc: &mut
 impl DotTile for Scalar {
     const BYTE_BIAS: i32 = 0;
 
+    /// One digit.
+    #[inline(always)]
     fn dot_tile(self, tile: Tile, x: Digits, dots: &mut [RowDots]) -> usize {
-        dispatch!(tile.planes, x.count, dot(tile.lines, x, dots), [1])
+        dot(tile.lines, tile.planes, x.values, &mut dots[0]);
+        1
     }
 }
 
-/// One digit.
-fn dot<const PLANES: usize, const BATCH: usize>(lines: &[Line], x: Digits, dots: &mut [RowDots]) -> usize {
+/// Not inlined: the optimiser makes less of a number of planes that it knows.
+#[inline(never)]
+fn dot(lines: &[Line], planes: u8, values: &[i8], dots: &mut RowDots) {
     let mut sums = [0; TILE_ROWS];
-    for (lines, values) in lines.chunks_exact(PLANES).zip(x.values.chunks(TILE_COLS)) {
-        let codes = unpack(lines, PLANES as u8);
+    for (tile, values) in lines.chunks_exact(usize::from(planes)).zip(values.chunks(TILE_COLS)) {
+        let codes = unpack(tile, planes);
         for group in 0..QUADS {
             for (n, code) in codes[group].iter().enumerate() {
                 sums[n / QUAD] += i32::from(*code) * i32::from(values[group * QUAD + n % QUAD]);
             }
         }
     }
-    dots[0].0 = sums;
-    BATCH
+    dots.0 = sums;
 }
