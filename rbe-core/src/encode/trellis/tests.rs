@@ -118,3 +118,16 @@ fn zeros_take_no_bits_and_tiny_values_come_back() {
     let encoded = encode(&tiny, None, 12, Target::Bits(64 * 64 * 4), 0).unwrap();
     assert!(encoded.squared_error < 0.02 * energy(&values));
 }
+
+#[test]
+fn temp_measure() {
+    let Ok(list) = std::env::var("BITS") else { return };
+    let values = gaussian_values(256 * 32 * envf("COLS", 16.0) as usize);
+    let spectrum = spectrum(256, 32 * envf("COLS", 16.0) as usize, 256, &values);
+    let l = envf("L", 12.0) as u8;
+    for bits in list.split(',') {
+        let bits: u8 = bits.parse().unwrap();
+        let e = relative_error(&spectrum, l, bits);
+        println!("L {l} bits {bits} error {e:.5} squared {:.8}", e * e);
+    }
+}

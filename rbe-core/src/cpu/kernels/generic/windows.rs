@@ -43,7 +43,7 @@ static WINDOW_TABLES: PerCode<WindowTables> = per_code!(
 );
 
 /// Rows ahead of a row whose windows its state has.
-const fn rows_ahead(bits: usize, state: usize) -> usize {
+pub(in crate::cpu) const fn rows_ahead(bits: usize, state: usize) -> usize {
     if state > 12 {
         12 / bits
     } else if bits == 3 {
@@ -111,9 +111,6 @@ pub(in crate::cpu) struct WindowCode<I: Windows, const BITS: usize, const STATE:
 }
 
 impl<I: Windows, const BITS: usize, const STATE: usize> WindowCode<I, BITS, STATE> {
-    /// Rows ahead of a row whose windows [`codes`](Self::codes) takes.
-    pub(in crate::cpu) const AHEAD: usize = rows_ahead(BITS, STATE);
-
     #[inline(always)]
     pub(in crate::cpu) fn new(isa: I, code: Code) -> Self {
         let tables = WINDOW_TABLES.of(code);

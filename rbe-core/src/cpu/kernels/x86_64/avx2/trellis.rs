@@ -6,9 +6,9 @@
 use super::isa::Avx2;
 use crate::codec::Block;
 use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, StripDigits, StripRows};
-use crate::cpu::kernels::generic::windows::{self, MOST_AHEAD, PeriodBytes, WindowCode, Windows};
+use crate::cpu::kernels::generic::windows::{self, MOST_AHEAD, PeriodBytes, WindowCode, Windows, rows_ahead};
 use crate::cpu::kernels::isa::Bytes;
-use crate::cpu::kernels::unroll::{dispatch_code, each};
+use crate::cpu::kernels::unroll::{dispatch_batch, dispatch_code, each};
 use crate::cpu::layout::planes::{GROUP, GROUPS, Line, TILE_COLS};
 use crate::cpu::layout::trellis::{BIAS, Bundle, PERIOD, Packing, Strip, TrellisStrips};
 use crate::cpu::layout::{Batch, Input, RowSums};
@@ -137,74 +137,64 @@ fn add_strip<const BITS: usize, const STATE: usize>(
 ) {
     assert!(digits.values.len() >= TILE_COLS && sums.len() >= strip.packing.tiles());
     match strip.packing.groups() {
-        1 => add_columns::<BITS, STATE, 1>(strip, digits, sums),
-        2 => add_columns::<BITS, STATE, 2>(strip, digits, sums),
-        _ => add_columns::<BITS, STATE, 4>(strip, digits, sums),
+        1 => {
+            add_rows::<BITS, STATE, 1, 0>(strip, digits, sums);
+            add_rows::<BITS, STATE, 1, ROWS>(strip, digits, sums);
+        }
+        2 => {
+            add_rows::<BITS, STATE, 2, 0>(strip, digits, sums);
+            add_rows::<BITS, STATE, 2, ROWS>(strip, digits, sums);
+        }
+        _ => {
+            add_rows::<BITS, STATE, 4, 0>(strip, digits, sums);
+            add_rows::<BITS, STATE, 4, ROWS>(strip, digits, sums);
+        }
     }
 }
 
 /// Rows of a period whose dot products stay in registers.
 const ROWS: usize = 8;
 
-/// [`add_strip`] for registers of `SIDE_BY_SIDE` groups.
+/// [`add_strip`] for eight rows of each period, from `FIRST` on, in registers of `SIDE_BY_SIDE` groups.
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-fn add_columns<const BITS: usize, const STATE: usize, const SIDE_BY_SIDE: usize>(
+fn add_rows<const BITS: usize, const STATE: usize, const SIDE_BY_SIDE: usize, const FIRST: usize>(
     strip: &Strip,
     digits: &StripDigits<1>,
     sums: &mut [RowSums],
 ) {
-    // Halves of a line are the rows of two tiles' halves, or groups whose products add up.
+    let isa = Avx2::new();
+    let code = WindowCode::<_, BITS, STATE>::new(isa, strip.code);
+    // Halves of a line are rows of their own, or groups whose products add up.
     let (apart, together) = if SIDE_BY_SIDE == 1 { (2, 1) } else { (1, 2) };
     for half in 0..apart {
-        for parts in 0..PERIOD / ROWS {
-            let mut dots = [_mm256_setzero_si256(); ROWS];
-            for (n, bundle) in strip.bundles().enumerate() {
-                if half == 0 && parts == 0 {
-                    // All lines once in their order, which the hardware knows how to go on from.
-                    for line in bundle.lines {
-                        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).cast());
-                    }
-                }
-                for more in 0..together {
-                    let part = half + more;
-                    let x = activations::<SIDE_BY_SIDE>(digits.values, n, part);
-                    dots = if parts == 0 {
-                        add_rows::<BITS, STATE, 0>(bundle, part, x, dots)
-                    } else {
-                        add_rows::<BITS, STATE, ROWS>(bundle, part, x, dots)
-                    };
+        let mut dots = [_mm256_setzero_si256(); ROWS];
+        for (n, bundle) in strip.bundles().enumerate() {
+            assert!(bundle.lines.len() >= 2 * BITS);
+            if half == 0 && FIRST == 0 {
+                // All lines once in their order, which the hardware knows how to go on from.
+                for line in bundle.lines {
+                    _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).cast());
                 }
             }
-            for (s, dots) in dots.into_iter().enumerate() {
-                add_share::<SIDE_BY_SIDE>(sums, parts * ROWS + s, half, dots, digits);
+            for part in half..half + together {
+                let x = activations::<SIDE_BY_SIDE>(digits.values, n, part);
+                let bytes = PeriodBytes::new(isa, bundle, BITS, part);
+                let mut windows = [_mm256_setzero_si256(); PERIOD + MOST_AHEAD];
+                each!(N in [0 1 2 3 4 5 6 7 8 9 10 11] if N < rows_ahead(BITS, STATE) {
+                    windows[FIRST + N] = code.window(&bytes, FIRST + N);
+                });
+                each!(S in [0 1 2 3 4 5 6 7] {
+                    let ahead = FIRST + S + const { rows_ahead(BITS, STATE) };
+                    windows[ahead] = code.window(&bytes, ahead);
+                    dots[S] = _mm256_add_epi32(dots[S], products(code.codes(&windows, FIRST + S), x));
+                });
             }
         }
+        for (s, dots) in dots.into_iter().enumerate() {
+            add_share::<SIDE_BY_SIDE>(sums, FIRST + s, half, dots, digits);
+        }
     }
-}
-
-/// Adds the products of eight rows of each period, from `FIRST` on, with four activations for each lane.
-#[target_feature(enable = "avx2,fma,f16c,popcnt")]
-#[inline]
-fn add_rows<const BITS: usize, const STATE: usize, const FIRST: usize>(
-    bundle: Bundle,
-    part: usize,
-    x: __m256i,
-    mut dots: [__m256i; ROWS],
-) -> [__m256i; ROWS] {
-    let isa = Avx2::new();
-    assert!(bundle.lines.len() >= 2 * BITS);
-    let code = WindowCode::<_, BITS, STATE>::new(isa, bundle.code);
-    let bytes = PeriodBytes::new(isa, bundle, BITS, part);
-    let mut windows = [_mm256_setzero_si256(); PERIOD + MOST_AHEAD];
-    each!(AHEAD in [0 1 2 3 4 5 6 7 8 9 10 11] if AHEAD < const { WindowCode::<Avx2, BITS, STATE>::AHEAD } {
-        windows[FIRST + AHEAD] = code.window(&bytes, FIRST + AHEAD);
-    });
-    each!(S in [0 1 2 3 4 5 6 7] {
-        let ahead = FIRST + S + const { WindowCode::<Avx2, BITS, STATE>::AHEAD };
-        windows[ahead] = code.window(&bytes, ahead);
-        dots[S] = _mm256_add_epi32(dots[S], products(code.codes(&windows, FIRST + S), x));
-    });
-    dots
 }
 
 /// In each lane the sum of four products of a code and an activation. Codes are at most 127.
@@ -282,19 +272,20 @@ fn add_eight(sums: &mut [f32], dots: __m256i, bias: i32, factor: f32) {
 fn multiply_tile(strips: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
     let mut taken = 0;
     while taken < strips.x.digits() {
+        // Whole vectors: a strip's share of all digits is added before the next strip's.
         let left = strips.x.digits() - taken;
-        taken += match left {
-            4.. => multiply::<4>(strips, tile, taken, sums, stride),
-            3 => multiply::<3>(strips, tile, taken, sums, stride),
-            2 => multiply::<2>(strips, tile, taken, sums, stride),
-            _ => multiply::<1>(strips, tile, taken, sums, stride),
+        taken += match strips.x.per_vector() {
+            1 => dispatch_batch!(1, left, multiply(strips, tile, taken, sums, stride), [4, 3, 2, 1]),
+            2 => dispatch_batch!(2, left, multiply(strips, tile, taken, sums, stride), [4, 2]),
+            3 => dispatch_batch!(3, left, multiply(strips, tile, taken, sums, stride), [3]),
+            digits => unreachable!("{digits} digits of a vector"),
         };
     }
 }
 
 /// `COUNT` digits from `first` on, whose dot products stay in registers.
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-fn multiply<const COUNT: usize>(
+fn multiply<const PER_VECTOR: usize, const COUNT: usize>(
     strips: &DecodedStrips,
     tile: usize,
     first: usize,
@@ -318,7 +309,7 @@ fn multiply<const COUNT: usize>(
         }
         for (n, [low, high]) in dots.into_iter().enumerate() {
             let digit = first + n;
-            let sums = &mut sums[digit / strips.x.per_vector() * stride + tile];
+            let sums = &mut sums[digit / PER_VECTOR * stride + tile];
             let (bias, factor) = (digits.biases[digit], digits.factors[digit]);
             add_eight(&mut sums.0[..8], low, bias, factor);
             add_eight(&mut sums.0[8..], high, bias, factor);
