@@ -16,10 +16,10 @@ fn a_level_has_from_those_below_what_it_says_and_nothing_else() {
 }
 
 #[test]
-fn levels_stand_in_their_order_each_upon_the_one_below() {
-    assert!(LEVELS[0].below.is_none());
-    for pair in LEVELS.windows(2) {
-        assert!(pair[1].below.is_some_and(|below| below.name == pair[0].name), "{}", pair[1].name);
-        assert!(pair[0].is_available() || !pair[1].is_available());
+fn every_level_but_the_lowest_stands_upon_an_earlier_one_of_the_list() {
+    for (n, level) in LEVELS.iter().enumerate() {
+        assert_eq!(level.below.is_none(), n == 0, "{}", level.name);
+        let earlier = |below: &LevelSpec| LEVELS[..n].iter().any(|earlier| earlier.name == below.name);
+        assert!(level.below.is_none_or(earlier), "{}", level.name);
     }
 }

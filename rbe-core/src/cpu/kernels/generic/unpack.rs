@@ -11,12 +11,11 @@ pub(in crate::cpu) fn unpack<I: Bytes, const PLANES: usize>(
     tile: &[Line; PLANES],
     part: usize,
 ) -> [I::Register; GROUPS] {
+    if PLANES == 8 {
+        return each!(GROUP_INDEX in [0 1 2 3 4 5 6 7] isa.load(&tile[GROUP_INDEX % PLANES], part));
+    }
     let mut codes = None;
     let mut first = 0;
-    if PLANES & 8 != 0 {
-        codes = Some(add_bits::<I, 8>(isa, &tile[first..], part, codes));
-        first += 8;
-    }
     if PLANES & 4 != 0 {
         codes = Some(add_bits::<I, 4>(isa, &tile[first..], part, codes));
         first += 4;
@@ -45,7 +44,6 @@ fn add_bits<I: Bytes, const BITS: i32>(
         let field = isa.shift_right(line, GROUP_INDEX / bits * bits);
         match above {
             Some(above) => isa.insert_below::<BITS>(above[GROUP_INDEX], field),
-            None if BITS == 8 => line,
             None => isa.and(field, isa.splat(((1u32 << BITS) - 1) as u8)),
         }
     })
