@@ -354,18 +354,18 @@ __device__ void panel(const Strips &at, T *panel, int first_strip, int end_strip
 
 // Two blocks fit a multiprocessor's registers, but where the sums of four tokens need most of a thread's 255.
 #define PRODUCT_KERNEL(NAME, CODE, TOKENS, ROW_SCALES) \
-    extern "C" __global__ void __launch_bounds__(THREADS, TOKENS == 1 ? 2 : 1) \
+    extern "C" __global__ void __launch_bounds__(THREADS, TOKENS == 1 ? CODE::MIN_BLOCKS : 1) \
         NAME(STRIPS_PARAMETERS, const float *x, float *partial, int tokens, int strips_per_block) { \
         product<CODE, TOKENS, ROW_SCALES>(STRIPS_ARGUMENTS, x, partial, tokens, strips_per_block); \
     }
 #define TRANSPOSED_KERNEL(NAME, CODE, TOKENS) \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2) \
+    extern "C" __global__ void __launch_bounds__(THREADS, CODE::MIN_BLOCKS) \
         NAME(STRIPS_PARAMETERS, const float *g, const uint32_t *ids, float *partial, int tokens, int rows_per_split, \
              int max_lanes) { \
         transposed<CODE, TOKENS>(STRIPS_ARGUMENTS, g, ids, partial, tokens, rows_per_split, max_lanes); \
     }
 #define PANEL_KERNEL(NAME, CODE, T) \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2) \
+    extern "C" __global__ void __launch_bounds__(THREADS, CODE::MIN_BLOCKS) \
         NAME(STRIPS_PARAMETERS, T *out, int first_strip, int end_strip, int first_block_row, int stride, int add) { \
         panel<CODE, T>(STRIPS_ARGUMENTS, out, first_strip, end_strip, first_block_row, stride, add); \
     }

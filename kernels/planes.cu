@@ -7,6 +7,7 @@
 
 struct Planes {
     static constexpr int MAX_BITS = 8;
+    static constexpr int MIN_BLOCKS = 2;
     static constexpr bool READS_ON = false;
     static constexpr int TABLE = 0;
 

@@ -9,6 +9,7 @@
 
 struct Trellis {
     static constexpr int MAX_BITS = 4;
+    static constexpr int MIN_BLOCKS = 1; // two would leave 128 registers a thread, and some would spill
     static constexpr bool READS_ON = true;
     static constexpr int BOOKS = 3, LEVELS = 0, TIMES = 16, OFFSETS = 32, BOOK = 48;
     static constexpr int TABLE = BOOKS * BOOK * WARP;

@@ -257,7 +257,7 @@ mod tests {
             asked(&[("chat_template.jinja", template), ("tokenizer_config.json", config)], None)
         };
         assert_eq!(
-            render("{{ bos_token }}{{ messages[0].content.scale_group('?').upper() }}{{ eos_token }}")?,
+            render("{{ bos_token }}{{ messages[0].content.strip('?').upper() }}{{ eos_token }}")?,
             "<s>WHY</s>"
         );
         assert_eq!(render("{% if tools is defined %}x{% endif %}{{ messages | length }}")?, "1");
