@@ -264,7 +264,7 @@ fn columns_are_scaled_by_what_they_meet() -> Result<()> {
         let error: Vec<f32> = weights.iter().zip(&matrix.decode()).map(|(w, d)| w - d).collect();
         known.divergence(&error)
     };
-    assert!(scaled.size_in_bytes() <= plain.size_in_bytes());
+    assert!(8.0 * scaled.size_in_bytes() as f64 <= 4.1 * (ROWS * COLS) as f64);
     // (1 + 16)^2 / 4 in place of (1 + 256) / 2.
     let ratio = divergence(&scaled) / divergence(&plain);
     assert!((0.5..0.66).contains(&ratio), "{ratio}");
@@ -313,7 +313,7 @@ fn both_models_predict_better_at_the_same_size() -> Result<()> {
 
 #[test]
 fn a_model_makes_a_text_of_its_own() -> Result<()> {
-    let (model, real) = read("llama-books", "evaluation", 1025);
+    let (model, real) = read("llama-books", "evaluation.txt", 1025);
     let windows = Windows { count: 8, length: 128 };
     let own = own_text(&model, windows, 1, |_, _| {})?;
     assert!(own.iter().all(|text| text.dims() == [1, 128]));

@@ -86,8 +86,10 @@ impl Room {
     }
 }
 
+/// Every matrix at the same bits.
 pub(crate) fn encoder() -> Encoder {
-    Encoder::new(EncoderConfig { rate: Rate::BitsPerWeight(4.5), ..EncoderConfig::default() }).unwrap()
+    let config = EncoderConfig { rate: Rate::BitsPerWeight(4.5), mix: false, ..EncoderConfig::default() };
+    Encoder::new(config).unwrap()
 }
 
 pub(crate) fn selecting(include: &str) -> CompressOptions {

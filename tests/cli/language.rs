@@ -86,6 +86,11 @@ fn a_model_whose_logits_are_not_finite_says_so() {
     assert!(eval.contains("the model's logit of token 0 is NaN"), "{eval}");
     let out = room.path().join("out");
     let compress = fail(&["compress", broken, string(&out), "--include", PROJECTIONS]);
+    assert!(
+        compress.contains("logit of token 0 is NaN") && compress.contains("--weights-only"),
+        "{compress}"
+    );
+    let compress = fail(&["compress", broken, string(&out), "--include", PROJECTIONS, "--weights-only"]);
     assert!(compress.contains("tensor \"model.norm.weight\": holds 1 NaN of 256 values"), "{compress}");
     assert!(!out.exists());
     let verify = run(&["verify", broken, "--against", broken]);
