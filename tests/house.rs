@@ -22,7 +22,7 @@ fn imports(source: &str) -> Vec<(usize, String)> {
     let code = Regex::new(r"(?m)//.*$").unwrap().replace_all(source, "");
     let path = Regex::new(r"\bcrate::(?:([a-z_]+)|\{([^;]*)\})").unwrap();
     // Inside a group only its own names, not those of groups within: `a` and `b` of `{a, b::{c}}`.
-    let inner = Regex::new(r"\{[^{}]*\}|::[A-Za-z_]+").unwrap();
+    let inner = Regex::new(r"(::)?\{[^{}]*\}|::[A-Za-z_]+").unwrap();
     let mut found = Vec::new();
     for import in path.captures_iter(&code) {
         let line = code[..import.get(0).unwrap().start()].matches('\n').count() + 1;

@@ -20,6 +20,11 @@ impl<'a> Importance<'a> {
         Self { statistics: Some(statistics), scaling: None }
     }
 
+    /// Whether there is nothing but the weights.
+    pub(super) fn is_unknown(&self) -> bool {
+        self.statistics.is_none() && self.scaling.is_none()
+    }
+
     /// # Errors
     /// When the scales are those of another number of columns.
     pub(super) fn check(&self, cols: usize) -> Result<()> {

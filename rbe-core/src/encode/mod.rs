@@ -291,12 +291,37 @@ impl MatrixEncoder {
         let shape = (rows, cols);
         // Errors are handed on by quantisers that take every coefficient.
         let statistics = importance.statistics.filter(|statistics| statistics.has_products());
-        if self.may_be_even(values, shape, statistics.is_none())?
-            && let Some(scales) = Scales::new(&importance.scaling(&self.config, values, cols), values, cols)
-            && let Some(matrix) = self.encode_scaled(scales, values, shape, statistics)?
-        {
-            return Ok(matrix);
+        let even = self.may_be_even(values, shape, statistics.is_none())?;
+        // Where nothing is known beside the weights, their error decides between scales and a sparse or smooth form.
+        let compared =
+            importance.is_unknown() && self.may_be_scaled() && self.config.term == TermChoice::Auto;
+        let scales = match even || compared {
+            true => Scales::new(&importance.scaling(&self.config, values, cols), values, cols),
+            false => None,
+        };
+        let scaled = match scales {
+            Some(scales) => self.encode_scaled(scales, values, shape, statistics)?,
+            None => None,
+        };
+        match scaled {
+            Some(scaled) if even => Ok(scaled),
+            Some(scaled) => {
+                let unscaled = self.encode_unscaled(values, shape, importance)?;
+                let better = scaled.relative_error() < unscaled.relative_error();
+                Ok(if better { scaled } else { unscaled })
+            }
+            None => self.encode_unscaled(values, shape, importance),
         }
+    }
+
+    /// Encodes finite weights of an ordinary size without scales in front.
+    fn encode_unscaled(
+        &self,
+        values: &[f32],
+        shape: (usize, usize),
+        importance: &Importance<'_>,
+    ) -> Result<Matrix> {
+        let statistics = importance.statistics.filter(|statistics| statistics.has_products());
         let trials = Trials { sparse: statistics.is_none(), dense: true };
         let (preparation, carrier) = search::choose(&self.config, values, shape, trials)?;
         let spectrum = search::prepare(&self.config, &preparation, values, shape)?;
@@ -323,7 +348,7 @@ impl MatrixEncoder {
                         // Of so little, smaller blocks count enough bytes.
                         Err(_) if self.config.block.is_none() => {
                             let config = EncoderConfig { block: Some(SPARE_EDGE), ..self.config.clone() };
-                            Self { config }.encode_matrix_for(values, rows, cols, importance)
+                            Self { config }.encode_matrix_for(values, shape.0, shape.1, importance)
                         }
                         Err(error) => Err(error),
                     };
@@ -335,15 +360,22 @@ impl MatrixEncoder {
 }
 
 impl MatrixEncoder {
+    /// Whether the settings allow scales.
+    fn may_be_scaled(&self) -> bool {
+        self.config.scales
+            && matches!(self.config.rate, Rate::BitsPerWeight(_))
+            && self.config.basis != Some(true)
+    }
+
     /// Whether scales may stand in front. A sparse term and a basis are for smooth matrices, which scales of a few steps would
     /// not leave smooth.
     fn may_be_even(&self, values: &[f32], shape: (usize, usize), sparse: bool) -> Result<bool> {
         let config = &self.config;
-        if !(config.scales && matches!(config.rate, Rate::BitsPerWeight(_))) {
+        if !self.may_be_scaled() {
             return Ok(false);
         }
         let sparse = sparse && matches!(config.term, TermChoice::Auto | TermChoice::Sparse);
-        if !sparse && config.basis != Some(true) {
+        if !sparse {
             return Ok(true);
         }
         let (preparation, carrier) = search::choose(config, values, shape, Trials { sparse, dense: false })?;
