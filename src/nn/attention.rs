@@ -25,7 +25,7 @@ pub struct Scoring {
     pub scale: f64,
     /// Scores `s` become `c tanh(s / c)` before the softmax.
     pub softcap: Option<f64>,
-    /// How many positions a causal query sees, its own counted: those before are hidden.
+    /// How many positions a causal query sees, its own counted: those before are hidden. A cache keeps them all the same.
     pub window: Option<usize>,
     /// Which of the pass's rotations turns queries and keys; a pass without any turns none.
     pub rotation: Option<usize>,

@@ -17,6 +17,7 @@
 //! | gather what calibration needs to know of a model | [`Calibrate`], [`Calibration`] |
 //! | see what goes through a layer, or change it | [`ForwardHook`] |
 //! | build a transformer | [`RbeAttention`] with a [`KvCache`], [`RbeMlp`], [`RbeLayerNorm`], [`RbeRmsNorm`], [`RbeDropout`] |
+//! | say how queries and keys are compared and rotated | [`Scoring`], [`QueryKeyNorm`], [`Rope`] |
 
 mod activation;
 mod adapter;

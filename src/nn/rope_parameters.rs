@@ -85,8 +85,12 @@ impl RopeParameters {
         let part = self.partial_rotary_factor.or(beside.partial_rotary_factor).unwrap_or(1.);
         let rope = Rope { theta, part, scaling: RopeScaling::Default };
         let width = rope.width(beside.head_dim);
-        if !(part > 0. && part <= 1. && width > 0 && width.is_multiple_of(2)) {
-            let head_dim = beside.head_dim;
+        let head_dim = beside.head_dim;
+        if part == 1. && !head_dim.is_multiple_of(2) {
+            return Err(Error::config(format!("head_dim {head_dim} is odd; heads are rotated in pairs")));
+        }
+        // A head of no elements is refused with the other sizes.
+        if !(part > 0. && part <= 1. && width.is_multiple_of(2) && (width > 0 || head_dim == 0)) {
             return Err(Error::config(format!(
                 "partial_rotary_factor is {part}, it must be above 0, at most 1, and an even part of head_dim {head_dim}"
             )));
