@@ -313,7 +313,7 @@ fn both_models_predict_better_at_the_same_size() -> Result<()> {
 
 #[test]
 fn a_model_makes_a_text_of_its_own() -> Result<()> {
-    let (model, real) = read("llama-books", "evaluation.txt", 1025);
+    let (model, real) = read("llama-books", "evaluation.txt", 2000);
     let windows = Windows { count: 8, length: 128 };
     let own = own_text(&model, windows, 1, |_, _| {})?;
     assert!(own.iter().all(|text| text.dims() == [1, 128]));

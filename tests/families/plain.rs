@@ -100,7 +100,11 @@ fn phi3() -> Result<()> {
         let config = config("phi3", more);
         let (ours, weights) = model(&config)?;
         assert_eq!(weights["model.layers.0.self_attn.qkv_proj.weight"].dims(), [80, 48]);
-        let parsed = parsed::<theirs::phi3::Config>(&config)?;
+        let mut parsed = parsed::<theirs::phi3::Config>(&config)?;
+        // It multiplies by what Hugging Face's divides by.
+        if let Some(scaling) = &mut parsed.rope_scaling {
+            scaling.short_factor.iter_mut().for_each(|factor| *factor = factor.recip());
+        }
         type Phi = theirs::phi3::Model;
         agree!("phi3", &ours, Phi::new(&parsed, builder(&weights)), |model: &mut Phi, x: &Tensor, at| {
             model.forward(x, at)
