@@ -173,12 +173,17 @@ pub(super) fn choose(
             if !trials.dense || !candidates.iter().any(|(_, carriers)| carriers.iter().any(|c| kind.has(c))) {
                 continue;
             }
-            let best = costs.iter().flatten().min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, best)| *best);
-            let excess = best.map_or(Ok(1.0), |best| excess(config, best, values, (rows, cols)))?;
-            if excess <= TRUSTED {
+            let excess = |candidate: Candidate| excess(config, candidate, values, (rows, cols));
+            let best = costs.iter().flatten().min_by(|a, b| a.0.total_cmp(&b.0)).copied();
+            let (least, its) =
+                best.map_or(Ok((0.0, 1.0)), |(cost, best)| excess(best).map(|its| (cost, its)))?;
+            if its <= TRUSTED {
                 continue;
             }
-            costs.iter_mut().flatten().for_each(|(cost, _)| *cost *= excess);
+            // It is not the same for every block edge, so those are measured too that the best may turn out to be.
+            for (cost, candidate) in costs.iter_mut().flatten() {
+                *cost *= if *cost < least * its { excess(*candidate)? } else { its };
+            }
         }
         let least = costs.iter().flatten().fold(f64::INFINITY, |least, (cost, _)| least.min(*cost));
         let worth = |spectrum: &Spectrum, carrier: &Carrier| match (*carrier, target) {
