@@ -16,6 +16,8 @@ pub struct RbeMlp {
 
 /// The layers in front of the nonlinearity.
 #[derive(Clone, Debug)]
+// There is one a layer of a model, beside weights of megabytes.
+#[allow(clippy::large_enum_variant)]
 enum Inner {
     Plain(Linear),
     Gated {

@@ -48,7 +48,7 @@ fn rms(like: Norm, size: usize, vb: VarBuilder) -> Result<RbeRmsNorm> {
 #[derive(Clone, Debug)]
 enum FeedForward {
     Dense(Box<RbeMlp>),
-    Experts(Experts),
+    Experts(Box<Experts>),
 }
 
 #[derive(Clone, Debug)]
@@ -77,7 +77,9 @@ impl Layer {
             FeedForwardConfig::Dense(dense) => {
                 FeedForward::Dense(Box::new(mlp(dense, hidden, &vb.pp(dense.name))?))
             }
-            FeedForwardConfig::Experts(experts) => FeedForward::Experts(Experts::new(experts, hidden, vb)?),
+            FeedForwardConfig::Experts(experts) => {
+                FeedForward::Experts(Box::new(Experts::new(experts, hidden, vb)?))
+            }
         };
         Ok(Self {
             before_attention: norm(layer.norms.before_attention)?,

@@ -152,6 +152,7 @@ impl Code {
 
     /// How many indices there are. The value of the last is the negative of that of the first, that of the last but one
     /// of that of the second, and so on.
+    #[cfg_attr(not(any(target_arch = "x86_64", test)), allow(dead_code))]
     pub(crate) const fn indices(self) -> usize {
         16 * self.codebook().offsets.len()
     }
