@@ -1,4 +1,4 @@
-//! Language models over [`crate::nn`]: the same code runs dense and compressed weights, the [`VarBuilder`]
+//! Language models over [`crate::nn`]: the same code runs dense and compressed weights, the `VarBuilder`
 //! alone decides which.
 //!
 //! ```no_run

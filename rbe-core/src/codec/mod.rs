@@ -14,6 +14,7 @@
 //!
 //! Everything here is safe scalar Rust over slices, written to be read; `cpu` and `cuda` hold the fast
 //! versions of the same steps, tested against these.
+#![doc = include_str!("glossary.md")]
 
 pub mod axis;
 mod bits;

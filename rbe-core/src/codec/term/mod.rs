@@ -1,4 +1,4 @@
-//! The terms of the sum. A new term is one new file here, one line in [`terms!`](terms), and one file per back-end.
+//! The terms of the sum. A new term is one new file here, one line in `terms!`, and one file per back-end.
 
 pub mod basis;
 pub mod planes;
