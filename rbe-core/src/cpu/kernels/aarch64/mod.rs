@@ -15,7 +15,7 @@
 //! | planes, 8 bits, without | 0.41 | 0.95 | 0.32 |
 //! | planes, plain Rust | 13 | 39 | 13 |
 //!
-//! A trellis is decoded once for all digits, 1.2 instructions a coefficient, and is then planes of 8 bits.
+//! A trellis is decoded once for all digits and is then planes of 8 bits.
 
 pub(super) mod neon;
 pub(super) mod neon_dot;
