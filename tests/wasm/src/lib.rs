@@ -1,11 +1,10 @@
 //! Compressed matrices on `wasm32-unknown-unknown`: encoded, stored, read from memory and multiplied, without the feature `js`.
 
 use candle_core::{DType, Device, Module, Result, Tensor};
-use candle_rbe::archive::{self, SafetensorsWriter, Slot};
 use candle_rbe::BlockSizeWeights;
+use candle_rbe::archive::{self, SafetensorsWriter, Slot};
 use candle_rbe::{
-    DecodeMode, Encoder, EncoderConfig, Error, Precision, Rate, RbeLinear, RbeTensor, TermChoice,
-    linear,
+    DecodeMode, Encoder, EncoderConfig, Error, Precision, Rate, RbeLinear, RbeTensor, TermChoice, linear,
 };
 use std::collections::BTreeMap;
 use std::io::Cursor;
