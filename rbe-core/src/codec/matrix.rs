@@ -3,13 +3,21 @@
 use super::axis::Axes;
 use super::errors::Errors;
 use super::layout::{Block, Layout};
-use super::payload::{self, Compression};
 use super::scales::AxisScales;
 use super::term::{Domain, Kind, Term};
 use super::transform::Transform;
 use crate::error::{Error, Result};
 
-pub use super::payload::Orientation;
+/// How a tensor's elements lie in the stored matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Orientation {
+    /// A vector of `cols` elements, stored as one row.
+    Vector,
+    /// The matrix itself.
+    Matrix,
+    /// The transpose of the stored matrix: `(cols, rows)`.
+    Transposed,
+}
 
 /// A compressed matrix: a layout, a transform with or without random signs, and a sum of terms.
 #[derive(Clone, Debug)]
@@ -61,49 +69,6 @@ impl Matrix {
         self.axes.rows = self.axes.rows.with_scales(rows);
         self.axes.cols = self.axes.cols.with_scales(cols);
         self
-    }
-
-    /// Reads and checks a payload.
-    ///
-    /// # Errors
-    /// [`Error::Payload`] with the first thing found wrong.
-    pub fn from_bytes(bytes: &[u8]) -> Result<(Self, Orientation)> {
-        payload::from_bytes(bytes)
-    }
-
-    /// The payload of this matrix seen through `orientation`, each term entropy coded where that takes fewer bytes.
-    ///
-    /// # Panics
-    /// When readers would refuse it: [`expect_payload`](Self::expect_payload).
-    pub fn to_bytes(&self, orientation: Orientation) -> Vec<u8> {
-        payload::to_bytes(self, orientation, Compression::Entropy)
-    }
-
-    /// The payload with every term as it is: read the fastest, and cut after any bit-plane.
-    ///
-    /// # Panics
-    /// As [`to_bytes`](Self::to_bytes).
-    pub fn to_plain_bytes(&self, orientation: Orientation) -> Vec<u8> {
-        payload::to_bytes(self, orientation, Compression::None)
-    }
-
-    /// Whether [`to_bytes`](Self::to_bytes) has something to write that readers take.
-    ///
-    /// # Errors
-    /// When there are no terms, a vector has more than one row, or a matrix of more than 2^24 elements has less than a byte
-    /// for each 2^13 more, as one of nearly nothing but zeros in blocks of 256 has.
-    pub fn expect_payload(&self, orientation: Orientation) -> Result<()> {
-        payload::expect_payload(self, orientation)
-    }
-
-    /// Bytes of the payload that [`to_bytes`](Self::to_bytes) makes. It takes as long to know.
-    pub fn size_in_bytes(&self) -> usize {
-        payload::size_in_bytes(self, Compression::Entropy)
-    }
-
-    /// Bytes of the payload that [`to_plain_bytes`](Self::to_plain_bytes) makes.
-    pub fn plain_size_in_bytes(&self) -> usize {
-        payload::size_in_bytes(self, Compression::None)
     }
 
     /// How the matrix is cut into blocks.

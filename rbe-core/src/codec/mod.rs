@@ -18,6 +18,7 @@
 
 pub mod axis;
 mod bits;
+mod bytes;
 mod entropy;
 pub mod errors;
 pub mod layout;
@@ -30,11 +31,13 @@ pub mod signs;
 pub mod sizes;
 pub mod term;
 pub mod transform;
+pub(crate) mod units;
 
 pub use errors::Errors;
 pub use layout::{BLOCK_EDGES, Block, Cut, Layout};
 pub use matrix::Matrix;
-pub use parameters::{ParameterGroup, ParameterKind};
+pub use parameters::ParameterGroup;
 pub use scales::AxisScales;
 pub use sides::Sides;
+pub use term::ParameterKind;
 pub use transform::Transform;

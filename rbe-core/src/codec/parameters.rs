@@ -9,19 +9,8 @@
 //! `A_rows (dL/dW) A_cols'`.
 
 use super::matrix::Matrix;
-use super::term::{Domain, Term};
+use super::term::{Domain, ParameterKind, Term};
 use crate::error::{Error, Result};
-
-/// What the parameters of a term are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ParameterKind {
-    /// Positive factors of what is quantised.
-    Scales,
-    /// Coefficients of the orthonormal transform: those of a random matrix are as large as its weights.
-    Coefficients,
-    /// Factors of smooth functions of the weights' place, near zero where weights are not smooth.
-    Functions,
-}
 
 /// The parameters of a term.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Runs of symbols in lanes, each a coder of its own.
 
 use super::table::{Decoder, Encoder, PRECISION};
-use crate::codec::payload::{Reader, Writer};
+use crate::codec::bytes::{Reader, Writer};
 use crate::error::{Error, Result};
 use constriction::Stack;
 use constriction::backends::ReadWords;

@@ -15,11 +15,24 @@ pub(super) use lanes::{Lanes, encode};
 pub(super) use raw::{RawBits, RawWriter};
 pub(super) use table::{Counts, Decoder, SYMBOLS, Table};
 
+use super::bytes::Reader;
+use crate::error::{Error, Result};
 use std::ops::Range;
 
 /// What has more bytes than so many times its coded form is written as it is, and such a form is refused: what a reader
 /// allocates stays in proportion to what it is given.
 pub(super) const LARGEST_RATIO: usize = 64;
+
+/// Refuses to decode to so many bytes what is left.
+pub(super) fn expect_ratio(reader: &Reader, decoded: usize, what: &str) -> Result<()> {
+    let left = reader.len();
+    if decoded / LARGEST_RATIO > left {
+        return Err(Error::payload(format!(
+            "{what} would decode to {decoded} bytes, {left} are left; coded terms are at most {LARGEST_RATIO} times smaller"
+        )));
+    }
+    Ok(())
+}
 
 /// Neighbouring items in chunks that are decoded apart: a chunk ends with the item by which it has reached `least`.
 pub(super) fn chunks(sizes: impl Iterator<Item = usize>, least: usize) -> Vec<Range<usize>> {

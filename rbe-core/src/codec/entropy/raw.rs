@@ -1,6 +1,6 @@
 //! Bits that are written as they are, from the least significant of the first byte on.
 
-use crate::codec::payload::{Reader, Writer};
+use crate::codec::bytes::{Reader, Writer};
 use crate::error::{Error, Result};
 
 /// The most bits that are put or taken at once.

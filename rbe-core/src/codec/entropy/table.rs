@@ -1,6 +1,6 @@
 //! Frequencies of symbols: from counts, to and from bytes, and as the coder wants them.
 
-use crate::codec::payload::{Reader, Writer};
+use crate::codec::bytes::{Reader, Writer};
 use crate::error::{Error, Result};
 use constriction::stream::model::{DecoderModel, EncoderModel, EntropyModel};
 use std::borrow::Borrow;

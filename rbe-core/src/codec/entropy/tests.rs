@@ -1,5 +1,5 @@
 use super::*;
-use crate::codec::payload::{Reader, Writer};
+use crate::codec::bytes::{Reader, Writer};
 use proptest::prelude::*;
 
 fn counts(symbols: &[u8]) -> Counts {

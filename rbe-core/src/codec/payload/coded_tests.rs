@@ -3,6 +3,7 @@
 use super::*;
 use crate::codec::term::planes::{Planes, QuantizedBlock, ScaleGroup};
 use crate::codec::term::sparse::{Entry, FORMATS, Format, Sparse};
+use half::f16;
 use proptest::prelude::*;
 
 /// Numbers in `0..1` that look random.

@@ -4,15 +4,16 @@
 //! allocated for it; unknown codes are refused by name; a checksum covers all bytes; nothing may follow it.
 
 use super::axis::Axis;
+use super::bytes::{Reader, Writer};
 use super::entropy::LARGEST_RATIO;
 use super::errors::Errors;
 use super::layout::Layout;
-use super::matrix::{Matrix, may_follow};
+use super::matrix::{Matrix, Orientation, may_follow};
 use super::scales::{AxisScales, MAX_STEP};
-use super::term::{LARGEST_UNIT, Term};
+use super::term::Term;
+use super::term::summand::Compression;
 use super::transform::Transform;
 use crate::error::{Error, Result};
-use half::f16;
 
 const MAGIC: [u8; 4] = *b"RBET";
 const VERSION: u16 = 2;
@@ -21,24 +22,49 @@ const HEADER_BYTES: usize = 40;
 /// Bytes of the CRC-32 at the end.
 const CHECKSUM_BYTES: usize = 4;
 
-/// How a tensor's elements lie in the stored matrix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Orientation {
-    /// A vector of `cols` elements, stored as one row.
-    Vector,
-    /// The matrix itself.
-    Matrix,
-    /// The transpose of the stored matrix: `(cols, rows)`.
-    Transposed,
-}
+impl Matrix {
+    /// Reads and checks a payload.
+    ///
+    /// # Errors
+    /// [`Error::Payload`] with the first thing found wrong.
+    pub fn from_bytes(bytes: &[u8]) -> Result<(Self, Orientation)> {
+        from_bytes(bytes)
+    }
 
-/// How terms are written. What is read is the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Compression {
-    /// Each term as it is, or entropy coded where that takes fewer bytes.
-    Entropy,
-    /// Each term as it is.
-    None,
+    /// The payload of this matrix seen through `orientation`, each term entropy coded where that takes fewer bytes.
+    ///
+    /// # Panics
+    /// When readers would refuse it: [`expect_payload`](Self::expect_payload).
+    pub fn to_bytes(&self, orientation: Orientation) -> Vec<u8> {
+        to_bytes(self, orientation, Compression::Entropy)
+    }
+
+    /// The payload with every term as it is: read the fastest, and cut after any bit-plane.
+    ///
+    /// # Panics
+    /// As [`to_bytes`](Self::to_bytes).
+    pub fn to_plain_bytes(&self, orientation: Orientation) -> Vec<u8> {
+        to_bytes(self, orientation, Compression::None)
+    }
+
+    /// Whether [`to_bytes`](Self::to_bytes) has something to write that readers take.
+    ///
+    /// # Errors
+    /// When there are no terms, a vector has more than one row, or a matrix of more than 2^24 elements has less than a byte
+    /// for each 2^13 more, as one of nearly nothing but zeros in blocks of 256 has.
+    pub fn expect_payload(&self, orientation: Orientation) -> Result<()> {
+        expect_payload(self, orientation)
+    }
+
+    /// Bytes of the payload that [`to_bytes`](Self::to_bytes) makes. It takes as long to know.
+    pub fn size_in_bytes(&self) -> usize {
+        size_in_bytes(self, Compression::Entropy)
+    }
+
+    /// Bytes of the payload that [`to_plain_bytes`](Self::to_plain_bytes) makes.
+    pub fn plain_size_in_bytes(&self) -> usize {
+        size_in_bytes(self, Compression::None)
+    }
 }
 
 /// Elements that a payload of any size may have.
@@ -63,7 +89,7 @@ fn expect_proportion(layout: Layout, bytes: usize) -> Result<(), String> {
 /// # Errors
 /// What is wrong with it: there are no terms, a vector has more than one row, or so little is stored of so many elements
 /// that readers refuse it.
-pub(super) fn expect_payload(matrix: &Matrix, orientation: Orientation) -> Result<()> {
+fn expect_payload(matrix: &Matrix, orientation: Orientation) -> Result<()> {
     let layout = matrix.layout();
     if matrix.terms().is_empty() {
         return Err(Error::config("a matrix without terms has no payload; it needs at least one"));
@@ -88,7 +114,7 @@ fn allowed(matrix: &Matrix, compression: Compression) -> Compression {
 }
 
 /// Bytes that [`to_bytes`] makes.
-pub(super) fn size_in_bytes(matrix: &Matrix, compression: Compression) -> usize {
+fn size_in_bytes(matrix: &Matrix, compression: Compression) -> usize {
     bytes_of(matrix, allowed(matrix, compression))
 }
 
@@ -117,11 +143,11 @@ fn scales_of(matrix: &Matrix) -> impl Iterator<Item = Option<&AxisScales>> {
 ///
 /// # Panics
 /// When it would be one that readers refuse ([`expect_payload`]).
-pub(super) fn to_bytes(matrix: &Matrix, orientation: Orientation, compression: Compression) -> Vec<u8> {
+fn to_bytes(matrix: &Matrix, orientation: Orientation, compression: Compression) -> Vec<u8> {
     let layout = matrix.layout();
     expect_payload(matrix, orientation).unwrap_or_else(|error| panic!("{error}"));
     let compression = allowed(matrix, compression);
-    let mut writer = Writer { bytes: Vec::with_capacity(size_in_bytes(matrix, Compression::None)) };
+    let mut writer = Writer::with_capacity(size_in_bytes(matrix, Compression::None));
     writer.bytes(&MAGIC);
     writer.u16(VERSION);
     writer.u8(match orientation {
@@ -145,14 +171,14 @@ pub(super) fn to_bytes(matrix: &Matrix, orientation: Orientation, compression: C
         writer.bytes(scales.codes());
     }
     matrix.terms().iter().for_each(|term| term.write(&mut writer, compression));
-    let checksum = crc32fast::hash(&writer.bytes);
+    let checksum = crc32fast::hash(writer.written());
     writer.u32(checksum);
-    writer.bytes
+    writer.into_bytes()
 }
 
 /// What lies between a payload's version and its checksum, both of which are right.
 fn checked(bytes: &[u8]) -> Result<Reader<'_>> {
-    let mut reader = Reader { bytes };
+    let mut reader = Reader::new(bytes);
     if reader.take(4, "magic")? != MAGIC {
         return Err(Error::payload("it does not begin with RBET"));
     }
@@ -168,14 +194,14 @@ fn checked(bytes: &[u8]) -> Result<Reader<'_>> {
     if checksum != computed.to_le_bytes() {
         return Err(Error::payload("the checksum does not match; the bytes are damaged or cut short"));
     }
-    Ok(Reader { bytes: &body[MAGIC.len() + size_of::<u16>()..] })
+    Ok(Reader::new(&body[MAGIC.len() + size_of::<u16>()..]))
 }
 
 /// Reads and checks a payload.
 ///
 /// # Errors
 /// [`Error::Payload`] with the first thing found wrong.
-pub(super) fn from_bytes(bytes: &[u8]) -> Result<(Matrix, Orientation)> {
+fn from_bytes(bytes: &[u8]) -> Result<(Matrix, Orientation)> {
     let mut reader = checked(bytes)?;
     let orientation = match reader.u8("orientation")? {
         0 => Orientation::Vector,
@@ -219,8 +245,8 @@ pub(super) fn from_bytes(bytes: &[u8]) -> Result<(Matrix, Orientation)> {
         }
         terms.push(term);
     }
-    if !reader.bytes.is_empty() {
-        return Err(Error::payload(format!("{} bytes follow the last term", reader.bytes.len())));
+    if reader.len() > 0 {
+        return Err(Error::payload(format!("{} bytes follow the last term", reader.len())));
     }
     let seed = (flags & SIGNS != 0).then_some(seed);
     let matrix = Matrix::new(layout, transform, seed, terms, errors).with_scales(row_scales, col_scales);
@@ -247,185 +273,6 @@ fn read_scales(reader: &mut Reader, len: usize, what: &str) -> Result<AxisScales
             format!("{what} of step {step}, which must be 1 to {MAX_STEP}, or with a code after the last");
         Error::payload(reason)
     })
-}
-
-/// Appends little-endian numbers.
-#[derive(Default)]
-pub(crate) struct Writer {
-    bytes: Vec<u8>,
-}
-
-impl Writer {
-    pub(super) fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
-    #[cfg(test)]
-    pub(super) fn into_bytes(self) -> Vec<u8> {
-        self.bytes
-    }
-
-    pub(super) fn append(&mut self, other: Writer) {
-        self.bytes(&other.bytes);
-    }
-
-    pub(super) fn bytes(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(bytes);
-    }
-
-    pub(super) fn u8(&mut self, value: u8) {
-        self.bytes.push(value);
-    }
-
-    pub(super) fn u16(&mut self, value: u16) {
-        self.bytes(&value.to_le_bytes());
-    }
-
-    pub(super) fn u32(&mut self, value: u32) {
-        self.bytes(&value.to_le_bytes());
-    }
-
-    /// Seven bits a byte, from the least significant; the highest bit of all but the last is set.
-    pub(super) fn varint(&mut self, mut value: usize) {
-        while value >= 1 << 7 {
-            self.u8(value as u8 | 1 << 7);
-            value >>= 7;
-        }
-        self.u8(value as u8);
-    }
-
-    fn u64(&mut self, value: u64) {
-        self.bytes(&value.to_le_bytes());
-    }
-
-    pub(super) fn f32(&mut self, value: f32) {
-        self.bytes(&value.to_le_bytes());
-    }
-
-    pub(super) fn f16s(&mut self, values: &[f16]) {
-        values.iter().for_each(|value| self.bytes(&value.to_le_bytes()));
-    }
-}
-
-/// Takes little-endian numbers off the front; `what` names them in errors.
-pub(super) struct Reader<'a> {
-    bytes: &'a [u8],
-}
-
-impl<'a> Reader<'a> {
-    #[cfg(test)]
-    pub(super) fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes }
-    }
-
-    pub(super) fn take(&mut self, count: usize, what: &str) -> Result<&'a [u8]> {
-        let Some((taken, rest)) = self.bytes.split_at_checked(count) else {
-            let left = self.bytes.len();
-            return Err(Error::payload(format!("{what} need {count} bytes, {left} are left")));
-        };
-        self.bytes = rest;
-        Ok(taken)
-    }
-
-    fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N]> {
-        let mut array = [0; N];
-        array.copy_from_slice(self.take(N, what)?);
-        Ok(array)
-    }
-
-    /// Refuses to decode to so many bytes what is left.
-    pub(super) fn expect_ratio(&self, decoded: usize, what: &str) -> Result<()> {
-        let left = self.bytes.len();
-        if decoded / LARGEST_RATIO > left {
-            return Err(Error::payload(format!(
-                "{what} would decode to {decoded} bytes, {left} are left; coded terms are at most {LARGEST_RATIO} times \
-                 smaller"
-            )));
-        }
-        Ok(())
-    }
-
-    /// `count` elements of `N` bytes.
-    pub(super) fn arrays<const N: usize>(&mut self, count: usize, what: &str) -> Result<&'a [[u8; N]]> {
-        let bytes = count.checked_mul(N).ok_or_else(|| Error::payload(format!("{count} {what}")))?;
-        Ok(self.take(bytes, what)?.as_chunks().0)
-    }
-
-    pub(super) fn u8(&mut self, what: &str) -> Result<u8> {
-        Ok(u8::from_le_bytes(self.array(what)?))
-    }
-
-    fn u16(&mut self, what: &str) -> Result<u16> {
-        Ok(u16::from_le_bytes(self.array(what)?))
-    }
-
-    fn u32(&mut self, what: &str) -> Result<u32> {
-        Ok(u32::from_le_bytes(self.array(what)?))
-    }
-
-    /// A number of up to 28 bits, seven a byte, from the least significant; the highest bit of all but the last is set.
-    pub(super) fn varint(&mut self, what: &str) -> Result<usize> {
-        let mut value = 0;
-        for shift in [0, 7, 14, 21] {
-            let byte = self.u8(what)?;
-            value |= usize::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                return Ok(value);
-            }
-        }
-        Err(Error::payload(format!("{what} of more than 28 bits")))
-    }
-
-    fn u64(&mut self, what: &str) -> Result<u64> {
-        Ok(u64::from_le_bytes(self.array(what)?))
-    }
-
-    fn f32(&mut self, what: &str) -> Result<f32> {
-        Ok(f32::from_le_bytes(self.array(what)?))
-    }
-
-    /// The power of two that multiplies a term's F16 numbers.
-    pub(super) fn unit(&mut self, what: &str) -> Result<f32> {
-        let unit = self.f32(what)?;
-        if !(unit.is_normal() && unit > 0.0 && unit.to_bits() & 0x7f_ffff == 0) {
-            return Err(Error::payload(format!("{what} is {unit}, not a power of two")));
-        }
-        if unit > LARGEST_UNIT {
-            return Err(Error::payload(format!("{what} is {unit:e}; what it multiplies would overflow")));
-        }
-        Ok(unit)
-    }
-
-    pub(super) fn u16s(&mut self, count: usize, what: &str) -> Result<Vec<u16>> {
-        Ok(self.arrays(count, what)?.iter().map(|bytes| u16::from_le_bytes(*bytes)).collect())
-    }
-
-    pub(super) fn f32s(&mut self, count: usize, what: &str) -> Result<Vec<f32>> {
-        let values: Vec<f32> =
-            self.arrays(count, what)?.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-        match values.iter().find(|value| !value.is_finite()) {
-            Some(value) => Err(Error::payload(format!("{what} hold {value}"))),
-            None => Ok(values),
-        }
-    }
-
-    pub(super) fn f16s(&mut self, count: usize, what: &str) -> Result<Vec<f16>> {
-        let values: Vec<f16> =
-            self.arrays(count, what)?.iter().map(|bytes| f16::from_le_bytes(*bytes)).collect();
-        match values.iter().find(|value| !value.is_finite()) {
-            Some(value) => Err(Error::payload(format!("{what} hold {value}"))),
-            None => Ok(values),
-        }
-    }
-
-    /// F16 numbers that are finite and not negative.
-    pub(super) fn scales(&mut self, count: usize, what: &str) -> Result<Vec<f16>> {
-        let scales = self.f16s(count, what)?;
-        match scales.iter().find(|scale| scale.is_sign_negative()) {
-            Some(scale) => Err(Error::payload(format!("{what} hold {scale}"))),
-            None => Ok(scales),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use crate::codec::term::basis::Basis;
 use crate::codec::term::planes::{Planes, QuantizedBlock, ScaleGroup};
 use crate::codec::term::sparse::{Entry, FORMATS, Format, Sparse};
 use crate::codec::term::trellis::{QuantizedGroup, Trellis, scale_groups};
+use half::f16;
 use proptest::prelude::*;
 
 fn sparse(layout: Layout, format: Format) -> Term {

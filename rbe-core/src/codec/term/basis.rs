@@ -1,9 +1,9 @@
 //! The basis term: eight smooth functions per block, fitted by least squares.
 
-use super::{Domain, Stored, Summand, Term, in_units, unit_for};
+use super::summand::{Compression, Domain, ParameterKind, Summand};
+use crate::codec::bytes::{Reader, Writer};
 use crate::codec::layout::{Block, Layout};
-use crate::codec::parameters::ParameterKind;
-use crate::codec::payload::{Compression, Reader, Writer};
+use crate::codec::units;
 use crate::error::{Error, Result};
 use half::f16;
 use std::f64::consts::PI;
@@ -94,8 +94,8 @@ impl Basis {
             return Err(Error::config(format!("basis parameter {index} is {value}; it must be finite")));
         }
         let parameters = if half {
-            let unit = unit_for(flat.iter().copied(), 14);
-            Parameters::F16 { unit, values: in_units(flat, unit, "basis parameter")? }
+            let unit = units::unit_for(flat.iter().copied(), 14);
+            Parameters::F16 { unit, values: units::in_units(flat, unit, "basis parameter")? }
         } else {
             Parameters::F32(flat.to_vec())
         };
@@ -171,27 +171,40 @@ impl Summand for Basis {
         FUNCTIONS
     }
 
-    fn with_parameters(&self, parameters: &[f32]) -> Result<Term> {
+    fn with_parameters(&self, parameters: &[f32]) -> Result<Self> {
         let (theta, rest) = parameters.as_chunks();
         assert!(rest.is_empty());
-        Self::checked(self.layout, theta, matches!(self.parameters, Parameters::F16 { .. })).map(Term::from)
+        Self::checked(self.layout, theta, matches!(self.parameters, Parameters::F16 { .. }))
     }
 
     fn add_gradient(&self, block: Block, g: &[f32], gradient: &mut [f32]) {
         gradient.iter_mut().zip(self.gradient(block, g)).for_each(|(sum, d)| *sum += d);
     }
 
-    fn times_power_of_two(&self, exponent: i32) -> Result<Term> {
+    fn times_power_of_two(&self, exponent: i32) -> Result<Self> {
         let parameters = match &self.parameters {
             Parameters::F16 { unit, values } => {
-                Parameters::F16 { unit: super::scaled_unit(*unit, exponent)?, values: values.clone() }
+                Parameters::F16 { unit: units::scaled_unit(*unit, exponent)?, values: values.clone() }
             }
             Parameters::F32(values) => {
-                let factor = super::scaled_unit(1.0, exponent)?;
+                let factor = units::scaled_unit(1.0, exponent)?;
                 Parameters::F32(values.iter().map(|value| value * factor).collect())
             }
         };
-        Ok(Self { layout: self.layout, parameters }.into())
+        Ok(Self { layout: self.layout, parameters })
+    }
+
+    fn read(reader: &mut Reader, layout: Layout, _: Compression) -> Result<Self> {
+        let count = layout.blocks() * FUNCTIONS;
+        let parameters = match reader.u8("basis precision")? {
+            0 => Parameters::F32(reader.f32s(count, "basis parameters")?),
+            1 => Parameters::F16 {
+                unit: units::read_unit(reader, "basis unit")?,
+                values: reader.f16s(count, "basis parameters")?,
+            },
+            other => return Err(Error::payload(format!("unknown basis precision {other}"))),
+        };
+        Ok(Self { layout, parameters })
     }
 
     fn size_in_bytes(&self) -> usize {
@@ -219,21 +232,6 @@ impl Summand for Basis {
                 writer.f16s(values);
             }
         }
-    }
-}
-
-impl Stored for Basis {
-    fn read(reader: &mut Reader, layout: Layout, _: Compression) -> Result<Self> {
-        let count = layout.blocks() * FUNCTIONS;
-        let parameters = match reader.u8("basis precision")? {
-            0 => Parameters::F32(reader.f32s(count, "basis parameters")?),
-            1 => Parameters::F16 {
-                unit: reader.unit("basis unit")?,
-                values: reader.f16s(count, "basis parameters")?,
-            },
-            other => return Err(Error::payload(format!("unknown basis precision {other}"))),
-        };
-        Ok(Self { layout, parameters })
     }
 }
 

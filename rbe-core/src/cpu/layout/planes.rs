@@ -285,8 +285,8 @@ pub(in crate::cpu) fn unpack(tile: &[Line], planes: u8) -> [[u8; 64]; QUADS] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::term::Summand;
     use crate::codec::term::planes::QuantizedBlock;
+    use crate::codec::term::summand::Summand;
 
     #[test]
     fn laying_out_loses_nothing() {

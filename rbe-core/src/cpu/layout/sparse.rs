@@ -16,8 +16,9 @@
 //! block are looked up in registers. An entry takes three bytes, and its slot two more.
 
 use super::entries::Place;
+use crate::codec::term::Sparse;
 use crate::codec::term::sparse::Format;
-use crate::codec::term::{Sparse, Summand};
+use crate::codec::term::summand::Summand;
 use crate::codec::{Block, Layout};
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};

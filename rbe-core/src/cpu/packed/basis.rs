@@ -15,7 +15,8 @@
 
 use super::{Backward, BlockRow, Forms, Inputs, PackedTerm, Product};
 use crate::codec::term::basis::{Basis, FUNCTIONS, coordinate};
-use crate::codec::term::{Domain, Summand, Term};
+use crate::codec::term::summand::Summand;
+use crate::codec::term::{Domain, Term};
 use crate::codec::{Block, Cut, Layout, Sides};
 use crate::cpu::exec::Exec;
 use crate::cpu::gemm::{Strided, Write, multiply};

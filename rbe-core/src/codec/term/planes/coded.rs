@@ -5,11 +5,13 @@
 //! planes the same file has a smaller error (`encode` says which).
 
 use super::{Planes, write_masks};
-use crate::codec::entropy::{Counts, LARGEST_RATIO, Lanes, SYMBOLS, Table, chunks, encode, parts};
+use crate::codec::bytes::{Reader, Writer};
+use crate::codec::entropy::{
+    Counts, LARGEST_RATIO, Lanes, SYMBOLS, Table, chunks, encode, expect_ratio, parts,
+};
 use crate::codec::layout::{Block, Layout};
-use crate::codec::payload::{Reader, Writer};
 use crate::codec::sizes::zeroed;
-use crate::codec::term::Summand;
+use crate::codec::term::summand::Summand;
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -215,7 +217,7 @@ impl Planes {
     /// Reads what [`coded`](Self::coded) wrote after this head, whose planes are still to come.
     pub(in crate::codec) fn read_coded(mut self, reader: &mut Reader) -> Result<Self> {
         let total = self.starts[self.planes.len()];
-        reader.expect_ratio(total, "bit-planes")?;
+        expect_ratio(reader, total, "bit-planes")?;
         let packed = match reader.u8("packing of codes")? {
             0 => false,
             1 => true,

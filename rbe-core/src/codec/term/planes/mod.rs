@@ -9,15 +9,14 @@
 //! its error falls with every plane. In memory a block's planes lie together; on disk plane 0 of all blocks
 //! comes first, then plane 1, and so on.
 
-mod coded;
+pub(crate) mod coded;
 
-pub(crate) use coded::Tables;
-
-use super::{Stored, Summand, Term};
+use super::summand::{Compression, Summand, dot};
 use crate::codec::bits;
+use crate::codec::bytes::{Reader, Writer};
 use crate::codec::layout::{Block, Layout};
-use crate::codec::payload::{Compression, Reader, Writer};
 use crate::codec::sizes::zeroed;
+use crate::codec::units;
 use crate::error::{Error, Result};
 use half::f16;
 use std::ops::Range;
@@ -103,7 +102,7 @@ impl Planes {
         scales: Vec<f16>,
         mut fill: impl FnMut(Block, &mut [u8]),
     ) -> Self {
-        super::expect_scales("planes", unit, scales.iter().copied());
+        units::expect_scales("planes", unit, scales.iter().copied());
         assert!(
             planes.iter().all(|planes| *planes <= MAX_PLANES),
             "a block has more than {MAX_PLANES} planes"
@@ -149,7 +148,7 @@ impl Planes {
     /// When there are not as many as before.
     pub fn with_scales(&self, scales: &[f32]) -> Result<Self> {
         assert_eq!(scales.len(), self.scales.len());
-        let (unit, scales) = super::scales_in_units(scales, "planes scale")?;
+        let (unit, scales) = units::scales_in_units(scales, "planes scale")?;
         Ok(Self { unit, scales, ..self.clone() })
     }
 
@@ -242,9 +241,9 @@ impl Planes {
             growth *= 2.0;
         }
         let unit = self.unit * growth;
-        if unit > super::LARGEST_UNIT {
+        if unit > units::LARGEST_UNIT {
             let largest = scales.iter().fold(0f32, |largest, scale| largest.max(*scale)) * self.unit;
-            return Err(super::too_large(&format!("a scale of the first {limit} planes"), largest));
+            return Err(units::too_large(&format!("a scale of the first {limit} planes"), largest));
         }
         let scales = scales.iter().map(|scale| f16::from_f32(scale / growth)).collect();
         Ok(Self { layout: self.layout, group: self.group, unit, planes, scales, starts, data })
@@ -265,7 +264,7 @@ impl Planes {
             1 => ScaleGroup::Row,
             other => return Err(Error::payload(format!("unknown scale group {other}"))),
         };
-        let unit = reader.unit("planes unit")?;
+        let unit = units::read_unit(reader, "planes unit")?;
         let planes = reader.take(layout.blocks(), "plane counts")?.to_vec();
         if let Some(count) = planes.iter().find(|count| **count > MAX_PLANES) {
             return Err(Error::payload(format!(
@@ -307,6 +306,8 @@ impl Planes {
 }
 
 impl Summand for Planes {
+    const CAN_BE_CODED: bool = true;
+
     fn name(&self) -> &'static str {
         "planes"
     }
@@ -331,8 +332,8 @@ impl Summand for Planes {
         self.group.scales_in(block)
     }
 
-    fn with_parameters(&self, parameters: &[f32]) -> Result<Term> {
-        self.with_scales(parameters).map(Term::from)
+    fn with_parameters(&self, parameters: &[f32]) -> Result<Self> {
+        self.with_scales(parameters)
     }
 
     fn add_gradient(&self, block: Block, g: &[f32], gradient: &mut [f32]) {
@@ -340,16 +341,24 @@ impl Summand for Planes {
         let mut levels = vec![0.0; block.width];
         for (row, g) in g.chunks_exact(block.width).enumerate() {
             self.levels(block, row, MAX_PLANES, &mut levels);
-            gradient[row / per_scale] += 0.5 * super::dot(g, &levels) as f32;
+            gradient[row / per_scale] += 0.5 * dot(g, &levels) as f32;
         }
     }
 
-    fn times_power_of_two(&self, exponent: i32) -> Result<Term> {
-        Ok(Self { unit: super::scaled_unit(self.unit, exponent)?, ..self.clone() }.into())
+    fn times_power_of_two(&self, exponent: i32) -> Result<Self> {
+        Ok(Self { unit: units::scaled_unit(self.unit, exponent)?, ..self.clone() })
     }
 
-    fn first_planes(&self, limit: u8) -> Option<Result<Term>> {
-        Some(self.truncate(limit).map(Term::from))
+    fn first_planes(&self, limit: u8) -> Option<Result<Self>> {
+        Some(self.truncate(limit))
+    }
+
+    fn read(reader: &mut Reader, layout: Layout, compression: Compression) -> Result<Self> {
+        let head = Self::read_head(reader, layout)?;
+        match compression {
+            Compression::Entropy => head.read_coded(reader),
+            Compression::None => head.read_planes(reader),
+        }
     }
 
     fn size_in_bytes(&self) -> usize {
@@ -376,18 +385,6 @@ impl Summand for Planes {
 
     fn coded(&self) -> Option<Writer> {
         Planes::coded(self)
-    }
-}
-
-impl Stored for Planes {
-    const CAN_BE_CODED: bool = true;
-
-    fn read(reader: &mut Reader, layout: Layout, compression: Compression) -> Result<Self> {
-        let head = Self::read_head(reader, layout)?;
-        match compression {
-            Compression::Entropy => head.read_coded(reader),
-            Compression::None => head.read_planes(reader),
-        }
     }
 }
 

@@ -6,13 +6,14 @@
 //! magnitudes just above a threshold, more or less, and nothing is known of their low bits.
 
 use super::{Format, Sparse};
+use crate::codec::bytes::{Reader, Writer};
 use crate::codec::entropy::{
-    Counts, Decoder, LARGEST_RATIO, Lanes, RawBits, RawWriter, SYMBOLS, Table, chunks, encode, parts,
+    Counts, Decoder, LARGEST_RATIO, Lanes, RawBits, RawWriter, SYMBOLS, Table, chunks, encode, expect_ratio,
+    parts,
 };
 use crate::codec::layout::Block;
-use crate::codec::payload::{Reader, Writer};
 use crate::codec::sizes::zeroed;
-use crate::codec::term::Summand;
+use crate::codec::term::summand::Summand;
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::ops::{Range, RangeInclusive};
@@ -120,7 +121,7 @@ impl Sparse {
     /// Reads what [`coded`](Self::coded) wrote after this head, whose entries are still to come.
     pub(in crate::codec) fn read_coded(mut self, reader: &mut Reader) -> Result<Self> {
         let total = self.starts[self.counts.len()];
-        reader.expect_ratio(total, "sparse entries")?;
+        expect_ratio(reader, total, "sparse entries")?;
         let symbol_bits = reader.u8("sparse symbol bits")?;
         if !SYMBOL_BITS.contains(&symbol_bits) {
             return Err(Error::payload(format!("sparse symbols of {symbol_bits} bits; 5 to 7 are allowed")));

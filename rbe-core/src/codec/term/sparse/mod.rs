@@ -13,10 +13,10 @@
 mod coded;
 pub mod format;
 
-use super::{Stored, Summand, Term};
+use super::summand::{Compression, ParameterKind, Summand};
+use crate::codec::bytes::{Reader, Writer};
 use crate::codec::layout::{Block, Layout};
-use crate::codec::parameters::ParameterKind;
-use crate::codec::payload::{Compression, Reader, Writer};
+use crate::codec::units;
 use crate::error::{Error, Result};
 pub use format::{FORMATS, Format};
 use half::f16;
@@ -74,7 +74,7 @@ impl Sparse {
         for (block, entries) in layout.iter().zip(blocks) {
             expect_order(block, entries)?;
         }
-        let unit = super::unit_for(blocks.iter().flatten().map(|entry| entry.value), 14);
+        let unit = units::unit_for(blocks.iter().flatten().map(|entry| entry.value), 14);
         let starts = starts(layout, format, &counts);
         let mut scales = Vec::new();
         let mut data = vec![0; starts[blocks.len()]];
@@ -83,7 +83,7 @@ impl Sparse {
             if !largest.is_finite() {
                 let largest = entries.iter().fold(0f32, |largest, e| largest.max(e.value.abs()));
                 let what = format!("the largest coefficient of sparse block {}", block.index);
-                return Err(super::too_large(&what, largest));
+                return Err(units::too_large(&what, largest));
             }
             if format.has_scales() {
                 scales.push(largest);
@@ -123,7 +123,7 @@ impl Sparse {
     pub fn with_values(&self, values: &[f32]) -> Result<Self> {
         assert_eq!(values.len(), self.coefficients());
         if let Some(index) = values.iter().position(|value| !value.is_finite()) {
-            return Err(super::too_large(&format!("sparse coefficient {index}"), values[index]));
+            return Err(units::too_large(&format!("sparse coefficient {index}"), values[index]));
         }
         let mut values = values.iter();
         let blocks: Vec<Vec<Entry>> = self
@@ -221,7 +221,7 @@ impl Sparse {
         if !format.allows(layout.block()) {
             return Err(Error::payload(format!("sparse format word24 with block edge {}", layout.block())));
         }
-        let unit = reader.unit("sparse unit")?;
+        let unit = units::read_unit(reader, "sparse unit")?;
         let counts = reader.u16s(layout.blocks(), "sparse counts")?;
         let scales =
             if format.has_scales() { reader.scales(layout.blocks(), "sparse scales")? } else { Vec::new() };
@@ -279,6 +279,8 @@ impl Sparse {
 }
 
 impl Summand for Sparse {
+    const CAN_BE_CODED: bool = true;
+
     fn name(&self) -> &'static str {
         "sparse"
     }
@@ -309,8 +311,8 @@ impl Summand for Sparse {
         self.count(block)
     }
 
-    fn with_parameters(&self, parameters: &[f32]) -> Result<Term> {
-        self.with_values(parameters).map(Term::from)
+    fn with_parameters(&self, parameters: &[f32]) -> Result<Self> {
+        self.with_values(parameters)
     }
 
     fn add_gradient(&self, block: Block, g: &[f32], gradient: &mut [f32]) {
@@ -322,8 +324,16 @@ impl Summand for Sparse {
         });
     }
 
-    fn times_power_of_two(&self, exponent: i32) -> Result<Term> {
-        Ok(Self { unit: super::scaled_unit(self.unit, exponent)?, ..self.clone() }.into())
+    fn times_power_of_two(&self, exponent: i32) -> Result<Self> {
+        Ok(Self { unit: units::scaled_unit(self.unit, exponent)?, ..self.clone() })
+    }
+
+    fn read(reader: &mut Reader, layout: Layout, compression: Compression) -> Result<Self> {
+        let head = Self::read_head(reader, layout)?;
+        match compression {
+            Compression::Entropy => head.read_coded(reader),
+            Compression::None => head.read_entries(reader),
+        }
     }
 
     fn size_in_bytes(&self) -> usize {
@@ -342,18 +352,6 @@ impl Summand for Sparse {
 
     fn coded(&self) -> Option<Writer> {
         Sparse::coded(self)
-    }
-}
-
-impl Stored for Sparse {
-    const CAN_BE_CODED: bool = true;
-
-    fn read(reader: &mut Reader, layout: Layout, compression: Compression) -> Result<Self> {
-        let head = Self::read_head(reader, layout)?;
-        match compression {
-            Compression::Entropy => head.read_coded(reader),
-            Compression::None => head.read_entries(reader),
-        }
     }
 }
 

@@ -1,6 +1,11 @@
 //! The code: from states to values.
 
-use super::{MAX_BITS, STATE_BITS};
+use std::ops::RangeInclusive;
+
+/// The most bits a coefficient can have.
+pub const MAX_BITS: u8 = 4;
+/// The bits a state may have.
+pub const STATE_BITS: RangeInclusive<u8> = 12..=16;
 
 /// How many [`STATE_BITS`] there are.
 const STATE_SIZES: usize = (*STATE_BITS.end() - *STATE_BITS.start() + 1) as usize;

@@ -41,20 +41,17 @@
 mod code;
 mod windows;
 
-pub use code::Code;
+pub use code::{Code, MAX_BITS, STATE_BITS};
 pub use windows::Windows;
 
-use super::{Stored, Summand, Term};
+use super::summand::{Compression, Summand};
+use crate::codec::bytes::{Reader, Writer};
 use crate::codec::layout::{Block, Layout};
-use crate::codec::payload::{Compression, Reader, Writer};
+use crate::codec::units;
 use crate::error::{Error, Result};
 use half::f16;
-use std::ops::{Range, RangeInclusive};
+use std::ops::Range;
 
-/// The most bits a coefficient can have.
-pub const MAX_BITS: u8 = 4;
-/// The bits a state may have.
-pub const STATE_BITS: RangeInclusive<u8> = 12..=16;
 /// Columns that share `k` and a scale. Every block begins at a multiple, so no scale group crosses blocks.
 pub const GROUP_COLS: usize = 32;
 
@@ -159,7 +156,7 @@ impl Trellis {
     /// finite, or the unit no power of two from `2^-126` to `2^103`.
     pub fn pack(layout: Layout, state_bits: u8, unit: f32, quantized: &[QuantizedGroup]) -> Self {
         assert!(STATE_BITS.contains(&state_bits));
-        super::expect_scales("trellis", unit, quantized.iter().map(|scale_group| scale_group.scale));
+        units::expect_scales("trellis", unit, quantized.iter().map(|scale_group| scale_group.scale));
         let bits: Vec<u8> = quantized.iter().map(|scale_group| scale_group.bits).collect();
         let scales = quantized.iter().map(|scale_group| scale_group.scale).collect();
         assert_eq!(bits.len(), layout.block_rows() * layout.cols().div_ceil(GROUP_COLS));
@@ -219,7 +216,7 @@ impl Trellis {
     /// When there are not as many as scale groups.
     pub fn with_scales(&self, scales: &[f32]) -> Result<Self> {
         assert_eq!(scales.len(), self.scales.len());
-        let (unit, scales) = super::scales_in_units(scales, "trellis scale")?;
+        let (unit, scales) = units::scales_in_units(scales, "trellis scale")?;
         Ok(Self { unit, scales, ..self.clone() })
     }
 
@@ -287,8 +284,8 @@ impl Summand for Trellis {
         block.width.div_ceil(GROUP_COLS)
     }
 
-    fn with_parameters(&self, parameters: &[f32]) -> Result<Term> {
-        self.with_scales(parameters).map(Term::from)
+    fn with_parameters(&self, parameters: &[f32]) -> Result<Self> {
+        self.with_scales(parameters)
     }
 
     fn add_gradient(&self, block: Block, g: &[f32], gradient: &mut [f32]) {
@@ -299,8 +296,27 @@ impl Summand for Trellis {
         }
     }
 
-    fn times_power_of_two(&self, exponent: i32) -> Result<Term> {
-        Ok(Self { unit: super::scaled_unit(self.unit, exponent)?, ..self.clone() }.into())
+    fn times_power_of_two(&self, exponent: i32) -> Result<Self> {
+        Ok(Self { unit: units::scaled_unit(self.unit, exponent)?, ..self.clone() })
+    }
+
+    fn read(reader: &mut Reader, layout: Layout, _: Compression) -> Result<Self> {
+        let state_bits = reader.u8("trellis state bits")?;
+        if !STATE_BITS.contains(&state_bits) {
+            return Err(Error::payload(format!("trellis states of {state_bits} bits; 12 to 16 are allowed")));
+        }
+        let unit = units::read_unit(reader, "trellis unit")?;
+        let count = layout.block_rows() * layout.cols().div_ceil(GROUP_COLS);
+        let bits = reader.take(count, "trellis bits")?.to_vec();
+        if let Some(bits) = bits.iter().find(|bits| **bits > MAX_BITS) {
+            return Err(Error::payload(format!("a trellis of {bits} bits; at most {MAX_BITS} are allowed")));
+        }
+        let scales = reader.scales(count, "trellis scales")?;
+        let starts = starts(layout, &bits);
+        let data = reader.take(starts[count], "trellis columns")?.to_vec();
+        let trellis = Self { layout, state_bits, unit, bits, scales, starts, data };
+        scale_groups(layout).try_for_each(|scale_group| trellis.check(scale_group))?;
+        Ok(trellis)
     }
 
     fn size_in_bytes(&self) -> usize {
@@ -325,27 +341,6 @@ impl Summand for Trellis {
         writer.bytes(&self.bits);
         writer.f16s(&self.scales);
         writer.bytes(&self.data);
-    }
-}
-
-impl Stored for Trellis {
-    fn read(reader: &mut Reader, layout: Layout, _: Compression) -> Result<Self> {
-        let state_bits = reader.u8("trellis state bits")?;
-        if !STATE_BITS.contains(&state_bits) {
-            return Err(Error::payload(format!("trellis states of {state_bits} bits; 12 to 16 are allowed")));
-        }
-        let unit = reader.unit("trellis unit")?;
-        let count = layout.block_rows() * layout.cols().div_ceil(GROUP_COLS);
-        let bits = reader.take(count, "trellis bits")?.to_vec();
-        if let Some(bits) = bits.iter().find(|bits| **bits > MAX_BITS) {
-            return Err(Error::payload(format!("a trellis of {bits} bits; at most {MAX_BITS} are allowed")));
-        }
-        let scales = reader.scales(count, "trellis scales")?;
-        let starts = starts(layout, &bits);
-        let data = reader.take(starts[count], "trellis columns")?.to_vec();
-        let trellis = Self { layout, state_bits, unit, bits, scales, starts, data };
-        scale_groups(layout).try_for_each(|scale_group| trellis.check(scale_group))?;
-        Ok(trellis)
     }
 }
 

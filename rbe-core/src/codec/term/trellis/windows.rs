@@ -1,6 +1,6 @@
 //! The code by windows of four bits: a row's own bits and some that follow, and the windows of rows ahead of it.
 
-use super::Code;
+use super::code::Code;
 
 /// What windows of a state say of its value, each table by the window's four bits:
 ///
