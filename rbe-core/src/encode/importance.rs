@@ -1,7 +1,8 @@
 //! What is known of a matrix beside its weights.
 
+use super::calibrate::LayerStatistics;
+use super::config::EncoderConfig;
 use super::scales::{RowScales, Scaling, column_scales};
-use super::{EncoderConfig, LayerStatistics};
 use crate::error::{Error, Result};
 
 /// What errors of a matrix `(outputs, inputs)` do to a model, as far as it is known.

@@ -3,11 +3,14 @@
 
 use super::allocate::allocate;
 use super::feedback::{Feedback, sweep, weighed_energy};
+use super::quantizer::{Estimate, Quantized, Quantizer, Task, Trial};
 use super::rate::Target;
 use super::spectrum::{Spectrum, energy};
-use crate::codec::term::Planes;
 use crate::codec::term::planes::{MAX_PLANES, QuantizedBlock, ScaleGroup};
+use crate::codec::term::{Planes, Term};
+use crate::codec::units;
 use crate::codec::{Block, Layout};
+use crate::error::Result;
 use half::f16;
 use rayon::prelude::*;
 
@@ -31,25 +34,59 @@ pub(super) struct Encoded {
     pub squared_error: f64,
 }
 
-/// Quantises a spectrum; `other_bits` are the payload's bits outside of this term.
+impl From<Encoded> for Quantized {
+    fn from(Encoded { term, squared_error }: Encoded) -> Self {
+        Self { terms: vec![Term::Planes(term)], squared_error }
+    }
+}
+
+/// Planes that take their place each, with a scale for each of these groups.
+#[derive(Debug)]
+pub(super) struct PlanesQuantizer {
+    pub group: ScaleGroup,
+}
+
+impl Quantizer for PlanesQuantizer {
+    fn trial(&self) -> Trial {
+        Trial::WhereModelsFail
+    }
+
+    fn encode(&self, task: &Task) -> Result<Option<Quantized>> {
+        Ok(encode(task, self.group).map(Quantized::from))
+    }
+
+    fn model(&self, task: &Task) -> Option<Estimate> {
+        let Task { spectrum, feedback, target: Target::Bits(budget), other_bits } = *task else {
+            return None;
+        };
+        let layout = spectrum.layout;
+        let energies: Vec<f64> =
+            layout.iter().map(|block| weighed_energy(spectrum, feedback, block)).collect();
+        let side_bits = other_bits + side_bits(layout, self.group);
+        let (rest, mut spent) = (budget.checked_sub(side_bits)?, 0);
+        let planes = planes_of(layout, &energies, |bits, _| {
+            if bits <= rest {
+                spent = bits;
+            }
+            bits <= rest
+        });
+        let error = |(planes, energy): (&u8, &f64)| energy * GAUSSIAN[usize::from(*planes)].1;
+        let squared_error = planes.iter().zip(&energies).map(error).sum();
+        Some(Estimate { squared_error, bits: side_bits + spent })
+    }
+}
+
+/// Quantises a spectrum.
 ///
 /// Returns `None` when the target cannot be reached.
-pub(super) fn encode(
-    spectrum: &Spectrum,
-    feedback: Option<&Feedback>,
-    group: ScaleGroup,
-    target: Target,
-    other_bits: usize,
-) -> Option<Encoded> {
+fn encode(task: &Task, group: ScaleGroup) -> Option<Encoded> {
+    let Task { spectrum, feedback, target, other_bits } = *task;
     let layout = spectrum.layout;
     let energies: Vec<f64> = layout.iter().map(|block| weighed_energy(spectrum, feedback, block)).collect();
     match target {
         Target::PerBlock(_) => None,
         Target::Bits(bits) => {
-            let scales: usize = layout.iter().map(|block| group.scales_in(block)).sum();
-            // Kind, group, unit; a count per block; scales.
-            let side_bits = other_bits + 8 * 6 + 8 * layout.blocks() + 16 * scales;
-            let budget = bits.checked_sub(side_bits)?;
+            let budget = bits.checked_sub(other_bits + side_bits(layout, group))?;
             let planes = planes_of(layout, &energies, |spent, _| spent <= budget);
             Some(quantize(spectrum, feedback, group, &planes, &best_steps(spectrum, group, &planes)))
         }
@@ -79,32 +116,17 @@ pub(super) fn encode(
     }
 }
 
+/// Bits of the term beside its masks: kind, group, unit; a count per block; scales.
+fn side_bits(layout: Layout, group: ScaleGroup) -> usize {
+    let scales: usize = layout.iter().map(|block| group.scales_in(block)).sum();
+    8 * 6 + 8 * layout.blocks() + 16 * scales
+}
+
 /// Planes per block, as many as `fits(bits, error)` allows.
 fn planes_of(layout: Layout, energies: &[f64], fits: impl FnMut(usize, f64) -> bool) -> Vec<u8> {
     let curves: Vec<_> = energies.iter().map(|energy| GAUSSIAN.map(|(_, error)| energy * error)).collect();
     let bits: Vec<_> = layout.iter().map(|block| 8 * block.height * block.mask_bytes()).collect();
     allocate(&curves, 0, |index, _| bits[index], fits)
-}
-
-/// Squared error and payload bits that [`encode`] would come to within a budget, by the Gaussian's curve.
-pub(super) fn estimate(
-    spectrum: &Spectrum,
-    feedback: Option<&Feedback>,
-    budget: usize,
-    other_bits: usize,
-) -> Option<(f64, usize)> {
-    let layout = spectrum.layout;
-    let energies: Vec<f64> = layout.iter().map(|block| weighed_energy(spectrum, feedback, block)).collect();
-    let side_bits = other_bits + 8 * 6 + (8 + 16) * layout.blocks();
-    let (rest, mut spent) = (budget.checked_sub(side_bits)?, 0);
-    let planes = planes_of(layout, &energies, |bits, _| {
-        if bits <= rest {
-            spent = bits;
-        }
-        bits <= rest
-    });
-    let error = |(planes, energy): (&u8, &f64)| energy * GAUSSIAN[usize::from(*planes)].1;
-    Some((planes.iter().zip(&energies).map(error).sum(), side_bits + spent))
 }
 
 /// For each block the best step of each group for its planes.
@@ -119,7 +141,7 @@ fn best_steps(spectrum: &Spectrum, group: ScaleGroup, planes: &[u8]) -> Vec<Vec<
 
 /// The unit of these steps' scales.
 pub(super) fn unit(steps: &[Vec<f32>]) -> f32 {
-    crate::codec::term::unit_for(steps.iter().flatten().copied(), 7)
+    units::unit_for(steps.iter().flatten().copied(), 7)
 }
 
 pub(super) fn quantize(
@@ -276,7 +298,7 @@ fn round(values: &[f32], step: f32, planes: u8, codes: &mut [u8]) -> f64 {
 mod tests {
     use super::*;
     use crate::codec::Transform;
-    use crate::codec::term::Summand;
+    use crate::codec::term::summand::Summand;
 
     /// A deterministic unit Gaussian: sums of twelve uniform numbers.
     fn gaussian(count: usize) -> Vec<f32> {
@@ -292,6 +314,10 @@ mod tests {
         let planes = vec![planes; spectrum.layout.blocks()];
         let steps = best_steps(spectrum, ScaleGroup::Block, &planes);
         quantize(spectrum, None, ScaleGroup::Block, &planes, &steps)
+    }
+
+    fn task(spectrum: &Spectrum, target: Target) -> Task<'_> {
+        Task { spectrum, feedback: None, target, other_bits: 0 }
     }
 
     #[test]
@@ -315,11 +341,11 @@ mod tests {
         let layout = Layout::new(200, 300, 32).unwrap();
         let spectrum = Spectrum::new(&values, layout, Transform::Dct, Some(1), false);
         for bits in [60_000, 150_000, 333_333] {
-            let encoded = encode(&spectrum, None, ScaleGroup::Block, Target::Bits(bits), 0).unwrap();
+            let encoded = encode(&task(&spectrum, Target::Bits(bits)), ScaleGroup::Block).unwrap();
             let spent = 8 * (encoded.term.size_in_bytes() + 1);
             assert!(spent <= bits && spent > bits - 2048, "{spent} of {bits}");
         }
-        assert!(encode(&spectrum, None, ScaleGroup::Block, Target::Bits(1000), 0).is_none());
+        assert!(encode(&task(&spectrum, Target::Bits(1000)), ScaleGroup::Block).is_none());
     }
 
     #[test]
@@ -329,9 +355,9 @@ mod tests {
         let spectrum = Spectrum::new(&values, layout, Transform::Dct, Some(1), false);
         for relative in [0.5f64, 0.1, 0.03, 0.012] {
             let bound = relative * relative * energy(&values);
-            let encoded = encode(&spectrum, None, ScaleGroup::Block, Target::SquaredError(bound), 0).unwrap();
+            let encoded = encode(&task(&spectrum, Target::SquaredError(bound)), ScaleGroup::Block).unwrap();
             assert!(encoded.squared_error <= bound && encoded.squared_error > 0.93 * bound, "{relative}");
         }
-        assert!(encode(&spectrum, None, ScaleGroup::Block, Target::SquaredError(1e-9), 0).is_none());
+        assert!(encode(&task(&spectrum, Target::SquaredError(1e-9)), ScaleGroup::Block).is_none());
     }
 }

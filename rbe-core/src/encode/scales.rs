@@ -12,7 +12,7 @@
 //!
 //! A table's rows are outputs or inputs of their own: each is to be as good as the others, whatever its norm.
 
-use super::LayerStatistics;
+use super::calibrate::LayerStatistics;
 use crate::codec::AxisScales;
 
 /// Scales that a matrix is to have in front of a trellis or planes.

@@ -1,15 +1,21 @@
 //! Which transform signs, block edge, basis and term suit a matrix: found by trying, not by guessing.
 
+use super::config::EncoderConfig;
 use super::feedback::Feedback;
+use super::planes::PlanesQuantizer;
+use super::quantizer::{Estimate, Quantized, Quantizer, Task, Trial};
 use super::rate::{Budget, Target, TermChoice};
+use super::sparse::SparseQuantizer;
 use super::spectrum::{Spectrum, energy};
-use super::{EncoderConfig, planes, sparse, step, trellis};
+use super::step::CodedPlanesQuantizer;
+use super::trellis::TrellisQuantizer;
 use crate::codec::term::Term;
 use crate::codec::term::planes::ScaleGroup;
-use crate::codec::term::sparse::{FORMATS, Format};
+use crate::codec::term::sparse::FORMATS;
 use crate::codec::{BLOCK_EDGES, Layout, Matrix};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
+use std::sync::Arc;
 
 /// Matrices up to this size are tried whole, larger ones on tiles cut out of them.
 const SAMPLE_ELEMENTS: usize = 4 * TILE * TILE;
@@ -38,21 +44,8 @@ pub(super) struct Preparation {
     pub(super) basis: bool,
 }
 
-/// The term that carries the spectrum.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Carrier {
-    /// Each plane of a block taking its place.
-    Planes(ScaleGroup),
-    /// With the step that suits a file which is entropy coded.
-    CodedPlanes,
-    /// With its bits counted as the budget says.
-    Sparse(Format, Budget),
-    /// With states of so many bits.
-    Trellis(u8),
-}
-
 /// One way to encode a matrix.
-pub(super) type Candidate = (Preparation, Carrier);
+pub(super) type Candidate = (Preparation, Arc<dyn Quantizer>);
 
 /// A matrix with terms and their squared error in the coefficient domain, which is that of the weights.
 pub(super) struct Encoded {
@@ -65,7 +58,11 @@ pub(super) struct Encoded {
 /// Left to itself, the encoder takes signs with planes and trellis, where they make the output's error smaller at the same
 /// weight error (the weights' outliers are spread over a block), and none with the sparse term, whose few large
 /// coefficients they would spread likewise. The basis term goes with the sparse one: both are for smooth data.
-fn candidates(config: &EncoderConfig, rows: usize, cols: usize) -> Vec<(Preparation, Vec<Carrier>)> {
+fn candidates(
+    config: &EncoderConfig,
+    rows: usize,
+    cols: usize,
+) -> Vec<(Preparation, Vec<Arc<dyn Quantizer>>)> {
     let longest = rows.max(cols);
     // Of the edges that hold the whole matrix in one block, the smallest says it all.
     let enough = BLOCK_EDGES.into_iter().find(|edge| *edge >= longest).unwrap_or(TILE);
@@ -73,10 +70,6 @@ fn candidates(config: &EncoderConfig, rows: usize, cols: usize) -> Vec<(Preparat
         Some(block) => vec![block],
         None => BLOCK_EDGES.into_iter().rev().filter(|edge| *edge <= enough).collect(),
     };
-    let mut planes = vec![Carrier::Planes(ScaleGroup::Block), Carrier::Planes(ScaleGroup::Row)];
-    if config.budget == Budget::File {
-        planes.push(Carrier::CodedPlanes);
-    }
     let mut candidates = Vec::new();
     for block in blocks {
         for signs in
@@ -85,29 +78,66 @@ fn candidates(config: &EncoderConfig, rows: usize, cols: usize) -> Vec<(Preparat
             for basis in
                 [false, true].into_iter().filter(|basis| config.basis.is_none_or(|asked| asked == *basis))
             {
-                let mut carriers = Vec::new();
                 let asked = |setting: Option<bool>| setting.is_some();
-                let allowed = |term: TermChoice| config.term == term || config.term == TermChoice::Auto;
+                let mut quantizers = Vec::new();
                 if (signs || asked(config.signs)) && (!basis || asked(config.basis)) {
-                    if allowed(TermChoice::Trellis) {
-                        carriers.push(Carrier::Trellis(config.trellis_state_bits));
-                    }
-                    if allowed(TermChoice::Planes) {
-                        carriers.extend_from_slice(&planes);
-                    }
+                    quantizers.extend(of_all_coefficients(config));
                 }
-                if allowed(TermChoice::Sparse) && (!signs || asked(config.signs)) {
-                    let formats = FORMATS.into_iter().filter(|format| format.allows(block));
-                    carriers.extend(formats.map(|format| Carrier::Sparse(format, config.budget)));
+                if !signs || asked(config.signs) {
+                    quantizers.extend(of_few_coefficients(config, block));
                 }
-                if !carriers.is_empty() {
+                if !quantizers.is_empty() {
                     let seed = signs.then_some(config.seed);
-                    candidates.push((Preparation { block, seed, basis }, carriers));
+                    candidates.push((Preparation { block, seed, basis }, quantizers));
                 }
             }
         }
     }
     candidates
+}
+
+/// Whether the configuration leaves this term to the encoder.
+fn is_allowed(config: &EncoderConfig, term: TermChoice) -> bool {
+    [term, TermChoice::Auto].contains(&config.term)
+}
+
+/// The quantizers that take every coefficient, the simplest form first.
+fn of_all_coefficients(config: &EncoderConfig) -> Vec<Arc<dyn Quantizer>> {
+    let mut quantizers: Vec<Arc<dyn Quantizer>> = Vec::new();
+    if is_allowed(config, TermChoice::Trellis) {
+        quantizers.push(Arc::new(TrellisQuantizer { state_bits: config.trellis_state_bits }));
+    }
+    if is_allowed(config, TermChoice::Planes) {
+        for group in [ScaleGroup::Block, ScaleGroup::Row] {
+            quantizers.push(Arc::new(PlanesQuantizer { group }));
+        }
+        if config.budget == Budget::File {
+            quantizers.push(Arc::new(CodedPlanesQuantizer));
+        }
+    }
+    quantizers
+}
+
+/// Those that keep a few of a block of this edge.
+fn of_few_coefficients(config: &EncoderConfig, block: usize) -> Vec<Arc<dyn Quantizer>> {
+    let formats =
+        FORMATS.into_iter().filter(|format| is_allowed(config, TermChoice::Sparse) && format.allows(block));
+    formats.map(|format| Arc::new(SparseQuantizer { format, budget: config.budget }) as _).collect()
+}
+
+/// The quantizers by whose models matrices share bits: one of each form that takes every coefficient.
+pub(super) fn shared_models(config: &EncoderConfig) -> Vec<Arc<dyn Quantizer>> {
+    let mut quantizers: Vec<Arc<dyn Quantizer>> = Vec::new();
+    if is_allowed(config, TermChoice::Trellis) {
+        quantizers.push(Arc::new(TrellisQuantizer { state_bits: config.trellis_state_bits }));
+    }
+    if is_allowed(config, TermChoice::Planes) {
+        quantizers.push(match (config.budget, config.term) {
+            (Budget::File, TermChoice::Planes) => Arc::new(CodedPlanesQuantizer),
+            _ => Arc::new(PlanesQuantizer { group: ScaleGroup::Block }),
+        });
+    }
+    quantizers
 }
 
 /// Which terms are tried.
@@ -131,13 +161,15 @@ pub(super) fn choose(
 ) -> Result<Candidate> {
     let mut candidates = candidates(config, rows, cols);
     if !trials.sparse {
-        candidates.iter_mut().for_each(|(_, carriers)| carriers.retain(|carrier| !Kind::Sparse.has(carrier)));
+        candidates
+            .iter_mut()
+            .for_each(|(_, quantizers)| quantizers.retain(|q| q.trial() != Trial::OfFewCoefficients));
     }
-    candidates.retain(|(_, carriers)| !carriers.is_empty());
-    if let [(preparation, carriers)] = &candidates[..]
-        && let [carrier] = carriers[..]
+    candidates.retain(|(_, quantizers)| !quantizers.is_empty());
+    if let [(preparation, quantizers)] = &candidates[..]
+        && let [quantizer] = &quantizers[..]
     {
-        return Ok((*preparation, carrier));
+        return Ok((*preparation, quantizer.clone()));
     }
     let elements = values.len();
     let sample;
@@ -149,58 +181,62 @@ pub(super) fn choose(
     };
     let energy = energy(values);
     let target = config.rate.target(values.len(), energy);
-    let cost = |trial: Trial| {
+    let cost = |outcome: Outcome| {
         let memory = match config.term {
-            TermChoice::Auto => trial.memory_bits as f64 / MOST_IN_MEMORY,
+            TermChoice::Auto => outcome.memory_bits as f64 / MOST_IN_MEMORY,
             _ => 0.0,
         };
         match target {
             Target::Bits(bits) if memory > bits as f64 => None,
             Target::Bits(bits) => {
                 // What a sample's few blocks or scale groups leave of the last bit, those of the whole can spend but for as much.
-                let unspent = (bits as f64 - trial.memory_bits as f64) / values.len() as f64;
+                let unspent = (bits as f64 - outcome.memory_bits as f64) / values.len() as f64;
                 let spendable = unspent.clamp(0.0, LAST_BIT) * (1.0 - values.len() as f64 / elements as f64);
-                Some(trial.squared_error / (1.0 + SAVED_BY_A_BIT * spendable))
+                Some(outcome.squared_error / (1.0 + SAVED_BY_A_BIT * spendable))
             }
-            Target::PerBlock(_) => Some(trial.squared_error),
-            Target::SquaredError(_) => Some(memory.max(trial.bits as f64)),
+            Target::PerBlock(_) => Some(outcome.squared_error),
+            Target::SquaredError(_) => Some(memory.max(outcome.bits as f64)),
         }
     };
     let mut costs: Vec<Vec<(f64, Candidate)>> = vec![Vec::new(); candidates.len()];
-    // Sparse terms last: most need not be tried then.
-    for kind in [Kind::Trellis, Kind::Planes, Kind::Sparse] {
-        if kind == Kind::Planes && costs.iter().any(|costs| !costs.is_empty()) {
-            if !trials.dense || !candidates.iter().any(|(_, carriers)| carriers.iter().any(|c| kind.has(c))) {
+    for trial in [Trial::ByModel, Trial::WhereModelsFail, Trial::OfFewCoefficients] {
+        let is_due = |quantizer: &&Arc<dyn Quantizer>| quantizer.trial() == trial;
+        if trial == Trial::WhereModelsFail && costs.iter().any(|costs| !costs.is_empty()) {
+            if !trials.dense
+                || !candidates.iter().any(|(_, quantizers)| quantizers.iter().any(|q| is_due(&q)))
+            {
                 continue;
             }
-            let excess = |candidate: Candidate| excess(config, candidate, values, (rows, cols));
-            let best = costs.iter().flatten().min_by(|a, b| a.0.total_cmp(&b.0)).copied();
+            let excess = |candidate: &Candidate| excess(config, candidate, values, (rows, cols));
+            let best = costs.iter().flatten().min_by(|a, b| a.0.total_cmp(&b.0));
             let (least, its) =
-                best.map_or(Ok((0.0, 1.0)), |(cost, best)| excess(best).map(|its| (cost, its)))?;
+                best.map_or(Ok((0.0, 1.0)), |(cost, best)| excess(best).map(|its| (*cost, its)))?;
             if its <= TRUSTED {
                 continue;
             }
             // It is not the same for every block edge, so those are measured too that the best may turn out to be.
             for (cost, candidate) in costs.iter_mut().flatten() {
-                *cost *= if *cost < least * its { excess(*candidate)? } else { its };
+                *cost *= if *cost < least * its { excess(candidate)? } else { its };
             }
         }
         let least = costs.iter().flatten().fold(f64::INFINITY, |least, (cost, _)| least.min(*cost));
-        let worth = |spectrum: &Spectrum, carrier: &Carrier| match (*carrier, target) {
-            (Carrier::Sparse(_, budget), Target::Bits(bits)) => {
-                sparse::error_of_keeping(spectrum, most_entries(bits, budget, config.term)) <= least
+        let worth = |spectrum: &Spectrum, quantizer: &dyn Quantizer| match target {
+            Target::Bits(bits) => {
+                let most_in_memory =
+                    (config.term == TermChoice::Auto).then_some((bits as f64 * MOST_IN_MEMORY) as usize);
+                quantizer.least_error(spectrum, bits, most_in_memory) <= least
             }
             _ => true,
         };
-        let try_all = |((preparation, carriers), costs): (&(Preparation, Vec<Carrier>), &mut Vec<_>)| {
-            let mut carriers = carriers.iter().filter(|carrier| kind.has(carrier)).peekable();
-            if carriers.peek().is_none() {
+        let try_all = |((preparation, quantizers), costs): (&(Preparation, Vec<_>), &mut Vec<_>)| {
+            let mut quantizers = quantizers.iter().filter(is_due).peekable();
+            if quantizers.peek().is_none() {
                 return Ok(());
             }
             let spectrum = prepare(config, preparation, values, (rows, cols))?;
-            for carrier in carriers.filter(|carrier| worth(&spectrum, carrier)) {
-                let trial = try_out(&spectrum, *carrier, target, config.budget)?;
-                costs.extend(trial.and_then(cost).map(|cost| (cost, (*preparation, *carrier))));
+            for quantizer in quantizers.filter(|quantizer| worth(&spectrum, &***quantizer)) {
+                let outcome = try_out(&spectrum, &**quantizer, target, config.budget)?;
+                costs.extend(outcome.and_then(cost).map(|cost| (cost, (*preparation, quantizer.clone()))));
             }
             Ok::<_, Error>(())
         };
@@ -214,28 +250,10 @@ pub(super) fn choose(
     // Candidates come with the largest blocks and the simplest form first.
     let best_of = |costs: &[(f64, Candidate)]| {
         let least = costs.iter().fold(f64::INFINITY, |least, (cost, _)| least.min(*cost));
-        costs.iter().find(|(cost, _)| *cost <= least * margin).copied()
+        costs.iter().find(|(cost, _)| *cost <= least * margin).cloned()
     };
     let chosen = best_of(&costs).ok_or_else(|| unreachable_rate(config, values.len(), energy))?;
     Ok(chosen.1)
-}
-
-/// What carries the coefficients.
-#[derive(Clone, Copy, PartialEq)]
-enum Kind {
-    Trellis,
-    Planes,
-    Sparse,
-}
-
-impl Kind {
-    fn has(self, carrier: &Carrier) -> bool {
-        self == match carrier {
-            Carrier::Trellis(_) => Kind::Trellis,
-            Carrier::Planes(_) | Carrier::CodedPlanes => Kind::Planes,
-            Carrier::Sparse(..) => Kind::Sparse,
-        }
-    }
 }
 
 /// How many times a trellis' expected cost its real one may be for planes not to be tried: they cost 1.12 times as much in a file
@@ -249,16 +267,17 @@ const TRUSTED: f64 = 1.1;
 /// As [`prepare`].
 fn excess(
     config: &EncoderConfig,
-    (preparation, carrier): Candidate,
+    (preparation, quantizer): &Candidate,
     values: &[f32],
     (rows, cols): (usize, usize),
 ) -> Result<f64> {
     let rows = rows.min(TILE);
     let values = &values[..rows * cols];
-    let spectrum = prepare(config, &preparation, values, (rows, cols))?;
+    let spectrum = prepare(config, preparation, values, (rows, cols))?;
     let target = config.rate.target(values.len(), energy(values));
-    let expected = try_out(&spectrum, carrier, target, config.budget)?;
-    let real = carry(&spectrum, None, carrier, target)?.map(|encoded| Trial::of(&encoded, config.budget));
+    let expected = try_out(&spectrum, &**quantizer, target, config.budget)?;
+    let real = quantize(&spectrum, None, &**quantizer, target)?;
+    let real = real.map(|encoded| Outcome::of(&encoded, config.budget));
     Ok(match (expected, real, target) {
         (Some(expected), Some(real), Target::Bits(_)) if expected.squared_error > 0.0 => {
             real.squared_error / expected.squared_error
@@ -266,16 +285,6 @@ fn excess(
         (Some(expected), Some(real), _) => real.bits as f64 / expected.bits as f64,
         _ => f64::INFINITY,
     })
-}
-
-/// The most entries of a sparse term in so many bits. In memory an entry takes 16 or more (an F16 value in a row whose mask is
-/// counted elsewhere); coded, 6 or more (a sign and a few bits of an eight-bit value, next to the last).
-fn most_entries(bits: usize, budget: Budget, term: TermChoice) -> usize {
-    match (budget, term) {
-        (Budget::File, TermChoice::Auto) => (bits as f64 * MOST_IN_MEMORY) as usize / 16,
-        (Budget::File, _) => bits / 6,
-        (Budget::Memory, _) => bits / 16,
-    }
 }
 
 /// Transforms a matrix as a preparation says.
@@ -292,15 +301,15 @@ pub(super) fn prepare(
     Ok(Spectrum::new(values, layout, config.transform, preparation.seed, preparation.basis))
 }
 
-/// What a carrier comes to.
-struct Trial {
+/// What a quantizer comes to.
+struct Outcome {
     squared_error: f64,
     /// Of the payload, as the budget counts them.
     bits: usize,
     memory_bits: usize,
 }
 
-impl Trial {
+impl Outcome {
     fn of(encoded: &Encoded, budget: Budget) -> Self {
         let memory_bits = 8 * encoded.matrix.plain_size_in_bytes();
         let bits = match budget {
@@ -311,64 +320,53 @@ impl Trial {
     }
 }
 
-/// Tries a carrier: a trellis by its model, since a search for the bits takes long, all others by encoding. `None` when it
-/// cannot reach the target.
+/// Tries a quantizer: by its model where that stands for it, else by encoding. `None` when it cannot reach the target.
 ///
 /// # Errors
-/// As [`carry`].
-fn try_out(spectrum: &Spectrum, carrier: Carrier, target: Target, budget: Budget) -> Result<Option<Trial>> {
-    if let Carrier::Trellis(state_bits) = carrier {
-        let other_bits = 8 * assemble(spectrum, []).size_in_bytes();
-        let estimate = trellis::estimate(spectrum, None, state_bits, target, other_bits);
-        return Ok(estimate.map(|trellis::Estimate { squared_error, bits }| Trial {
+/// As [`quantize`].
+fn try_out(
+    spectrum: &Spectrum,
+    quantizer: &dyn Quantizer,
+    target: Target,
+    budget: Budget,
+) -> Result<Option<Outcome>> {
+    if quantizer.trial() == Trial::ByModel {
+        let estimate = quantizer.model(&task(spectrum, None, target));
+        return Ok(estimate.map(|Estimate { squared_error, bits }| Outcome {
             squared_error,
             bits,
             memory_bits: bits,
         }));
     }
-    Ok(carry(spectrum, None, carrier, target)?.map(|encoded| Trial::of(&encoded, budget)))
+    Ok(quantize(spectrum, None, quantizer, target)?.map(|encoded| Outcome::of(&encoded, budget)))
+}
+
+/// The task that a spectrum is.
+fn task<'a>(spectrum: &'a Spectrum, feedback: Option<&'a Feedback>, target: Target) -> Task<'a> {
+    Task { spectrum, feedback, target, other_bits: 8 * assemble(spectrum, vec![]).size_in_bytes() }
 }
 
 /// The matrix of a spectrum's basis term and the terms that carry the rest.
-fn assemble(spectrum: &Spectrum, carriers: impl IntoIterator<Item = Term>) -> Matrix {
-    let terms = spectrum.basis.clone().map(Term::Basis).into_iter().chain(carriers).collect();
+fn assemble(spectrum: &Spectrum, rest: Vec<Term>) -> Matrix {
+    let terms = spectrum.basis.clone().map(Term::Basis).into_iter().chain(rest).collect();
     Matrix::new(spectrum.layout, spectrum.transform, spectrum.seed, terms, 0.0)
 }
 
-/// Encodes a spectrum; `None` when this carrier cannot reach the target.
+/// Encodes a spectrum; `None` when this quantizer cannot reach the target.
 ///
 /// # Errors
-/// When the carrier cannot hold blocks of this size.
-pub(super) fn carry(
+/// When its terms cannot hold blocks of this size.
+pub(super) fn quantize(
     spectrum: &Spectrum,
     feedback: Option<&Feedback>,
-    carrier: Carrier,
+    quantizer: &dyn Quantizer,
     target: Target,
 ) -> Result<Option<Encoded>> {
-    let other_bits = 8 * assemble(spectrum, []).size_in_bytes();
-    Ok(match carrier {
-        Carrier::Planes(group) => {
-            planes::encode(spectrum, feedback, group, target, other_bits).map(|encoded| Encoded {
-                matrix: assemble(spectrum, [Term::Planes(encoded.term)]),
-                squared_error: encoded.squared_error,
-            })
-        }
-        Carrier::CodedPlanes => step::encode(spectrum, feedback, target, other_bits).map(|encoded| Encoded {
-            matrix: assemble(spectrum, [Term::Planes(encoded.term)]),
-            squared_error: encoded.squared_error,
-        }),
-        Carrier::Sparse(format, budget) => {
-            sparse::encode(spectrum, format, target, other_bits, budget)?.map(|encoded| Encoded {
-                matrix: assemble(spectrum, [Term::Sparse(encoded.term)]),
-                squared_error: encoded.squared_error,
-            })
-        }
-        Carrier::Trellis(state_bits) => trellis::encode(spectrum, feedback, state_bits, target, other_bits)
-            .map(|encoded| Encoded {
-                matrix: assemble(spectrum, encoded.terms.into_iter().map(Term::Trellis)),
-                squared_error: encoded.squared_error,
-            }),
-    })
+    let quantized = quantizer.encode(&task(spectrum, feedback, target))?;
+    Ok(quantized.map(|Quantized { terms, squared_error }| Encoded {
+        matrix: assemble(spectrum, terms),
+        squared_error,
+    }))
 }
 
 /// Four tiles spread over the matrix, stacked so that no block crosses from one to the next.

@@ -1,10 +1,12 @@
 //! How the matrices of a model share a budget of bits.
 
 use super::calibrate::LayerStatistics;
+use super::encoder::MatrixEncoder;
 use super::feedback::Feedback;
-use super::rate::{Budget, Target, TermChoice};
+use super::quantizer::{Estimate, Task};
+use super::rate::Target;
+use super::search::shared_models;
 use super::spectrum::Spectrum;
-use super::{MatrixEncoder, planes, step, trellis};
 use crate::codec::axis::Axes;
 use crate::codec::{BLOCK_EDGES, Layout, Matrix};
 use crate::error::Result;
@@ -44,34 +46,27 @@ impl MatrixEncoder {
         assert_eq!(values.len(), rows * cols);
         let longest = rows.max(cols);
         let enough = BLOCK_EDGES.into_iter().find(|edge| *edge >= longest);
-        let edge = self.config.block.or(enough).unwrap_or(BLOCK_EDGES[BLOCK_EDGES.len() - 1]);
+        let edge = self.config().block.or(enough).unwrap_or(BLOCK_EDGES[BLOCK_EDGES.len() - 1]);
         let layout = Layout::new(rows, cols, edge)?;
-        let seed = self.config.signs.unwrap_or(true).then_some(self.config.seed);
-        let spectrum = Spectrum::new(values, layout, self.config.transform, seed, false);
-        let axes = Axes::new(layout, self.config.transform, seed);
+        let seed = self.config().signs.unwrap_or(true).then_some(self.config().seed);
+        let spectrum = Spectrum::new(values, layout, self.config().transform, seed, false);
+        let axes = Axes::new(layout, self.config().transform, seed);
         let feedback = Feedback::new(statistics, layout, &axes.cols);
-        let other_bits = 8 * Matrix::new(layout, self.config.transform, seed, vec![], 0.0).size_in_bytes();
-        let allowed = |term| [term, TermChoice::Auto].contains(&self.config.term);
+        let other_bits = 8 * Matrix::new(layout, self.config().transform, seed, vec![], 0.0).size_in_bytes();
+        let quantizers = shared_models(self.config());
         let mut offers = Vec::new();
         for n in 0..=((MOST_BITS - FEWEST_BITS) / STEP) as usize {
             let bits = ((FEWEST_BITS + STEP * n as f64) * values.len() as f64) as usize;
-            let trellis = allowed(TermChoice::Trellis).then(|| {
-                let target = Target::Bits(bits);
-                let state_bits = self.config.trellis_state_bits;
-                trellis::estimate(&spectrum, Some(&feedback), state_bits, target, other_bits)
-            });
-            let trellis = trellis.flatten().map(|estimate| (estimate.squared_error, estimate.bits));
-            let planes = allowed(TermChoice::Planes)
-                .then(|| match (self.config.budget, self.config.term) {
-                    (Budget::File, TermChoice::Planes) => {
-                        step::estimate(&spectrum, Some(&feedback), bits, other_bits)
-                    }
-                    _ => planes::estimate(&spectrum, Some(&feedback), bits, other_bits),
-                })
-                .flatten();
-            offers.extend([trellis, planes].into_iter().flatten().map(|(divergence, bits)| Offer {
+            let task = Task {
+                spectrum: &spectrum,
+                feedback: Some(&feedback),
+                target: Target::Bits(bits),
+                other_bits,
+            };
+            let models = quantizers.iter().filter_map(|quantizer| quantizer.model(&task));
+            offers.extend(models.map(|Estimate { squared_error, bits }| Offer {
                 bits_per_weight: bits as f64 / values.len() as f64,
-                divergence,
+                divergence: squared_error,
             }));
         }
         Ok(hull(offers))

@@ -1,10 +1,11 @@
 //! The largest coefficients: how many, which, and in which bit fields.
 
+use super::quantizer::{Quantized, Quantizer, Task, Trial};
 use super::rate::{Budget, Target};
 use super::spectrum::{Spectrum, energy};
 use crate::codec::Block;
-use crate::codec::term::Sparse;
 use crate::codec::term::sparse::{Entry, Format};
+use crate::codec::term::{Sparse, Term};
 use crate::error::Result;
 use rayon::prelude::*;
 
@@ -14,44 +15,66 @@ const MAX_ENTRIES: usize = u16::MAX as usize;
 const MOST_TRIALS: usize = 8;
 
 /// A sparse term and its squared error in the coefficient domain.
-pub(super) struct Encoded {
-    pub term: Sparse,
-    pub squared_error: f64,
+struct Encoded {
+    term: Sparse,
+    squared_error: f64,
 }
 
-/// Keeps the largest coefficients; `other_bits` are the payload's bits outside of this term, whose own are counted as
-/// `budget` says.
-///
-/// Returns `None` when the target cannot be reached in this format.
-///
-/// # Errors
-/// When the format does not allow the block edge.
-pub(super) fn encode(
-    spectrum: &Spectrum,
-    format: Format,
-    target: Target,
-    other_bits: usize,
-    budget: Budget,
-) -> Result<Option<Encoded>> {
-    match target {
-        Target::PerBlock(k) => keep_per_block(spectrum, format, k).map(Some),
-        Target::Bits(bits) => {
-            // Kind, format, unit; a count, a scale or masks per block.
-            let side: usize = spectrum.layout.iter().map(|block| format.block_bits(block)).sum();
-            let Some(room) = bits.checked_sub(other_bits + 8 * 6 + side) else { return Ok(None) };
-            let count = room / format.entry_bits();
-            match budget {
-                Budget::Memory => keep_above(spectrum, format, threshold(spectrum.coefficients(), count)),
-                Budget::File => keep_most(spectrum, format, count, bits - other_bits),
-            }
-            .map(Some)
+/// The largest coefficients in bit fields of one format, whose own bits are counted as the budget says.
+#[derive(Debug)]
+pub(super) struct SparseQuantizer {
+    pub format: Format,
+    pub budget: Budget,
+}
+
+impl SparseQuantizer {
+    /// The most entries in so many bits. In memory an entry takes 16 or more (an F16 value in a row whose mask is counted
+    /// elsewhere); coded, 6 or more (a sign and a few bits of an eight-bit value, next to the last).
+    fn most_entries(&self, bits: usize, most_in_memory: Option<usize>) -> usize {
+        match (self.budget, most_in_memory) {
+            (Budget::File, Some(memory)) => memory / 16,
+            (Budget::File, None) => bits / 6,
+            (Budget::Memory, _) => bits / 16,
         }
-        Target::SquaredError(bound) => keep_within(spectrum, format, bound),
+    }
+}
+
+impl Quantizer for SparseQuantizer {
+    fn trial(&self) -> Trial {
+        Trial::OfFewCoefficients
+    }
+
+    fn least_error(&self, spectrum: &Spectrum, bits: usize, most_in_memory: Option<usize>) -> f64 {
+        error_of_keeping(spectrum, self.most_entries(bits, most_in_memory))
+    }
+
+    fn encode(&self, task: &Task) -> Result<Option<Quantized>> {
+        let (format, spectrum) = (self.format, task.spectrum);
+        let encoded = match task.target {
+            Target::PerBlock(k) => Some(keep_per_block(spectrum, format, k)?),
+            Target::Bits(bits) => {
+                // Kind, format, unit; a count, a scale or masks per block.
+                let side: usize = spectrum.layout.iter().map(|block| format.block_bits(block)).sum();
+                let Some(room) = bits.checked_sub(task.other_bits + 8 * 6 + side) else { return Ok(None) };
+                let count = room / format.entry_bits();
+                Some(match self.budget {
+                    Budget::Memory => {
+                        keep_above(spectrum, format, threshold(spectrum.coefficients(), count))?
+                    }
+                    Budget::File => keep_most(spectrum, format, count, bits - task.other_bits)?,
+                })
+            }
+            Target::SquaredError(bound) => keep_within(spectrum, format, bound)?,
+        };
+        Ok(encoded.map(|Encoded { term, squared_error }| Quantized {
+            terms: vec![Term::Sparse(term)],
+            squared_error,
+        }))
     }
 }
 
 /// The squared error of keeping `count` coefficients exactly: no format does better.
-pub(super) fn error_of_keeping(spectrum: &Spectrum, count: usize) -> f64 {
+fn error_of_keeping(spectrum: &Spectrum, count: usize) -> f64 {
     let threshold = threshold(spectrum.coefficients(), count);
     spectrum
         .coefficients()

@@ -7,10 +7,13 @@
 
 use super::feedback::{Feedback, weighed_energy};
 use super::planes::{self, Encoded, best_step};
+use super::quantizer::{Estimate, Quantized, Quantizer, Task, Trial};
 use super::rate::Target;
 use super::spectrum::{Spectrum, energy};
-use crate::codec::term::planes::{MAX_PLANES, ScaleGroup, Tables};
+use crate::codec::term::planes::coded::Tables;
+use crate::codec::term::planes::{MAX_PLANES, ScaleGroup};
 use crate::codec::{Block, Layout};
+use crate::error::Result;
 use rayon::prelude::*;
 
 /// Differential entropy of a unit Gaussian in bits, `log2(2 pi e) / 2`: codes have this less the step's logarithm.
@@ -32,15 +35,50 @@ const LANES_END: usize = 28;
 /// How near, in octaves, a step is to the best: bits per coefficient.
 const SLACK: f64 = 0.002;
 
-/// Quantises a spectrum; `other_bits` are the payload's bits outside of this term.
+/// Planes with the step that suits a file which is entropy coded.
+#[derive(Debug)]
+pub(super) struct CodedPlanesQuantizer;
+
+impl Quantizer for CodedPlanesQuantizer {
+    fn trial(&self) -> Trial {
+        Trial::WhereModelsFail
+    }
+
+    fn encode(&self, task: &Task) -> Result<Option<Quantized>> {
+        Ok(encode(task).map(Quantized::from))
+    }
+
+    fn model(&self, task: &Task) -> Option<Estimate> {
+        let Task { spectrum, feedback, target: Target::Bits(budget), other_bits } = *task else {
+            return None;
+        };
+        let plan = Plan::new(spectrum, feedback, |_, deviation| FINEST * deviation);
+        let curve = |step: f64| {
+            let block = |block: &PlannedBlock| {
+                let ratio = step * block.factor / block.deviation;
+                if block.deviation == 0.0 || ratio > NOTHING {
+                    return (0.0, block.weighed_energy);
+                }
+                let ratio = ratio.clamp(FINEST, COARSEST);
+                let bits = (GAUSSIAN_ENTROPY - ratio.log2()) * block.place.len() as f64;
+                (bits, block.weighed_energy * ratio * ratio / 12.0)
+            };
+            let sum = |a: (f64, f64), b: (f64, f64)| (a.0 + b.0, a.1 + b.1);
+            plan.blocks.iter().map(block).fold((0.0, 0.0), sum)
+        };
+        let side_bits = (other_bits + plan.side_bits()) as f64;
+        let weights = spectrum.layout.elements() as f64;
+        let step = plan.finest(|step| (curve(step).0 + side_bits - budget as f64) / weights)?;
+        let (bits, error) = curve(step);
+        Some(Estimate { squared_error: error, bits: (side_bits + bits) as usize })
+    }
+}
+
+/// Quantises a spectrum.
 ///
 /// Returns `None` when the target cannot be reached.
-pub(super) fn encode(
-    spectrum: &Spectrum,
-    feedback: Option<&Feedback>,
-    target: Target,
-    other_bits: usize,
-) -> Option<Encoded> {
+fn encode(task: &Task) -> Option<Encoded> {
+    let Task { spectrum, feedback, target, other_bits } = *task;
     let plan = Plan::new(spectrum, feedback, |values, _| best_step(values, MAX_PLANES).into());
     match target {
         Target::PerBlock(_) => None,
@@ -67,34 +105,6 @@ pub(super) fn encode(
     }
 }
 
-/// Squared error and payload bits that [`encode`] would come to within a budget, by the Gaussian's curve.
-pub(super) fn estimate(
-    spectrum: &Spectrum,
-    feedback: Option<&Feedback>,
-    budget: usize,
-    other_bits: usize,
-) -> Option<(f64, usize)> {
-    let plan = Plan::new(spectrum, feedback, |_, deviation| FINEST * deviation);
-    let curve = |step: f64| {
-        let block = |block: &PlannedBlock| {
-            let ratio = step * block.factor / block.deviation;
-            if block.deviation == 0.0 || ratio > NOTHING {
-                return (0.0, block.weighed_energy);
-            }
-            let ratio = ratio.clamp(FINEST, COARSEST);
-            let bits = (GAUSSIAN_ENTROPY - ratio.log2()) * block.place.len() as f64;
-            (bits, block.weighed_energy * ratio * ratio / 12.0)
-        };
-        let sum = |a: (f64, f64), b: (f64, f64)| (a.0 + b.0, a.1 + b.1);
-        plan.blocks.iter().map(block).fold((0.0, 0.0), sum)
-    };
-    let side_bits = (other_bits + plan.side_bits()) as f64;
-    let weights = spectrum.layout.elements() as f64;
-    let step = plan.finest(|step| (curve(step).0 + side_bits - budget as f64) / weights)?;
-    let (bits, error) = curve(step);
-    Some((error, (side_bits + bits) as usize))
-}
-
 /// The best step of [`MAX_PLANES`] planes, as a part of the deviation: there are no finer codes.
 const FINEST: f64 = 0.030_762_2;
 
@@ -113,12 +123,6 @@ struct Plan<'a> {
     spectrum: &'a Spectrum,
     layout: Layout,
     blocks: Vec<PlannedBlock>,
-}
-
-/// What a step comes to.
-struct Trial {
-    squared_error: f64,
-    bits: usize,
 }
 
 impl<'a> Plan<'a> {
@@ -183,13 +187,13 @@ impl<'a> Plan<'a> {
     }
 
     /// What a step comes to when no errors are handed on, in a term of its own.
-    fn estimate(&self, step: f64) -> Trial {
+    fn estimate(&self, step: f64) -> Estimate {
         let (planes, steps) = self.choose_all(step);
         let unit = planes::unit(&steps);
         let blocks = planes::round_blocks(self.spectrum, ScaleGroup::Block, &planes, &steps, unit);
         let codes = blocks.par_iter().map(|(block, _)| (block.planes, &block.codes[..]));
         let tables = Tables::new(self.layout, codes);
-        Trial {
+        Estimate {
             squared_error: blocks.iter().map(|(_, error)| error).sum(),
             bits: tables.bits() + self.side_bits() - 8 * (TABLES_GUESS + self.layout.blocks()),
         }

@@ -5,7 +5,7 @@
 //! errors multiply (a relative error of 0.0048 at 8 bits, where the best uniform quantiser has 0.0094).
 //!
 //! Calibration takes columns one at a time, in its own order and with targets of its own making: that is
-//! [`Quantizer::column`]. [`encode`] is a loop over it.
+//! [`Codebooks::column`]. [`TrellisQuantizer`] is a loop over it.
 //!
 //! The scale of a scale group is the least-squares one where an error is asked for. It shrinks: the decoded coefficients
 //! are the originals times `1 - D` (`D` being the relative squared error) plus noise. Noise is spread over all
@@ -17,12 +17,15 @@
 
 use super::allocate::allocate;
 use super::feedback::{self, Feedback, sweep, weighed_energy};
+use super::quantizer::{Estimate, Quantized, Quantizer, Task, Trial};
 use super::rate::Target;
 use super::spectrum::Spectrum;
 use crate::codec::Block;
-use crate::codec::term::Trellis;
 use crate::codec::term::trellis::{Code, MAX_BITS, QuantizedGroup, STATE_BITS, group_bytes, scale_groups};
+use crate::codec::term::{Term, Trellis};
+use crate::codec::units;
 use crate::cpu::{Codebook, Search};
+use crate::error::Result;
 use half::f16;
 use rayon::prelude::*;
 
@@ -94,11 +97,11 @@ fn gaussian(state_bits: u8, rows: usize) -> Curve {
 }
 
 /// The codes of all numbers of bits with states of one size; shared by all threads.
-pub(super) struct Quantizer {
+pub(super) struct Codebooks {
     books: [Codebook; MAX_BITS as usize],
 }
 
-impl Quantizer {
+impl Codebooks {
     pub(super) fn new(state_bits: u8) -> Self {
         let book = |bits: usize| Codebook::new(Code::new(bits as u8 + 1, state_bits));
         Self { books: std::array::from_fn(book) }
@@ -149,18 +152,6 @@ impl Strip {
     }
 }
 
-/// One term or two, and the squared error in the coefficient domain.
-pub(super) struct Encoded {
-    pub terms: Vec<Trellis>,
-    pub squared_error: f64,
-}
-
-/// What [`encode`] would reach on Gaussian coefficients, without searching.
-pub(super) struct Estimate {
-    pub squared_error: f64,
-    pub bits: usize,
-}
-
 /// The scale groups of a spectrum and what they cost.
 struct Plan<'a> {
     spectrum: &'a Spectrum,
@@ -175,13 +166,8 @@ struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    fn new(
-        spectrum: &'a Spectrum,
-        feedback: Option<&'a Feedback>,
-        state_bits: u8,
-        target: Target,
-        other_bits: usize,
-    ) -> Self {
+    fn new(task: &Task<'a>, state_bits: u8) -> Self {
+        let Task { spectrum, feedback, target, other_bits } = *task;
         let fit = if matches!(target, Target::Bits(_)) { Fit::Unbiased } else { Fit::LeastSquares };
         let scale_groups: Vec<_> = scale_groups(spectrum.layout).collect();
         let energies = scale_groups
@@ -270,74 +256,68 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// What a target costs, by the Gaussian's curve: coefficients after random signs are close to one.
-///
-/// Returns `None` when the target cannot be reached.
-pub(super) fn estimate(
-    spectrum: &Spectrum,
-    feedback: Option<&Feedback>,
-    state_bits: u8,
-    target: Target,
-    other_bits: usize,
-) -> Option<Estimate> {
-    let plan = Plan::new(spectrum, feedback, state_bits, target, other_bits);
-    match target {
-        Target::PerBlock(_) => None,
-        Target::Bits(bits) => plan.allocate_budget(bits).map(|bits| plan.estimate(&bits)),
-        Target::SquaredError(bound) => {
-            Some(plan.estimate(&plan.allocate_error(bound))).filter(|e| e.squared_error <= bound)
-        }
-    }
+/// Trellis-coded coefficients with states of so many bits.
+#[derive(Debug)]
+pub(super) struct TrellisQuantizer {
+    pub state_bits: u8,
 }
 
-/// Quantises a spectrum; `other_bits` are the payload's bits outside of this term.
-///
-/// Returns `None` when the target cannot be reached.
-pub(super) fn encode(
-    spectrum: &Spectrum,
-    feedback: Option<&Feedback>,
-    state_bits: u8,
-    target: Target,
-    other_bits: usize,
-) -> Option<Encoded> {
-    let plan = Plan::new(spectrum, feedback, state_bits, target, other_bits);
-    let quantizer = Quantizer::new(state_bits);
-    let mut scale_groups = vec![None; plan.scale_groups.len()];
-    match target {
-        Target::PerBlock(_) => None,
-        Target::Bits(bits) => {
-            quantize(&plan, &quantizer, &plan.allocate_budget(bits)?, &mut scale_groups);
-            Some(pack(&plan, &scale_groups))
-        }
-        Target::SquaredError(bound) => {
-            // Coefficients are not quite a Gaussian's: correct the model by what quantising really gives. Scale group
-            // whose bits stay are not searched again.
-            let mut asked = bound;
-            for _ in 0..8 {
-                let bits = plan.allocate_error(asked);
-                let error = quantize(&plan, &quantizer, &bits, &mut scale_groups);
-                if error <= bound {
-                    return Some(pack(&plan, &scale_groups));
-                }
-                if bits.iter().all(|bits| *bits == MOST_BITS) {
-                    return None;
-                }
-                asked *= 0.998 * bound / error;
+impl Quantizer for TrellisQuantizer {
+    fn trial(&self) -> Trial {
+        Trial::ByModel
+    }
+
+    fn model(&self, task: &Task) -> Option<Estimate> {
+        let plan = Plan::new(task, self.state_bits);
+        match task.target {
+            Target::PerBlock(_) => None,
+            Target::Bits(bits) => plan.allocate_budget(bits).map(|bits| plan.estimate(&bits)),
+            Target::SquaredError(bound) => {
+                Some(plan.estimate(&plan.allocate_error(bound))).filter(|e| e.squared_error <= bound)
             }
-            None
+        }
+    }
+
+    fn encode(&self, task: &Task) -> Result<Option<Quantized>> {
+        let plan = Plan::new(task, self.state_bits);
+        let books = Codebooks::new(self.state_bits);
+        let mut scale_groups = vec![None; plan.scale_groups.len()];
+        match task.target {
+            Target::PerBlock(_) => Ok(None),
+            Target::Bits(bits) => Ok(plan.allocate_budget(bits).map(|bits| {
+                quantize(&plan, &books, &bits, &mut scale_groups);
+                pack(&plan, &scale_groups)
+            })),
+            Target::SquaredError(bound) => {
+                // Coefficients are not quite a Gaussian's: correct the model by what quantising really gives. Scale groups
+                // whose bits stay are not searched again.
+                let mut asked = bound;
+                for _ in 0..8 {
+                    let bits = plan.allocate_error(asked);
+                    let error = quantize(&plan, &books, &bits, &mut scale_groups);
+                    if error <= bound {
+                        return Ok(Some(pack(&plan, &scale_groups)));
+                    }
+                    if bits.iter().all(|bits| *bits == MOST_BITS) {
+                        break;
+                    }
+                    asked *= 0.998 * bound / error;
+                }
+                Ok(None)
+            }
         }
     }
 }
 
 /// Searches for every scale group that does not yet have these bits, and returns the squared error of all.
-fn quantize(plan: &Plan, quantizer: &Quantizer, bits: &[u8], scale_groups: &mut Vec<Option<Strip>>) -> f64 {
+fn quantize(plan: &Plan, books: &Codebooks, bits: &[u8], scale_groups: &mut Vec<Option<Strip>>) -> f64 {
     let done = std::mem::take(scale_groups);
     *scale_groups = sweep(plan.spectrum, plan.feedback, |search: &mut Search, scale_group| {
         let index = scale_group.place.index;
         match &done[index] {
             // Without feedback a scale group does not depend on others.
             Some(done) if done.bits == bits[index] && plan.feedback.is_none() => Some(done.clone()),
-            _ => Some(quantize_group(plan, quantizer, search, bits[index], scale_group)),
+            _ => Some(quantize_group(plan, books, search, bits[index], scale_group)),
         }
     });
     scale_groups.iter().flatten().map(|scale_group| scale_group.squared_error).sum()
@@ -346,7 +326,7 @@ fn quantize(plan: &Plan, quantizer: &Quantizer, bits: &[u8], scale_groups: &mut 
 /// A scale group, with the Gaussian's scales for the search, and then with a last one that fits what was found.
 fn quantize_group(
     plan: &Plan,
-    quantizer: &Quantizer,
+    books: &Codebooks,
     search: &mut Search,
     bits: u8,
     scale_group: &mut feedback::Strip,
@@ -356,13 +336,13 @@ fn quantize_group(
     let mut made = Strip::zero(bits, scale_group.place, energy);
     let Some(last) = made.halves.iter().rposition(|half| half.bits > 0) else { return made };
     let [first, second] = &mut made.halves;
-    first.scale = Quantizer::scale(first.bits, energy, len);
+    first.scale = Codebooks::scale(first.bits, energy, len);
     if last > 0 {
         let wide = first.scale * WIDER[usize::from(bits - MAX_BITS) - 1];
         let left = energy * gaussian(plan.state_bits, height)[usize::from(first.bits)];
         // As the payload holds it: the second term takes care of the rounding.
         first.scale = round_to_f16(wide);
-        second.scale = Quantizer::scale(second.bits, left, len);
+        second.scale = Codebooks::scale(second.bits, left, len);
     }
     // Below this the coefficients are F32's rounding of zero.
     if !made.halves[last].scale.is_normal() {
@@ -377,7 +357,7 @@ fn quantize_group(
         for (index, half) in made.halves[..=last].iter_mut().enumerate() {
             let values = &mut values[column.clone()];
             let codes = &mut half.codes[column.clone()];
-            quantizer.column(search, half.bits, &target, half.scale, codes, values);
+            books.column(search, half.bits, &target, half.scale, codes, values);
             let decoded = &mut scale_group.decoded[column.clone()];
             for (((target, decoded), before), value) in
                 target.iter_mut().zip(decoded).zip(&mut before[column.clone()]).zip(values)
@@ -413,12 +393,12 @@ fn round_to_f16(value: f32) -> f32 {
     f32::from_bits((value.to_bits() + (1 << (DROPPED - 1))) & !((1 << DROPPED) - 1))
 }
 
-fn pack(plan: &Plan, scale_groups: &[Option<Strip>]) -> Encoded {
+fn pack(plan: &Plan, scale_groups: &[Option<Strip>]) -> Quantized {
     let terms =
         if scale_groups.iter().flatten().any(|scale_group| scale_group.bits > MAX_BITS) { 2 } else { 1 };
     let term = |n: usize| {
         let halves = || scale_groups.iter().flatten().map(|scale_group| &scale_group.halves[n]);
-        let unit = crate::codec::term::unit_for(halves().map(|half| half.scale), 7);
+        let unit = units::unit_for(halves().map(|half| half.scale), 7);
         let quantized: Vec<_> = halves()
             .map(|half| QuantizedGroup {
                 bits: half.bits,
@@ -426,10 +406,10 @@ fn pack(plan: &Plan, scale_groups: &[Option<Strip>]) -> Encoded {
                 codes: half.codes.clone(),
             })
             .collect();
-        Trellis::pack(plan.spectrum.layout, plan.state_bits, unit, &quantized)
+        Term::Trellis(Trellis::pack(plan.spectrum.layout, plan.state_bits, unit, &quantized))
     };
     let squared_error = scale_groups.iter().flatten().map(|scale_group| scale_group.squared_error).sum();
-    Encoded { terms: (0..terms).map(term).collect(), squared_error }
+    Quantized { terms: (0..terms).map(term).collect(), squared_error }
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! The promises of trellis coding on Gaussian coefficients: error, budget, bound.
 
 use super::*;
-use crate::codec::term::Summand;
 use crate::codec::{Layout, Transform};
 use crate::encode::spectrum::energy;
 
@@ -20,12 +19,22 @@ fn spectrum(rows: usize, cols: usize, edge: usize, values: &[f32]) -> Spectrum {
     Spectrum::new(values, Layout::new(rows, cols, edge).unwrap(), Transform::Dct, Some(1), false)
 }
 
+const QUANTIZER: TrellisQuantizer = TrellisQuantizer { state_bits: 12 };
+
+fn task(spectrum: &Spectrum, target: Target) -> Task<'_> {
+    Task { spectrum, feedback: None, target, other_bits: 0 }
+}
+
+fn encode(spectrum: &Spectrum, target: Target) -> Option<Quantized> {
+    QUANTIZER.encode(&task(spectrum, target)).unwrap()
+}
+
 /// All scale groups with the same number of bits.
 fn relative_error(spectrum: &Spectrum, state_bits: u8, bits: u8) -> f64 {
-    let plan = Plan::new(spectrum, None, state_bits, Target::SquaredError(0.0), 0);
+    let plan = Plan::new(&task(spectrum, Target::SquaredError(0.0)), state_bits);
     let mut scale_groups = vec![None; plan.scale_groups.len()];
     let bits = vec![bits; scale_groups.len()];
-    let error = quantize(&plan, &Quantizer::new(state_bits), &bits, &mut scale_groups);
+    let error = quantize(&plan, &Codebooks::new(state_bits), &bits, &mut scale_groups);
     (error / plan.energies.iter().sum::<f64>()).sqrt()
 }
 
@@ -74,16 +83,16 @@ fn the_budget_is_kept_and_nearly_used() {
     values.iter_mut().take(64 * 300).for_each(|value| *value *= 10.0);
     let spectrum = spectrum(200, 300, 32, &values);
     for bits in [30_000, 100_000, 233_333, 300_000, 444_444] {
-        let encoded = encode(&spectrum, None, 12, Target::Bits(bits), 0).unwrap();
+        let encoded = encode(&spectrum, Target::Bits(bits)).unwrap();
         // Scale groups of 32 rows and columns take 1024 bits a step, those at the border less.
-        let spent = 8 * (encoded.terms.iter().map(|term| term.size_in_bytes() + 1).sum::<usize>());
+        let spent = 8 * encoded.terms.iter().map(Term::size_in_bytes).sum::<usize>();
         assert!(spent <= bits && spent + 1024 > bits, "{spent} of {bits}");
-        let estimate = estimate(&spectrum, None, 12, Target::Bits(bits), 0).unwrap();
+        let estimate = QUANTIZER.model(&task(&spectrum, Target::Bits(bits))).unwrap();
         assert_eq!(estimate.bits, spent);
         let ratio = encoded.squared_error / estimate.squared_error;
         assert!((0.8..1.1).contains(&ratio), "{bits} bits: {ratio} of the expected error");
     }
-    assert!(encode(&spectrum, None, 12, Target::Bits(1000), 0).is_none());
+    assert!(encode(&spectrum, Target::Bits(1000)).is_none());
 }
 
 #[test]
@@ -93,7 +102,7 @@ fn an_error_bound_is_kept_without_waste() {
     let total = energy(&values);
     for relative in [0.6, 0.3, 0.1, 0.02f64] {
         let bound = relative * relative * total;
-        let encoded = encode(&spectrum, None, 12, Target::SquaredError(bound), 0).unwrap();
+        let encoded = encode(&spectrum, Target::SquaredError(bound)).unwrap();
         let used = encoded.squared_error / bound;
         assert!(used <= 1.0 && used > 0.85, "{relative}: {used}");
         // Told by the term itself.
@@ -106,16 +115,16 @@ fn an_error_bound_is_kept_without_waste() {
         }
         assert!((error / encoded.squared_error - 1.0).abs() < 1e-3, "{error} {}", encoded.squared_error);
     }
-    assert!(encode(&spectrum, None, 12, Target::SquaredError(0.004 * 0.004 * total), 0).is_none());
+    assert!(encode(&spectrum, Target::SquaredError(0.004 * 0.004 * total)).is_none());
 }
 
 #[test]
 fn zeros_take_no_bits_and_tiny_values_come_back() {
     let zeros = spectrum(64, 64, 64, &[0.0; 64 * 64]);
-    let encoded = encode(&zeros, None, 12, Target::Bits(64 * 64 * 3), 0).unwrap();
+    let encoded = encode(&zeros, Target::Bits(64 * 64 * 3)).unwrap();
     assert_eq!(encoded.squared_error, 0.0);
     let values: Vec<f32> = gaussian_values(64 * 64).iter().map(|value| value * 1e-30).collect();
     let tiny = spectrum(64, 64, 64, &values);
-    let encoded = encode(&tiny, None, 12, Target::Bits(64 * 64 * 4), 0).unwrap();
+    let encoded = encode(&tiny, Target::Bits(64 * 64 * 4)).unwrap();
     assert!(encoded.squared_error < 0.02 * energy(&values));
 }

@@ -1,0 +1,340 @@
+//! The encoder of one matrix: checks, brings the weights to an ordinary size, chooses, quantises, measures by decoding.
+
+use super::calibrate::LayerStatistics;
+use super::config::EncoderConfig;
+use super::feedback::Feedback;
+use super::importance::Importance;
+use super::quantizer::Trial;
+use super::rate::{Rate, Target, TermChoice};
+use super::scales::Scales;
+use super::search::{self, Trials};
+use super::spectrum::{self, Spectrum};
+use crate::codec::axis::Axes;
+use crate::codec::errors::{BlockRowErrors, Comparison};
+use crate::codec::matrix::Orientation;
+use crate::codec::term::trellis::STATE_BITS;
+use crate::codec::{BLOCK_EDGES, Matrix};
+use crate::cpu::requested_level;
+use crate::error::{Error, Result};
+use rayon::prelude::*;
+
+/// Weights up to this size have coefficients and sums well within F32.
+const LARGEST_WEIGHT: f32 = 1.1e30;
+/// A matrix whose largest weight is smaller than this has scales, and products with small inputs, below what F32 holds
+/// in full precision.
+const SMALLEST_WEIGHT: f32 = 1e-30;
+/// A matrix whose largest weight is `2^e` with an `e` up to this, of either sign, is encoded as it is. Farther away squares
+/// leave F32, so another is encoded as a multiple by a power of two and brought back to its size after that.
+const ORDINARY_EXPONENT: i32 = 16;
+
+/// Refuses a matrix whose largest magnitude, of its finite weights, is out of range.
+///
+/// # Errors
+/// When products with it would overflow, or lose what there is.
+pub fn check_largest(largest: f64) -> Result<()> {
+    // With as many digits as tell the value in F32, where that has it.
+    let shown = match largest as f32 {
+        near if near.is_normal() => format!("{near:e}"),
+        _ => format!("{largest:e}"),
+    };
+    if largest > f64::from(LARGEST_WEIGHT) {
+        return Err(Error::config(format!(
+            "a weight of {shown}; beyond {LARGEST_WEIGHT:e} coefficients overflow: leave the tensor dense"
+        )));
+    }
+    if largest > 0.0 && largest < f64::from(SMALLEST_WEIGHT) {
+        return Err(Error::config(format!(
+            "the largest weight is {shown}; below {SMALLEST_WEIGHT:e} products fall out of F32: leave the tensor dense"
+        )));
+    }
+    Ok(())
+}
+
+/// The block edge of a large matrix of which next to nothing is stored: with 256 readers would refuse it.
+const SPARE_EDGE: usize = 128;
+
+/// Turns matrices into compressed tensors.
+///
+/// ```
+/// use rbe_core::encode::{EncoderConfig, MatrixEncoder, Rate};
+///
+/// # fn main() -> rbe_core::Result<()> {
+/// let weights: Vec<f32> = (0..256 * 512).map(|n| (n as f32 * 12.9898).sin()).collect();
+/// let encoder = MatrixEncoder::new(EncoderConfig::from(Rate::RelativeError(0.1)))?;
+/// let compressed = encoder.encode_matrix(&weights, 256, 512)?;
+/// assert!(compressed.relative_error() <= 0.1);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct MatrixEncoder {
+    config: EncoderConfig,
+}
+
+impl MatrixEncoder {
+    /// An encoder with these settings.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] when the settings contradict themselves or are out of range, and as
+    /// [`requested_level`].
+    pub fn new(config: EncoderConfig) -> Result<Self> {
+        requested_level()?;
+        config.rate.check()?;
+        if let Some(block) = config.block.filter(|block| !BLOCK_EDGES.contains(block)) {
+            return Err(Error::config(format!("block edge {block}; allowed are 32, 64, 128 and 256")));
+        }
+        if !STATE_BITS.contains(&config.trellis_state_bits) {
+            let bits = config.trellis_state_bits;
+            return Err(Error::config(format!("trellis states of {bits} bits; allowed are 12 to 16")));
+        }
+        let mut config = config;
+        if let Rate::Coefficients(k) = config.rate {
+            let keeps_all = match config.term {
+                TermChoice::Planes => Some("planes keep"),
+                TermChoice::Trellis => Some("a trellis keeps"),
+                TermChoice::Auto | TermChoice::Sparse => None,
+            };
+            if let Some(keeps) = keeps_all {
+                return Err(Error::config(format!("{keeps} every coefficient; ask for bits or an error")));
+            }
+            let block = *config.block.get_or_insert(64);
+            if k > block * block {
+                return Err(Error::config(format!("{k} coefficients of a block that has {}", block * block)));
+            }
+        }
+        Ok(Self { config })
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &EncoderConfig {
+        &self.config
+    }
+
+    /// Compresses a row-major matrix.
+    ///
+    /// # Errors
+    /// When it has no elements, a weight is not finite, the largest is beyond 1.1e30 or, not being zero, below 1e-30, or the
+    /// rate cannot be reached.
+    pub fn encode_matrix(&self, values: &[f32], rows: usize, cols: usize) -> Result<Matrix> {
+        self.encode_matrix_for(values, rows, cols, &Importance::default())
+    }
+
+    /// Compresses a row-major matrix `(outputs, inputs)` so that the model's predictions, not the weights, change the
+    /// least. Where the statistics hold products of inputs, every rounding error is handed on to the columns that can still
+    /// make up for it; where they hold squares alone, columns are scaled by them.
+    ///
+    /// # Errors
+    /// As [`encode_matrix`](Self::encode_matrix); when the statistics are those of a matrix of another shape or of no
+    /// token; when the rate is no number of bits, or the term sparse.
+    pub fn encode_matrix_calibrated(
+        &self,
+        values: &[f32],
+        rows: usize,
+        cols: usize,
+        statistics: &LayerStatistics,
+    ) -> Result<Matrix> {
+        self.encode_matrix_for(values, rows, cols, &Importance::of(statistics))
+    }
+
+    /// # Errors
+    /// When statistics and settings do not go with each other or with the matrix.
+    fn check_calibration(&self, rows: usize, cols: usize, statistics: &LayerStatistics) -> Result<()> {
+        if statistics.shape() != (rows, cols) {
+            let (outputs, inputs) = statistics.shape();
+            let reason = format!("statistics of a weight ({outputs}, {inputs}) for one of ({rows}, {cols})");
+            return Err(Error::shape(reason));
+        }
+        if statistics.count() == 0 {
+            return Err(Error::config("statistics of no token"));
+        }
+        if !matches!(self.config.rate, Rate::BitsPerWeight(_)) {
+            let rate = self.config.rate;
+            return Err(Error::config(format!("calibration towards {rate}; it takes bits per weight only")));
+        }
+        if self.config.term == TermChoice::Sparse {
+            return Err(Error::config(
+                "calibration of a sparse term; planes and a trellis can be calibrated",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Compresses a row-major matrix `(outputs, inputs)` of which this is known beside its weights.
+    ///
+    /// # Errors
+    /// As [`encode_matrix_calibrated`](Self::encode_matrix_calibrated); when the scales are those of another number of columns.
+    pub fn encode_matrix_for(
+        &self,
+        values: &[f32],
+        rows: usize,
+        cols: usize,
+        importance: &Importance<'_>,
+    ) -> Result<Matrix> {
+        assert_eq!(values.len(), rows * cols);
+        importance.check(cols)?;
+        if let Some(statistics) = importance.statistics {
+            self.check_calibration(rows, cols, statistics)?;
+        }
+        if let Some(index) = values.par_iter().position_first(|value| !value.is_finite()) {
+            return Err(Error::NonFinite { index, value: values[index] });
+        }
+        let largest = values.par_iter().map(|value| value.abs()).reduce(|| 0.0, f32::max);
+        check_largest(largest.into())?;
+        let exponent = if largest > 0.0 { largest.log2().floor() as i32 } else { 0 };
+        if exponent.abs() <= ORDINARY_EXPONENT {
+            return self.encode_ordinary(values, rows, cols, importance);
+        }
+        let factor = 2f32.powi(-exponent);
+        let scaled: Vec<f32> = values.iter().map(|value| value * factor).collect();
+        let rate = self.config.rate.for_weights_times(factor.into());
+        let encoder = Self { config: EncoderConfig { rate, ..self.config.clone() } };
+        match encoder.encode_ordinary(&scaled, rows, cols, importance) {
+            Ok(matrix) => matrix.times_power_of_two(exponent),
+            Err(Error::UnreachableRate { best, .. }) => {
+                Err(Error::UnreachableRate { asked: self.config.rate.to_string(), best })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Encodes finite weights of an ordinary size.
+    fn encode_ordinary(
+        &self,
+        values: &[f32],
+        rows: usize,
+        cols: usize,
+        importance: &Importance<'_>,
+    ) -> Result<Matrix> {
+        let shape = (rows, cols);
+        // Errors are handed on by quantisers that take every coefficient.
+        let statistics = importance.statistics.filter(|statistics| statistics.has_products());
+        let even = self.may_be_even(values, shape, statistics.is_none())?;
+        // Where nothing is known beside the weights, their error decides between scales and a sparse or smooth form.
+        let compared =
+            importance.is_unknown() && self.may_be_scaled() && self.config.term == TermChoice::Auto;
+        let scales = match even || compared {
+            true => Scales::new(&importance.scaling(&self.config, values, cols), values, cols),
+            false => None,
+        };
+        let scaled = match scales {
+            Some(scales) => self.encode_scaled(scales, values, shape, statistics)?,
+            None => None,
+        };
+        match scaled {
+            Some(scaled) if even => Ok(scaled),
+            Some(scaled) => {
+                let unscaled = self.encode_unscaled(values, shape, importance)?;
+                let better = scaled.relative_error() < unscaled.relative_error();
+                Ok(if better { scaled } else { unscaled })
+            }
+            None => self.encode_unscaled(values, shape, importance),
+        }
+    }
+
+    /// Encodes finite weights of an ordinary size without scales in front.
+    fn encode_unscaled(
+        &self,
+        values: &[f32],
+        shape: (usize, usize),
+        importance: &Importance<'_>,
+    ) -> Result<Matrix> {
+        let statistics = importance.statistics.filter(|statistics| statistics.has_products());
+        let trials = Trials { sparse: statistics.is_none(), dense: true };
+        let (preparation, quantizer) = search::choose(&self.config, values, shape, trials)?;
+        let spectrum = search::prepare(&self.config, &preparation, values, shape)?;
+        let feedback = feedback(&spectrum, statistics);
+        let energy = spectrum::energy(values);
+        let unreachable = || search::unreachable_rate(&self.config, values.len(), energy);
+        let target = self.config.rate.target(values.len(), energy);
+        // The coefficient domain's error is the weights' up to rounding: keep a bound by decoding.
+        let mut asked = target;
+        for _ in 0..4 {
+            let encoded = search::quantize(&spectrum, feedback.as_ref(), &*quantizer, asked)?
+                .ok_or_else(unreachable)?;
+            let measured = compare(&encoded.matrix, values);
+            match (target, &mut asked) {
+                (Target::SquaredError(bound), Target::SquaredError(asked))
+                    if measured.squared_error > bound =>
+                {
+                    *asked *= 0.999 * bound / measured.squared_error;
+                }
+                _ => {
+                    let matrix = encoded.matrix.with_errors(measured.errors());
+                    return match matrix.expect_payload(Orientation::Matrix) {
+                        Ok(()) => Ok(matrix),
+                        // Of so little, smaller blocks count enough bytes.
+                        Err(_) if self.config.block.is_none() => {
+                            let config = EncoderConfig { block: Some(SPARE_EDGE), ..self.config.clone() };
+                            Self { config }.encode_matrix_for(values, shape.0, shape.1, importance)
+                        }
+                        Err(error) => Err(error),
+                    };
+                }
+            }
+        }
+        Err(unreachable())
+    }
+
+    /// Whether the settings allow scales.
+    fn may_be_scaled(&self) -> bool {
+        self.config.scales
+            && matches!(self.config.rate, Rate::BitsPerWeight(_))
+            && self.config.basis != Some(true)
+    }
+
+    /// Whether scales may stand in front. A sparse term and a basis are for smooth matrices, which scales of a few steps would
+    /// not leave smooth.
+    fn may_be_even(&self, values: &[f32], shape: (usize, usize), sparse: bool) -> Result<bool> {
+        let config = &self.config;
+        if !self.may_be_scaled() {
+            return Ok(false);
+        }
+        let sparse = sparse && matches!(config.term, TermChoice::Auto | TermChoice::Sparse);
+        if !sparse {
+            return Ok(true);
+        }
+        let (preparation, quantizer) =
+            search::choose(config, values, shape, Trials { sparse, dense: false })?;
+        Ok(quantizer.trial() != Trial::OfFewCoefficients && !preparation.basis)
+    }
+
+    /// The matrix with these scales in front; `None` where the budget does not hold them.
+    fn encode_scaled(
+        &self,
+        scales: Scales,
+        values: &[f32],
+        shape: (usize, usize),
+        statistics: Option<&LayerStatistics>,
+    ) -> Result<Option<Matrix>> {
+        let Target::Bits(bits) = self.config.rate.target(values.len(), 0.0) else { return Ok(None) };
+        let Some(bits) = bits.checked_sub(scales.bits()) else { return Ok(None) };
+        let even = scales.even(values, shape.1);
+        let trials = Trials { sparse: false, dense: true };
+        let (preparation, quantizer) = search::choose(&self.config, &even, shape, trials)?;
+        let spectrum = search::prepare(&self.config, &preparation, &even, shape)?;
+        let statistics = statistics.map(|statistics| scales.scaled(statistics));
+        let feedback = feedback(&spectrum, statistics.as_ref());
+        let encoded = search::quantize(&spectrum, feedback.as_ref(), &*quantizer, Target::Bits(bits))?;
+        Ok(encoded.map(|encoded| {
+            let matrix = encoded.matrix.with_scales(scales.rows, scales.cols);
+            let errors = compare(&matrix, values).errors();
+            matrix.with_errors(errors)
+        }))
+    }
+}
+
+/// How errors of this spectrum are handed on, where inputs have these statistics.
+fn feedback(spectrum: &Spectrum, statistics: Option<&LayerStatistics>) -> Option<Feedback> {
+    let axes = || Axes::new(spectrum.layout, spectrum.transform, spectrum.seed);
+    statistics.map(|statistics| Feedback::new(statistics, spectrum.layout, &axes().cols))
+}
+
+/// A matrix against its original, by decoding block row after block row.
+fn compare(matrix: &Matrix, values: &[f32]) -> Comparison {
+    let layout = matrix.layout();
+    let block_row = |i: usize| {
+        let mut decoded = vec![0.0; layout.row_range(i).len() * layout.cols()];
+        matrix.decode_block_row(i, &mut decoded);
+        BlockRowErrors::new(layout, i, |row, col| values[row * layout.cols() + col].into(), &decoded)
+    };
+    Comparison::new(&(0..layout.block_rows()).into_par_iter().map(block_row).collect::<Vec<_>>())
+}
