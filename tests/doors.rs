@@ -1,6 +1,8 @@
 //! What the safe doors of `cpu` refuse: sizes whose product wraps, strides that lead out of a slice, terms and entries that
 //! are not where kernels look. None of it may be undefined.
 
+mod samples;
+
 use candle_core::{DType, Device, Tensor};
 use candle_rbe::codec::matrix::Orientation;
 use candle_rbe::codec::term::planes::{Planes, QuantizedBlock, ScaleGroup};
@@ -13,6 +15,7 @@ use candle_rbe::cpu::{
 };
 use candle_rbe::{RbeTensor, ops};
 use half::f16;
+use samples::{Rules, layout};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Times four it is four.
@@ -25,44 +28,27 @@ fn refusal<T>(act: impl FnOnce() -> T) -> String {
     text.or_else(|| error.downcast_ref::<&str>().map(ToString::to_string)).expect("a sentence")
 }
 
-fn layout(rows: usize, cols: usize, block: usize) -> Layout {
-    Layout::new(rows, cols, block).unwrap()
-}
-
-fn basis(layout: Layout) -> Term {
-    Term::Basis(Basis::new(layout, &vec![[1.0; 8]; layout.blocks()], false))
-}
-
-fn sparse(layout: Layout, format: Format, entries: impl Fn(Block) -> Vec<Entry>) -> Term {
-    let blocks: Vec<_> = layout.iter().map(entries).collect();
-    Term::Sparse(Sparse::pack(layout, format, &blocks).unwrap())
-}
-
-/// The last column of each row.
-fn last_column(block: Block) -> Vec<Entry> {
-    let entry = |row: usize| Entry { row: row as u8, col: (block.width - 1) as u8, value: 1.0 };
-    (0..block.height).map(entry).collect()
+/// One in the last column of each row.
+fn last_column(layout: Layout, format: Format) -> Term {
+    samples::sparse(layout, format, |block, n| (n % block.width == block.width - 1).then_some(1.0)).unwrap()
 }
 
 fn planes(layout: Layout, count: u8, group: ScaleGroup) -> Term {
-    let block = |block: Block| {
-        let scales = if group == ScaleGroup::Row { block.height } else { 1 };
-        QuantizedBlock { planes: count, scales: vec![f16::ONE; scales], codes: vec![0; block.len()] }
-    };
-    Term::Planes(Planes::pack(layout, group, 1.0, &layout.iter().map(block).collect::<Vec<_>>()))
+    let rules = Rules { unit: 1.0, bits: |_| count, scale: |_, _| f16::ONE, code: |_, _| 0 };
+    samples::planes(layout, group, rules)
 }
 
 fn trellis(layout: Layout, bits: u8) -> Term {
-    let scale_group = |place: Block| QuantizedGroup { bits, scale: f16::ONE, codes: vec![1; place.len()] };
-    Term::Trellis(Trellis::pack(layout, 12, 1.0, &scale_groups(layout).map(scale_group).collect::<Vec<_>>()))
+    let rules = Rules { unit: 1.0, bits: |_| bits, scale: |_, _| f16::ONE, code: |_, _| 1 };
+    samples::trellis(layout, 12, rules)
 }
 
 /// Every term of a layout.
 fn terms(layout: Layout) -> Vec<Term> {
     vec![
-        basis(layout),
-        sparse(layout, Format::Word32, last_column),
-        sparse(layout, Format::RowMask, last_column),
+        samples::basis(layout, false, || 1.0),
+        last_column(layout, Format::Word32),
+        last_column(layout, Format::RowMask),
         planes(layout, 3, ScaleGroup::Row),
         planes(layout, 8, ScaleGroup::Block),
         trellis(layout, 1),

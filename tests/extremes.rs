@@ -1,14 +1,16 @@
 //! What is made of a tensor can be read back, with the largest and smallest numbers too, or is refused with a sentence.
 
+mod samples;
+
 use candle_core::{Device, Tensor};
 use candle_rbe::codec::matrix::Orientation;
-use candle_rbe::codec::term::planes::{Planes, QuantizedBlock, ScaleGroup};
-use candle_rbe::codec::term::sparse::{Entry, FORMATS, Sparse};
-use candle_rbe::codec::term::trellis::{QuantizedGroup, Trellis, scale_groups};
-use candle_rbe::codec::term::{Basis, Term};
-use candle_rbe::codec::{Layout, Matrix, Transform};
+use candle_rbe::codec::term::Term;
+use candle_rbe::codec::term::planes::ScaleGroup;
+use candle_rbe::codec::term::sparse::FORMATS;
+use candle_rbe::codec::{Block, Layout, Matrix, Transform};
 use candle_rbe::{Encoder, EncoderConfig, Rate, RbeTensor, TermChoice};
 use half::f16;
+use samples::Rules;
 
 /// The largest unit: FORMAT.md.
 fn largest_unit() -> f32 {
@@ -16,7 +18,7 @@ fn largest_unit() -> f32 {
 }
 
 fn layout() -> Layout {
-    Layout::new(33, 40, 32).unwrap()
+    samples::layout(33, 40, 32)
 }
 
 fn tensor(terms: Vec<Term>) -> RbeTensor {
@@ -25,35 +27,22 @@ fn tensor(terms: Vec<Term>) -> RbeTensor {
 }
 
 fn basis(value: f32, half: bool) -> Term {
-    Term::Basis(Basis::new(layout(), &vec![[value; 8]; layout().blocks()], half))
+    samples::basis(layout(), half, || value)
 }
 
 fn sparse(format: usize, value: f32) -> Term {
-    let entries = [(0, 0), (0, 5), (0, 7)].map(|(row, col)| Entry {
-        row,
-        col,
-        value: value * (1.0 - f32::from(col) / 8.0),
-    });
-    let blocks = vec![entries.to_vec(); layout().blocks()];
-    Term::Sparse(Sparse::pack(layout(), FORMATS[format], &blocks).unwrap())
+    let kept = |_, n: usize| [0, 5, 7].contains(&n).then(|| value * (1.0 - n as f32 / 8.0));
+    samples::sparse(layout(), FORMATS[format], kept).unwrap()
 }
 
 fn planes(count: u8, scale: f16, unit: f32, group: ScaleGroup) -> Term {
-    let blocks: Vec<_> = layout()
-        .iter()
-        .map(|block| {
-            let scales = if group == ScaleGroup::Row { block.height } else { 1 };
-            let codes = (0..block.len()).map(|n| n as u8 & ((1u16 << count) - 1) as u8).collect();
-            QuantizedBlock { planes: count, scales: vec![scale; scales], codes }
-        })
-        .collect();
-    Term::Planes(Planes::pack(layout(), group, unit, &blocks))
+    let rules = Rules { unit, bits: |_| count, scale: |_, _| scale, code: |_, n| n as u8 };
+    samples::planes(layout(), group, rules)
 }
 
 fn trellis(scale: f16, unit: f32) -> Term {
-    let scale_group = |len: usize| QuantizedGroup { bits: 2, scale, codes: vec![1; len] };
-    let all: Vec<_> = scale_groups(layout()).map(|place| scale_group(place.len())).collect();
-    Term::Trellis(Trellis::pack(layout(), 12, unit, &all))
+    let rules = Rules { unit, bits: |_| 2, scale: |_, _| scale, code: |_, _| 1 };
+    samples::trellis(layout(), 12, rules)
 }
 
 /// Every term alone.
@@ -172,13 +161,14 @@ fn pruned_tensors_are_read_back_or_refused() {
     assert!(error.contains("finite"), "{error}");
 }
 
-/// 4992 x 4992 in blocks of 256, `entries` of them in the first.
-fn nearly_nothing(entries: u8) -> Matrix {
-    let layout = Layout::new(4992, 4992, 256).unwrap();
-    let mut blocks = vec![vec![]; layout.blocks()];
-    blocks[0] = (0..entries).map(|n| Entry { row: n, col: n, value: 1.0 }).collect();
-    let term = Sparse::pack(layout, FORMATS[0], &blocks).unwrap();
-    Matrix::new(layout, Transform::Dct, None, vec![Term::Sparse(term)], 0.25)
+/// 4992 x 4992 in blocks of 256, `entries` of them on the first one's diagonal.
+fn nearly_nothing(entries: usize) -> Matrix {
+    let layout = samples::layout(4992, 4992, 256);
+    let kept = |block: Block, n: usize| {
+        (block.index == 0 && n.is_multiple_of(257) && n / 257 < entries).then_some(1.0)
+    };
+    let term = samples::sparse(layout, FORMATS[0], kept).unwrap();
+    Matrix::new(layout, Transform::Dct, None, vec![term], 0.25)
 }
 
 #[test]

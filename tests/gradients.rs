@@ -1,18 +1,20 @@
 //! Gradients of compressed weights against Candle's autograd through the dense weight, and against differences.
 
+mod samples;
+
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{AdamW, Linear, Module, Optimizer, SGD, VarBuilder, VarMap};
 use candle_rbe::codec::matrix::Orientation;
-use candle_rbe::codec::term::planes::{Planes, QuantizedBlock, ScaleGroup};
-use candle_rbe::codec::term::sparse::{Entry, FORMATS, Sparse};
-use candle_rbe::codec::term::trellis::{QuantizedGroup, Trellis, scale_groups};
-use candle_rbe::codec::term::{Basis, Term};
-use candle_rbe::codec::{AxisScales, Layout, Matrix, Transform};
+use candle_rbe::codec::term::Term;
+use candle_rbe::codec::term::planes::ScaleGroup;
+use candle_rbe::codec::term::sparse::{FORMATS, Sparse};
+use candle_rbe::codec::{AxisScales, Block, Layout, Matrix, Transform};
 use candle_rbe::{
     AdapterConfig, Encoder, EncoderConfig, Positions, Rate, RbeLinear, RbeTensor, SpectralAdapter,
     TermChoice, TrainableLinear, archive, ops,
 };
 use half::f16;
+use samples::Rules;
 
 const CPU: Device = Device::Cpu;
 
@@ -23,58 +25,38 @@ fn wave(shape: &[usize], speed: f64) -> Result<Tensor> {
 }
 
 fn basis(layout: Layout, half: bool) -> Term {
-    let theta = |n: usize| std::array::from_fn(|k| ((n * 8 + k) as f32 * 0.9).sin() * 0.2);
-    Term::Basis(Basis::new(layout, &(0..layout.blocks()).map(theta).collect::<Vec<_>>(), half))
+    let mut n = 0..;
+    samples::basis(layout, half, || (n.next().unwrap_or(0) as f32 * 0.9).sin() * 0.2)
 }
 
 fn sparse(layout: Layout, format: usize) -> Term {
-    let blocks: Vec<Vec<Entry>> = layout
-        .iter()
-        .map(|block| {
-            (block.index % 5..block.len())
-                .step_by(5)
-                .map(|n| Entry {
-                    row: (n / block.width) as u8,
-                    col: (n % block.width) as u8,
-                    value: (n as f32 * 0.77).cos() * 0.3,
-                })
-                .collect()
-        })
-        .collect();
-    Term::Sparse(Sparse::pack(layout, FORMATS[format], &blocks).unwrap())
+    let kept = |block: Block, n: usize| (n % 5 == block.index % 5).then(|| (n as f32 * 0.77).cos() * 0.3);
+    samples::sparse(layout, FORMATS[format], kept).unwrap()
+}
+
+/// Codes without a pattern.
+fn code(_: Block, n: usize) -> u8 {
+    (n * 89 + n / 3) as u8
 }
 
 fn planes(layout: Layout, group: ScaleGroup) -> Term {
-    let blocks: Vec<_> = layout
-        .iter()
-        .map(|block| {
-            let planes = (block.index % 5) as u8;
-            let scales = if group == ScaleGroup::Row { block.height } else { 1 };
-            QuantizedBlock {
-                planes,
-                scales: (0..scales).map(|i| f16::from_f32(0.05 + (i % 7) as f32 / 90.0)).collect(),
-                codes: (0..block.len())
-                    .map(|n| (n * 89 + n / 3) as u8 & ((1u16 << planes) - 1) as u8)
-                    .collect(),
-            }
-        })
-        .collect();
-    Term::Planes(Planes::pack(layout, group, 1.0, &blocks))
+    let rules = Rules {
+        unit: 1.0,
+        bits: |block: Block| (block.index % 5) as u8,
+        scale: |_, n| f16::from_f32(0.05 + (n % 7) as f32 / 90.0),
+        code,
+    };
+    samples::planes(layout, group, rules)
 }
 
 fn trellis(layout: Layout) -> Term {
-    let scale_groups: Vec<_> = scale_groups(layout)
-        .map(|scale_group| {
-            let bits = ((scale_group.index + 1) % 5) as u8;
-            let count = if bits == 0 { 0 } else { scale_group.len() };
-            QuantizedGroup {
-                bits,
-                scale: f16::from_f32(0.01 + (scale_group.index % 7) as f32 / 900.0),
-                codes: (0..count).map(|n| (n * 89 + n / 3) as u8 & ((1 << bits) - 1)).collect(),
-            }
-        })
-        .collect();
-    Term::Trellis(Trellis::pack(layout, 12, 0.25, &scale_groups))
+    let rules = Rules {
+        unit: 0.25,
+        bits: |place: Block| ((place.index + 1) % 5) as u8,
+        scale: |place: Block, _| f16::from_f32(0.01 + (place.index % 7) as f32 / 900.0),
+        code,
+    };
+    samples::trellis(layout, 12, rules)
 }
 
 /// Every term, alone and together.

@@ -10,6 +10,8 @@ mod memory;
 mod mutate;
 #[path = "../../tests/fuzz/random.rs"]
 mod random;
+#[path = "../../tests/samples/mod.rs"]
+mod samples;
 #[path = "../../tests/fuzz/seeds.rs"]
 mod seeds;
 

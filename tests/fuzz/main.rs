@@ -5,6 +5,8 @@ mod check;
 mod memory;
 mod mutate;
 mod random;
+#[path = "../samples/mod.rs"]
+mod samples;
 mod seeds;
 mod small;
 

@@ -1,12 +1,12 @@
 //! Valid payloads to begin with: every term, format and block edge, alone and together, entropy coded and plain.
 
 use super::random::Random;
+use super::samples::{self, Rules};
 use candle_rbe::codec::matrix::Orientation;
-use candle_rbe::codec::term::planes::{Planes, QuantizedBlock, ScaleGroup};
-use candle_rbe::codec::term::sparse::{Entry, FORMATS, Format, Sparse};
-use candle_rbe::codec::term::trellis::{QuantizedGroup, Trellis, scale_groups};
-use candle_rbe::codec::term::{Basis, Term};
-use candle_rbe::codec::{AxisScales, Layout, Matrix, Transform};
+use candle_rbe::codec::term::Term;
+use candle_rbe::codec::term::planes::ScaleGroup;
+use candle_rbe::codec::term::sparse::{FORMATS, Format};
+use candle_rbe::codec::{AxisScales, Block, Layout, Matrix, Transform};
 use half::f16;
 
 /// A payload and what it holds.
@@ -35,61 +35,34 @@ const SHAPES: [(usize, usize, usize); 12] = [
 
 /// One coefficient in `every`, none in each fifth block.
 fn sparse(layout: Layout, format: Format, every: usize, random: &mut Random) -> Term {
-    let blocks: Vec<Vec<Entry>> = layout
-        .iter()
-        .map(|block| {
-            if block.index % 5 == 4 {
-                return vec![];
-            }
-            let kept: Vec<usize> =
-                (0..block.len()).filter(|_| random.below(every) == 0).take(65_535).collect();
-            let entry = |n: usize| {
-                let (row, col) = (n / block.width, n % block.width);
-                Entry { row: row as u8, col: col as u8, value: random.gauss() }
-            };
-            kept.into_iter().map(entry).collect()
-        })
-        .collect();
-    Term::Sparse(Sparse::pack(layout, format, &blocks).expect("entries in order"))
+    let kept = |block: Block, _| (block.index % 5 != 4 && random.below(every) == 0).then(|| random.gauss());
+    samples::sparse(layout, format, kept).expect("a format that allows the blocks")
 }
 
 /// Up to `most` planes; `narrow` codes are the better to code.
 fn planes(layout: Layout, group: ScaleGroup, most: u8, narrow: bool, random: &mut Random) -> Term {
-    let blocks: Vec<_> = layout
-        .iter()
-        .map(|block| {
-            let planes =
-                if block.index % 7 == 6 { 0 } else { most - (block.index % usize::from(most)) as u8 };
-            let half = f32::from(1u16 << planes) / 2.0;
-            let spread = if narrow { half / 8.0 } else { half };
-            let scales = if group == ScaleGroup::Row { block.height } else { 1 };
-            let code = |_| (half + spread * random.gauss()).clamp(0.0, 2.0 * half - 1.0) as u8;
-            let codes = (0..block.len()).map(code).collect();
-            let scales = (0..scales).map(|n| f16::from_f32(0.1 + 0.01 * n as f32)).collect();
-            QuantizedBlock { planes, scales, codes }
-        })
-        .collect();
-    Term::Planes(Planes::pack(layout, group, 0.125, &blocks))
-}
-
-fn basis(layout: Layout, half: bool, random: &mut Random) -> Term {
-    let theta: Vec<[f32; 8]> =
-        (0..layout.blocks()).map(|_| std::array::from_fn(|_| random.gauss())).collect();
-    Term::Basis(Basis::new(layout, &theta, half))
+    let bits = |block: Block| match block.index % 7 {
+        6 => 0,
+        _ => most - (block.index % usize::from(most)) as u8,
+    };
+    let code = |block: Block, _| {
+        let half = f32::from(1u16 << bits(block)) / 2.0;
+        let spread = if narrow { half / 8.0 } else { half };
+        (half + spread * random.gauss()).clamp(0.0, 2.0 * half - 1.0) as u8
+    };
+    let rules = Rules { unit: 0.125, bits, scale: |_, n| f16::from_f32(0.1 + 0.01 * n as f32), code };
+    samples::planes(layout, group, rules)
 }
 
 /// Scale groups of so many bits, or of 0 to 4 in turn.
 fn trellis(layout: Layout, state_bits: u8, bits: Option<u8>, random: &mut Random) -> Term {
-    let scale_group = |index: usize, len: usize| {
-        let bits = bits.unwrap_or([3, 1, 4, 2, 0][index % 5]);
-        let codes = if bits == 0 { 0 } else { len };
-        let mask = ((1u16 << bits) - 1) as u8;
-        let codes = (0..codes).map(|_| random.next() as u8 & mask).collect();
-        QuantizedGroup { bits, scale: f16::from_f32(0.5), codes }
+    let rules = Rules {
+        unit: 0.007_812_5,
+        bits: |place: Block| bits.unwrap_or([3, 1, 4, 2, 0][place.index % 5]),
+        scale: |_, _| f16::from_f32(0.5),
+        code: |_, _| random.next() as u8,
     };
-    let mut scale_group = scale_group;
-    let all: Vec<_> = scale_groups(layout).map(|place| scale_group(place.index, place.len())).collect();
-    Term::Trellis(Trellis::pack(layout, state_bits, 0.007_812_5, &all))
+    samples::trellis(layout, state_bits, rules)
 }
 
 /// The sums of terms that a matrix of this layout is made of.
@@ -98,7 +71,10 @@ fn sums(layout: Layout, random: &mut Random) -> Vec<(String, Vec<Term>)> {
     for format in FORMATS.into_iter().filter(|format| format.allows(layout.block())) {
         sums.push((format!("sparse {format:?}"), vec![sparse(layout, format, 6, random)]));
         let few = sparse(layout, format, 20, random);
-        sums.push((format!("basis + sparse {format:?}"), vec![basis(layout, true, random), few]));
+        sums.push((
+            format!("basis + sparse {format:?}"),
+            vec![samples::basis(layout, true, || random.gauss()), few],
+        ));
     }
     for group in [ScaleGroup::Block, ScaleGroup::Row] {
         for (most, narrow) in [(1, true), (3, true), (8, true), (4, false)] {
@@ -106,7 +82,7 @@ fn sums(layout: Layout, random: &mut Random) -> Vec<(String, Vec<Term>)> {
         }
     }
     for half in [true, false] {
-        sums.push(("basis".into(), vec![basis(layout, half, random)]));
+        sums.push(("basis".into(), vec![samples::basis(layout, half, || random.gauss())]));
     }
     for state_bits in 12..=16 {
         sums.push(("trellis".into(), vec![trellis(layout, state_bits, None, random)]));
@@ -117,7 +93,7 @@ fn sums(layout: Layout, random: &mut Random) -> Vec<(String, Vec<Term>)> {
     let two = [(12, 4), (14, 1)].map(|(states, bits)| trellis(layout, states, Some(bits), random));
     sums.push(("two trellises".into(), two.to_vec()));
     let all = vec![
-        basis(layout, false, random),
+        samples::basis(layout, false, || random.gauss()),
         sparse(layout, Format::Word32, 30, random),
         planes(layout, ScaleGroup::Row, 3, true, random),
         trellis(layout, 13, None, random),
