@@ -4,7 +4,7 @@
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::Module;
 use candle_rbe::archive::{self, CompressOptions, Selection};
-use candle_rbe::encode::{LayerStatistics, Offer, share};
+use candle_rbe::encode::{LayerStatistics, MatrixRef, Offer, share};
 use candle_rbe::models::{Model, Windows, evaluate, own_text};
 use candle_rbe::nn::{Calibrate, Calibration, Recorder};
 use candle_rbe::{Encoder, EncoderConfig, Linear, Rate, Result, TermChoice};
@@ -60,8 +60,9 @@ fn errors_are_handed_on_to_where_they_hurt_least() {
     };
     for (bits, term) in [(2.1, TermChoice::Trellis), (4.1, TermChoice::Trellis), (4.2, TermChoice::Planes)] {
         let encoder = encoder(bits, term);
-        let plain = encoder.encode_matrix(&weights, ROWS, COLS).unwrap();
-        let calibrated = encoder.encode_matrix_calibrated(&weights, ROWS, COLS, &known).unwrap();
+        let plain = encoder.encode_matrix(MatrixRef::new(&weights, ROWS, COLS)).unwrap();
+        let calibrated =
+            encoder.encode_matrix_calibrated(MatrixRef::new(&weights, ROWS, COLS), &known).unwrap();
         assert!(8 * calibrated.size_in_bytes() <= (bits * (ROWS * COLS) as f64) as usize);
         // The weights' own error grows and is reported as it is.
         assert!(calibrated.relative_error() > plain.relative_error());
@@ -75,8 +76,9 @@ fn inputs_without_structure_change_nothing() {
     let weights = gaussian(2, ROWS * COLS);
     for (bits, term) in [(2.1, TermChoice::Trellis), (3.1, TermChoice::Trellis), (4.2, TermChoice::Planes)] {
         let encoder = encoder(bits, term);
-        let plain = encoder.encode_matrix(&weights, ROWS, COLS).unwrap();
-        let calibrated = encoder.encode_matrix_calibrated(&weights, ROWS, COLS, &identity()).unwrap();
+        let plain = encoder.encode_matrix(MatrixRef::new(&weights, ROWS, COLS)).unwrap();
+        let calibrated =
+            encoder.encode_matrix_calibrated(MatrixRef::new(&weights, ROWS, COLS), &identity()).unwrap();
         assert_eq!(calibrated.terms(), plain.terms(), "{term:?} {bits}");
     }
 }
@@ -86,7 +88,10 @@ fn the_number_of_threads_does_not_matter() {
     let (weights, known) = (gaussian(3, ROWS * COLS), correlated());
     let bytes = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        let encode = || encoder(3.1, TermChoice::Auto).encode_matrix_calibrated(&weights, ROWS, COLS, &known);
+        let encode = || {
+            encoder(3.1, TermChoice::Auto)
+                .encode_matrix_calibrated(MatrixRef::new(&weights, ROWS, COLS), &known)
+        };
         pool.install(encode).unwrap().to_bytes(candle_rbe::codec::matrix::Orientation::Matrix)
     };
     let one = bytes(1);
@@ -100,7 +105,10 @@ fn what_cannot_be_calibrated_is_refused() {
     let weights = gaussian(4, ROWS * COLS);
     let refusal = |config: EncoderConfig, rows: usize, cols: usize, statistics: &LayerStatistics| {
         let encoder = Encoder::new(config).unwrap();
-        encoder.encode_matrix_calibrated(&weights, rows, cols, statistics).unwrap_err().to_string()
+        encoder
+            .encode_matrix_calibrated(MatrixRef::new(&weights, rows, cols), statistics)
+            .unwrap_err()
+            .to_string()
     };
     let bits = EncoderConfig::from(Rate::BitsPerWeight(3.0));
     let error = refusal(bits.clone(), COLS, ROWS, &identity());
@@ -257,8 +265,8 @@ fn columns_are_scaled_by_what_they_meet() -> Result<()> {
     let weights = gaussian(1, ROWS * COLS);
     let encoder = encoder(4.1, TermChoice::Auto);
     let (plain, scaled) = (
-        encoder.encode_matrix(&weights, ROWS, COLS)?,
-        encoder.encode_matrix_calibrated(&weights, ROWS, COLS, &known)?,
+        encoder.encode_matrix(MatrixRef::new(&weights, ROWS, COLS))?,
+        encoder.encode_matrix_calibrated(MatrixRef::new(&weights, ROWS, COLS), &known)?,
     );
     let divergence = |matrix: &candle_rbe::codec::Matrix| {
         let error: Vec<f32> = weights.iter().zip(&matrix.decode()).map(|(w, d)| w - d).collect();

@@ -8,6 +8,7 @@ use candle_rbe::codec::term::Term;
 use candle_rbe::codec::term::planes::ScaleGroup;
 use candle_rbe::codec::term::sparse::FORMATS;
 use candle_rbe::codec::{Block, Layout, Matrix, Transform};
+use candle_rbe::encode::MatrixRef;
 use candle_rbe::{Encoder, EncoderConfig, Rate, RbeTensor, TermChoice};
 use half::f16;
 use samples::Rules;
@@ -190,9 +191,13 @@ fn a_form_that_is_too_small_to_be_read_is_not_written() {
 fn a_large_matrix_of_zeros_is_encoded_in_blocks_that_readers_take() {
     let zeros = vec![0.0; 4992 * 4992];
     let config = |block| EncoderConfig { term: TermChoice::Sparse, block, ..Rate::RelativeError(0.1).into() };
-    let encoded = Encoder::new(config(None)).unwrap().encode_matrix(&zeros, 4992, 4992).unwrap();
+    let encoded =
+        Encoder::new(config(None)).unwrap().encode_matrix(MatrixRef::new(&zeros, 4992, 4992)).unwrap();
     assert!(encoded.layout().block() < 256);
     comes_back("zeros", &RbeTensor::from_matrix(&encoded, Orientation::Matrix).unwrap());
-    let error = Encoder::new(config(Some(256))).unwrap().encode_matrix(&zeros, 4992, 4992).unwrap_err();
+    let error = Encoder::new(config(Some(256)))
+        .unwrap()
+        .encode_matrix(MatrixRef::new(&zeros, 4992, 4992))
+        .unwrap_err();
     assert!(error.to_string().contains("blocks of edge 128"), "{error}");
 }

@@ -5,13 +5,13 @@
 //! ```
 //! use rbe_core::codec::{Matrix, matrix::Orientation};
 //! use rbe_core::cpu::{PackedMatrix, Precision, Rayon, Rows, matmul};
-//! use rbe_core::encode::{EncoderConfig, MatrixEncoder, Rate};
+//! use rbe_core::encode::{EncoderConfig, MatrixEncoder, MatrixRef, Rate};
 //!
 //! # fn main() -> rbe_core::Result<()> {
 //! let (rows, cols) = (96, 64);
 //! let weights: Vec<f32> = (0..rows * cols).map(|n| ((n * n) as f32 * 0.37).sin()).collect();
 //! let encoder = MatrixEncoder::new(EncoderConfig::from(Rate::BitsPerWeight(4.1)))?;
-//! let bytes = encoder.encode_matrix(&weights, rows, cols)?.to_bytes(Orientation::Matrix);
+//! let bytes = encoder.encode_matrix(MatrixRef::new(&weights, rows, cols))?.to_bytes(Orientation::Matrix);
 //!
 //! let (matrix, _) = Matrix::from_bytes(&bytes)?;
 //! let (x, mut y) = (vec![1.0; cols], vec![0.0; rows]);

@@ -9,7 +9,9 @@ use crate::nn::{Calibration, Gathered};
 use crate::{Encoder, EncoderConfig, Error, Rate, RbeTensor, Result};
 use candle_core::{DType, Device, Tensor};
 use rbe_core::codec::AxisScales;
-use rbe_core::encode::{Importance, Offer, RowScales, Scaling, column_scales, column_squares, share};
+use rbe_core::encode::{
+    Importance, MatrixRef, Offer, RowScales, Scaling, column_scales, column_squares, share,
+};
 use std::collections::BTreeMap;
 
 /// The matrices that are compressed, in the order of the file.
@@ -148,7 +150,8 @@ impl Work<'_, '_> {
         for name in group.iter().filter(|name| matrices.names.contains(&name.as_str())) {
             let weight = matrices.weight(name)?;
             let (rows, cols) = weight.dims2()?;
-            let own = column_squares(&weight.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?, cols);
+            let values = weight.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+            let own = column_squares(MatrixRef::new(&values, rows, cols));
             squares.resize(cols, 0.0);
             squares.iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
             height += rows;

@@ -5,7 +5,7 @@ use crate::clock::{self, Instant};
 use crate::error::{Error, Result};
 use rbe_core::codec::BLOCK_EDGES;
 use rbe_core::cpu::{PackedMatrix, Precision, Rayon, Rows, matmul};
-use rbe_core::encode::EncoderConfig;
+use rbe_core::encode::{EncoderConfig, MatrixRef};
 use serde::Serialize;
 
 /// Products that are timed, the best of which counts.
@@ -114,7 +114,7 @@ impl Encoder {
         let (mut bytes, mut elements, mut nanoseconds) = (0, 0, 0.0);
         let (mut squared_error, mut energy) = (0.0, 0.0);
         for &(values, rows, cols) in samples {
-            let matrix = self.encode_matrix(values, rows, cols)?;
+            let matrix = self.encode_matrix(MatrixRef::new(values, rows, cols))?;
             let norm = values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>();
             bytes += matrix.plain_size_in_bytes();
             elements += values.len();

@@ -8,7 +8,9 @@ use crate::{Error, RbeTensor, Result};
 use candle_core::{DType, Device, Tensor};
 use rbe_core::codec::matrix::Orientation;
 use rbe_core::cpu::PackedMatrix;
-use rbe_core::encode::{EncoderConfig, Importance, LayerStatistics, MatrixEncoder, Offer, check_largest};
+use rbe_core::encode::{
+    EncoderConfig, Importance, LayerStatistics, MatrixEncoder, MatrixRef, Offer, check_largest,
+};
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -74,7 +76,7 @@ impl Encoder {
     pub fn offers(&self, weight: &Tensor, statistics: &LayerStatistics) -> Result<Vec<Offer>> {
         let (rows, cols) = weight.dims2()?;
         let values = weights(weight)?;
-        Ok(self.offers_of_matrix(&values, rows, cols, statistics)?)
+        Ok(self.offers_of_matrix(MatrixRef::new(&values, rows, cols), statistics)?)
     }
 
     /// Compresses a weight of which this is known beside its numbers.
@@ -93,7 +95,7 @@ impl Encoder {
             }
         };
         let values = weights(weight)?;
-        let matrix = self.encode_matrix_for(&values, rows, cols, importance)?;
+        let matrix = self.encode_matrix_for(MatrixRef::new(&values, rows, cols), importance)?;
         Ok(RbeTensor::new(Arc::new(PackedMatrix::new(&matrix)), view))
     }
 }

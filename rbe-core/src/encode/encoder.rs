@@ -4,6 +4,7 @@ use super::calibrate::LayerStatistics;
 use super::config::EncoderConfig;
 use super::feedback::Feedback;
 use super::importance::Importance;
+use super::matrix_ref::MatrixRef;
 use super::quantizer::Trial;
 use super::rate::{Rate, Target, TermChoice};
 use super::scales::Scales;
@@ -56,12 +57,12 @@ const SPARE_EDGE: usize = 128;
 /// Turns matrices into compressed tensors.
 ///
 /// ```
-/// use rbe_core::encode::{EncoderConfig, MatrixEncoder, Rate};
+/// use rbe_core::encode::{EncoderConfig, MatrixEncoder, MatrixRef, Rate};
 ///
 /// # fn main() -> rbe_core::Result<()> {
 /// let weights: Vec<f32> = (0..256 * 512).map(|n| (n as f32 * 12.9898).sin()).collect();
 /// let encoder = MatrixEncoder::new(EncoderConfig::from(Rate::RelativeError(0.1)))?;
-/// let compressed = encoder.encode_matrix(&weights, 256, 512)?;
+/// let compressed = encoder.encode_matrix(MatrixRef::new(&weights, 256, 512))?;
 /// assert!(compressed.relative_error() <= 0.1);
 /// # Ok(()) }
 /// ```
@@ -109,16 +110,16 @@ impl MatrixEncoder {
         &self.config
     }
 
-    /// Compresses a row-major matrix.
+    /// Compresses a matrix.
     ///
     /// # Errors
     /// When it has no elements, a weight is not finite, the largest is beyond 1.1e30 or, not being zero, below 1e-30, or the
     /// rate cannot be reached.
-    pub fn encode_matrix(&self, values: &[f32], rows: usize, cols: usize) -> Result<Matrix> {
-        self.encode_matrix_for(values, rows, cols, &Importance::default())
+    pub fn encode_matrix(&self, weights: MatrixRef) -> Result<Matrix> {
+        self.encode_matrix_for(weights, &Importance::default())
     }
 
-    /// Compresses a row-major matrix `(outputs, inputs)` so that the model's predictions, not the weights, change the
+    /// Compresses a matrix `(outputs, inputs)` so that the model's predictions, not the weights, change the
     /// least. Where the statistics hold products of inputs, every rounding error is handed on to the columns that can still
     /// make up for it; where they hold squares alone, columns are scaled by them.
     ///
@@ -127,17 +128,15 @@ impl MatrixEncoder {
     /// token; when the rate is no number of bits, or the term sparse.
     pub fn encode_matrix_calibrated(
         &self,
-        values: &[f32],
-        rows: usize,
-        cols: usize,
+        weights: MatrixRef,
         statistics: &LayerStatistics,
     ) -> Result<Matrix> {
-        self.encode_matrix_for(values, rows, cols, &Importance::of(statistics))
+        self.encode_matrix_for(weights, &Importance::of(statistics))
     }
 
     /// # Errors
     /// When statistics and settings do not go with each other or with the matrix.
-    fn check_calibration(&self, rows: usize, cols: usize, statistics: &LayerStatistics) -> Result<()> {
+    fn check_calibration(&self, (rows, cols): (usize, usize), statistics: &LayerStatistics) -> Result<()> {
         if statistics.shape() != (rows, cols) {
             let (outputs, inputs) = statistics.shape();
             let reason = format!("statistics of a weight ({outputs}, {inputs}) for one of ({rows}, {cols})");
@@ -158,22 +157,16 @@ impl MatrixEncoder {
         Ok(())
     }
 
-    /// Compresses a row-major matrix `(outputs, inputs)` of which this is known beside its weights.
+    /// Compresses a matrix `(outputs, inputs)` of which this is known beside its weights.
     ///
     /// # Errors
     /// As [`encode_matrix_calibrated`](Self::encode_matrix_calibrated); when the scales are those of another number of columns.
-    pub fn encode_matrix_for(
-        &self,
-        values: &[f32],
-        rows: usize,
-        cols: usize,
-        importance: &Importance<'_>,
-    ) -> Result<Matrix> {
-        assert_eq!(values.len(), rows * cols);
-        importance.check(cols)?;
+    pub fn encode_matrix_for(&self, weights: MatrixRef, importance: &Importance<'_>) -> Result<Matrix> {
+        importance.check(weights.cols())?;
         if let Some(statistics) = importance.statistics {
-            self.check_calibration(rows, cols, statistics)?;
+            self.check_calibration(weights.shape(), statistics)?;
         }
+        let values = weights.values();
         if let Some(index) = values.par_iter().position_first(|value| !value.is_finite()) {
             return Err(Error::NonFinite { index, value: values[index] });
         }
@@ -181,13 +174,13 @@ impl MatrixEncoder {
         check_largest(largest.into())?;
         let exponent = if largest > 0.0 { largest.log2().floor() as i32 } else { 0 };
         if exponent.abs() <= ORDINARY_EXPONENT {
-            return self.encode_ordinary(values, rows, cols, importance);
+            return self.encode_ordinary(weights, importance);
         }
         let factor = 2f32.powi(-exponent);
         let scaled: Vec<f32> = values.iter().map(|value| value * factor).collect();
         let rate = self.config.rate.for_weights_times(factor.into());
         let encoder = Self { config: EncoderConfig { rate, ..self.config.clone() } };
-        match encoder.encode_ordinary(&scaled, rows, cols, importance) {
+        match encoder.encode_ordinary(MatrixRef::new(&scaled, weights.rows(), weights.cols()), importance) {
             Ok(matrix) => matrix.times_power_of_two(exponent),
             Err(Error::UnreachableRate { best, .. }) => {
                 Err(Error::UnreachableRate { asked: self.config.rate.to_string(), best })
@@ -197,60 +190,48 @@ impl MatrixEncoder {
     }
 
     /// Encodes finite weights of an ordinary size.
-    fn encode_ordinary(
-        &self,
-        values: &[f32],
-        rows: usize,
-        cols: usize,
-        importance: &Importance<'_>,
-    ) -> Result<Matrix> {
-        let shape = (rows, cols);
+    fn encode_ordinary(&self, weights: MatrixRef, importance: &Importance<'_>) -> Result<Matrix> {
         // Errors are handed on by quantisers that take every coefficient.
         let statistics = importance.statistics.filter(|statistics| statistics.has_products());
-        let even = self.may_be_even(values, shape, statistics.is_none())?;
+        let even = self.may_be_even(weights, statistics.is_none())?;
         // Where nothing is known beside the weights, their error decides between scales and a sparse or smooth form.
         let compared =
             importance.is_unknown() && self.may_be_scaled() && self.config.term == TermChoice::Auto;
         let scales = match even || compared {
-            true => Scales::new(&importance.scaling(&self.config, values, cols), values, cols),
+            true => Scales::new(&importance.scaling(&self.config, weights), weights),
             false => None,
         };
         let scaled = match scales {
-            Some(scales) => self.encode_scaled(scales, values, shape, statistics)?,
+            Some(scales) => self.encode_scaled(scales, weights, statistics)?,
             None => None,
         };
         match scaled {
             Some(scaled) if even => Ok(scaled),
             Some(scaled) => {
-                let unscaled = self.encode_unscaled(values, shape, importance)?;
+                let unscaled = self.encode_unscaled(weights, importance)?;
                 let better = scaled.relative_error() < unscaled.relative_error();
                 Ok(if better { scaled } else { unscaled })
             }
-            None => self.encode_unscaled(values, shape, importance),
+            None => self.encode_unscaled(weights, importance),
         }
     }
 
     /// Encodes finite weights of an ordinary size without scales in front.
-    fn encode_unscaled(
-        &self,
-        values: &[f32],
-        shape: (usize, usize),
-        importance: &Importance<'_>,
-    ) -> Result<Matrix> {
+    fn encode_unscaled(&self, weights: MatrixRef, importance: &Importance<'_>) -> Result<Matrix> {
         let statistics = importance.statistics.filter(|statistics| statistics.has_products());
         let trials = Trials { sparse: statistics.is_none(), dense: true };
-        let (preparation, quantizer) = search::choose(&self.config, values, shape, trials)?;
-        let spectrum = search::prepare(&self.config, &preparation, values, shape)?;
+        let (preparation, quantizer) = search::choose(&self.config, weights, trials)?;
+        let spectrum = search::prepare(&self.config, &preparation, weights)?;
         let feedback = feedback(&spectrum, statistics);
-        let energy = spectrum::energy(values);
-        let unreachable = || search::unreachable_rate(&self.config, values.len(), energy);
-        let target = self.config.rate.target(values.len(), energy);
+        let energy = spectrum::energy(weights.values());
+        let unreachable = || search::unreachable_rate(&self.config, weights.elements(), energy);
+        let target = self.config.rate.target(weights.elements(), energy);
         // The coefficient domain's error is the weights' up to rounding: keep a bound by decoding.
         let mut asked = target;
         for _ in 0..4 {
             let encoded = search::quantize(&spectrum, feedback.as_ref(), &*quantizer, asked)?
                 .ok_or_else(unreachable)?;
-            let measured = compare(&encoded.matrix, values);
+            let measured = compare(&encoded.matrix, weights);
             match (target, &mut asked) {
                 (Target::SquaredError(bound), Target::SquaredError(asked))
                     if measured.squared_error > bound =>
@@ -264,7 +245,7 @@ impl MatrixEncoder {
                         // Of so little, smaller blocks count enough bytes.
                         Err(_) if self.config.block.is_none() => {
                             let config = EncoderConfig { block: Some(SPARE_EDGE), ..self.config.clone() };
-                            Self { config }.encode_matrix_for(values, shape.0, shape.1, importance)
+                            Self { config }.encode_matrix_for(weights, importance)
                         }
                         Err(error) => Err(error),
                     };
@@ -283,7 +264,7 @@ impl MatrixEncoder {
 
     /// Whether scales may stand in front. A sparse term and a basis are for smooth matrices, which scales of a few steps would
     /// not leave smooth.
-    fn may_be_even(&self, values: &[f32], shape: (usize, usize), sparse: bool) -> Result<bool> {
+    fn may_be_even(&self, weights: MatrixRef, sparse: bool) -> Result<bool> {
         let config = &self.config;
         if !self.may_be_scaled() {
             return Ok(false);
@@ -292,8 +273,7 @@ impl MatrixEncoder {
         if !sparse {
             return Ok(true);
         }
-        let (preparation, quantizer) =
-            search::choose(config, values, shape, Trials { sparse, dense: false })?;
+        let (preparation, quantizer) = search::choose(config, weights, Trials { sparse, dense: false })?;
         Ok(quantizer.trial() != Trial::OfFewCoefficients && !preparation.basis)
     }
 
@@ -301,22 +281,22 @@ impl MatrixEncoder {
     fn encode_scaled(
         &self,
         scales: Scales,
-        values: &[f32],
-        shape: (usize, usize),
+        weights: MatrixRef,
         statistics: Option<&LayerStatistics>,
     ) -> Result<Option<Matrix>> {
-        let Target::Bits(bits) = self.config.rate.target(values.len(), 0.0) else { return Ok(None) };
+        let Target::Bits(bits) = self.config.rate.target(weights.elements(), 0.0) else { return Ok(None) };
         let Some(bits) = bits.checked_sub(scales.bits()) else { return Ok(None) };
-        let even = scales.even(values, shape.1);
+        let even = scales.even(weights);
+        let even = MatrixRef::new(&even, weights.rows(), weights.cols());
         let trials = Trials { sparse: false, dense: true };
-        let (preparation, quantizer) = search::choose(&self.config, &even, shape, trials)?;
-        let spectrum = search::prepare(&self.config, &preparation, &even, shape)?;
+        let (preparation, quantizer) = search::choose(&self.config, even, trials)?;
+        let spectrum = search::prepare(&self.config, &preparation, even)?;
         let statistics = statistics.map(|statistics| scales.scaled(statistics));
         let feedback = feedback(&spectrum, statistics.as_ref());
         let encoded = search::quantize(&spectrum, feedback.as_ref(), &*quantizer, Target::Bits(bits))?;
         Ok(encoded.map(|encoded| {
             let matrix = encoded.matrix.with_scales(scales.rows, scales.cols);
-            let errors = compare(&matrix, values).errors();
+            let errors = compare(&matrix, weights).errors();
             matrix.with_errors(errors)
         }))
     }
@@ -329,12 +309,12 @@ fn feedback(spectrum: &Spectrum, statistics: Option<&LayerStatistics>) -> Option
 }
 
 /// A matrix against its original, by decoding block row after block row.
-fn compare(matrix: &Matrix, values: &[f32]) -> Comparison {
+fn compare(matrix: &Matrix, weights: MatrixRef) -> Comparison {
     let layout = matrix.layout();
     let block_row = |i: usize| {
         let mut decoded = vec![0.0; layout.row_range(i).len() * layout.cols()];
         matrix.decode_block_row(i, &mut decoded);
-        BlockRowErrors::new(layout, i, |row, col| values[row * layout.cols() + col].into(), &decoded)
+        BlockRowErrors::new(layout, i, |row, col| weights.row(row)[col].into(), &decoded)
     };
     Comparison::new(&(0..layout.block_rows()).into_par_iter().map(block_row).collect::<Vec<_>>())
 }

@@ -101,7 +101,7 @@ pub(super) fn weighed_energy(spectrum: &Spectrum, feedback: Option<&Feedback>, p
 }
 
 /// A scale group on its way: what its columns aim at, and what became of those that are done.
-pub(super) struct Strip<'a> {
+pub(super) struct GroupTargets<'a> {
     pub place: Block,
     feedback: Option<&'a Feedback>,
     /// The coefficients, column after column, and the same with the errors to the left of the scale group handed on.
@@ -111,7 +111,7 @@ pub(super) struct Strip<'a> {
     pub decoded: Vec<f32>,
 }
 
-impl Strip<'_> {
+impl GroupTargets<'_> {
     /// Targets of all columns, without what the scale group's own columns hand on.
     pub(super) fn targets(&self) -> &[f32] {
         self.targets
@@ -181,7 +181,7 @@ impl Strip<'_> {
 pub(super) fn sweep<S: Default, T: Send>(
     spectrum: &Spectrum,
     feedback: Option<&Feedback>,
-    quantize: impl Fn(&mut S, &mut Strip) -> T + Sync,
+    quantize: impl Fn(&mut S, &mut GroupTargets) -> T + Sync,
 ) -> Vec<T> {
     let layout = spectrum.layout;
     let places: Vec<Block> = scale_groups(layout).collect();
@@ -190,7 +190,10 @@ pub(super) fn sweep<S: Default, T: Send>(
             let originals = spectrum.columns(*place);
             let decoded = vec![0.0; originals.len()];
             let (originals, targets) = (&originals[..], &originals[..]);
-            quantize(scratch, &mut Strip { place: *place, feedback: None, originals, targets, decoded })
+            quantize(
+                scratch,
+                &mut GroupTargets { place: *place, feedback: None, originals, targets, decoded },
+            )
         };
         return places.par_iter().map_init(S::default, scale_group).collect();
     };
@@ -203,7 +206,7 @@ pub(super) fn sweep<S: Default, T: Send>(
             let originals = &originals[place.col * height..][..place.len()];
             let decoded = vec![0.0; place.len()];
             let mut scale_group =
-                Strip { place: *place, feedback: Some(feedback), originals, targets, decoded };
+                GroupTargets { place: *place, feedback: Some(feedback), originals, targets, decoded };
             let made = quantize(scratch, &mut scale_group);
             let errors = scale_group.errors();
             let first = place.col + place.width;

@@ -2,6 +2,7 @@
 
 use super::calibrate::LayerStatistics;
 use super::config::EncoderConfig;
+use super::matrix_ref::MatrixRef;
 use super::scales::{RowScales, Scaling, column_scales};
 use crate::error::{Error, Result};
 
@@ -39,7 +40,7 @@ impl<'a> Importance<'a> {
     }
 
     /// The scales to be had.
-    pub(super) fn scaling(&self, config: &EncoderConfig, values: &[f32], cols: usize) -> Scaling {
+    pub(super) fn scaling(&self, config: &EncoderConfig, weights: MatrixRef) -> Scaling {
         match &self.scaling {
             _ if !config.scales => Scaling::default(),
             Some(scaling) => scaling.clone(),
@@ -49,22 +50,19 @@ impl<'a> Importance<'a> {
                     return Scaling::default();
                 }
                 let inputs = self.statistics.map(LayerStatistics::input_moments);
-                let squares = column_squares(values, cols);
-                let cols = column_scales(&squares, inputs.as_deref(), values.len() / cols);
+                let squares = column_squares(weights);
+                let cols = column_scales(&squares, inputs.as_deref(), weights.rows());
                 Scaling { rows: Some(RowScales::SquareRoot), cols }
             }
         }
     }
 }
 
-/// The sum of squares of each column of a row-major matrix.
-///
-/// # Panics
-/// When there are no columns.
-pub fn column_squares(values: &[f32], cols: usize) -> Vec<f64> {
-    let mut squares = vec![0.0; cols];
-    for row in values.chunks_exact(cols) {
-        squares.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(*value).powi(2));
+/// The sum of squares of each column.
+pub fn column_squares(weights: MatrixRef) -> Vec<f64> {
+    let mut squares = vec![0.0; weights.cols()];
+    for row in 0..weights.rows() {
+        squares.iter_mut().zip(weights.row(row)).for_each(|(sum, value)| *sum += f64::from(*value).powi(2));
     }
     squares
 }

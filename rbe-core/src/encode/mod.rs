@@ -5,11 +5,13 @@
 
 mod allocate;
 mod calibrate;
+mod coded_planes;
 mod config;
 mod encoder;
 mod feedback;
 mod fewest_bits;
 mod importance;
+mod matrix_ref;
 mod planes;
 mod prune;
 mod quantizer;
@@ -19,7 +21,6 @@ mod search;
 mod share;
 mod sparse;
 mod spectrum;
-mod step;
 mod trellis;
 
 pub use calibrate::LayerStatistics;
@@ -27,6 +28,7 @@ pub use config::EncoderConfig;
 pub use encoder::{MatrixEncoder, check_largest};
 pub use fewest_bits::fewest_bits;
 pub use importance::{Importance, column_squares};
+pub use matrix_ref::MatrixRef;
 pub use prune::{PruneReport, prune};
 pub use rate::{Budget, Quality, Rate, TermChoice};
 pub use scales::{RowScales, Scaling, column_scales};

@@ -1,5 +1,5 @@
 //! Bit-planes from coefficients: how many planes each block gets, and the step of its quantiser, where every plane takes
-//! its place (`step` is for files that are entropy coded).
+//! its place (`coded_planes` is for files that are entropy coded).
 
 use super::allocate::allocate;
 use super::feedback::{Feedback, sweep, weighed_energy};
@@ -153,7 +153,7 @@ pub(super) fn quantize(
 ) -> Encoded {
     let unit = unit(steps);
     if let Some(feedback) = feedback {
-        return hand_on(spectrum, feedback, group, planes, steps, unit);
+        return quantize_with_feedback(spectrum, feedback, group, planes, steps, unit);
     }
     let quantized = round_blocks(spectrum, group, planes, steps, unit);
     let squared_error = quantized.iter().map(|(_, error)| error).sum();
@@ -187,7 +187,7 @@ pub(super) fn round_blocks(
 }
 
 /// [`quantize`] column by column, errors handed on.
-fn hand_on(
+fn quantize_with_feedback(
     spectrum: &Spectrum,
     feedback: &Feedback,
     group: ScaleGroup,

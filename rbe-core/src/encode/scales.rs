@@ -13,6 +13,7 @@
 //! A table's rows are outputs or inputs of their own: each is to be as good as the others, whatever its norm.
 
 use super::calibrate::LayerStatistics;
+use super::matrix_ref::MatrixRef;
 use crate::codec::AxisScales;
 
 /// Scales that a matrix is to have in front of a trellis or planes.
@@ -98,7 +99,7 @@ pub(super) struct Scales {
 
 impl Scales {
     /// Those of a matrix; `None` where there are none.
-    pub(super) fn new(scaling: &Scaling, values: &[f32], cols: usize) -> Option<Self> {
+    pub(super) fn new(scaling: &Scaling, weights: MatrixRef) -> Option<Self> {
         let col_scales = scaling.cols.as_ref().map(AxisScales::values);
         // Of what the columns' scales leave.
         let squares = |row: &[f32]| -> f64 {
@@ -106,10 +107,10 @@ impl Scales {
             row.iter().enumerate().map(|(col, value)| (f64::from(*value) / scale(col)).powi(2)).sum()
         };
         let rows = scaling.rows.and_then(|power| {
-            let squares: Vec<f64> = values.chunks_exact(cols).map(squares).collect();
+            let squares: Vec<f64> = (0..weights.rows()).map(|row| squares(weights.row(row))).collect();
             match power {
-                RowScales::SquareRoot => axis_scales(&squares, &vec![1.0; squares.len()], cols),
-                RowScales::Full => full_scales(&squares, cols),
+                RowScales::SquareRoot => axis_scales(&squares, &vec![1.0; squares.len()], weights.cols()),
+                RowScales::Full => full_scales(&squares, weights.cols()),
             }
         });
         let scales = Self { rows, cols: scaling.cols.clone() };
@@ -128,13 +129,14 @@ impl Scales {
     }
 
     /// The matrix that is left to be coded.
-    pub(super) fn even(&self, values: &[f32], cols: usize) -> Vec<f32> {
+    pub(super) fn even(&self, weights: MatrixRef) -> Vec<f32> {
         let (row_scales, col_scales) = (self.rows.as_ref(), self.cols.as_ref());
         let row_scales = row_scales.map(AxisScales::values);
-        let col_scales = col_scales.map_or_else(|| vec![1.0; cols], AxisScales::values);
-        let even = values.chunks_exact(cols).enumerate().flat_map(|(row, values)| {
+        let col_scales = col_scales.map_or_else(|| vec![1.0; weights.cols()], AxisScales::values);
+        let even = (0..weights.rows()).flat_map(|row| {
             let scale = row_scales.as_ref().map_or(1.0, |scales| scales[row]);
-            values.iter().zip(&col_scales).map(move |(value, own)| value / (scale * own)).collect::<Vec<_>>()
+            let values = weights.row(row).iter().zip(&col_scales);
+            values.map(move |(value, own)| value / (scale * own)).collect::<Vec<_>>()
         });
         even.collect()
     }
@@ -174,15 +176,21 @@ mod tests {
         let values = stairs(64, 48);
         for (power, octaves) in [(RowScales::SquareRoot, 2.0), (RowScales::Full, 4.0)] {
             let scaling = Scaling { rows: Some(power), cols: None };
-            let scales = Scales::new(&scaling, &values, 48).unwrap();
+            let scales = Scales::new(&scaling, MatrixRef::new(&values, values.len() / 48, 48)).unwrap();
             let rows = scales.rows.as_ref().unwrap().values();
             assert!(((rows[63] / rows[0]).log2() - octaves * 63.0 / 64.0).abs() < 0.2, "{power:?}");
-            let even = scales.even(&values, 48);
+            let even = scales.even(MatrixRef::new(&values, values.len() / 48, 48));
             assert_eq!(even[48 * 7 + 3], values[48 * 7] / rows[7]);
         }
         let even = vec![1.0; 64 * 48];
-        assert!(Scales::new(&Scaling { rows: Some(RowScales::Full), cols: None }, &even, 48).is_none());
-        assert!(Scales::new(&Scaling::default(), &values, 48).is_none());
+        assert!(
+            Scales::new(
+                &Scaling { rows: Some(RowScales::Full), cols: None },
+                MatrixRef::new(&even, even.len() / 48, 48)
+            )
+            .is_none()
+        );
+        assert!(Scales::new(&Scaling::default(), MatrixRef::new(&values, values.len() / 48, 48)).is_none());
     }
 
     #[test]
@@ -191,7 +199,11 @@ mod tests {
         values[..48].fill(1e-20);
         values[48..96].fill(0.0);
         let scaling = Scaling { rows: Some(RowScales::Full), cols: None };
-        let rows = Scales::new(&scaling, &values, 48).unwrap().rows.unwrap().values();
+        let rows = Scales::new(&scaling, MatrixRef::new(&values, values.len() / 48, 48))
+            .unwrap()
+            .rows
+            .unwrap()
+            .values();
         for row in 2..64 {
             let off = (rows[row] / rows[63]).log2() - (row as f32 - 63.0) / 16.0;
             assert!(off.abs() < 0.45, "row {row}: {off} octaves");

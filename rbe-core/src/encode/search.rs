@@ -1,13 +1,14 @@
 //! Which transform signs, block edge, basis and term suit a matrix: found by trying, not by guessing.
 
+use super::coded_planes::CodedPlanesQuantizer;
 use super::config::EncoderConfig;
 use super::feedback::Feedback;
+use super::matrix_ref::MatrixRef;
 use super::planes::PlanesQuantizer;
 use super::quantizer::{Estimate, Quantized, Quantizer, Task, Trial};
 use super::rate::{Budget, Target, TermChoice};
 use super::sparse::SparseQuantizer;
 use super::spectrum::{Spectrum, energy};
-use super::step::CodedPlanesQuantizer;
 use super::trellis::TrellisQuantizer;
 use crate::codec::term::Term;
 use crate::codec::term::planes::ScaleGroup;
@@ -58,12 +59,8 @@ pub(super) struct Encoded {
 /// Left to itself, the encoder takes signs with planes and trellis, where they make the output's error smaller at the same
 /// weight error (the weights' outliers are spread over a block), and none with the sparse term, whose few large
 /// coefficients they would spread likewise. The basis term goes with the sparse one: both are for smooth data.
-fn candidates(
-    config: &EncoderConfig,
-    rows: usize,
-    cols: usize,
-) -> Vec<(Preparation, Vec<Arc<dyn Quantizer>>)> {
-    let longest = rows.max(cols);
+fn candidates(config: &EncoderConfig, weights: MatrixRef) -> Vec<(Preparation, Vec<Arc<dyn Quantizer>>)> {
+    let longest = weights.rows().max(weights.cols());
     // Of the edges that hold the whole matrix in one block, the smallest says it all.
     let enough = BLOCK_EDGES.into_iter().find(|edge| *edge >= longest).unwrap_or(TILE);
     let blocks: Vec<usize> = match config.block {
@@ -153,13 +150,8 @@ pub(super) struct Trials {
 ///
 /// # Errors
 /// When no candidate reaches the rate.
-pub(super) fn choose(
-    config: &EncoderConfig,
-    values: &[f32],
-    (rows, cols): (usize, usize),
-    trials: Trials,
-) -> Result<Candidate> {
-    let mut candidates = candidates(config, rows, cols);
+pub(super) fn choose(config: &EncoderConfig, weights: MatrixRef, trials: Trials) -> Result<Candidate> {
+    let mut candidates = candidates(config, weights);
     if !trials.sparse {
         candidates
             .iter_mut()
@@ -171,16 +163,17 @@ pub(super) fn choose(
     {
         return Ok((*preparation, quantizer.clone()));
     }
-    let elements = values.len();
     let sample;
-    let (values, rows, cols) = if elements > SAMPLE_ELEMENTS {
-        sample = tiles(values, rows, cols);
-        (&sample.0[..], sample.1, sample.2)
-    } else {
-        (values, rows, cols)
+    let tried = match weights.elements() > SAMPLE_ELEMENTS {
+        true => {
+            let (values, rows, cols) = tiles(weights);
+            sample = values;
+            MatrixRef::new(&sample, rows, cols)
+        }
+        false => weights,
     };
-    let energy = energy(values);
-    let target = config.rate.target(values.len(), energy);
+    let energy = energy(tried.values());
+    let target = config.rate.target(tried.elements(), energy);
     let cost = |outcome: Outcome| {
         let memory = match config.term {
             TermChoice::Auto => outcome.memory_bits as f64 / MOST_IN_MEMORY,
@@ -190,8 +183,9 @@ pub(super) fn choose(
             Target::Bits(bits) if memory > bits as f64 => None,
             Target::Bits(bits) => {
                 // What a sample's few blocks or scale groups leave of the last bit, those of the whole can spend but for as much.
-                let unspent = (bits as f64 - outcome.memory_bits as f64) / values.len() as f64;
-                let spendable = unspent.clamp(0.0, LAST_BIT) * (1.0 - values.len() as f64 / elements as f64);
+                let unspent = (bits as f64 - outcome.memory_bits as f64) / tried.elements() as f64;
+                let spendable = unspent.clamp(0.0, LAST_BIT)
+                    * (1.0 - tried.elements() as f64 / weights.elements() as f64);
                 Some(outcome.squared_error / (1.0 + SAVED_BY_A_BIT * spendable))
             }
             Target::PerBlock(_) => Some(outcome.squared_error),
@@ -207,7 +201,7 @@ pub(super) fn choose(
             {
                 continue;
             }
-            let excess = |candidate: &Candidate| excess(config, candidate, values, (rows, cols));
+            let excess = |candidate: &Candidate| excess(config, candidate, tried);
             let best = costs.iter().flatten().min_by(|a, b| a.0.total_cmp(&b.0));
             let (least, its) =
                 best.map_or(Ok((0.0, 1.0)), |(cost, best)| excess(best).map(|its| (*cost, its)))?;
@@ -233,7 +227,7 @@ pub(super) fn choose(
             if quantizers.peek().is_none() {
                 return Ok(());
             }
-            let spectrum = prepare(config, preparation, values, (rows, cols))?;
+            let spectrum = prepare(config, preparation, tried)?;
             for quantizer in quantizers.filter(|quantizer| worth(&spectrum, &***quantizer)) {
                 let outcome = try_out(&spectrum, &**quantizer, target, config.budget)?;
                 costs.extend(outcome.and_then(cost).map(|cost| (cost, (*preparation, quantizer.clone()))));
@@ -252,7 +246,7 @@ pub(super) fn choose(
         let least = costs.iter().fold(f64::INFINITY, |least, (cost, _)| least.min(*cost));
         costs.iter().find(|(cost, _)| *cost <= least * margin).cloned()
     };
-    let chosen = best_of(&costs).ok_or_else(|| unreachable_rate(config, values.len(), energy))?;
+    let chosen = best_of(&costs).ok_or_else(|| unreachable_rate(config, tried.elements(), energy))?;
     Ok(chosen.1)
 }
 
@@ -265,16 +259,10 @@ const TRUSTED: f64 = 1.1;
 ///
 /// # Errors
 /// As [`prepare`].
-fn excess(
-    config: &EncoderConfig,
-    (preparation, quantizer): &Candidate,
-    values: &[f32],
-    (rows, cols): (usize, usize),
-) -> Result<f64> {
-    let rows = rows.min(TILE);
-    let values = &values[..rows * cols];
-    let spectrum = prepare(config, preparation, values, (rows, cols))?;
-    let target = config.rate.target(values.len(), energy(values));
+fn excess(config: &EncoderConfig, (preparation, quantizer): &Candidate, weights: MatrixRef) -> Result<f64> {
+    let weights = weights.first_rows(TILE);
+    let spectrum = prepare(config, preparation, weights)?;
+    let target = config.rate.target(weights.elements(), energy(weights.values()));
     let expected = try_out(&spectrum, &**quantizer, target, config.budget)?;
     let real = quantize(&spectrum, None, &**quantizer, target)?;
     let real = real.map(|encoded| Outcome::of(&encoded, config.budget));
@@ -294,11 +282,10 @@ fn excess(
 pub(super) fn prepare(
     config: &EncoderConfig,
     preparation: &Preparation,
-    values: &[f32],
-    (rows, cols): (usize, usize),
+    weights: MatrixRef,
 ) -> Result<Spectrum> {
-    let layout = Layout::new(rows, cols, preparation.block)?;
-    Ok(Spectrum::new(values, layout, config.transform, preparation.seed, preparation.basis))
+    let layout = Layout::new(weights.rows(), weights.cols(), preparation.block)?;
+    Ok(Spectrum::new(weights.values(), layout, config.transform, preparation.seed, preparation.basis))
 }
 
 /// What a quantizer comes to.
@@ -370,13 +357,14 @@ pub(super) fn quantize(
 }
 
 /// Four tiles spread over the matrix, stacked so that no block crosses from one to the next.
-fn tiles(values: &[f32], rows: usize, cols: usize) -> (Vec<f32>, usize, usize) {
+fn tiles(weights: MatrixRef) -> (Vec<f32>, usize, usize) {
+    let (rows, cols) = weights.shape();
     let (tile_rows, tile_cols) = (rows.min(TILE), cols.min(TILE));
     let origin = |tile: usize| (tile * (rows - tile_rows) / 3, tile * (cols - tile_cols) / 3);
     let mut sample = Vec::with_capacity(4 * tile_rows * tile_cols);
     let mut push = |tile: usize, row: usize| {
         let (top, left) = origin(tile);
-        sample.extend_from_slice(&values[(top + row) * cols + left..][..tile_cols]);
+        sample.extend_from_slice(&weights.row(top + row)[left..left + tile_cols]);
     };
     if tile_rows == TILE {
         (0..4).for_each(|tile| (0..tile_rows).for_each(|row| push(tile, row)));

@@ -3,6 +3,7 @@
 use super::calibrate::LayerStatistics;
 use super::encoder::MatrixEncoder;
 use super::feedback::Feedback;
+use super::matrix_ref::MatrixRef;
 use super::quantizer::{Estimate, Task};
 use super::rate::Target;
 use super::search::shared_models;
@@ -35,28 +36,22 @@ impl MatrixEncoder {
     /// When the matrix cannot be cut into blocks.
     ///
     /// # Panics
-    /// When `values` or the statistics are those of another shape.
-    pub fn offers_of_matrix(
-        &self,
-        values: &[f32],
-        rows: usize,
-        cols: usize,
-        statistics: &LayerStatistics,
-    ) -> Result<Vec<Offer>> {
-        assert_eq!(values.len(), rows * cols);
+    /// When the statistics are those of a matrix of another shape.
+    pub fn offers_of_matrix(&self, weights: MatrixRef, statistics: &LayerStatistics) -> Result<Vec<Offer>> {
+        let (rows, cols) = weights.shape();
         let longest = rows.max(cols);
         let enough = BLOCK_EDGES.into_iter().find(|edge| *edge >= longest);
         let edge = self.config().block.or(enough).unwrap_or(BLOCK_EDGES[BLOCK_EDGES.len() - 1]);
         let layout = Layout::new(rows, cols, edge)?;
         let seed = self.config().signs.unwrap_or(true).then_some(self.config().seed);
-        let spectrum = Spectrum::new(values, layout, self.config().transform, seed, false);
+        let spectrum = Spectrum::new(weights.values(), layout, self.config().transform, seed, false);
         let axes = Axes::new(layout, self.config().transform, seed);
         let feedback = Feedback::new(statistics, layout, &axes.cols);
         let other_bits = 8 * Matrix::new(layout, self.config().transform, seed, vec![], 0.0).size_in_bytes();
         let quantizers = shared_models(self.config());
         let mut offers = Vec::new();
         for n in 0..=((MOST_BITS - FEWEST_BITS) / STEP) as usize {
-            let bits = ((FEWEST_BITS + STEP * n as f64) * values.len() as f64) as usize;
+            let bits = ((FEWEST_BITS + STEP * n as f64) * weights.elements() as f64) as usize;
             let task = Task {
                 spectrum: &spectrum,
                 feedback: Some(&feedback),
@@ -65,7 +60,7 @@ impl MatrixEncoder {
             };
             let models = quantizers.iter().filter_map(|quantizer| quantizer.model(&task));
             offers.extend(models.map(|Estimate { squared_error, bits }| Offer {
-                bits_per_weight: bits as f64 / values.len() as f64,
+                bits_per_weight: bits as f64 / weights.elements() as f64,
                 divergence: squared_error,
             }));
         }

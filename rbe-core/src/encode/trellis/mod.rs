@@ -138,13 +138,13 @@ struct Half {
 
 /// A scale group with all its bits.
 #[derive(Clone)]
-struct Strip {
+struct CodedGroup {
     bits: u8,
     halves: [Half; 2],
     squared_error: f64,
 }
 
-impl Strip {
+impl CodedGroup {
     /// Zeros.
     fn zero(bits: u8, place: Block, energy: f64) -> Self {
         let half = |bits| Half { bits, scale: 0.0, codes: vec![0; if bits > 0 { place.len() } else { 0 }] };
@@ -310,7 +310,7 @@ impl Quantizer for TrellisQuantizer {
 }
 
 /// Searches for every scale group that does not yet have these bits, and returns the squared error of all.
-fn quantize(plan: &Plan, books: &Codebooks, bits: &[u8], scale_groups: &mut Vec<Option<Strip>>) -> f64 {
+fn quantize(plan: &Plan, books: &Codebooks, bits: &[u8], scale_groups: &mut Vec<Option<CodedGroup>>) -> f64 {
     let done = std::mem::take(scale_groups);
     *scale_groups = sweep(plan.spectrum, plan.feedback, |search: &mut Search, scale_group| {
         let index = scale_group.place.index;
@@ -329,11 +329,11 @@ fn quantize_group(
     books: &Codebooks,
     search: &mut Search,
     bits: u8,
-    scale_group: &mut feedback::Strip,
-) -> Strip {
+    scale_group: &mut feedback::GroupTargets,
+) -> CodedGroup {
     let (height, len) = (scale_group.place.height, scale_group.place.len());
     let energy: f64 = scale_group.targets().iter().map(|value| f64::from(*value).powi(2)).sum();
-    let mut made = Strip::zero(bits, scale_group.place, energy);
+    let mut made = CodedGroup::zero(bits, scale_group.place, energy);
     let Some(last) = made.halves.iter().rposition(|half| half.bits > 0) else { return made };
     let [first, second] = &mut made.halves;
     first.scale = Codebooks::scale(first.bits, energy, len);
@@ -346,7 +346,7 @@ fn quantize_group(
     }
     // Below this the coefficients are F32's rounding of zero.
     if !made.halves[last].scale.is_normal() {
-        return Strip::zero(bits, scale_group.place, energy);
+        return CodedGroup::zero(bits, scale_group.place, energy);
     }
     // What the halves before the last one decode to, and the last one's integers.
     let (mut before, mut values) = (vec![0.0; len], vec![0; len]);
@@ -375,7 +375,7 @@ fn quantize_group(
     if dot <= 0.0 {
         scale_group.decoded.copy_from_slice(&before);
         made.halves[last].scale = 0.0;
-        return Strip { squared_error: energy, ..made };
+        return CodedGroup { squared_error: energy, ..made };
     }
     let fit = if last > 0 { Fit::LeastSquares } else { plan.fit };
     let least = 1.0 - dot * dot / (norm * energy);
@@ -384,7 +384,7 @@ fn quantize_group(
         *decoded = before + scale * f32::from(*value);
     }
     made.halves[last].scale = scale;
-    Strip { squared_error: energy * fit.error(least), ..made }
+    CodedGroup { squared_error: energy * fit.error(least), ..made }
 }
 
 /// Rounds to the eleven significant bits of an F16; the terms' unit, a power of two, sees to its range.
@@ -393,7 +393,7 @@ fn round_to_f16(value: f32) -> f32 {
     f32::from_bits((value.to_bits() + (1 << (DROPPED - 1))) & !((1 << DROPPED) - 1))
 }
 
-fn pack(plan: &Plan, scale_groups: &[Option<Strip>]) -> Quantized {
+fn pack(plan: &Plan, scale_groups: &[Option<CodedGroup>]) -> Quantized {
     let terms =
         if scale_groups.iter().flatten().any(|scale_group| scale_group.bits > MAX_BITS) { 2 } else { 1 };
     let term = |n: usize| {
