@@ -140,7 +140,7 @@
 //! Kernels are there for x86-64 and little-endian AArch64; every other processor runs plain Rust. On `wasm32-unknown-unknown`
 //! there are no files, threads or clock: take the feature `js`, which brings random numbers (Candle does not compile without)
 //! and the time from a browser or Node; [`RbeTensor::from_bytes`] and [`archive::open_bytes`] read what is in memory.
-//! Whatever takes a path is an error there.
+//! Whatever takes a path is an error there. `examples/browser` is a page on which a compressed model writes.
 //!
 //! # What is not there yet
 //!
