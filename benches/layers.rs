@@ -58,8 +58,8 @@ fn bench(group: &mut BenchmarkGroup<WallTime>, name: &str, mut call: impl FnMut(
 
 /// Names with the precision of activations, for terms that take them in digits.
 fn precisions(term: &'static str) -> Vec<(String, Precision)> {
-    let exact = (term.to_owned(), Precision::Exact);
-    if term == "sparse" { vec![exact] } else { vec![exact, (format!("{term} int8"), Precision::Int8)] }
+    let default = (term.to_owned(), Precision::Auto);
+    if term == "sparse" { vec![default] } else { vec![default, (format!("{term} exact"), Precision::Exact)] }
 }
 
 fn input(tokens: usize, width: usize) -> Tensor {

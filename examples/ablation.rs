@@ -14,7 +14,10 @@ use candle_nn::VarBuilder;
 use candle_rbe::archive::{CompressOptions, Selection, compress_calibrated};
 use candle_rbe::models::{Model, Windows, evaluate};
 use candle_rbe::nn::Calibration;
-use candle_rbe::{Encoder, EncoderConfig, Rate, RbeTensor, TermChoice, Transform};
+use candle_rbe::{
+    Encoder, EncoderConfig, LayerConfig, Precision, Rate, RbeTensor, TermChoice, Transform,
+    set_default_layer_config,
+};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -184,6 +187,8 @@ fn load(dir: &str, tensors: Tensors) -> Result<Model> {
 }
 
 fn main() -> Result<()> {
+    // The weights alone are judged.
+    set_default_layer_config(LayerConfig { precision: Precision::Exact, ..LayerConfig::default() });
     let mut args = std::env::args().skip(1);
     let bits = args.next().map_or(Ok(3.02), |bits| bits.parse())?;
     let dir =

@@ -38,10 +38,10 @@ const TYPES: [(&str, GgmlDType); 5] = [
     ("Q8_0", GgmlDType::Q8_0),
 ];
 const OURS: [(&str, TermChoice, Precision); 4] = [
+    ("trellis", TermChoice::Trellis, Precision::Auto),
     ("trellis, exact", TermChoice::Trellis, Precision::Exact),
-    ("trellis, int8", TermChoice::Trellis, Precision::Int8),
+    ("planes", TermChoice::Planes, Precision::Auto),
     ("planes, exact", TermChoice::Planes, Precision::Exact),
-    ("planes, int8", TermChoice::Planes, Precision::Int8),
 ];
 
 /// What a row measures.

@@ -18,7 +18,7 @@ use candle_nn::VarBuilder;
 use candle_rbe::archive::{CompressOptions, Selection, compress_calibrated};
 use candle_rbe::models::{Model, Text, Windows, evaluate};
 use candle_rbe::nn::Calibration;
-use candle_rbe::{Encoder, EncoderConfig, Rate};
+use candle_rbe::{Encoder, EncoderConfig, LayerConfig, Precision, Rate, set_default_layer_config};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use tokenizers::Tokenizer;
@@ -99,6 +99,8 @@ fn candle(dense: &Tensors, dtype: GgmlDType, conv1d: bool) -> Result<(Tensors, A
 }
 
 fn main() -> Result<()> {
+    // The weights alone are judged, and Candle's are decoded too.
+    set_default_layer_config(LayerConfig { precision: Precision::Exact, ..LayerConfig::default() });
     let mut args: Vec<String> = std::env::args().skip(1).collect();
     let calibrate = match args.iter().position(|arg| arg == "--calibrate") {
         Some(at) => args.drain(at..args.len().min(at + 2)).nth(1),

@@ -88,6 +88,7 @@
 //! | a bound on the model's KL divergence | [`encode::fewest_bits`] over [`models::evaluate()`], or `rbe compress --kl X --text FILE` |
 //! | the model's predictions, not the weights, as close as the bits allow | [`nn::Calibration`] and [`archive::compress_calibrated`], or `rbe compress --calibrate TEXT` |
 //! | not to choose a number | [`Quality`]: `UltraHigh`, `High`, `Balanced`, `Fast` are 8, 6, 4, 3 bits |
+//! | products as near a dense layer's as F32 allows, to compare the two | [`Precision::Exact`], by [`RbeLinear::with_precision`] or [`set_default_layer_config`]. The default, [`Precision::Auto`], takes activations as one signed byte or two, by what the weight has lost |
 //! | exactly K coefficients a block | [`Rate::Coefficients`], for the sparse term |
 //!
 //! | the matrix is | term | transform | block edge |

@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_rbe::archive::{self, Archive, CompressOptions, DecodeOptions, Dtype, Selection};
 use candle_rbe::models::{CausalLm, Model, generate, greedy};
-use candle_rbe::{Encoder, EncoderConfig, Rate};
+use candle_rbe::{Encoder, EncoderConfig, LayerConfig, Precision, Rate, set_default_layer_config};
 use candle_transformers::models::llama as theirs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,9 @@ fn compress(name: &str, bits: f64, include: Option<&str>) -> Result<Compressed> 
     Ok(Compressed { _room: room, path })
 }
 
+/// With products that are exact: both must say the same.
 fn load(path: &Path, decoded: bool) -> Result<Model> {
+    set_default_layer_config(LayerConfig { precision: Precision::Exact, ..LayerConfig::default() });
     if !decoded {
         return Ok(Model::load(path, archive::open(path, DType::F32, &CPU)?)?);
     }

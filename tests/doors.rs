@@ -70,7 +70,7 @@ fn products_refuse_so_many_vectors_that_their_sizes_wrap() {
             let (four, mut y) = ([1.0; 4], [0.0; 5]);
             let rows = Rows::new(&four, 1, 4);
             for matrix in [Oriented::from(&matrix), Oriented::from(&matrix).t()] {
-                for precision in [Precision::Exact, Precision::Int8] {
+                for precision in [Precision::Auto, Precision::Int8, Precision::Int16, Precision::Exact] {
                     let text = refusal(|| cpu::matmul(matrix, rows, &mut y, precision, &Serial));
                     assert!(text.contains("are expected"), "{text}");
                 }

@@ -3,7 +3,10 @@
 
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_rbe::nn::{DecodeReason, DecodedWeight, ForwardHook, Weight, decoded_weights, forward_all};
-use candle_rbe::{Encoder, EncoderConfig, Rate, RbeTensor, archive, candle_nn, with_tracing};
+use candle_rbe::{
+    Encoder, EncoderConfig, LayerConfig, Precision, Rate, RbeTensor, archive, candle_nn,
+    set_default_layer_config, with_tracing,
+};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -14,7 +17,13 @@ use candle_nn::{Embedding, Linear, Module, VarBuilder, embedding, linear, linear
 
 const CPU: Device = Device::Cpu;
 
+/// Layers that are made from now on are compared with Candle's.
+fn exactly() {
+    set_default_layer_config(LayerConfig { precision: Precision::Exact, ..LayerConfig::default() });
+}
+
 fn encode(weight: &Tensor) -> RbeTensor {
+    exactly();
     Encoder::new(EncoderConfig::from(Rate::BitsPerWeight(4.5))).unwrap().encode(weight).unwrap()
 }
 
@@ -37,6 +46,7 @@ struct File {
 
 fn compressed_file(tensors: &[(&str, Tensor)]) -> File {
     let room = tempfile::tempdir().unwrap();
+    exactly();
     let (dense, path) = (room.path().join("dense.safetensors"), room.path().join("rbe.safetensors"));
     candle_core::safetensors::save(&tensors.iter().cloned().collect::<HashMap<_, _>>(), &dense).unwrap();
     let encoder = Encoder::new(EncoderConfig::from(Rate::BitsPerWeight(4.5))).unwrap();

@@ -95,7 +95,7 @@ fn a_warm_product_into_a_tensor_allocates_nothing_of_its_own() {
     ] {
         let config = EncoderConfig { term, rate, block: Some(64), ..EncoderConfig::default() };
         let compressed = Encoder::new(config).unwrap().encode(&weight).unwrap();
-        for precision in [Precision::Exact, Precision::Int8] {
+        for precision in [Precision::Exact, Precision::Int16, Precision::Int8] {
             let layer = RbeLinear::new(compressed.clone(), Some(bias.clone())).with_precision(precision);
             for tokens in [1, 5, 40] {
                 let x = Tensor::randn(0f32, 1.0, (tokens, 600), &Device::Cpu).unwrap();

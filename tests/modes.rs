@@ -4,7 +4,8 @@ use candle_core::{Device, Result, Tensor, Var};
 use candle_nn::{Module, VarBuilder};
 use candle_rbe::nn::{layer_counts, reset_layer_counts};
 use candle_rbe::{
-    DecodeMode, Encoder, EncoderConfig, Quality, Rate, RbeLinear, RbeTensor, TermChoice, linear_no_bias,
+    DecodeMode, Encoder, EncoderConfig, Precision, Quality, Rate, RbeLinear, RbeTensor, TermChoice,
+    linear_no_bias,
 };
 use std::collections::HashMap;
 
@@ -29,7 +30,7 @@ fn decoded_blocks_give_the_same_product() -> anyhow::Result<()> {
         for weight in [weight.clone(), weight.t()?] {
             let (out, input) = weight.shape().dims2()?;
             let bias = Tensor::randn(0f32, 1.0, out, &Device::Cpu)?;
-            let direct = RbeLinear::new(weight.clone(), Some(bias));
+            let direct = RbeLinear::new(weight.clone(), Some(bias)).with_precision(Precision::Exact);
             let x = Tensor::randn(0f32, 1.0, (2, 3, input), &Device::Cpu)?;
             for blocks in [1, 5, 100] {
                 let full =
@@ -92,7 +93,7 @@ fn a_small_cache_still_finds_what_it_holds() -> anyhow::Result<()> {
 fn first_planes_are_the_nested_quantiser() -> anyhow::Result<()> {
     let weight = encode(TermChoice::Planes, (150, 200), 8.2)?;
     let x = Tensor::randn(0f32, 1.0, (3, 200), &Device::Cpu)?;
-    let all = RbeLinear::new(weight.clone(), None);
+    let all = RbeLinear::new(weight.clone(), None).with_precision(Precision::Exact);
     let mut last = f32::INFINITY;
     for planes in 1..=8 {
         let layer = all.clone().with_mode(DecodeMode::Progressive { planes })?;

@@ -73,7 +73,8 @@ fn main() -> Result<()> {
             difference(&y, &expected)?,
             decoded_weights().len(),
         );
-        anyhow::ensure!(difference(&y, &decoded)? < 1e-5, "the two disagree");
+        // What the products lose by taking their inputs as bytes is small beside what the weights have lost.
+        anyhow::ensure!(difference(&y, &decoded)? < 0.02, "the two disagree");
     }
     Ok(())
 }

@@ -173,11 +173,13 @@ mod tests {
     use super::*;
     use crate::{Encoder, EncoderConfig, Rate};
     use candle_core::Device;
+    use rbe_core::cpu::Precision;
 
+    /// Whose products are exact.
     fn layer(scale: f64) -> Result<RbeLinear> {
         let weight = (Tensor::randn(0f32, 1.0, (40, 96), &Device::Cpu)? * scale)?;
         let encoder = Encoder::new(EncoderConfig::from(Rate::BitsPerWeight(4.3)))?;
-        Ok(RbeLinear::new(encoder.encode(&weight)?, None))
+        Ok(RbeLinear::new(encoder.encode(&weight)?, None).with_precision(Precision::Exact))
     }
 
     #[test]

@@ -46,6 +46,7 @@
 //! # Ok(()) }
 //! ```
 
+use super::mode::default_layer_config;
 use super::{DecodeReason, RbeLinear, SpectralAdapter, TrainableLinear, Weight};
 use candle_core::{DType, Result, Tensor};
 use candle_nn::Module;
@@ -84,11 +85,15 @@ pub trait ForwardHook: std::fmt::Debug + Send + Sync {
 
 impl Linear {
     /// A layer with a weight `(out, in)`, a `Tensor`, an [`RbeTensor`](crate::RbeTensor) or another layer's [`Weight`], and
-    /// a bias `(out)`, as `candle_nn::Linear::new`. A compressed weight stays compressed and is shared with its other users.
+    /// a bias `(out)`, as `candle_nn::Linear::new`. A compressed weight stays compressed and is shared with its other users;
+    /// activations are taken at the [process's](super::set_default_layer_config) precision.
     pub fn new(weight: impl Into<Weight>, bias: Option<Tensor>) -> Self {
         let weight = weight.into();
         let layer = match weight.rbe() {
-            Some(compressed) => Layer::Rbe(RbeLinear::new(compressed.clone(), bias)),
+            Some(compressed) => {
+                let precision = default_layer_config().precision;
+                Layer::Rbe(RbeLinear::new(compressed.clone(), bias).with_precision(precision))
+            }
             None => Layer::Dense(candle_nn::Linear::new(weight.clone().into(), bias)),
         };
         Self::of(layer, weight)

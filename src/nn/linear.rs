@@ -33,13 +33,14 @@ enum Decoded {
 }
 
 impl RbeLinear {
-    /// A layer with a weight of shape `(out, in)` and a bias of shape `(out)`.
+    /// A layer with a weight of shape `(out, in)` and a bias of shape `(out)`, of [`LayerConfig::default`].
     pub fn new(weight: RbeTensor, bias: Option<Tensor>) -> Self {
         let (config, decoded) = (LayerConfig::default(), Decoded::Nothing);
         Self { weight, bias, config, decoded, counters: Arc::default() }
     }
 
-    /// The same layer with activations taken at this precision.
+    /// The same layer with activations taken at this precision. Where a gradient goes through the input, [`Precision::Auto`] takes
+    /// them exactly.
     pub fn with_precision(mut self, precision: Precision) -> Self {
         self.config.precision = precision;
         self

@@ -46,27 +46,29 @@ impl DecodeMode {
 /// What layers are made with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LayerConfig {
-    /// The precision of activations against planes and trellises.
+    /// The precision of activations against planes and trellises. By default what each weight's own error makes worth while.
     pub precision: Precision,
     /// How the weight is used.
     pub mode: DecodeMode,
 }
 
 static DEFAULT: RwLock<LayerConfig> =
-    RwLock::new(LayerConfig { precision: Precision::Exact, mode: DecodeMode::Direct });
+    RwLock::new(LayerConfig { precision: Precision::Auto, mode: DecodeMode::Direct });
 
-/// What [`linear`](super::linear) and its like make compressed layers with.
+/// What [`linear`](super::linear) and its like make compressed layers with, and [`Linear::new`](super::Linear::new) as far as
+/// precision goes.
 pub fn default_layer_config() -> LayerConfig {
     *DEFAULT.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Sets what [`linear`](super::linear) and its like make compressed layers with from now on, in the whole process: a model's
-/// code need not know. Layers that exist stay as they are.
+/// code need not know. Layers that exist stay as they are. [`Precision::Exact`] is for comparing products with a dense layer's;
+/// what it takes longer buys nothing that the weights have not lost.
 ///
 /// ```
 /// use candle_rbe::{LayerConfig, Precision, set_default_layer_config};
 ///
-/// set_default_layer_config(LayerConfig { precision: Precision::Int8, ..LayerConfig::default() });
+/// set_default_layer_config(LayerConfig { precision: Precision::Exact, ..LayerConfig::default() });
 /// // ... load models ...
 /// set_default_layer_config(LayerConfig::default());
 /// ```

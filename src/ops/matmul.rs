@@ -12,8 +12,9 @@ use rbe_core::cpu::{self, Precision};
 /// `y = x W'` for `x` of shape `(.., in)` and a compressed `W` of shape `(out, in)`; `y` is `(.., out)` of
 /// `x`'s type. Differentiable in `x`: `dx = dy W`.
 ///
-/// `precision` is that of `x` against bit-planes; the other terms, and the weight of a transposed tensor, always take
-/// `x` as F32. On a CUDA device all do.
+/// `precision` is that of `x` against bit-planes and trellises; the other terms, and the weight of a transposed tensor, always take
+/// `x` as F32. On a CUDA device all do. [`Precision::Auto`] is exact where a gradient goes through `x`: the products are those
+/// whose gradient it is.
 ///
 /// # Errors
 /// When `W` is a vector, `x`'s last side is not `in`, its type is not F32, F16 or BF16, or it is on another
@@ -35,6 +36,7 @@ pub(crate) fn matmul_with_gradient(
     super::expect_device(x, weight, NAME)?;
     // The CPU's products take any strides, the CUDA kernels whole vectors.
     let x = if x.device().is_cuda() { &x.contiguous()? } else { x };
+    let precision = super::precision_for(x, precision);
     x.apply_op1(RbeMatMul { weight: weight.clone(), gradient: gradient.clone(), precision })
 }
 

@@ -20,6 +20,7 @@ pub fn matmul_all(x: &Tensor, weights: &[&RbeTensor], precision: Precision) -> R
         return weights.iter().map(|weight| matmul(x, weight, precision)).collect();
     }
     weights.iter().try_for_each(|weight| super::expect_device(x, weight, NAME))?;
+    let precision = super::precision_for(x, precision);
     let op = RbeMatMulAll { weights: weights.iter().map(|weight| (*weight).clone()).collect(), precision };
     let shapes = op.output_shapes(x.layout())?;
     let joined = x.apply_op1(op)?;

@@ -19,7 +19,7 @@ pub use parametric::parametric_matmul;
 
 use crate::RbeTensor;
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
-use rbe_core::cpu::{Pool, Rows};
+use rbe_core::cpu::{Pool, Precision, Rows};
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -32,6 +32,11 @@ unsafe impl Pool for CandlePool {
     fn run(&self, items: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
         candle_core::utils::barrier_pool().execute_chunked(items, f);
     }
+}
+
+/// The precision of a product with `x`: where a gradient is to go through it, that whose gradient it will be.
+fn precision_for(x: &Tensor, precision: Precision) -> Precision {
+    if precision == Precision::Auto && x.track_op() { Precision::Exact } else { precision }
 }
 
 /// All but the last dimension of an input as a batch.

@@ -157,6 +157,10 @@ fn a_model_that_asks_whether_its_head_is_there_is_told_so() {
 
 #[test]
 fn one_builder_serves_layers_of_both_kinds() {
+    candle_rbe::set_default_layer_config(candle_rbe::LayerConfig {
+        precision: candle_rbe::Precision::Exact,
+        ..candle_rbe::LayerConfig::default()
+    });
     let room = Room::compressed(&tensors(DType::F16));
     let vb = archive::open(room.path("rbe"), DType::F32, &Device::Cpu).unwrap();
     let layer = vb.pp("layers").pp(0).pp("up_proj");

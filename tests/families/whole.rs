@@ -106,6 +106,10 @@ fn a_compressed_mixture_answers_as_its_decoded_weights() -> Result<()> {
         let options = CompressOptions { selection, ..CompressOptions::default() };
         let report = archive::compress(&from, &to, &encoder, &options, &mut |_| ControlFlow::Continue(()))?;
         assert!(report.compressed_tensors > 20, "{}", report.compressed_tensors);
+        candle_rbe::set_default_layer_config(candle_rbe::LayerConfig {
+            precision: candle_rbe::Precision::Exact,
+            ..Default::default()
+        });
         let ours = Model::load(&to, archive::open(&to, DType::F32, &CPU)?)?;
         let decoded: HashMap<String, Tensor> = weights
             .keys()

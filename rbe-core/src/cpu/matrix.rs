@@ -1,7 +1,7 @@
 //! A compressed matrix as the kernels want it in memory.
 
 use super::kernels::Kernels;
-use super::layout::Input;
+use super::layout::{Input, Precision};
 use super::packed::{BlockRow, PackedTerm, Parameters, pack};
 use super::pool::{Pool, Shared};
 use crate::codec::ParameterGroup;
@@ -139,6 +139,14 @@ impl PackedMatrix {
         let (own, others) = (&self.axes, &other.axes);
         let own_scales = sides.of(own.rows.scales(), own.cols.scales()).0;
         input(self) == input(other) && own_scales == sides.of(others.rows.scales(), others.cols.scales()).0
+    }
+
+    /// Slices of activations that a product with it takes.
+    pub(super) fn slices(&self, precision: Precision) -> usize {
+        let spreads = self.seed.is_some() && self.transform == Transform::Dct;
+        let error = self.errors.relative;
+        // 0 is unknown, and 1 of what was changed after it was measured.
+        precision.slices((spreads && error > 0.0 && error < 1.0).then_some(error))
     }
 
     fn terms_in(&self, domain: Domain) -> impl Iterator<Item = &dyn PackedTerm> {

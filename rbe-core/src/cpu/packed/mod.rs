@@ -72,6 +72,8 @@ pub(super) trait PackedTerm: Debug + Send + Sync {
 pub(super) struct Product<'a> {
     pub sides: Sides,
     pub batch: usize,
+    /// Of the activations, where the term takes them in slices.
+    pub slices: usize,
     /// In the place of the term's own.
     pub parameters: Option<&'a Parameters<'a>>,
 }
@@ -88,7 +90,8 @@ impl<'a> Backward<'a> {
     /// What the gradient of the input is the product of.
     fn reversed(&self) -> (Product<'a>, &Inputs<'a>) {
         let (sides, batch) = (self.sides.reversed(), self.g.rows.batch);
-        (Product { sides, batch, parameters: Some(self.parameters) }, &self.g)
+        // With parameters of their own all terms take floats.
+        (Product { sides, batch, slices: 0, parameters: Some(self.parameters) }, &self.g)
     }
 
     /// What lies on the matrix's columns, and what on its rows.
@@ -112,14 +115,17 @@ pub(super) struct Forms {
     pub floats: bool,
     /// In F32, sixteen rows in the lanes of a register.
     pub lanes: bool,
-    /// As int8 slices.
-    pub slices: bool,
+    /// As so many int8 slices.
+    pub slices: usize,
 }
 
 impl Forms {
-    pub(super) const FLOATS: Self = Self { floats: true, lanes: false, slices: false };
-    pub(super) const LANES: Self = Self { floats: true, lanes: true, slices: false };
-    pub(super) const SLICES: Self = Self { floats: false, lanes: false, slices: true };
+    pub(super) const FLOATS: Self = Self { floats: true, lanes: false, slices: 0 };
+    pub(super) const LANES: Self = Self { floats: true, lanes: true, slices: 0 };
+
+    pub(super) fn slices(slices: usize) -> Self {
+        Self { slices, ..Self::default() }
+    }
 }
 
 impl BitOr for Forms {
@@ -129,7 +135,7 @@ impl BitOr for Forms {
         Self {
             floats: self.floats | other.floats,
             lanes: self.lanes | other.lanes,
-            slices: self.slices | other.slices,
+            slices: self.slices.max(other.slices),
         }
     }
 }

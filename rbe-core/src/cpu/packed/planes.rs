@@ -30,7 +30,10 @@ impl PackedTerm for PackedPlanes {
     }
 
     fn reads(&self, _: &Kernels, product: &Product) -> Forms {
-        if dense::is_best(product) || product.sides.is_transposed() { Forms::FLOATS } else { Forms::SLICES }
+        match dense::is_best(product) || product.sides.is_transposed() {
+            true => Forms::FLOATS,
+            false => Forms::slices(product.slices),
+        }
     }
 
     fn add_product(&self, exec: Exec, product: &Product, x: &Inputs, out: &mut [f32]) {
@@ -41,7 +44,7 @@ impl PackedTerm for PackedPlanes {
                 exec.kernels.planes_transposed(self, block, input, acc);
             });
         } else {
-            add_integer_product(exec, self, x.slices, product.batch, out);
+            add_integer_product(exec, self, x.slices, product, out);
         }
     }
 
@@ -86,8 +89,8 @@ impl DenseTerm for PackedPlanes {
 }
 
 /// Adds the term's share to `out` (`batch x rows`, coefficients): row tile by row tile.
-fn add_integer_product(exec: Exec, term: &PackedPlanes, x: &Activations, batch: usize, out: &mut [f32]) {
-    let layout = term.layout();
+fn add_integer_product(exec: Exec, term: &PackedPlanes, x: &Activations, product: &Product, out: &mut [f32]) {
+    let (layout, batch) = (term.layout(), product.batch);
     let rows = layout.rows();
     let out = Shared::new(out);
     // Every block begins at a multiple of a tile's rows.
@@ -102,7 +105,7 @@ fn add_integer_product(exec: Exec, term: &PackedPlanes, x: &Activations, batch: 
                 let range = first..(first + BATCH_TILE).min(batch);
                 let sums = &mut sums[..range.len()];
                 sums.fill(RowSums::ZERO);
-                exec.kernels.planes(term, i, row_tile, x.rows(range.clone()), sums);
+                exec.kernels.planes(term, i, row_tile, x.rows(range.clone(), product.slices), sums);
                 for (vector, sums) in range.zip(sums) {
                     let start = vector * rows + first_row;
                     // SAFETY: the rows of a row tile belong to one item.

@@ -8,9 +8,8 @@ use crate::codec::term::trellis::GROUP_COLS;
 use crate::codec::{Block, Layout};
 use crate::cpu::exec::Exec;
 use crate::cpu::kernels::Kernels;
-use crate::cpu::layout::Activations;
 use crate::cpu::layout::trellis::{PackedTrellis, Packing};
-use crate::cpu::layout::{EDGE, RowSums};
+use crate::cpu::layout::{EDGE, QuantizedRows, RowSums};
 use crate::cpu::pool::Shared;
 use crate::cpu::product::dense::{self, DenseTerm, Groups};
 use std::cell::RefCell;
@@ -42,7 +41,10 @@ impl PackedTerm for PackedTrellis {
     }
 
     fn reads(&self, _: &Kernels, product: &Product) -> Forms {
-        if dense::is_best(product) || product.sides.is_transposed() { Forms::FLOATS } else { Forms::SLICES }
+        match dense::is_best(product) || product.sides.is_transposed() {
+            true => Forms::FLOATS,
+            false => Forms::slices(product.slices),
+        }
     }
 
     fn add_product(&self, exec: Exec, product: &Product, x: &Inputs, out: &mut [f32]) {
@@ -55,7 +57,8 @@ impl PackedTerm for PackedTrellis {
         } else {
             let mut partial = PARTIAL.take();
             let items = Items::new(self.layout(), product.batch);
-            add_integer_product(exec, self, (x.slices, items), &mut partial, out);
+            let x = x.slices.rows(0..product.batch, product.slices);
+            add_integer_product(exec, self, (x, items), &mut partial, out);
             PARTIAL.set(partial);
         }
     }
@@ -170,7 +173,7 @@ fn for_each_decoded(
 fn add_integer_product(
     exec: Exec,
     term: &PackedTrellis,
-    (x, items): (&Activations, Items),
+    (x, items): (QuantizedRows, Items),
     partial: &mut Vec<RowSums>,
     out: &mut [f32],
 ) {
@@ -185,7 +188,7 @@ fn add_integer_product(
             let sums = unsafe { sums.part(item * stride..item * stride + batch.len() * packing.tiles()) };
             sums.fill(RowSums::ZERO);
             if !batch.is_empty() {
-                exec.kernels.trellis(term, i, items.columns(item), x.rows(batch), sums);
+                exec.kernels.trellis(term, i, items.columns(item), x.part(batch), sums);
             }
         }
     });

@@ -13,7 +13,6 @@
 use super::{Oriented, Pass, Spectrum};
 use crate::codec::sizes::expect_len;
 use crate::codec::term::Domain;
-use crate::cpu::Precision;
 use crate::cpu::exec::Exec;
 use crate::cpu::layout::Activations;
 use crate::cpu::packed::{Backward, Inputs};
@@ -63,12 +62,12 @@ pub(in crate::cpu) fn gradients(
     if x.batch == 0 {
         return;
     }
-    let back = Pass { exec, matrix: matrix.t(), parameters: Some(&parameters), x: g };
+    let back = Pass { exec, matrix: matrix.t(), slices: 0, parameters: Some(&parameters), x: g };
     let forms = Pass { matrix, x, ..back }.forms() | back.forms();
     let (mut x_spectrum, mut g_spectrum) = (Spectrum::default(), Spectrum::default());
     let (in_axis, out_axis) = matrix.axes();
-    x_spectrum.fill(exec, in_axis, x, forms, Precision::Exact);
-    g_spectrum.fill(exec, out_axis, g, forms, Precision::Exact);
+    x_spectrum.fill(exec, in_axis, x, forms);
+    g_spectrum.fill(exec, out_axis, g, forms);
     let mut dx_spectrum =
         vec![0.0; if out.x.is_some() && matrix.has_spectrum() { x.values.len() } else { 0 }];
     let mut rest = &mut *out.parameters;

@@ -104,7 +104,7 @@ pub fn matmul<'a>(
 }
 
 /// [`matmul`] for several matrices. Neighbours that see their input through one operator (as many inputs, block edge, transform,
-/// seed and scales alike) have it transformed once.
+/// seed and scales alike) have it transformed and cut into slices once, and each takes as many of these as it would alone.
 ///
 /// # Panics
 /// When a slice has another length, or there are not as many outputs as matrices.
@@ -172,9 +172,12 @@ pub(super) fn run(exec: Exec, call: &Call, ys: &mut [&mut [f32]]) {
     let mut ys = ys.iter_mut();
     for group in matrices.chunk_by(|a, b| a.shares_input(*b)) {
         let parameters = parameters.as_deref();
-        let passes = group.iter().map(|matrix| Pass { exec, matrix: *matrix, parameters, x });
+        let passes = group.iter().map(|matrix| {
+            let slices = matrix.matrix.slices(precision);
+            Pass { exec, matrix: *matrix, slices, parameters, x }
+        });
         let forms = passes.clone().fold(Forms::default(), |forms, pass| forms | pass.forms());
-        input.fill(exec, group[0].axes().0, x, forms, precision);
+        input.fill(exec, group[0].axes().0, x, forms);
         for (pass, y) in passes.zip(&mut ys) {
             out.clear();
             if pass.matrix.has_spectrum() {
@@ -192,6 +195,8 @@ pub(super) fn run(exec: Exec, call: &Call, ys: &mut [&mut [f32]]) {
 struct Pass<'a> {
     exec: Exec<'a>,
     matrix: Oriented<'a>,
+    /// Of the activations.
+    slices: usize,
     /// Those of each term, in the place of its own.
     parameters: Option<&'a [Parameters<'a>]>,
     x: Rows<'a>,
@@ -201,7 +206,7 @@ impl Pass<'_> {
     /// What term `n` is asked for.
     fn product(&self, n: usize) -> Product<'_> {
         let parameters = self.parameters.map(|parameters| &parameters[n]);
-        Product { sides: self.matrix.sides(), batch: self.x.batch, parameters }
+        Product { sides: self.matrix.sides(), batch: self.x.batch, slices: self.slices, parameters }
     }
 
     /// The forms in which the terms in the coefficient domain read their input.
@@ -249,13 +254,13 @@ impl Spectrum {
     }
 
     /// Takes every row into the coefficient domain.
-    fn fill(&mut self, exec: Exec, axis: &Axis, x: Rows, forms: Forms, precision: Precision) {
+    fn fill(&mut self, exec: Exec, axis: &Axis, x: Rows, forms: Forms) {
         if forms == Forms::default() {
             return;
         }
         let transform = exec.shared_if(x.values.len(), TRANSFORM_WORTH_SHARING);
         self.floats.resize(if forms.floats { x.values.len() } else { 0 }, 0.0);
-        self.slices.prepare(axis.cut(), if forms.slices { x.batch } else { 0 }, precision);
+        self.slices.prepare(axis.cut(), x.batch, forms.slices);
         let slots = self.slices.slots();
         let floats = Shared::new(&mut self.floats);
         axis::forward(transform, axis, x.values, &|row, j, segment| {
@@ -264,7 +269,7 @@ impl Spectrum {
                 // SAFETY: each row's block has a place of its own and is taken once.
                 unsafe { floats.part(start..start + segment.len()) }.copy_from_slice(segment);
             }
-            if forms.slices {
+            if forms.slices > 0 {
                 // SAFETY: as above.
                 quantize(exec.kernels, segment, unsafe { slots.of(row, j) });
             }

@@ -8,7 +8,7 @@ use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
 use candle_rbe::archive::{self, CompressOptions};
 use candle_rbe::nn::{decoded_weights, reset_decoded_weights};
-use candle_rbe::{Encoder, EncoderConfig, Rate};
+use candle_rbe::{set_default_layer_config, Encoder, EncoderConfig, LayerConfig, Precision, Rate};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -116,6 +116,7 @@ fn agree(name: &str, (theirs, ours): (theirs::Run, ours::Run), dense: &Path, sma
     ensure!(listed == matrices, "{matrices} compressed, {listed} listed as decoded");
 
     reset_decoded_weights();
+    set_default_layer_config(LayerConfig { precision: Precision::Exact, ..LayerConfig::default() });
     let y = ours(open(small)?)?;
     let difference = relative_error(&y, &decoded)?;
     let decoded: Vec<String> = decoded_weights().into_iter().map(|weight| weight.name).collect();

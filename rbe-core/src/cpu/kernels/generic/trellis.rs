@@ -5,6 +5,7 @@ use super::columns::{COLUMN_SUMS_MAX_BATCH, add_column_sums, add_rows};
 use super::planes::{Digits, DotTile, Tile};
 use crate::codec::Block;
 use crate::codec::term::trellis::GROUP_COLS;
+use crate::cpu::kernels::isa::Isa;
 use crate::cpu::layout::planes::{Line, QUAD, QUADS, TILE_ROWS};
 use crate::cpu::layout::trellis::{
     BIAS, Bundle, GROUP_LINES, GroupCodes, PERIOD, PackedGroup, PackedTrellis, Packing,
@@ -71,10 +72,13 @@ impl<'a> DecodedStrips<'a> {
 }
 
 /// A level's way through a trellis.
-pub(in crate::cpu) trait Decode: DotTile {
+pub(in crate::cpu) trait Decode: Isa {
     /// The codes of one register's groups: `codes[s * stride]` has row `s` of each lane's period.
     fn decode_bundle(self, bundle: Bundle, codes: &mut [Line], stride: usize);
+}
 
+/// What multiplies decoded scale groups in [`product`].
+pub(in crate::cpu) trait MultiplyTile: Decode + DotTile {
     /// Adds the products of one tile of decoded scale groups with all their digits to the vectors' sums, `stride` apart:
     /// [`multiply_tile`], or a faster way.
     fn multiply_tile(self, scale_groups: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize);
@@ -82,7 +86,7 @@ pub(in crate::cpu) trait Decode: DotTile {
 
 /// A scale group as codes.
 #[inline(always)]
-fn decode_group<I: Decode>(isa: I, scale_group: &PackedGroup, codes: &mut GroupCodes) {
+pub(in crate::cpu) fn decode_group<I: Decode>(isa: I, scale_group: &PackedGroup, codes: &mut GroupCodes) {
     let groups = scale_group.packing.groups();
     for (n, bundle) in scale_group.bundles().enumerate() {
         if groups == 1 {
@@ -100,7 +104,7 @@ fn decode_group<I: Decode>(isa: I, scale_group: &PackedGroup, codes: &mut GroupC
 /// Each scale group's share is added to the sums in turn, digit by digit, however many are taken at once: the
 /// sums have the same bits.
 #[inline(always)]
-pub(in crate::cpu) fn product<I: Decode>(
+pub(in crate::cpu) fn product<I: MultiplyTile>(
     isa: I,
     term: &PackedTrellis,
     i: usize,
@@ -136,7 +140,7 @@ pub(in crate::cpu) fn product<I: Decode>(
 
 /// [`product`] with digits that are taken at once: each scale group is multiplied while its codes are in the nearest cache.
 #[inline(always)]
-fn product_of_few<I: Decode>(
+fn product_of_few<I: MultiplyTile>(
     isa: I,
     term: &PackedTrellis,
     i: usize,
@@ -224,7 +228,7 @@ fn transposed_by_rows<I: Decode>(isa: I, term: &PackedTrellis, block: Block, g: 
     }
 }
 
-/// [`Decode::multiply_tile`] by the micro-kernel; `add` is [`add_dots`], compiled for the level.
+/// [`MultiplyTile::multiply_tile`] by the micro-kernel; `add` is [`add_dots`], compiled for the level.
 #[inline(always)]
 pub(in crate::cpu) fn multiply_tile<I: DotTile>(
     isa: I,

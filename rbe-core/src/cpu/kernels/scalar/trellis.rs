@@ -3,7 +3,9 @@
 use super::isa::Scalar;
 use crate::codec::Block;
 use crate::cpu::kernels::generic::decode::decode_bundle;
-use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, GroupRows};
+use crate::cpu::kernels::generic::trellis::{
+    self as generic, Decode, DecodedStrips, GroupRows, MultiplyTile,
+};
 use crate::cpu::layout::planes::Line;
 use crate::cpu::layout::trellis::{Bundle, PackedGroup, PackedTrellis};
 use crate::cpu::layout::{Input, QuantizedRows, RowDots, RowSums};
@@ -31,7 +33,9 @@ impl Decode for Scalar {
     fn decode_bundle(self, bundle: Bundle, codes: &mut [Line], stride: usize) {
         decode_bundle(bundle, codes, stride);
     }
+}
 
+impl MultiplyTile for Scalar {
     fn multiply_tile(self, scale_groups: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
         generic::multiply_tile(self, scale_groups, tile, sums, stride, add_dots);
     }

@@ -4,7 +4,9 @@
 
 use super::isa::Neon;
 use crate::codec::Block;
-use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, GroupRows};
+use crate::cpu::kernels::generic::trellis::{
+    self as generic, Decode, DecodedStrips, GroupRows, MultiplyTile,
+};
 use crate::cpu::kernels::generic::windows::{self, Windows};
 use crate::cpu::kernels::isa::Bytes;
 use crate::cpu::kernels::unroll::dispatch_code;
@@ -41,7 +43,9 @@ impl Decode for Neon {
         // SAFETY: the token proves the instructions.
         unsafe { decode_bundle(bundle, codes, stride) }
     }
+}
 
+impl MultiplyTile for Neon {
     #[inline(always)]
     fn multiply_tile(self, scale_groups: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
         generic::multiply_tile(self, scale_groups, tile, sums, stride, |dots, bias, factor, sums| {

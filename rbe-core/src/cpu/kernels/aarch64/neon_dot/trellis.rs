@@ -2,7 +2,7 @@
 
 use super::isa::NeonDot;
 use crate::cpu::kernels::aarch64::neon::trellis::{add_dots, decode_bundle};
-use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips};
+use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, MultiplyTile};
 use crate::cpu::layout::planes::Line;
 use crate::cpu::layout::trellis::{Bundle, PackedTrellis};
 use crate::cpu::layout::{QuantizedRows, RowSums};
@@ -25,7 +25,9 @@ impl Decode for NeonDot {
         // SAFETY: the token proves the instructions.
         unsafe { decode_bundle(bundle, codes, stride) }
     }
+}
 
+impl MultiplyTile for NeonDot {
     #[inline(always)]
     fn multiply_tile(self, scale_groups: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
         generic::multiply_tile(self, scale_groups, tile, sums, stride, |dots, bias, factor, sums| {

@@ -6,6 +6,7 @@ mod isa;
 mod planes;
 mod sparse;
 mod trellis;
+mod trellis_many;
 mod viterbi;
 
 use crate::cpu::kernels::level::LevelSpec;

@@ -1,14 +1,16 @@
-//! AVX2: 32 products in two instructions, half a line at a time.
+//! AVX2: 32 products and their sums in pairs in one instruction, half a line at a time.
 //!
-//! `vpmaddubsw` multiplies unsigned codes with signed activations and adds pairs in 16 bits. Codes of up to seven
-//! bits cannot overflow (2 * 127 * 127 < 2^15); codes of eight go through it as two nibbles.
+//! `vpmaddubsw` multiplies unsigned codes with signed activations and adds pairs in 16 bits: at most `2 * 127 * (2^n - 1)` with `n`
+//! planes. So many of these as cannot leave 16 bits are added up before they are widened: eight, a tile's, up to four planes, four
+//! with five, two with six. Codes of eight bits go through it as two nibbles. A tile is unpacked into registers once for up to
+//! sixteen digits.
 
 use super::isa::Avx2;
 use crate::codec::Block;
-use crate::cpu::kernels::generic::dot::{self, Broadcast};
-use crate::cpu::kernels::generic::planes::{self as generic, Digits, DotTile, Tile};
-use crate::cpu::kernels::unroll::dispatch;
-use crate::cpu::layout::planes::{Line, PackedPlanes};
+use crate::cpu::kernels::generic::planes::{self as generic, Digits, DotTile, MAX_DIGITS, Tile};
+use crate::cpu::kernels::generic::unpack::unpack;
+use crate::cpu::kernels::unroll::{dispatch, each};
+use crate::cpu::layout::planes::{Line, PackedPlanes, QUAD, QUADS, TILE_COLS};
 use crate::cpu::layout::{Input, QuantizedRows, RowDots, RowSums};
 use std::arch::x86_64::*;
 
@@ -38,48 +40,71 @@ impl DotTile for Avx2 {
     }
 }
 
-/// Up to four digits.
+/// Up to [`MAX_DIGITS`] digits; one has its sums in registers.
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 fn dot_tile(tile: Tile, x: Digits, dots: &mut [RowDots]) -> usize {
-    dispatch!(tile.planes, x.count, dot(tile.lines, x, dots), [4, 3, 2, 1])
+    dispatch!(tile.planes, x.count, dot(tile.lines, x, dots), [2, 1])
 }
 
+/// `AT_LEAST` so many digits, which are one if it is 1.
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-fn dot<const PLANES: usize, const BATCH: usize>(lines: &[Line], x: Digits, dots: &mut [RowDots]) -> usize {
-    dot::dot::<_, PLANES, BATCH>(Avx2::new(), lines, x, dots)
-}
-
-impl Broadcast for Avx2 {
-    const CHAINS: usize = 1;
-
-    #[inline(always)]
-    fn dot<const PLANES: usize>(self, sums: __m256i, codes: __m256i, x: i32) -> __m256i {
-        // SAFETY: the token proves the instructions.
-        unsafe {
-            let (x, ones) = (_mm256_set1_epi32(x), _mm256_set1_epi16(1));
-            let products = if PLANES < 8 {
-                _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), ones)
+fn dot<const PLANES: usize, const AT_LEAST: usize>(lines: &[Line], x: Digits, dots: &mut [RowDots]) -> usize {
+    let (isa, tiles) = (Avx2::new(), lines.as_chunks::<PLANES>().0);
+    let count = if AT_LEAST == 1 { 1 } else { x.count.min(MAX_DIGITS) };
+    for part in 0..2 {
+        let mut sums = [_mm256_setzero_si256(); MAX_DIGITS];
+        let sums = &mut sums[..count];
+        for (t, tile) in tiles.iter().enumerate() {
+            let codes = unpack::<_, PLANES>(isa, tile, part);
+            let x = Digits { values: &x.values[t * TILE_COLS..], ..x };
+            if PLANES < 8 {
+                add_products::<PLANES>(codes, x, 1, sums);
             } else {
                 let nibble = _mm256_set1_epi8(0x0f);
-                let low = _mm256_maddubs_epi16(_mm256_and_si256(codes, nibble), x);
-                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(codes), nibble);
-                let high = _mm256_madd_epi16(_mm256_maddubs_epi16(high, x), _mm256_set1_epi16(16));
-                _mm256_add_epi32(_mm256_madd_epi16(low, ones), high)
-            };
-            _mm256_add_epi32(sums, products)
+                let low = codes.map(|codes| _mm256_and_si256(codes, nibble));
+                let high = codes.map(|codes| _mm256_and_si256(_mm256_srli_epi16::<4>(codes), nibble));
+                add_products::<4>(low, x, 1, sums);
+                add_products::<4>(high, x, 16, sums);
+            }
+        }
+        for (sums, dots) in sums.iter().zip(&mut *dots) {
+            let dots = &mut dots.0[8 * part..][..8];
+            // SAFETY: eight numbers.
+            unsafe { _mm256_storeu_si256(dots.as_mut_ptr().cast(), *sums) };
         }
     }
+    count
+}
 
-    #[inline(always)]
-    fn add_lanes(self, a: __m256i, b: __m256i) -> __m256i {
-        // SAFETY: as above.
-        unsafe { _mm256_add_epi32(a, b) }
+/// Quads of codes of so many bits whose products add up in 16 bits.
+const fn quads_in_16_bits(bits: usize) -> usize {
+    let most = 2 * 127 * ((1 << bits) - 1);
+    match i16::MAX as usize / most {
+        // Codes of eight bits go through it as nibbles.
+        0 | 1 => 1,
+        2 | 3 => 2,
+        4..8 => 4,
+        _ => QUADS,
     }
+}
 
-    #[inline(always)]
-    fn store_dots(self, sums: __m256i, dots: &mut RowDots, part: usize) {
-        let dots = &mut dots.0[8 * part..][..8];
-        // SAFETY: as above, and eight numbers.
-        unsafe { _mm256_storeu_si256(dots.as_mut_ptr().cast(), sums) }
+/// Adds the products of a tile's codes, of `BITS` bits, with each digit, `times` so much.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+#[inline]
+fn add_products<const BITS: usize>(codes: [__m256i; QUADS], x: Digits, times: i16, sums: &mut [__m256i]) {
+    let times = _mm256_set1_epi16(times);
+    for (digit, sum) in sums.iter_mut().enumerate() {
+        let x = &x.values[digit * x.stride..][..TILE_COLS];
+        let mut pairs = _mm256_setzero_si256();
+        each!(QUAD_INDEX in [0 1 2 3 4 5 6 7] {
+            // SAFETY: four bytes of 32.
+            let four = unsafe { x.as_ptr().add(QUAD_INDEX * QUAD).cast::<i32>().read_unaligned() };
+            let products = _mm256_maddubs_epi16(codes[QUAD_INDEX], _mm256_set1_epi32(four));
+            let at_once = const { quads_in_16_bits(BITS) };
+            pairs = if QUAD_INDEX % at_once == 0 { products } else { _mm256_add_epi16(pairs, products) };
+            if QUAD_INDEX % at_once == at_once - 1 {
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, times));
+            }
+        });
     }
 }

@@ -4,18 +4,19 @@
 //! of two with activations and cannot overflow (2 * 127 * 127 < 2^15).
 
 use super::isa::Avx2;
+use super::trellis_many;
 use crate::codec::Block;
-use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, GroupRows, GroupSlices};
+use crate::cpu::kernels::generic::trellis::{self as generic, Decode, GroupRows, GroupSlices};
 use crate::cpu::kernels::generic::windows::{self, MOST_AHEAD, PeriodBytes, WindowCode, Windows, rows_ahead};
 use crate::cpu::kernels::isa::Bytes;
-use crate::cpu::kernels::unroll::{dispatch_batch, dispatch_code, each};
-use crate::cpu::layout::planes::{Line, QUAD, QUADS, TILE_COLS};
+use crate::cpu::kernels::unroll::{dispatch_code, each};
+use crate::cpu::layout::planes::{Line, QUAD, TILE_COLS};
 use crate::cpu::layout::trellis::{BIAS, Bundle, PERIOD, PackedGroup, PackedTrellis, Packing};
 use crate::cpu::layout::{Input, QuantizedRows, RowSums};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-/// One digit: a scale group is multiplied as it is decoded, without a way through memory.
+/// One digit of a vector: a scale group is multiplied as it is decoded, without a way through memory. More: [`trellis_many`].
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 pub(super) fn product(
     term: &PackedTrellis,
@@ -26,7 +27,7 @@ pub(super) fn product(
 ) {
     let packing = Packing::new(term.layout().row_range(i).len());
     if x.slices() > 1 || !packing.is_full() || packing.groups() > 4 {
-        return generic::product(Avx2::new(), term, i, blocks, x, sums);
+        return trellis_many::product(term, i, blocks, x, sums);
     }
     for j in blocks {
         for (first, scale_group) in term.block_groups(term.layout().block_at(i, j)) {
@@ -51,12 +52,6 @@ impl Decode for Avx2 {
     fn decode_bundle(self, bundle: Bundle, codes: &mut [Line], stride: usize) {
         // SAFETY: the token proves the instructions.
         unsafe { decode_bundle(bundle, codes, stride) }
-    }
-
-    #[inline(always)]
-    fn multiply_tile(self, scale_groups: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
-        // SAFETY: as above.
-        unsafe { multiply_tile(scale_groups, tile, sums, stride) }
     }
 }
 
@@ -143,28 +138,17 @@ fn add_group<const BITS: usize, const STATE: usize>(
 ) {
     assert!(digits.values.len() >= TILE_COLS && sums.len() >= scale_group.packing.tiles());
     match scale_group.packing.groups() {
-        1 => {
-            add_rows::<BITS, STATE, 1, 0>(scale_group, digits, sums);
-            add_rows::<BITS, STATE, 1, ROWS>(scale_group, digits, sums);
-        }
-        2 => {
-            add_rows::<BITS, STATE, 2, 0>(scale_group, digits, sums);
-            add_rows::<BITS, STATE, 2, ROWS>(scale_group, digits, sums);
-        }
-        _ => {
-            add_rows::<BITS, STATE, 4, 0>(scale_group, digits, sums);
-            add_rows::<BITS, STATE, 4, ROWS>(scale_group, digits, sums);
-        }
+        1 => add_rows::<BITS, STATE, 1>(scale_group, digits, sums),
+        2 => add_rows::<BITS, STATE, 2>(scale_group, digits, sums),
+        _ => add_rows::<BITS, STATE, 4>(scale_group, digits, sums),
     }
 }
 
-/// Rows of a period whose dot products stay in registers.
-const ROWS: usize = 8;
-
-/// [`add_group`] for eight rows of each period, from `FIRST` on, in registers of `SIDE_BY_SIDE` groups.
+/// [`add_group`] in registers of `SIDE_BY_SIDE` groups. Half of the sixteen dot products lie in memory: it takes less than to make some
+/// windows twice, for eight rows and for the other eight.
 #[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-fn add_rows<const BITS: usize, const STATE: usize, const SIDE_BY_SIDE: usize, const FIRST: usize>(
+fn add_rows<const BITS: usize, const STATE: usize, const SIDE_BY_SIDE: usize>(
     scale_group: &PackedGroup,
     digits: &GroupSlices<1>,
     sums: &mut [RowSums],
@@ -174,10 +158,10 @@ fn add_rows<const BITS: usize, const STATE: usize, const SIDE_BY_SIDE: usize, co
     // Halves of a line are rows of their own, or groups whose products add up.
     let (apart, together) = if SIDE_BY_SIDE == 1 { (2, 1) } else { (1, 2) };
     for half in 0..apart {
-        let mut dots = [_mm256_setzero_si256(); ROWS];
+        let mut dots = [_mm256_setzero_si256(); PERIOD];
         for (n, bundle) in scale_group.bundles().enumerate() {
             assert!(bundle.lines.len() >= 2 * BITS);
-            if half == 0 && FIRST == 0 {
+            if half == 0 {
                 // All lines once in their order, which the hardware knows how to go on from.
                 for line in bundle.lines {
                     _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).cast());
@@ -188,17 +172,17 @@ fn add_rows<const BITS: usize, const STATE: usize, const SIDE_BY_SIDE: usize, co
                 let bytes = PeriodBytes::new(isa, bundle, BITS, part);
                 let mut windows = [_mm256_setzero_si256(); PERIOD + MOST_AHEAD];
                 each!(N in [0 1 2 3 4 5 6 7 8 9 10 11] if N < rows_ahead(BITS, STATE) {
-                    windows[FIRST + N] = code.window(&bytes, FIRST + N);
+                    windows[N] = code.window(&bytes, N);
                 });
-                each!(S in [0 1 2 3 4 5 6 7] {
-                    let ahead = FIRST + S + const { rows_ahead(BITS, STATE) };
+                each!(S in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15] {
+                    let ahead = S + const { rows_ahead(BITS, STATE) };
                     windows[ahead] = code.window(&bytes, ahead);
-                    dots[S] = _mm256_add_epi32(dots[S], products(code.codes(&windows, FIRST + S), x));
+                    dots[S] = _mm256_add_epi32(dots[S], products(code.codes(&windows, S), x));
                 });
             }
         }
         for (s, dots) in dots.into_iter().enumerate() {
-            add_share::<SIDE_BY_SIDE>(sums, FIRST + s, half, dots, digits);
+            add_share::<SIDE_BY_SIDE>(sums, s, half, dots, digits);
         }
     }
 }
@@ -271,55 +255,4 @@ fn add_eight(sums: &mut [f32], dots: __m256i, bias: i32, factor: f32) {
         let sum = _mm256_add_ps(sum, _mm256_mul_ps(share, _mm256_set1_ps(factor)));
         _mm256_storeu_ps(sums.as_mut_ptr(), sum);
     }
-}
-
-/// Adds the products of one tile of decoded scale groups with all their digits to the vectors' sums, `stride` apart.
-#[target_feature(enable = "avx2,fma,f16c,popcnt")]
-fn multiply_tile(scale_groups: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
-    let mut taken = 0;
-    while taken < scale_groups.x.slices() {
-        // Whole vectors: a scale group's share of all digits is added before the next scale group's.
-        let left = scale_groups.x.slices() - taken;
-        taken += match scale_groups.x.slices_per_row() {
-            1 => dispatch_batch!(1, left, multiply(scale_groups, tile, taken, sums, stride), [4, 3, 2, 1]),
-            2 => dispatch_batch!(2, left, multiply(scale_groups, tile, taken, sums, stride), [4, 2]),
-            3 => dispatch_batch!(3, left, multiply(scale_groups, tile, taken, sums, stride), [3]),
-            digits => unreachable!("{digits} digits of a vector"),
-        };
-    }
-}
-
-/// `COUNT` digits from `first` on, whose dot products stay in registers.
-#[target_feature(enable = "avx2,fma,f16c,popcnt")]
-fn multiply<const PER_VECTOR: usize, const COUNT: usize>(
-    scale_groups: &DecodedStrips,
-    tile: usize,
-    first: usize,
-    sums: &mut [RowSums],
-    stride: usize,
-) -> usize {
-    let (isa, x_stride) = (Avx2::new(), scale_groups.x.stride());
-    for (codes, digits) in scale_groups.codes.iter().zip(&scale_groups.digits) {
-        let values = &digits.values[first * x_stride..];
-        assert!(values.len() >= (COUNT - 1) * x_stride + TILE_COLS);
-        let mut dots = [[_mm256_setzero_si256(); 2]; COUNT];
-        for (group, line) in codes[tile * QUADS..][..QUADS].iter().enumerate() {
-            let codes = [isa.load(line, 0), isa.load(line, 1)];
-            for (digit, [low, high]) in dots.iter_mut().enumerate() {
-                let at = digit * x_stride + group * QUAD;
-                // SAFETY: four bytes inside `values`, by the assertion above.
-                let x = _mm256_set1_epi32(unsafe { values.as_ptr().add(at).cast::<i32>().read_unaligned() });
-                *low = _mm256_add_epi32(*low, products(codes[0], x));
-                *high = _mm256_add_epi32(*high, products(codes[1], x));
-            }
-        }
-        for (n, [low, high]) in dots.into_iter().enumerate() {
-            let digit = first + n;
-            let sums = &mut sums[digit / PER_VECTOR * stride + tile];
-            let (bias, factor) = (digits.biases[digit], digits.factors[digit]);
-            add_eight(&mut sums.0[..8], low, bias, factor);
-            add_eight(&mut sums.0[8..], high, bias, factor);
-        }
-    }
-    COUNT
 }

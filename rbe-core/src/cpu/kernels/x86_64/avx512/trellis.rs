@@ -9,7 +9,9 @@ use super::isa::Avx512;
 use crate::codec::Block;
 use crate::codec::term::trellis::{Code, GROUP_COLS};
 use crate::cpu::kernels::generic::decode::PerCode;
-use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, GroupRows, GroupSlices};
+use crate::cpu::kernels::generic::trellis::{
+    self as generic, Decode, DecodedStrips, GroupRows, GroupSlices, MultiplyTile,
+};
 use crate::cpu::kernels::unroll::{dispatch_batch, dispatch_code, each, per_code};
 use crate::cpu::layout::planes::{Line, QUAD, QUADS};
 use crate::cpu::layout::trellis::{BIAS, Bundle, FOLLOWING, PERIOD, PackedGroup, PackedTrellis, Packing};
@@ -49,7 +51,9 @@ impl Decode for Avx512 {
         // SAFETY: the token proves the instructions.
         unsafe { decode_bundle(bundle, codes, stride) }
     }
+}
 
+impl MultiplyTile for Avx512 {
     #[inline(always)]
     fn multiply_tile(self, scale_groups: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
         // SAFETY: as above.
@@ -379,6 +383,7 @@ fn multiply_tile(scale_groups: &DecodedStrips, tile: usize, sums: &mut [RowSums]
                 multiply(scale_groups, tile, taken, sums, stride),
                 [8, 6, 4, 3, 2, 1]
             ),
+            2 => dispatch_batch!(2, left, multiply(scale_groups, tile, taken, sums, stride), [8, 6, 4, 2]),
             3 => dispatch_batch!(3, left, multiply(scale_groups, tile, taken, sums, stride), [9, 6, 3]),
             digits => unreachable!("{digits} digits of a vector"),
         };
