@@ -101,7 +101,7 @@ fn add_products<const BITS: usize>(codes: [__m256i; QUADS], x: Digits, times: i1
             let four = unsafe { x.as_ptr().add(QUAD_INDEX * QUAD).cast::<i32>().read_unaligned() };
             let products = _mm256_maddubs_epi16(codes[QUAD_INDEX], _mm256_set1_epi32(four));
             let at_once = const { quads_in_16_bits(BITS) };
-            pairs = if QUAD_INDEX % at_once == 0 { products } else { _mm256_add_epi16(pairs, products) };
+            pairs = if QUAD_INDEX.is_multiple_of(at_once) { products } else { _mm256_add_epi16(pairs, products) };
             if QUAD_INDEX % at_once == at_once - 1 {
                 *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, times));
             }
