@@ -14,7 +14,7 @@ const STRANGERS: [(&[u8], &str); 7] = [
     ),
     (b"PK\x03\x04", "it is a PyTorch file or another ZIP archive; save the model as safetensors"),
     (b"\x80\x02", "it is a Python pickle, as old PyTorch files are; save the model as safetensors"),
-    (b"GGUF", "it is a GGUF file, quantised already; give the original model's safetensors"),
+    (b"GGUF", "it is a GGUF file; `rbe compress` takes it, and `rbe decode` makes a model directory of it"),
     (b"\x89HDF", "it is an HDF5 file, as TensorFlow's are; save the model as safetensors"),
     (b"<!DOCTYPE", "it is a web page; was the download refused?"),
     (b"<html", "it is a web page; was the download refused?"),

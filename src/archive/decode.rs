@@ -1,8 +1,8 @@
 //! From a compressed model back to a dense one, a dense tensor or a few decoded rows in memory at a time.
 
 use super::convert::{Pace, Watch};
-use super::stage::{Stage, inputs};
-use super::{Archive, Dtype, Entry, NonFinite, SafetensorsWriter, Slot, measure};
+use super::stage::{Scratch, Stage, inputs};
+use super::{Archive, Dtype, Entry, NonFinite, SafetensorsWriter, Slot, gguf, is_gguf, measure, unpack_gguf};
 use crate::clock::Instant;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -42,7 +42,8 @@ pub struct DecodeReport {
     pub seconds: f64,
 }
 
-/// Writes a compressed model as one dense safetensors file of the original's names, shapes and types.
+/// Writes a compressed model as one dense safetensors file of the original's names, shapes and types; a GGUF file as a
+/// directory, with configuration and tokenizer ([`unpack_gguf`]).
 ///
 /// # Errors
 /// A tensor is damaged, or the type asked for would make infinities or mostly zeros of it, with its name and the types that
@@ -61,6 +62,9 @@ pub fn decode(
     {
         return Err(Error::unsupported(format!("decoding to {dtype}; choose F32, F16 or BF16")));
     }
+    if is_gguf(input) {
+        return decode_gguf(input, output, options, watch);
+    }
     let archive = Archive::open(input)?;
     let stage = Stage::file(output, options.overwrite, &inputs(&archive).collect::<Vec<_>>())?;
     write_model(&archive, output, stage.model()?, options.dtype, watch)?;
@@ -74,6 +78,42 @@ pub fn decode(
         non_finite: archive.entries().filter_map(|entry| NonFinite::of(&archive, entry)).collect(),
         seconds: start.elapsed().as_secs_f64(),
     })
+}
+
+/// Into a directory; in another type by way of the file's own, so that what would be lost is seen.
+fn decode_gguf(
+    input: &Path,
+    output: &Path,
+    options: &DecodeOptions,
+    watch: &mut Watch<'_>,
+) -> Result<DecodeReport> {
+    let start = Instant::now();
+    let stage = Stage::directory(output, options.overwrite, &[input])?;
+    let unpacked = match options.dtype {
+        None => unpack_gguf(input, stage.path(), watch)?,
+        Some(dtype) => {
+            let scratch = Scratch::new(output)?;
+            let own = scratch.path().join("own");
+            std::fs::create_dir(&own).map_err(|e| Error::io(&own, e))?;
+            let unpacked = unpack_gguf(input, &own, watch)?;
+            stage.copy_companions(&own)?;
+            gguf::set_dtype(&stage.path(), dtype)?;
+            write_model(&Archive::open(&own)?, output, stage.model()?, Some(dtype), watch)?;
+            unpacked
+        }
+    };
+    let archive = Archive::open(stage.path())?;
+    let report = DecodeReport {
+        tensors: unpacked.tensors,
+        decoded_tensors: unpacked.quantized_tensors,
+        bytes_before: unpacked.bytes_before,
+        bytes_after: archive.entries().map(|entry| entry.bytes as u64).sum(),
+        non_finite: archive.entries().filter_map(|entry| NonFinite::of(&archive, entry)).collect(),
+        seconds: start.elapsed().as_secs_f64(),
+    };
+    drop(archive);
+    stage.commit()?;
+    Ok(report)
 }
 
 fn write_model(

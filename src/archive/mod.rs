@@ -8,7 +8,7 @@
 //! |---|---|
 //! | compress a Hugging Face directory | [`compress`] |
 //! | the same, with the model's predictions on a text kept as close as the bits allow | [`compress_calibrated`] |
-//! | get an ordinary model back | [`decode`] |
+//! | get an ordinary model back, or one from a GGUF file | [`decode`], [`unpack_gguf`] |
 //! | run this crate's layers on the compressed weights | [`open`] and [`crate::linear`]; of a file in memory [`open_bytes`] |
 //! | run an unmodified Candle model | [`open`], which decodes what is asked for by its plain name |
 //! | see what was decoded, and why | [`decoded_weights`](crate::nn::decoded_weights) |
@@ -26,6 +26,7 @@ mod adapters;
 mod beside;
 mod convert;
 mod decode;
+mod gguf;
 mod measure;
 mod mix;
 mod prune;
@@ -44,12 +45,13 @@ pub use convert::{
     compress_into,
 };
 pub use decode::{DecodeOptions, DecodeReport, decode};
+pub use gguf::{UnpackReport, is_gguf, unpack_gguf};
 pub use measure::NonFinite;
 pub use prune::prune;
 pub use read::{Archive, Entry};
 pub use safetensors::Dtype;
 pub use sharded::{ShardedArchive, open_sharded};
-pub use stage::{Scratch, Stage, abandon_outputs};
+pub use stage::{COMPANIONS, Scratch, Stage, abandon_outputs};
 pub use var_builder::{open, open_bytes, open_decoded};
 pub use verify::{CheckedTensor, VerifyReport, verify};
 pub use write::{SafetensorsWriter, Slot};

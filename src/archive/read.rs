@@ -456,7 +456,10 @@ fn found_instead(directory: &Path) -> String {
     {
         return format!("; {name:?} is PyTorch's: save the model as safetensors");
     }
-    match found(&|name| name.ends_with(".gguf") || name.ends_with(".h5") || name.ends_with(".onnx")) {
+    if let Some(name) = found(&|name| name.ends_with(".gguf")) {
+        return format!("; it holds {name:?}: name that file, which `rbe compress` and `rbe decode` take");
+    }
+    match found(&|name| name.ends_with(".h5") || name.ends_with(".onnx")) {
         Some(name) => format!("; {name:?} is of another format: give the model as safetensors"),
         None => String::new(),
     }

@@ -3,7 +3,10 @@
 #![cfg(feature = "cli")]
 
 mod files;
+#[cfg(feature = "hub")]
+mod hub;
 mod language;
+mod sources;
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};

@@ -22,6 +22,7 @@ macro_rules! agree {
 
 mod experts;
 mod gemma;
+mod gguf;
 mod plain;
 mod whole;
 

@@ -13,7 +13,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// The files of a Hugging Face model directory that travel along when its weights are compressed.
-const COMPANIONS: [&str; 17] = [
+pub const COMPANIONS: [&str; 17] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",

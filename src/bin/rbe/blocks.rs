@@ -2,6 +2,7 @@
 
 use crate::encoder::EncoderArgs;
 use crate::print::{self, Table};
+use crate::source::Source;
 use anyhow::{Context, bail};
 use candle_core::{DType, Device};
 use candle_rbe::BlockSizeWeights;
@@ -40,7 +41,8 @@ impl Blocks {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         let encoder = self.encoder.encoder()?;
         let selection = Selection::new(self.include.as_deref(), None)?;
-        let archive = Archive::open(&self.model)?;
+        let source = Source::open(&self.model)?;
+        let archive = Archive::open(source.path())?;
         let chosen: Vec<_> = archive.entries().filter(|e| !e.compressed && selection.takes(e)).collect();
         if chosen.is_empty() || self.samples == 0 {
             bail!("{} has no matrix to try", self.model.display());

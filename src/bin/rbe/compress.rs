@@ -6,6 +6,7 @@ use crate::eval::{Passage, compare};
 use crate::interrupt;
 use crate::language::{self, Language};
 use crate::print;
+use crate::source::{self, Source};
 use anyhow::{Context, ensure};
 use candle_rbe::archive::{self, Archive, CompressOptions, CompressReport, Selection, Stage};
 use candle_rbe::encode::fewest_bits;
@@ -15,12 +16,13 @@ use candle_rbe::{Encoder, EncoderConfig, Rate};
 use clap::Args;
 use std::path::{Path, PathBuf};
 
-/// Compress a model: a Hugging Face directory into a directory, or one safetensors file into a file
+/// Compress a model: a Hugging Face directory or a GGUF file into a directory, or one safetensors file into a file
 #[derive(Args)]
 pub(crate) struct Compress {
-    /// Model directory (single file or sharded), or a safetensors file
+    /// Model directory (single file or sharded), a GGUF file, a safetensors file, or a repository of the Hugging Face hub:
+    /// org/name, org/name@revision, org/name/file.gguf
     input: PathBuf,
-    /// What to write: a directory for a directory, a file for a file
+    /// What to write: a directory for a directory or a GGUF file, a file for a safetensors file
     output: PathBuf,
     #[command(flatten)]
     encoder: EncoderArgs,
@@ -62,10 +64,17 @@ impl Compress {
         let selection = Selection::new(self.include.as_deref(), self.exclude.as_deref())?;
         let options = CompressOptions { selection, overwrite: self.force, plain: self.encoder.plain };
         // The output is begun, and what is measured or calibrated on is read, before the work.
-        let stage = self.begin().with_context(|| self.failed())?;
-        let language = self.language(&encoder)?;
+        let given = source::local(&self.input)?;
+        if archive::is_gguf(&given) {
+            // Before it is unpacked, which takes its time.
+            Stage::directory(&self.output, self.force, &[&given]).with_context(|| self.failed())?;
+        }
+        let source = Source::beside(&given, &self.output)?;
+        let input = source.path();
+        let stage = self.begin(input).with_context(|| self.failed())?;
+        let language = self.language(input, &encoder)?;
         let bound = match (self.kl, &self.text, &language) {
-            (Some(bound), Some(text), Some(language)) => Some(self.bound(bound, text, language)?),
+            (Some(bound), Some(text), Some(language)) => Some(bound_on(bound, text, language)?),
             _ => None,
         };
         let calibration = match (&self.calibrate, &language) {
@@ -73,12 +82,16 @@ impl Compress {
             (None, Some(language)) if self.looks_at_inputs(&encoder) => Some(of_own_text(language)?),
             _ => None,
         };
-        let mut work = Work { compress: self, options, stage, calibration };
-        let report = match bound {
+        let mut work = Work { compress: self, input, options, stage, calibration };
+        let mut report = match bound {
             Some(bound) => work.compress_within(&bound, &encoder)?,
             None => work.compress(&encoder)?,
         };
         work.stage.commit().with_context(|| self.failed())?;
+        if archive::is_gguf(&given) {
+            // Not of what it was unpacked to.
+            report.bytes_before = given.metadata()?.len();
+        }
         print::warn_of(&report.non_finite);
         for line in &report.tensors {
             line.warning.iter().for_each(|warning| print::warn(&line.name, warning));
@@ -97,14 +110,14 @@ impl Compress {
     }
 
     /// The model, where something needs it to run, or is better if it does.
-    fn language(&self, encoder: &Encoder) -> anyhow::Result<Option<Language>> {
+    fn language(&self, input: &Path, encoder: &Encoder) -> anyhow::Result<Option<Language>> {
         if self.calibrate.is_some() || self.kl.is_some() {
-            return Language::open(&self.input).map(Some);
+            return Language::open(input).map(Some);
         }
-        let runs = self.input.join("config.json").is_file()
-            && language::obstacle(&Archive::open(&self.input)?).is_none();
+        let runs =
+            input.join("config.json").is_file() && language::obstacle(&Archive::open(input)?).is_none();
         match runs && self.looks_at_inputs(encoder) {
-            true => Language::open(&self.input).map(Some),
+            true => Language::open(input).map(Some),
             false => Ok(None),
         }
     }
@@ -114,13 +127,13 @@ impl Compress {
     }
 
     /// The output: a directory for a directory, a file for a file.
-    fn begin(&self) -> anyhow::Result<Stage> {
-        let input = Archive::open(&self.input)?;
+    fn begin(&self, input: &Path) -> anyhow::Result<Stage> {
         ensure!(
-            self.kl.is_none() || self.input.is_dir(),
+            self.kl.is_none() || input.is_dir(),
             "--kl takes a model directory, and {} is none",
             self.input.display()
         );
+        let input = Archive::open(input)?;
         // With --kl or --calibrate the model is loaded before the work, and that is an error.
         if let Some(obstacle) =
             language::obstacle(&input).filter(|_| self.kl.is_none() && self.calibrate.is_none())
@@ -131,14 +144,8 @@ impl Compress {
         Ok(Stage::like(&input, &self.output, self.force, &texts)?)
     }
 
-    fn bound<'l>(&self, divergence: f64, text: &Path, original: &'l Language) -> anyhow::Result<Bound<'l>> {
-        let text = Passage::open(text, &language::tokenizer(&self.input)?, Windows::default())?;
-        text.suits(original)?;
-        Ok(Bound { divergence, text, original })
-    }
-
     fn calibration<'m>(&self, language: &'m Language, text: &Path) -> anyhow::Result<Calibration<'m>> {
-        let tokenizer = language::tokenizer(&self.input)?;
+        let tokenizer = language::tokenizer(&language.path)?;
         let samples = language::samples(&language.model, &tokenizer, text, self.samples)?;
         let bar = Bar::new("calibrating")?;
         let progress = move |done: usize, of: usize| bar.set(done as u64, of as u64, String::new());
@@ -174,6 +181,12 @@ fn of_own_text(language: &Language) -> anyhow::Result<Calibration<'_>> {
     Ok(Calibration::new(model, texts).of_squares())
 }
 
+fn bound_on<'l>(divergence: f64, text: &Path, original: &'l Language) -> anyhow::Result<Bound<'l>> {
+    let text = Passage::open(text, &language::tokenizer(&original.path)?, Windows::default())?;
+    text.suits(original)?;
+    Ok(Bound { divergence, text, original })
+}
+
 /// How near the compressed model is to be, and to what on which text.
 struct Bound<'l> {
     divergence: f64,
@@ -184,6 +197,7 @@ struct Bound<'l> {
 /// A model under way.
 struct Work<'c, 'm> {
     compress: &'c Compress,
+    input: &'c Path,
     options: CompressOptions,
     stage: Stage,
     calibration: Option<Calibration<'m>>,
@@ -191,10 +205,10 @@ struct Work<'c, 'm> {
 
 impl Work<'_, '_> {
     fn compress(&mut self, encoder: &Encoder) -> anyhow::Result<CompressReport> {
-        let Self { compress, options, stage, calibration } = self;
+        let Self { compress, input, options, stage, calibration } = self;
         let bar = Bar::new("compressing")?;
         let watch = &mut |step: archive::Step<'_>| bar.step(step);
-        archive::compress_into(&compress.input, stage, encoder, options, calibration.as_mut(), watch)
+        archive::compress_into(input, stage, encoder, options, calibration.as_mut(), watch)
             .with_context(|| compress.failed())
     }
 

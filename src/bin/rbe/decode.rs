@@ -1,20 +1,20 @@
 //! `rbe decode`
 
 use crate::bar::Bar;
-use crate::{interrupt, print};
+use crate::{interrupt, print, source};
 use anyhow::Context;
 use candle_rbe::archive::{self, DecodeOptions, Dtype};
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
-/// Decode a compressed model into one ordinary safetensors file
+/// Decode a compressed model into one ordinary safetensors file, or a GGUF file into a model directory
 #[derive(Args)]
 pub(crate) struct Decode {
-    /// Compressed model directory or file
+    /// Compressed model directory or file, a GGUF file, or a repository of the hub (org/name)
     input: PathBuf,
-    /// File to write
+    /// File to write; for a GGUF file a directory, with configuration and tokenizer
     output: PathBuf,
-    /// Type of the weights [default: each tensor's type before it was compressed]
+    /// Type of the weights [default: each tensor's type before it was compressed; of one that GGUF quantised F32]
     #[arg(long, value_enum)]
     dtype: Option<DtypeArg>,
     /// Replace the output if it is there
@@ -41,8 +41,9 @@ impl Decode {
             DtypeArg::Bf16 => Dtype::BF16,
         });
         let options = DecodeOptions { dtype, overwrite: self.force };
+        let input = source::local(&self.input)?;
         let bar = Bar::new("decoding")?;
-        let report = archive::decode(&self.input, &self.output, &options, &mut |step| bar.step(step))
+        let report = archive::decode(&input, &self.output, &options, &mut |step| bar.step(step))
             .with_context(|| format!("cannot decode {}", self.input.display()))?;
         drop(bar);
         print::warn_of(&report.non_finite);

@@ -5,6 +5,7 @@ use crate::language::{self, Language};
 use crate::layers::Layers;
 use crate::print::{self, Table};
 use crate::reader::TextReader;
+use crate::source::Source;
 use anyhow::Context;
 use candle_rbe::models::{Evaluation, Text, Windows, evaluate};
 use clap::Args;
@@ -19,9 +20,9 @@ use std::path::{Path, PathBuf};
 /// divergence over every position.
 #[derive(Args)]
 pub(crate) struct Eval {
-    /// The original model's directory
+    /// The original model: a directory, a GGUF file, or a repository of the hub (org/name)
     dense: PathBuf,
-    /// The compressed model's directory
+    /// The compressed model, likewise
     rbe: PathBuf,
     /// The text, UTF-8
     #[arg(long, value_name = "FILE")]
@@ -49,11 +50,12 @@ struct Report {
 
 impl Eval {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
-        let tokenizer = language::tokenizer(&self.dense)?;
+        let (dense, rbe) = (Source::open(&self.dense)?, Source::open(&self.rbe)?);
+        let tokenizer = language::tokenizer(dense.path())?;
         let windows = Windows { count: self.windows, length: self.window_tokens };
         let text = Passage::open(&self.text, &tokenizer, windows)?;
         self.layers.apply();
-        let (reference, candidate) = (Language::open(&self.dense)?, Language::open(&self.rbe)?);
+        let (reference, candidate) = (Language::open(dense.path())?, Language::open(rbe.path())?);
         let evaluation = compare(&reference, &candidate, &text)?;
         let report =
             Report { reference_bytes: reference.bytes()?, candidate_bytes: candidate.bytes()?, evaluation };

@@ -4,6 +4,7 @@ use crate::chat::{ChatTemplate, Message};
 use crate::language::{self, Language};
 use crate::layers::Layers;
 use crate::sampling::SamplingArgs;
+use crate::source::Source;
 use crate::writer::{Prompt, Writer};
 use clap::Args;
 use std::io::{Write, stdout};
@@ -16,7 +17,7 @@ use std::path::PathBuf;
 /// ends it.
 #[derive(Args)]
 pub(crate) struct Generate {
-    /// Model directory with config.json and tokenizer.json
+    /// Model directory with config.json and tokenizer.json, a GGUF file, or a repository of the hub (org/name)
     model: PathBuf,
     /// The text to continue, or with --chat what is said to the model
     #[arg(long, short)]
@@ -48,8 +49,9 @@ fn not_empty(text: &str) -> Result<String, String> {
 
 impl Generate {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
-        let tokenizer = language::tokenizer(&self.model)?;
-        let directory = language::directory(&self.model);
+        let source = Source::open(&self.model)?;
+        let tokenizer = language::tokenizer(source.path())?;
+        let directory = language::directory(source.path());
         let chat = match self.chat {
             true => Some(self.conversation(&ChatTemplate::open(directory)?)?),
             false => None,
@@ -57,7 +59,7 @@ impl Generate {
         let prompt = chat.as_deref().map_or(Prompt::Text(&self.prompt), Prompt::Chat);
         let chooser = self.sampling.chooser(directory)?;
         self.layers.apply();
-        let language = Language::open(&self.model)?;
+        let language = Language::open(source.path())?;
         let say = |text: &str| -> anyhow::Result<()> {
             let mut out = stdout().lock();
             out.write_all(text.as_bytes())?;

@@ -1,6 +1,7 @@
 //! `rbe inspect`
 
 use crate::print::{self, Table};
+use crate::source::Source;
 use candle_rbe::archive::{Archive, Dtype, Entry};
 use clap::Args;
 use serde::Serialize;
@@ -58,7 +59,8 @@ struct Report {
 
 impl Inspect {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
-        let archive = Archive::open(&self.model)?;
+        let source = Source::open(&self.model)?;
+        let archive = Archive::open(source.path())?;
         let tensors: Vec<Line> =
             archive.entries().map(|entry| line(&archive, entry)).collect::<Result<_, _>>()?;
         let sum = |of: fn(&Line) -> u64| tensors.iter().map(of).sum::<u64>();

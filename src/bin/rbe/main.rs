@@ -14,6 +14,7 @@ mod demo;
 mod encoder;
 mod eval;
 mod generate;
+mod hub;
 mod inspect;
 mod interrupt;
 mod language;
@@ -23,6 +24,7 @@ mod profile;
 mod prune;
 mod reader;
 mod sampling;
+mod source;
 mod verify;
 mod writer;
 

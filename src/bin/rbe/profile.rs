@@ -5,6 +5,7 @@ use crate::interrupt;
 use crate::language::{self, Language};
 use crate::layers::Layers;
 use crate::print::{self, Table};
+use crate::source::Source;
 use anyhow::{Context, ensure};
 use candle_core::Tensor;
 use candle_rbe::archive::Stage;
@@ -56,11 +57,12 @@ impl Profile {
         interrupt::install()?;
         let begin = |path: &PathBuf| Stage::file(path, self.force, &[&self.model, &self.text]);
         let picture = self.svg.as_ref().map(begin).transpose()?;
-        let tokenizer = language::tokenizer(&self.model)?;
+        let source = Source::open(&self.model)?;
+        let tokenizer = language::tokenizer(source.path())?;
         let text = std::fs::read_to_string(&self.text)
             .with_context(|| format!("cannot read the text {}", self.text.display()))?;
         self.layers.apply();
-        let language = Language::open(&self.model)?;
+        let language = Language::open(source.path())?;
         let mut ids = tokenizer.whole(&text)?;
         ids.truncate(self.tokens);
         ensure!(

@@ -1,6 +1,7 @@
 //! `rbe verify`
 
 use crate::print::{self, Table};
+use crate::source::Source;
 use anyhow::bail;
 use candle_rbe::archive;
 use clap::Args;
@@ -11,7 +12,7 @@ use std::path::PathBuf;
 pub(crate) struct Verify {
     /// Compressed model directory or file
     input: PathBuf,
-    /// The model it was made from
+    /// The model it was made from, or its GGUF file
     #[arg(long, value_name = "ORIGINAL")]
     against: PathBuf,
     /// Print one JSON object
@@ -21,7 +22,8 @@ pub(crate) struct Verify {
 
 impl Verify {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
-        let report = archive::verify(&self.input, &self.against)?;
+        let (input, against) = (Source::open(&self.input)?, Source::open(&self.against)?);
+        let report = archive::verify(input.path(), against.path())?;
         if self.json {
             print::json(&report)?;
         } else {
