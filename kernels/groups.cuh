@@ -1,14 +1,14 @@
 // Products and decoding for terms that store every coefficient in `BITS` bits (planes, trellis).
 //
 // A scale group is 32 columns of one block row. Its columns are cut into pieces of 32 rows, `BITS` words each, and a thread
-// holds one piece of one column at a time: `lanes` threads (a power of two) side by side have a column, so a warp has
-// `32 / lanes` columns at once.
+// holds one piece of one column at a time: `lanes` threads (a power of two) have a column, so a warp has `slots = 32 / lanes`
+// columns at once. Four threads side by side have different columns, as tensor cores want it.
 //
-//     lane = slot * lanes + piece        rows 32 piece .. 32 piece + 31
+//     lane = (slot / 4 * lanes + piece) * 4 + slot mod 4        rows 32 piece .. 32 piece + 31
 //     column = (group * slots + slot) * V + v
 //
 // V columns of a thread (4 where a column has at least 4 pieces, else 1) lie together: load `n` of a group gives lane
-// `l` the words `n V .. n V + V` of its `V * BITS`, at `((group * BITS + n) * 32 + l) * V`. So with blocks of 128 and
+// `l` word `n` of each, at `((group * BITS + n) * 32 + l) * V`. So with blocks of 128 and
 // 256 every load is 16 bytes a thread and 512 contiguous bytes a warp, and `BITS` of them are in flight at once.
 //
 // A term gives the value of row `j` of a piece from its words, `Code::value<BITS>(words, next, j)`; `next` is the first
@@ -49,6 +49,15 @@ __device__ inline int lanes_of(int height) {
     return lanes;
 }
 
+// The bits of a lane's number that are those of its piece.
+__device__ inline int piece_bits(int lanes) { return (lanes - 1) * 4; }
+__device__ inline int piece_of(int lane, int lanes) { return lane / 4 & (lanes - 1); }
+__device__ inline int slot_of(int lane, int lanes) { return lane % 4 + (lane / 4 >> (__ffs(lanes) - 1)) * 4; }
+// The lane that has the piece below, the topmost below the last.
+__device__ inline int lane_below(int lane, int lanes) {
+    return (lane & ~piece_bits(lanes)) | ((lane + 4) & piece_bits(lanes));
+}
+
 template <int V> struct Vector;
 template <> struct Vector<1> { typedef uint32_t Type; };
 template <> struct Vector<4> { typedef uint4 Type; };
@@ -60,8 +69,7 @@ __device__ inline void unpack(uint4 from, uint32_t *to) { to[0] = from.x, to[1] 
 template <class Code, int BITS, int V, class F>
 __device__ __forceinline__ void for_each_piece(const uint32_t *words, int lanes, int lane, F f) {
     typedef typename Vector<V>::Type Load;
-    const int slots = WARP / lanes, slot = lane / lanes;
-    const int below = (lane & ~(lanes - 1)) | ((lane + 1) & (lanes - 1));
+    const int slots = WARP >> (__ffs(lanes) - 1), slot = slot_of(lane, lanes), below = lane_below(lane, lanes);
     for (int group = 0; group < lanes / V; ++group) {
         const Load *from = reinterpret_cast<const Load *>(words) + group * BITS * WARP + lane;
         uint32_t held[V * BITS];
@@ -69,14 +77,24 @@ __device__ __forceinline__ void for_each_piece(const uint32_t *words, int lanes,
         for (int n = 0; n < BITS; ++n) unpack(__ldg(from + n * WARP), held + n * V);
 #pragma unroll 1
         for (int v = 0; v < V; ++v) {
-            const uint32_t next = Code::READS_ON ? __shfl_sync(ALL_LANES, held[0], below) : 0;
-            f((group * slots + slot) * V + v, held, next);
+            uint32_t own[BITS];
+#pragma unroll
+            for (int n = 0; n < BITS; ++n) own[n] = held[n * V];
+            const uint32_t next = Code::READS_ON ? __shfl_sync(ALL_LANES, own[0], below) : 0;
+            f((group * slots + slot) * V + v, own, next);
             // The next column's words come to the front: one copy of the code for all V.
 #pragma unroll
-            for (int n = 0; n < (V - 1) * BITS; ++n) held[n] = held[n + BITS];
+            for (int n = 0; n + 1 < V * BITS; ++n) held[n] = held[n + 1];
         }
     }
 }
+
+// Whether a code has so many bits. Where instructions are counted (counts.py), kernels are compiled for one number of them alone.
+#ifdef COUNTED_BITS
+template <class Code, int BITS> constexpr bool HAS_BITS = BITS == COUNTED_BITS;
+#else
+template <class Code, int BITS> constexpr bool HAS_BITS = BITS <= Code::MAX_BITS;
+#endif
 
 // Calls `f` with `bits` as a constant; nothing for a scale group without bits.
 template <class Code, int V, class F>
@@ -85,7 +103,7 @@ __device__ __forceinline__ void with_bits(Code code, const uint4 &entry, const u
     switch (entry.y) {
 #define CASE(BITS) \
     case BITS: \
-        if constexpr (BITS <= Code::MAX_BITS) { \
+        if constexpr (HAS_BITS<Code, BITS>) { \
             for_each_piece<Code, BITS, V>(words + entry.x, lanes, lane, [&](int column, const uint32_t *held, uint32_t next) { \
                 f(column, [&](int j) { return code.template value<BITS>(held, next, j); }); \
             }); \
@@ -98,18 +116,18 @@ __device__ __forceinline__ void with_bits(Code code, const uint4 &entry, const u
 
 // y(token, row) += S(row, column) x(token, column) for the scale groups `first .. last` of one block row.
 //
-// Grid: (block rows, splits, groups of TOKENS tokens). Every warp takes every eighth scale group; each thread sums its 32
+// Grid: (block rows from `first_block_row` on, splits, groups of TOKENS tokens). Every warp takes every eighth scale group; each thread sums its 32
 // rows in registers, the block adds up its threads' sums at the end.
 //
 //     x         (tokens, cols)
 //     partial   (splits, tokens, rows), this split's part is written
 //     shared    the code's table, x (TOKENS, 32 scale groups), row scales (WARPS, 33 lanes); then sums (WARPS, 33 lanes)
 template <class Code, int V, int TOKENS, bool ROW_SCALES>
-__device__ void sum_rows(Code code, const Strips &at, int lanes, const float *x, float *row_scales, int x_stride, int first,
+__device__ void sum_rows(Code code, const Strips &at, int block_row, int lanes, const float *x, float *row_scales, int x_stride, int first,
                          int last, float (&sums)[TOKENS][PIECE]) {
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, block_row = blockIdx.x;
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const Block block = at.row_cut().block(block_row);
-    const int height = block.length, piece = lane & (lanes - 1);
+    const int height = block.length, piece = piece_of(lane, lanes);
     for (int scale_group = first + warp; scale_group < last; scale_group += WARPS) {
         const uint4 entry = __ldg(at.table + (size_t)block_row * at.per_row() + scale_group);
         const float scale = __uint_as_float(entry.z);
@@ -140,9 +158,9 @@ __device__ void sum_rows(Code code, const Strips &at, int lanes, const float *x,
 }
 
 template <class Code, int TOKENS, bool ROW_SCALES>
-__device__ void product(const Strips &at, const float *x, float *partial, int tokens, int strips_per_block) {
+__device__ void product(const Strips &at, int first_block_row, const float *x, float *partial, int tokens, int strips_per_block) {
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const int block_row = blockIdx.x, split = blockIdx.y, token = blockIdx.z * TOKENS;
+    const int block_row = first_block_row + blockIdx.x, split = blockIdx.y, token = blockIdx.z * TOKENS;
     const int first = split * strips_per_block, last = min(first + strips_per_block, at.per_row());
     const Block block = at.row_cut().block(block_row);
     const int height = block.length, lanes = lanes_of(height);
@@ -164,21 +182,23 @@ __device__ void product(const Strips &at, const float *x, float *partial, int to
 #pragma unroll
         for (int j = 0; j < PIECE; ++j) sums[t][j] = 0.0f;
     if (lanes >= 4) {
-        sum_rows<Code, 4, TOKENS, ROW_SCALES>(code, at, lanes, staged, row_scales, x_stride, first, last, sums);
+        sum_rows<Code, 4, TOKENS, ROW_SCALES>(code, at, block_row, lanes, staged, row_scales, x_stride, first, last, sums);
     } else {
-        sum_rows<Code, 1, TOKENS, ROW_SCALES>(code, at, lanes, staged, row_scales, x_stride, first, last, sums);
+        sum_rows<Code, 1, TOKENS, ROW_SCALES>(code, at, block_row, lanes, staged, row_scales, x_stride, first, last, sums);
     }
 
     // Over the columns of a warp by shuffles, over the warps in shared memory.
-    float *own = shared + (warp * lanes + (lane & (lanes - 1))) * SINGLE_STRIDE;
+    float *own = shared + (warp * lanes + piece_of(lane, lanes)) * SINGLE_STRIDE;
 #pragma unroll
     for (int t = 0; t < TOKENS; ++t) {
         __syncthreads();
 #pragma unroll
         for (int j = 0; j < PIECE; ++j) {
             float sum = sums[t][j];
-            for (int distance = lanes; distance < WARP; distance *= 2) sum += __shfl_xor_sync(ALL_LANES, sum, distance);
-            if (lane < lanes) own[j] = sum;
+            for (int distance = 1; distance < WARP; distance *= 2) {
+                if ((distance & piece_bits(lanes)) == 0) sum += __shfl_xor_sync(ALL_LANES, sum, distance);
+            }
+            if (slot_of(lane, lanes) == 0) own[j] = sum;
         }
         __syncthreads();
         if (token + t >= tokens) continue;
@@ -215,7 +235,7 @@ __device__ void stage_rows(const Strips &at, float *staged, const float *g, size
 template <class Code, int V, int TOKENS>
 __device__ void sum_columns(Code code, const uint4 &entry, const uint32_t *words, int lanes, int lane, const float *staged,
                             float *columns) {
-    const int piece = lane & (lanes - 1);
+    const int piece = piece_of(lane, lanes);
     with_bits<Code, V>(code, entry, words, lanes, lane, [&](int column, auto value) {
         float sums[TOKENS] = {};
 #pragma unroll
@@ -229,7 +249,7 @@ __device__ void sum_columns(Code code, const uint4 &entry, const uint32_t *words
         }
 #pragma unroll
         for (int t = 0; t < TOKENS; ++t) {
-            for (int distance = 1; distance < lanes; distance *= 2) {
+            for (int distance = 4; distance < 4 * lanes; distance *= 2) {
                 sums[t] += __shfl_xor_sync(ALL_LANES, sums[t], distance);
             }
             if (piece == 0) columns[t * WARP + column] += sums[t];
@@ -298,26 +318,32 @@ __device__ void transposed(const Strips &at, const float *g, const uint32_t *ids
 template <class Code, int V, class T>
 __device__ void write_strip(Code code, const Strips &at, T *panel, const uint4 &entry, int scale_group, int first_strip,
                             const Block &block, int first_row, int lanes, int lane, int stride, int add) {
-    const int height = block.length, piece = lane & (lanes - 1);
+    const int height = block.length, piece = piece_of(lane, lanes);
     const float scale = __uint_as_float(entry.z);
     const __half *row_scales = at.row_scales != nullptr ? at.scales_of(block, scale_group) : nullptr;
+    const bool plain = row_scales == nullptr && !add && height % PIECE == 0;
     with_bits<Code, V>(code, entry, at.words, lanes, lane, [&](int column, auto value) {
         if (scale_group * WARP + column >= at.cols || piece * PIECE >= height) return;
         T *to = panel + (size_t)((scale_group - first_strip) * WARP + column) * stride + block.start - first_row + piece * PIECE;
+        auto write = [&](auto weight_of) {
 #pragma unroll
-        for (int j = 0; j < PIECE; j += Quad<T>::COUNT) {
-            Quad<T> quad;
-            if (add) quad.bits = *reinterpret_cast<const uint4 *>(to + j);
+            for (int j = 0; j < PIECE; j += Quad<T>::COUNT) {
+                Quad<T> quad;
+                if (!plain && add) quad.bits = *reinterpret_cast<const uint4 *>(to + j);
 #pragma unroll
-            for (int n = 0; n < Quad<T>::COUNT; ++n) {
-                const int row = piece * PIECE + j + n;
-                float weight = 0.0f;
-                if (row < height) {
-                    weight = value(j + n) * (row_scales != nullptr ? __half2float(row_scales[row]) * at.unit : scale);
-                }
-                quad.values[n] = from_float<T>(add ? to_float(quad.values[n]) + weight : weight);
+                for (int n = 0; n < Quad<T>::COUNT; ++n) quad.values[n] = weight_of(j + n, quad.values[n]);
+                *reinterpret_cast<uint4 *>(to + j) = quad.bits;
             }
-            *reinterpret_cast<uint4 *>(to + j) = quad.bits;
+        };
+        if (plain) {
+            write([&](int j, T) { return from_float<T>(value(j) * scale); });
+        } else {
+            write([&](int j, T before) {
+                const int row = piece * PIECE + j;
+                float weight = 0.0f;
+                if (row < height) weight = value(j) * (row_scales != nullptr ? __half2float(row_scales[row]) * at.unit : scale);
+                return from_float<T>(add ? to_float(before) + weight : weight);
+            });
         }
     });
 }
@@ -355,8 +381,8 @@ __device__ void panel(const Strips &at, T *panel, int first_strip, int end_strip
 // Two blocks fit a multiprocessor's registers, but where the sums of four tokens need most of a thread's 255.
 #define PRODUCT_KERNEL(NAME, CODE, TOKENS, ROW_SCALES) \
     extern "C" __global__ void __launch_bounds__(THREADS, TOKENS == 1 ? CODE::MIN_BLOCKS : 1) \
-        NAME(STRIPS_PARAMETERS, const float *x, float *partial, int tokens, int strips_per_block) { \
-        product<CODE, TOKENS, ROW_SCALES>(STRIPS_ARGUMENTS, x, partial, tokens, strips_per_block); \
+        NAME(STRIPS_PARAMETERS, int first_block_row, const float *x, float *partial, int tokens, int strips_per_block) { \
+        product<CODE, TOKENS, ROW_SCALES>(STRIPS_ARGUMENTS, first_block_row, x, partial, tokens, strips_per_block); \
     }
 #define TRANSPOSED_KERNEL(NAME, CODE, TOKENS) \
     extern "C" __global__ void __launch_bounds__(THREADS, CODE::MIN_BLOCKS) \

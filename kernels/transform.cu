@@ -12,13 +12,17 @@
 //                  P = T_II(h) p,  Q = T_II(h) q
 //                  y_0 = sqrt2 P_0,  y_{2m-1} = P_m - Q_{h-m},  y_{2m} = P_m + Q_{h-m},  y_{n-1} = -sqrt2 Q_0
 //
-// run level by level, in shared memory, all nodes of a level at once. Everything else (wavelets, other lengths) is the
+// run level by level, in shared memory, all nodes of a level at once; nothing is divided by a number that is not a constant. Everything else (wavelets, other lengths) is the
 // product with the matrix, which the host made from the same definition.
 #include "common.cuh"
 
 constexpr int TRANSFORM_WARPS = 4;
 constexpr int ELEMENTS = 256;
 constexpr float SQRT2 = 1.41421356f;
+// Where instructions are counted (counts.py), kernels are compiled for blocks of `2^COUNTED_LEVELS` alone.
+#ifndef COUNTED_LEVELS
+#define COUNTED_LEVELS 0
+#endif
 
 struct Buffers {
     float *from, *to;
@@ -32,48 +36,85 @@ struct Buffers {
 // Whether node `node` of a level is a T_IV: a path of halves leads to it, and a T_IV is the second half of a T_II.
 __device__ inline bool is_fourth(int node) { return (__ffs(~node) - 1) & 1; }
 
-// `T_II` (or its transpose) of each run of `n` elements of `at.from`; the result lies in `at.from` again.
-template <bool INVERSE> __device__ void fast_dct(Buffers &at, int n, const float2 *rotations, int lane) {
-    // The transpose of T_II takes its own two steps in the opposite order; T_IV is its own transpose.
-    for (int size = n; size > 1; size /= 2) {
-        const int half = size / 2;
-        for (int pair = lane; pair < ELEMENTS / 2; pair += WARP) {
-            const int base = pair / half * size, k = pair % half, node = pair / half % (n / size);
-            const bool transposed = INVERSE && node == 0;
-            float a = at.from[base + (transposed ? 2 * k : k)];
-            float b = at.from[base + (transposed ? 2 * k + 1 : size - 1 - k)];
-            if (is_fourth(node)) {
-                const float2 turn = __ldg(rotations + half + k);
-                const float p = turn.x * a + turn.y * b, q = turn.x * b - turn.y * a;
-                a = p, b = k % 2 == 0 ? q : -q;
-            } else if (!transposed) {
-                const float sum = a + b;
-                b = a - b, a = sum;
-            }
-            at.to[base + k] = a, at.to[base + half + k] = b;
+// Pair `n` of a lane's in a level: element `k` of the first half of the run at `base` and one of the second; the run's node.
+// Of 32 pairs side by side what depends on the lane is the same for all `n`, and so is most of an address.
+struct Pair {
+    int base, k, node;
+
+    __device__ __forceinline__ Pair(int n, int level, int levels, int lane) {
+        const int half = 1 << (level - 1), nodes = 1 << (levels - level);
+        if (half >= WARP) {
+            const int run = n * WARP >> (level - 1);
+            base = run << level, k = (n * WARP & (half - 1)) + lane, node = run & (nodes - 1);
+        } else {
+            const int run = lane >> (level - 1);
+            base = n * 2 * WARP + (run << level), k = lane & (half - 1);
+            node = ((n * WARP >> (level - 1)) & (nodes - 1)) + (run & (nodes - 1));
         }
-        at.swap();
     }
-    for (int size = 2; size <= n; size *= 2) {
-        const int half = size / 2;
-        for (int pair = lane; pair < ELEMENTS / 2; pair += WARP) {
-            const int base = pair / half * size, k = pair % half, node = pair / half % (n / size);
-            const float *first = at.from + base, *second = first + half;
-            float *to = at.to + base;
-            if (is_fourth(node)) {
-                if (k == 0) {
-                    to[0] = SQRT2 * first[0], to[size - 1] = -SQRT2 * second[0];
-                } else {
-                    to[2 * k - 1] = first[k] - second[half - k], to[2 * k] = first[k] + second[half - k];
-                }
-            } else if (INVERSE && node == 0) {
-                to[k] = first[k] + second[k], to[size - 1 - k] = first[k] - second[k];
-            } else {
-                to[2 * k] = first[k], to[2 * k + 1] = second[k];
-            }
+};
+
+// One step down: from runs of `2^level` elements to halves.
+template <bool INVERSE> __device__ __forceinline__ void split_runs(Buffers &at, int level, int levels, const float2 *rotations, int lane) {
+    const int size = 1 << level, half = size / 2;
+#pragma unroll
+    for (int n = 0; n < ELEMENTS / 2 / WARP; ++n) {
+        const Pair pair(n, level, levels, lane);
+        const int base = pair.base, k = pair.k, node = pair.node;
+        // The transpose of T_II takes its own two steps in the opposite order; T_IV is its own transpose.
+        const bool transposed = INVERSE && node == 0;
+        float a = at.from[base + (transposed ? 2 * k : k)];
+        float b = at.from[base + (transposed ? 2 * k + 1 : size - 1 - k)];
+        if (is_fourth(node)) {
+            const float2 turn = __ldg(rotations + half + k);
+            const float p = turn.x * a + turn.y * b, q = turn.x * b - turn.y * a;
+            a = p, b = k % 2 == 0 ? q : -q;
+        } else if (!transposed) {
+            const float sum = a + b;
+            b = a - b, a = sum;
         }
-        at.swap();
+        at.to[base + k] = a, at.to[base + half + k] = b;
     }
+    at.swap();
+}
+
+// One step up: from halves to runs of `2^level`.
+template <bool INVERSE> __device__ __forceinline__ void join_runs(Buffers &at, int level, int levels, int lane) {
+    const int size = 1 << level, half = size / 2;
+#pragma unroll
+    for (int n = 0; n < ELEMENTS / 2 / WARP; ++n) {
+        const Pair pair(n, level, levels, lane);
+        const int base = pair.base, k = pair.k, node = pair.node;
+        const float *first = at.from + base, *second = first + half;
+        float *to = at.to + base;
+        if (is_fourth(node)) {
+            // The first and the last stand alone.
+            const bool alone = k == 0;
+            const float a = first[k] * (alone ? SQRT2 : 1.0f), b = alone ? 0.0f : second[half - k];
+            to[alone ? 0 : 2 * k - 1] = a - b;
+            to[alone ? size - 1 : 2 * k] = alone ? -SQRT2 * second[0] : a + b;
+        } else if (INVERSE && node == 0) {
+            to[k] = first[k] + second[k], to[size - 1 - k] = first[k] - second[k];
+        } else {
+            to[2 * k] = first[k], to[2 * k + 1] = second[k];
+        }
+    }
+    at.swap();
+}
+
+// `T_II` (or its transpose) of each run of `2^levels` elements of `at.from`; the result lies in `at.from` again.
+template <bool INVERSE> __device__ __forceinline__ void fast_dct(Buffers &at, int levels, const float2 *rotations, int lane) {
+    for (int level = levels; level > 0; --level) split_runs<INVERSE>(at, level, levels, rotations, lane);
+    for (int level = 1; level <= levels; ++level) join_runs<INVERSE>(at, level, levels, lane);
+}
+
+// The same with the run's length as a constant, and all steps without a loop.
+template <bool INVERSE, int LEVELS>
+__device__ __forceinline__ void fast_dct_of(Buffers &at, const float2 *rotations, int lane) {
+#pragma unroll
+    for (int level = LEVELS; level > 0; --level) split_runs<INVERSE>(at, level, LEVELS, rotations, lane);
+#pragma unroll
+    for (int level = 1; level <= LEVELS; ++level) join_runs<INVERSE>(at, level, LEVELS, lane);
 }
 
 // One axis, in one direction.
@@ -88,14 +129,16 @@ struct Axis {
     // Whether blocks of this length need no matrix.
     __device__ bool is_fast(int length) const { return rotations != nullptr && (length & (length - 1)) == 0; }
     // Blocks that a warp takes at once.
-    __device__ int together() const { return rotations != nullptr ? ELEMENTS / edge : 1; }
+    __device__ int together() const { return rotations != nullptr ? ELEMENTS >> (__ffs(edge) - 1) : 1; }
     // Groups of whole blocks.
-    __device__ int groups() const { return (cut().whole() + together() - 1) / together(); }
+    __device__ int groups() const { return group_of(cut().whole() + together() - 1); }
+    // `together` is a power of two.
+    __device__ int group_of(int block) const { return block >> (__ffs(together()) - 1); }
     // What warps share out among them: groups of whole blocks, then the shorter blocks.
     __device__ int items() const { return groups() + cut().blocks() - cut().whole(); }
     // The item that a block belongs to.
     __device__ int item_of(const Block &block) const {
-        return block.index < cut().whole() ? block.index / together() : groups() + block.index - cut().whole();
+        return block.index < cut().whole() ? group_of(block.index) : groups() + block.index - cut().whole();
     }
     // The matrix of a shorter block.
     __device__ const float *matrix_of(const Block &block) const {
@@ -121,12 +164,17 @@ __device__ __forceinline__ void transform_item(const Axis &axis, int item, float
     const Block block = axis.cut().block(whole ? item * axis.together() : axis.cut().whole() + item - groups);
     const int first = block.start;
     Buffers at = {own, own + ELEMENTS};
-    if (axis.is_fast(block.length)) {
+    const int length = COUNTED_LEVELS > 0 ? 1 << COUNTED_LEVELS : block.length;
+    if (COUNTED_LEVELS > 0 || axis.is_fast(length)) {
         const int end = whole ? min(first + ELEMENTS, after_whole) : block.end();
         for (int n = lane; n < ELEMENTS; n += WARP) at.from[n] = first + n < end ? get(first + n) : 0.0f;
         __syncwarp();
-        fast_dct<INVERSE>(at, block.length, axis.rotations, lane);
-        const float norm = rsqrtf((float)block.length);
+        switch (length) {
+        case 256: fast_dct_of<INVERSE, 8>(at, axis.rotations, lane); break;
+        case 128: fast_dct_of<INVERSE, 7>(at, axis.rotations, lane); break;
+        default: fast_dct<INVERSE>(at, __ffs(length) - 1, axis.rotations, lane);
+        }
+        const float norm = rsqrtf((float)length);
         for (int n = lane; n < ELEMENTS && first + n < end; n += WARP) put(first + n, at.from[n] * norm);
     } else {
         const int len = block.length;

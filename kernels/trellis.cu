@@ -1,59 +1,131 @@
-// The trellis term: a row's state is the bits from its own on, its value a level and an offset, each one of sixteen.
+// The trellis term: a row's state is the bits from its own on, its value that of an index that is linear in the state.
 //
-// A funnel shift cuts the state out of two words, a mask takes away what is above it; the scale group's own number has its bits. The
-// level's number is the lowest four bits, changed by those from bit 8 on, the offset's the four from bit 4 on; with three bits a
-// row bits 6 and 3, and those from bit 9 on change the offset. States of more than twelve bits change both by bits 12 to 15.
-// What four bits change others to is a word of sixteen times four bits. The tables lie in shared memory once for every lane,
-// entry `i` of lane `l` at `32 i + l`, so that 32 lanes that read 32 different entries read 32 different banks: 18 KiB a block.
-#include "groups.cuh"
+// The index of the codec is brought to another basis, in which it is a sum (modulo 2) of few shifts of the state, each under a
+// mask. A shift of the whole stream is that of every state at once: a level's number is four bits wide, so one word has those of
+// eight rows, and an offset's number stands in the four bits above. Both together are a byte, four rows a word; with three bits a
+// row two, 24 bits apart.
+//
+// A product of four bytes with four others (`dp4a`) makes an address of a byte: the value of index `i` for lane `l` is the word
+// `32 i + l` of shared memory, one look-up without a bank conflict. It has two numbers in bfloat16, above the value with four bits
+// a row and below that with three; 128 indices of one or two bits have their own words behind: 48 KiB. The host makes the table from
+// the codec and the shifts (src/cuda/trellis.rs).
+#include "tiles.cuh"
 
-struct Trellis {
+// With states of `12` bits alone, or of any number.
+template <bool LONG> struct Trellis {
     static constexpr int MAX_BITS = 4;
-    static constexpr int MIN_BLOCKS = 1; // two would leave 128 registers a thread, and some would spill
+    static constexpr int MIN_BLOCKS = 1, TILE_BLOCKS = LONG ? 1 : 2;
     static constexpr bool READS_ON = true;
-    static constexpr int BOOKS = 3, LEVELS = 0, TIMES = 16, OFFSETS = 32, BOOK = 48;
-    static constexpr int TABLE = BOOKS * BOOK * WARP;
+    static constexpr int INDICES = 256, COARSE_INDICES = 128, TABLE = (INDICES + COARSE_INDICES) * WARP;
+    static constexpr uint32_t NIBBLES = 0x11111111u, EVEN = 0x0f0f0f0fu, ODD = 0xf0f0f0f0u;
+    static constexpr int SHORT_STATE = 12;
 
-    const float *table; // of this lane: each book's levels, how often its offsets count, offsets
-    const uint64_t *mixes; // of each book: two for the level, two for the offset
-    uint32_t state_bits = 0;
+    uint32_t table; // this lane's address of the first index
+    int state_bits = SHORT_STATE;
 
     // To be followed by a barrier.
-    __device__ Trellis(float *shared, const float *tables) :
-        table(shared + threadIdx.x % WARP), mixes(reinterpret_cast<const uint64_t *>(tables + BOOKS * BOOK)) {
-        for (int n = threadIdx.x; n < TABLE; n += THREADS) shared[n] = tables[n / WARP];
-    }
-
-    __device__ void begin(uint32_t number) { state_bits = number; }
-
-    static __device__ __forceinline__ uint32_t nibble(uint64_t table, uint32_t window) {
-        return (uint32_t)(table >> 4 * (window & 15));
-    }
-
-    template <int BITS> __device__ __forceinline__ float value(const uint32_t *words, uint32_t next, int j) const {
-        constexpr int book = BITS <= 2 ? 0 : BITS - 2, start = BITS == 3 ? 3 : 4;
-        const uint64_t *mix = mixes + 4 * book;
-        const int at = j * BITS, word = at / 32, shift = at % 32;
-        uint32_t state = words[word];
-        if (shift > 0) state = __funnelshift_r(state, word + 1 < BITS ? words[word + 1] : next, shift);
-        state &= (1u << state_bits) - 1;
-        uint32_t level = state ^ nibble(__ldg(mix), state >> 2 * start), offset = state >> start;
-        if constexpr (BITS == 3) offset ^= nibble(__ldg(mix + 2), state >> 9);
-        if (state_bits > 12) {
-            level ^= nibble(__ldg(mix + 1), state >> 12);
-            offset ^= nibble(__ldg(mix + 3), state >> 12);
+    __device__ Trellis(float *shared, const float *values) : table(shared_address(shared) + threadIdx.x % WARP * 4) {
+        uint4 *to = reinterpret_cast<uint4 *>(shared);
+        for (int n = threadIdx.x; n < TABLE / 4; n += THREADS) {
+            const uint32_t entry = __float_as_uint(__ldg(values + n / (WARP / 4)));
+            to[n] = uint4 {entry, entry, entry, entry};
         }
-        const float *own = table + book * BOOK * WARP;
-        const float to = own[(LEVELS + (level & 15)) * WARP], by = own[(OFFSETS + (offset & 15)) * WARP];
-        if constexpr (BITS == MAX_BITS) return to + own[(TIMES + (level & 15)) * WARP] * by;
-        return to + by;
+    }
+
+    __device__ void begin(uint32_t number) {
+        if (LONG) state_bits = (int)number;
+    }
+
+    // The stream from bit `at` on.
+    template <int BITS> static __device__ __forceinline__ uint32_t from(const uint32_t *words, uint32_t next, int at) {
+        if (at < 0) return words[0] << -at;
+        const int word = at / 32, shift = at % 32;
+        const uint32_t low = word < BITS ? words[word] : next, high = word + 1 < BITS ? words[word + 1] : next;
+        return shift == 0 ? low : __funnelshift_r(low, high, shift);
+    }
+
+    // Of a mask of four bits, the bits that a shift by `shift` brings from the state and not from above it.
+    __device__ __forceinline__ uint32_t within(uint32_t mask, int shift) const {
+        const int count = min(max(state_bits - shift, 0), 4);
+        return mask & ((1u << count) - 1);
+    }
+
+    // Indices of four rows, or two, of which row `j` is one: byte `byte_of<BITS>(j)`.
+    template <int BITS> __device__ __forceinline__ uint32_t indices(const uint32_t *words, uint32_t next, int j) const {
+        if constexpr (BITS == 3) {
+            const int at = BITS * (j / 16 * 16 + j % 8);
+            // A level's mask and, four bits higher, an offset's, in the lowest byte and the highest.
+            auto add = [&](uint32_t sum, int shift, uint32_t level, uint32_t offset) {
+                const uint32_t mask = within(level, shift) | within(offset, shift + 4) << 4;
+                return add_stream<BITS>(sum, words, next, at + shift, mask * 0x01000001u);
+            };
+            uint32_t sum = from<BITS>(words, next, at) & 0x0f00000fu;
+            sum = add(sum, 4, 12, 14), sum = add(sum, 3, 8, 0), sum = add(sum, 7, 7, 0), sum = add(sum, -1, 0, 15);
+            return add(add(add(sum, 12, 15, 0), 11, 14, 1), 10, 0, 3);
+        } else {
+            const int at = j * BITS, base = at / 32 * 32 + at % 4;
+            const bool odd = at / 4 % 2 == 1;
+            // An odd row's offset begins a byte: four bits lower it has the place of an even row's.
+            const int offset = odd ? base + 4 : base;
+            auto add_level = [&](uint32_t sum, int shift, uint32_t mask) {
+                return add_stream<BITS>(sum, words, next, base + shift, within(mask, shift) * NIBBLES);
+            };
+            auto add_offset = [&](uint32_t sum, int shift, uint32_t mask) {
+                return add_stream<BITS>(sum, words, next, offset + shift, within(mask, shift + 4) * NIBBLES & ODD);
+            };
+            uint32_t levels = from<BITS>(words, next, base), offsets = from<BITS>(words, next, offset);
+            if constexpr (BITS == 4) {
+                levels = add_level(add_level(add_level(add_level(levels, 6, 12), 9, 15), 11, 15), 14, 3);
+                offsets = add_offset(offsets, 7, 14);
+                return select_bits(EVEN, odd ? levels >> 4 : levels, offsets);
+            } else {
+                levels = add_level(add_level(add_level(levels, 7, 14), 6, 12), 9, 7);
+                levels = add_level(add_level(levels, 11, 14), 13, 7);
+                offsets = add_offset(add_offset(add_offset(offsets, 2, 3), 7, 2), 11, 1);
+                return select_bits(EVEN, odd ? levels >> 4 : levels, offsets) & 0x7f7f7f7fu;
+            }
+        }
+    }
+    // `sum` and what a mask leaves of the stream from bit `at` on.
+    template <int BITS>
+    static __device__ __forceinline__ uint32_t add_stream(uint32_t sum, const uint32_t *words, uint32_t next, int at, uint32_t mask) {
+        return !LONG && mask == 0 ? sum : add_masked(sum, from<BITS>(words, next, at), mask);
+    }
+    template <int BITS> static constexpr __device__ int byte_of(int j) {
+        return BITS == 3 ? j / 8 % 2 * 3 : j * BITS % 32 / 8;
+    }
+
+    // The word of row `j`'s value.
+    template <int BITS> __device__ __forceinline__ uint32_t raw(const uint32_t *words, uint32_t next, int j) const {
+        constexpr uint32_t FIRST = BITS <= 2 ? INDICES * WARP * 4 : 0;
+        return shared_word(__dp4a(indices<BITS>(words, next, j), WARP * 4u << 8 * byte_of<BITS>(j), table + FIRST));
+    }
+    template <int BITS> __device__ __forceinline__ float value(const uint32_t *words, uint32_t next, int j) const {
+        const uint32_t entry = raw<BITS>(words, next, j);
+        return __uint_as_float(BITS == 3 ? entry << 16 : entry & 0xffff0000u);
+    }
+    // Two values as bfloat16.
+    template <int BITS> static __device__ __forceinline__ uint32_t pair(uint32_t low, uint32_t high) {
+        return __byte_perm(low, high, BITS == 3 ? 0x5410 : 0x7632);
+    }
+    // Which two rows come next, so that few words of indices are needed at once.
+    template <int BITS> static constexpr __device__ int order(int n) {
+        return BITS == 1   ? n % 4 * 4 + n / 4 % 2 * 2 + n / 8
+               : BITS == 2 ? n / 8 * 8 + n % 4 * 2 + n % 8 / 4
+               : BITS == 3 ? n / 8 * 8 + n % 2 * 4 + n % 8 / 2
+                           : n;
     }
 };
 
-PRODUCT_KERNEL(trellis_product_1, Trellis, 1, false)
-PRODUCT_KERNEL(trellis_product_4, Trellis, 4, false)
-TRANSPOSED_KERNEL(trellis_transposed_1, Trellis, 1)
-TRANSPOSED_KERNEL(trellis_transposed_4, Trellis, 4)
-PANEL_KERNEL(trellis_panel_f32, Trellis, float)
-PANEL_KERNEL(trellis_panel_f16, Trellis, __half)
-PANEL_KERNEL(trellis_panel_bf16, Trellis, __nv_bfloat16)
+using ShortTrellis = Trellis<false>;
+using AnyTrellis = Trellis<true>;
+
+TILES_KERNELS(trellis_short_tiles, ShortTrellis)
+TILES_KERNELS(trellis_tiles, AnyTrellis)
+PRODUCT_KERNEL(trellis_product_1, AnyTrellis, 1, false)
+PRODUCT_KERNEL(trellis_product_4, AnyTrellis, 4, false)
+TRANSPOSED_KERNEL(trellis_transposed_1, AnyTrellis, 1)
+TRANSPOSED_KERNEL(trellis_transposed_4, AnyTrellis, 4)
+PANEL_KERNEL(trellis_panel_f32, AnyTrellis, float)
+PANEL_KERNEL(trellis_panel_f16, AnyTrellis, __half)
+PANEL_KERNEL(trellis_panel_bf16, AnyTrellis, __nv_bfloat16)

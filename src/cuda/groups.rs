@@ -11,7 +11,7 @@ use rbe_core::codec::{Block, Layout};
 /// Threads of a block, and its warps, as the kernels have them.
 pub(super) const THREADS: usize = 256;
 pub(super) const WARPS: usize = 8;
-const WARP: usize = 32;
+pub(super) const WARP: usize = 32;
 /// Rows of a piece.
 const PIECE: usize = 32;
 /// Distances of pieces in shared memory.
@@ -23,6 +23,12 @@ const MOST_GROUPS: usize = 64;
 const BLOCKS_EACH: usize = 4;
 /// Rows of the batch that a thread sums at once.
 pub(super) const BATCH_TILE: usize = 4;
+/// Blocks for each multiprocessor where they multiply on tensor cores: as many as it has at once.
+const TILE_BLOCKS_EACH: usize = 2;
+/// Blocks of so many rows go to tensor cores.
+const TILE_ROWS: usize = 128;
+/// Floats of shared memory for the sums of `tiles.cuh`.
+const TILE_FLOATS: usize = WARPS / 2 * 8 * (32 * 10 + 8);
 
 /// Threads that share a column of so many rows.
 fn lanes_of(height: usize) -> usize {
@@ -33,6 +39,11 @@ fn lanes_of(height: usize) -> usize {
         // Sixteen bits of the cycle's beginning follow its end.
         (height + 16).div_ceil(PIECE).next_power_of_two()
     }
+}
+
+/// The piece of its column that a lane of a warp has, and which of the columns at once.
+fn piece_and_slot(lane: usize, lanes: usize) -> (usize, usize) {
+    (lane / 4 % lanes, lane / 4 / lanes * 4 + lane % 4)
 }
 
 /// A term's scale groups in the device's memory.
@@ -47,8 +58,11 @@ pub(super) struct DeviceGroups<M> {
 /// What scale groups of one term have and those of another have not.
 pub(super) struct Own<M> {
     pub module: Module,
-    /// The trellis' tables, and how many floats of them lie in shared memory.
+    /// The trellis' table, and how many floats of shared memory are made of it.
     pub values: Option<(M, usize)>,
+    /// The kernels for tensor cores, and the least batch that is better off with them.
+    pub tiles: &'static str,
+    pub tiles_from: usize,
     pub row_scales: Option<M>,
     /// What multiplies the row scales.
     pub unit: f32,
@@ -99,7 +113,7 @@ impl<M> DeviceGroups<M> {
 
     /// Floats of shared memory that the code's table takes.
     fn table_len(&self) -> usize {
-        self.own.values.as_ref().map_or(0, |(_, count)| count * WARP)
+        self.own.values.as_ref().map_or(0, |(_, count)| *count)
     }
 
     fn per_row(&self) -> usize {
@@ -147,7 +161,11 @@ impl<M> DeviceGroups<M> {
         };
         let at_once = if one || !fits(BATCH_TILE) { 1 } else { BATCH_TILE };
         let groups = batch.div_ceil(at_once);
-        let wanted = (BLOCKS_EACH * machine.multiprocessors()).div_ceil(groups);
+        let tiles = if transposed { None } else { self.tiles(batch) };
+        let wanted = match &tiles {
+            Some(tiles) => (TILE_BLOCKS_EACH * machine.multiprocessors()).div_ceil(tiles.groups),
+            None => (BLOCKS_EACH * machine.multiprocessors()).div_ceil(groups),
+        };
         let (across, along) = if transposed {
             (self.per_row().div_ceil(WARPS), self.layout.block_rows())
         } else {
@@ -159,7 +177,21 @@ impl<M> DeviceGroups<M> {
         } else {
             along.div_ceil(splits).next_multiple_of(WARPS).min(MOST_GROUPS)
         };
-        GroupPlan { at_once, groups, each, splits: along.div_ceil(each) }
+        GroupPlan { at_once, groups, each, splits: along.div_ceil(each), tiles }
+    }
+
+    /// What of a product goes to tensor cores: see `tiles.cuh`.
+    fn tiles(&self, batch: usize) -> Option<Tiles> {
+        let fits = self.own.row_scales.is_none() && self.layout.cols().is_multiple_of(4);
+        if !fits || batch < self.own.tiles_from {
+            return None;
+        }
+        let heights = (0..self.layout.block_rows()).map(|row| self.layout.row_range(row).len());
+        let heights: Vec<_> = heights.take_while(|height| *height >= TILE_ROWS).collect();
+        // Two at most of blocks of 256 rows with all three parts of each in one product, half as many of those of 128.
+        let (few, many) = if *heights.last()? == TILE_ROWS { (1, 4) } else { (2, 8) };
+        let (kernel, at_once) = if batch <= few { ("few", few) } else { ("many", many) };
+        Some(Tiles { block_rows: heights.len(), kernel, groups: batch.div_ceil(at_once) })
     }
 
     fn transposed_floats(&self, rows: usize) -> usize {
@@ -179,24 +211,38 @@ impl<D: Machine> DeviceTerm<D> for DeviceGroups<D::Memory> {
         x: &D::Memory,
         partial: &Partial<'_, D::Memory>,
     ) -> Result<()> {
-        let GroupPlan { at_once, groups, each, splits } = self.plan(machine, product);
-        let (out, batch) = (partial.arg(), Arg::Int(product.batch));
-        let mut args = self.args();
-        args.push(Arg::Memory(x, 0));
+        let GroupPlan { at_once, groups, each, splits, tiles } = self.plan(machine, product);
+        let rest = [Arg::Int(product.batch), Arg::Int(each)];
         if product.transposed {
-            args.extend([Arg::Null, out, batch, Arg::Int(each), Arg::Int(self.max_lanes)]);
+            let mut args = self.args();
+            args.extend([Arg::Memory(x, 0), Arg::Null, partial.arg()].into_iter().chain(rest));
+            args.push(Arg::Int(self.max_lanes));
             let grid = [self.per_row().div_ceil(WARPS), splits, groups];
             let floats = self.transposed_floats(at_once);
             return machine.launch(self.launch(&format!("transposed_{at_once}"), grid, floats, args));
         }
-        args.extend([out, batch, Arg::Int(each)]);
+        let args = |first: usize| {
+            let mut args = self.args();
+            args.extend([Arg::Int(first), Arg::Memory(x, 0), partial.arg()]);
+            args.extend([Arg::Int(product.batch), Arg::Int(each)]);
+            args
+        };
+        let tiled = tiles.as_ref().map_or(0, |tiles| tiles.block_rows);
+        if let Some(Tiles { block_rows, kernel, groups }) = tiles {
+            let floats = self.table_len().max(TILE_FLOATS);
+            let kernel = format!("{}_{kernel}", self.own.tiles);
+            machine.launch(self.launch(&kernel, [block_rows, splits, groups], floats, args(0)))?;
+        }
+        if tiled == self.layout.block_rows() {
+            return Ok(());
+        }
         let by_rows = self.own.row_scales.is_some();
         let scales = if by_rows { WARPS * self.max_lanes * SINGLE_STRIDE } else { 0 };
         let sums = WARPS * self.max_lanes * SINGLE_STRIDE;
         let floats = (self.table_len() + at_once * each * WARP + scales).max(sums);
         let kind = if by_rows { "rows_product" } else { "product" };
-        let grid = [self.layout.block_rows(), splits, groups];
-        machine.launch(self.launch(&format!("{kind}_{at_once}"), grid, floats, args))
+        let grid = [self.layout.block_rows() - tiled, splits, groups];
+        machine.launch(self.launch(&format!("{kind}_{at_once}"), grid, floats, args(tiled)))
     }
 
     fn gather(
@@ -233,7 +279,6 @@ impl<D: Machine> DeviceTerm<D> for DeviceGroups<D::Memory> {
 }
 
 /// How a product is shared out among blocks.
-#[derive(Clone, Copy)]
 struct GroupPlan {
     /// Rows of the batch that a thread sums at once, and how often.
     at_once: usize,
@@ -241,6 +286,16 @@ struct GroupPlan {
     /// Scale groups, or block rows, of one split.
     each: usize,
     splits: usize,
+    tiles: Option<Tiles>,
+}
+
+/// The part of a product that is for tensor cores.
+struct Tiles {
+    /// The first so many.
+    block_rows: usize,
+    kernel: &'static str,
+    /// How often, for all of the batch.
+    groups: usize,
 }
 
 /// The scale groups' table and words, block rows on all cores; `fill` is that of [`DeviceGroups::new`].
@@ -284,11 +339,11 @@ fn push_words(fields: &[u8], lanes: usize, bits: usize, data: &mut Vec<u32>) {
     for group in 0..lanes / together {
         for load in 0..bits {
             for lane in 0..WARP {
+                let (piece, slot) = piece_and_slot(lane, lanes);
                 for element in 0..together {
-                    let flat = load * together + element;
-                    let column = (group * slots + lane / lanes) * together + flat / bits;
-                    let piece = &fields[(column * lanes + lane % lanes) * PIECE..][..PIECE];
-                    data.push(word(piece, bits, flat % bits));
+                    let column = (group * slots + slot) * together + element;
+                    let piece = &fields[(column * lanes + piece) * PIECE..][..PIECE];
+                    data.push(word(piece, bits, load));
                 }
             }
         }

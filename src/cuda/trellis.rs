@@ -1,7 +1,7 @@
 //! The trellis term on the device: scale groups whose fields are each row's own bits.
 
-use super::axis::{floats, words};
-use super::groups::{DeviceGroups, Own, Source};
+use super::axis::words;
+use super::groups::{DeviceGroups, Own, Source, WARP};
 use super::machine::{Machine, Module};
 use crate::error::Result;
 use rbe_core::codec::Layout;
@@ -14,8 +14,9 @@ pub(super) fn upload<M>(
     layout: Layout,
     term: &Trellis,
 ) -> Result<DeviceGroups<M>> {
-    let values = Some((machine.upload(&tables())?, BOOKS.len() * BOOK_FLOATS));
-    let own = Own { module: Module::Trellis, values, row_scales: None, unit: 0.0 };
+    let values = Some((machine.upload(&table())?, (INDICES + COARSE_INDICES) * WARP));
+    let tiles = if term.state_bits() == *STATE_BITS.start() { "short_tiles" } else { "tiles" };
+    let own = Own { module: Module::Trellis, values, tiles, tiles_from: 1, row_scales: None, unit: 0.0 };
     DeviceGroups::new(machine, layout, own, |_, place, fields| {
         let block = layout.block_with(place.row, place.col);
         let mut source = Source::default();
@@ -34,23 +35,68 @@ pub(super) fn upload<M>(
     })
 }
 
-/// Numbers of bits whose codes differ in their tables; one bit has those of two.
-const BOOKS: [u8; 3] = [2, 3, 4];
-/// Levels, how often the offset counts at each, and offsets.
-const BOOK_FLOATS: usize = 3 * 16;
+/// Indices of three bits a row and of four, and of fewer.
+const INDICES: usize = 256;
+const COARSE_INDICES: usize = 128;
 
-/// The kernels' tables, by [windows](rbe_core::codec::term::trellis::Windows): of each book the floats, and then of each what
-/// windows change others to, four bits each: two tables for levels and two for offsets.
-fn tables() -> Vec<u8> {
-    let books = BOOKS.map(|bits| Code::new(bits, *STATE_BITS.end()).windows());
-    let tables = books.iter().flat_map(|book| {
-        let times = book.doubled.map(|doubled| if doubled { 2.0 } else { 1.0 });
-        [book.levels.map(f32::from), times, book.offsets.map(f32::from)].into_iter().flatten()
+/// A shift of the state to the right and four bits, those of it that count.
+type Shift = (u32, u16);
+
+/// The shifts whose sum modulo 2 is the number of a level, and those of an offset: `kernels/trellis.cu` has them too.
+///
+/// They come from a search over the bases that a level's number and an offset's may have, for the fewest shifts.
+fn shifts(bits: u8) -> [&'static [Shift]; 2] {
+    match bits {
+        1 | 2 => {
+            [&[(0, 15), (7, 14), (6, 12), (9, 7), (11, 14), (13, 7)], &[(4, 7), (6, 3), (11, 2), (15, 1)]]
+        }
+        3 => [&[(0, 15), (4, 12), (3, 8), (7, 7), (12, 15), (11, 14)], &[(3, 15), (8, 14), (14, 3), (15, 1)]],
+        _ => [&[(0, 15), (6, 12), (9, 15), (11, 15), (14, 3)], &[(4, 15), (11, 14)]],
+    }
+}
+
+/// The kernels' index of a state of sixteen bits.
+fn index(bits: u8, state: u16) -> usize {
+    let [level, offset] = shifts(bits).map(|shifts| {
+        shifts.iter().fold(0, |sum, (shift, mask)| sum ^ (state.checked_shr(*shift).unwrap_or(0) & mask))
     });
-    let mixes = books.iter().flat_map(|book| book.mix_level.into_iter().chain(book.mix_offset));
-    let nibbles = mixes.flat_map(|mix| {
-        let word = |half: &[u8]| half.iter().rev().fold(0, |word, window| word << 4 | u32::from(*window));
-        [word(&mix[..8]), word(&mix[8..])]
-    });
-    [floats(tables), words(nibbles)].concat()
+    usize::from(level | offset << 4)
+}
+
+/// The value of each index of the kernels.
+fn values(bits: u8) -> [f32; INDICES] {
+    let code = Code::new(bits, *STATE_BITS.end());
+    let mut values = [0.0; INDICES];
+    for state in 0..=u16::MAX {
+        values[index(bits, state)] = f32::from(code.value(state));
+    }
+    values
+}
+
+/// The kernels' table: words of two numbers in bfloat16, the value with four bits above that with three, and then words of that with
+/// one or two.
+fn table() -> Vec<u8> {
+    let [coarse, three, four] = [2, 3, 4].map(values);
+    // Small integers are exact in the upper half of an F32.
+    let fine = four.iter().zip(three).map(|(four, three)| four.to_bits() | three.to_bits() >> 16);
+    words(fine.chain(coarse[..COARSE_INDICES].iter().map(|value| value.to_bits())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shifts_say_all_of_a_states_value() {
+        for bits in 1..=4 {
+            let values = values(bits);
+            for state_bits in STATE_BITS {
+                let code = Code::new(bits, state_bits);
+                for state in 0..=u16::MAX >> (16 - state_bits) {
+                    let value = values[index(bits, state)];
+                    assert_eq!(value, f32::from(code.value(state)), "{code:?} {state:x}");
+                }
+            }
+        }
+    }
 }

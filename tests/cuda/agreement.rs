@@ -1,12 +1,12 @@
 //! Every operation against `codec`.
 
-use crate::sample::{Noise, SHAPES, TRANSFORMS, Terms, all_terms, matrix};
+use crate::sample::{Noise, SHAPES, TRANSFORMS, Terms, all_terms, matrix, trellis};
 use crate::simulator::{Checks, Memory, Order, Simulator, encode};
 use candle_rbe::codec::Matrix;
 use candle_rbe::cuda::{DeviceMatrix, Element, GEMV_MAX_BATCH, Machine, Operand};
 
 /// Vectors at once: those of one kernel each, what lies between, and a panel's.
-const TOKENS: [usize; 5] = [1, 3, 4, GEMV_MAX_BATCH, GEMV_MAX_BATCH + 3];
+const TOKENS: [usize; 5] = [1, 2, 5, GEMV_MAX_BATCH, GEMV_MAX_BATCH + 3];
 const ELEMENTS: [Element; 3] = [Element::F32, Element::F16, Element::BF16];
 
 /// The largest difference that an element type may make, relative to the size of the sums: the largest root of a sum of
@@ -226,6 +226,29 @@ fn inputs_beyond_a_16_bit_position_have_lists_of_their_own() {
             subject.product(1, false, Element::F32, &mut worst, &what);
             subject.product(1, true, Element::F32, &mut worst, &what);
             subject.product(GEMV_MAX_BATCH + 1, false, Element::F32, &mut worst, &what);
+        }
+    }
+}
+
+#[test]
+fn a_warp_goes_from_scale_group_to_scale_group() {
+    use candle_rbe::codec::Layout;
+    let Some(machine) = Simulator::start(Checks::None, Order::Forward) else { return };
+    let mut worst = Worst::default();
+    for (rows, states) in [(256, 12), (128, 12), (256, 15)] {
+        let layout = Layout::new(rows, 1100, rows).unwrap();
+        // Every eighth of them is a warp's: some have as many bits as the one before, some have not.
+        let term = trellis(layout, states, |index| (index / 12 + 4) as u8 % 5, &mut Noise::new(5));
+        let matrix = Matrix::new(layout, TRANSFORMS[0], None, vec![term], 0.0);
+        let subject = Subject::new(&machine, &matrix);
+        for tokens in [1, GEMV_MAX_BATCH] {
+            subject.product(
+                tokens,
+                false,
+                Element::F32,
+                &mut worst,
+                &format!("{rows} rows, states {states}"),
+            );
         }
     }
 }

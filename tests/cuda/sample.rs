@@ -91,7 +91,7 @@ pub(crate) fn matrix(
     let mut noise = Noise::new((rows * 1009 + cols * 31 + edge) as u64);
     let terms = match terms {
         Terms::Planes(group) => vec![planes(layout, group, &mut noise)],
-        Terms::Trellis(states) => vec![trellis(layout, states, &mut noise)],
+        Terms::Trellis(states) => vec![any_trellis(layout, states, &mut noise)],
         Terms::Sparse(format, share) => vec![sparse(layout, format, share, &mut noise)?],
         Terms::Basis => vec![basis(layout, true, &mut noise)],
         Terms::All => vec![
@@ -102,8 +102,8 @@ pub(crate) fn matrix(
         Terms::Adapter => {
             vec![
                 sparse(layout, Format::RowMask, 5, &mut noise)?,
-                trellis(layout, 12, &mut noise),
-                trellis(layout, 14, &mut noise),
+                any_trellis(layout, 12, &mut noise),
+                any_trellis(layout, 14, &mut noise),
             ]
         }
     };
@@ -136,18 +136,23 @@ fn planes(layout: Layout, group: ScaleGroup, noise: &mut Noise) -> Term {
     Term::Planes(Planes::pack(layout, group, 0.25, &blocks))
 }
 
-/// Scale groups of every number of bits.
-fn trellis(layout: Layout, states: u8, noise: &mut Noise) -> Term {
-    let first = noise.below(5);
+/// Scale groups with each the bits that `bits` says of its number.
+pub(crate) fn trellis(layout: Layout, states: u8, bits: impl Fn(usize) -> u8, noise: &mut Noise) -> Term {
     let scale_groups: Vec<_> = scale_groups(layout)
         .map(|scale_group| {
-            let bits = ((scale_group.index as u32 * 3 + first) % 5) as u8;
+            let bits = bits(scale_group.index);
             let count = if bits == 0 { 0 } else { scale_group.len() };
             let codes = (0..count).map(|_| (noise.bits() & ((1 << bits) - 1)) as u8).collect();
             QuantizedGroup { bits, scale: noise.scale(), codes }
         })
         .collect();
     Term::Trellis(Trellis::pack(layout, states, 0.125, &scale_groups))
+}
+
+/// Scale groups of every number of bits.
+fn any_trellis(layout: Layout, states: u8, noise: &mut Noise) -> Term {
+    let first = noise.below(5);
+    trellis(layout, states, |index| ((index as u32 * 3 + first) % 5) as u8, noise)
 }
 
 fn sparse(layout: Layout, format: Format, share: usize, noise: &mut Noise) -> Option<Term> {

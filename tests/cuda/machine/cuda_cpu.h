@@ -2,7 +2,7 @@
 // each CUDA thread in a fiber of its own.
 //
 // Covered: one dimension of threads, whole warps, dynamic shared memory, barriers of the block and the warp, shuffles
-// among all lanes of a warp, the half types, vector types, the few intrinsics in use. What is not here does not compile.
+// among all lanes of a warp, one product on tensor cores, the half types, vector types, the few intrinsics in use. What is not here does not compile.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -30,10 +30,10 @@ struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
 
-// A warp's exchange of eight bytes a lane. Two in turn: a fast lane may write the next value before a slow one has read
+// A warp's exchange of so many bytes a lane. Two in turn: a fast lane may write the next value before a slow one has read
 // this one.
 struct Exchange {
-    uint64_t values[2][32];
+    uint64_t values[2][32][3];
 };
 
 namespace machine {
@@ -49,11 +49,37 @@ int lane();
 
 template <class T> T from_lane(T value, int source, int line) {
     static_assert(sizeof(T) <= sizeof(uint64_t), "a shuffle of at most eight bytes");
-    uint64_t(&values)[32] = exchange().values[turn()];
-    memcpy(&values[lane()], &value, sizeof value);
+    uint64_t(&values)[32][3] = exchange().values[turn()];
+    memcpy(values[lane()], &value, sizeof value);
     warp_barrier(line);
-    memcpy(&value, &values[source & 31], sizeof value);
+    memcpy(&value, values[source & 31], sizeof value);
     return value;
+}
+
+// The lower half of a word as bfloat16, or the upper.
+inline float bfloat16(unsigned pair, int half) {
+    const unsigned bits = half == 0 ? pair << 16 : pair & 0xffff0000u;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+// PTX's mma.m16n8k16: a lane has rows `lane / 4` and 8 below of the left operand and of the sums, and column `lane / 4` of the
+// right; of 16 inner elements 2t, 2t + 1, 2t + 8 and 2t + 9, of 8 sums 2t and 2t + 1, where `t = lane % 4`.
+inline void mma_bf16(float (&sums)[4], const unsigned (&left)[4], unsigned right_low, unsigned right_high, int line) {
+    const unsigned own[6] = {left[0], left[1], left[2], left[3], right_low, right_high};
+    uint64_t(&values)[32][3] = exchange().values[turn()];
+    memcpy(values[lane()], own, sizeof own);
+    warp_barrier(line);
+    const int group = lane() / 4, t = lane() % 4;
+    for (int inner = 0; inner < 16; ++inner) {
+        const int among = inner % 8 / 2, upper = inner / 8;
+        unsigned row[6], col[2][6];
+        memcpy(row, values[4 * group + among], sizeof row);
+        for (int n = 0; n < 2; ++n) memcpy(col[n], values[4 * (2 * t + n) + among], sizeof col[n]);
+        for (int n = 0; n < 4; ++n) {
+            sums[n] += bfloat16(row[2 * upper + n / 2], inner % 2) * bfloat16(col[n % 2][4 + upper], inner % 2);
+        }
+    }
 }
 } // namespace machine
 
@@ -64,6 +90,8 @@ template <class T> T from_lane(T value, int source, int line) {
 #define __syncwarp() machine::warp_barrier(__LINE__)
 #define __shfl_sync(mask, value, source) machine::from_lane(value, source, __LINE__)
 #define __shfl_xor_sync(mask, value, distance) machine::from_lane(value, machine::lane() ^ (distance), __LINE__)
+
+#define mma_bf16(sums, left, right_low, right_high) machine::mma_bf16(sums, left, right_low, right_high, __LINE__)
 
 using std::max;
 using std::min;
@@ -82,8 +110,28 @@ inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
     return (unsigned)(((uint64_t)high << 32 | low) >> (shift & 31));
 }
+// Each byte of four by what a digit says of two words' eight.
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned digits) {
+    const uint64_t bytes = (uint64_t)high << 32 | low;
+    unsigned word = 0;
+    for (int n = 0; n < 4; ++n) word |= (unsigned)(bytes >> 8 * (digits >> 4 * n & 7) & 0xff) << 8 * n;
+    return word;
+}
+inline unsigned __dp4a(unsigned a, unsigned b, unsigned sum) {
+    for (int n = 0; n < 4; ++n) sum += (a >> 8 * n & 0xff) * (b >> 8 * n & 0xff);
+    return sum;
+}
+// What kernels/common.cuh has of a card's own instructions.
+inline unsigned add_masked(unsigned a, unsigned b, unsigned mask) { return a ^ (b & mask); }
+inline unsigned select_bits(unsigned mask, unsigned a, unsigned b) { return (a & mask) | (b & ~mask); }
+inline unsigned mask_or(unsigned bits, unsigned mask, unsigned also) { return (bits & mask) | also; }
+inline unsigned in_register(unsigned number) { return number; }
+extern float4 dynamic_shared[];
+inline unsigned shared_address(const void *at) { return (const char *)at - (const char *)dynamic_shared; }
+inline unsigned shared_word(unsigned address) { return *(const unsigned *)((const char *)dynamic_shared + address); }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 template <class T> inline T __ldg(const T *from) { return *from; }
+template <class T> inline T __ldcs(const T *from) { return *from; }
 
 struct __half {
     _Float16 value;

@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""What the kernels cost, counted in the machine code for an H100: instructions a weight in the hot loops, by the unit that runs
+them, and the time that the busiest unit sets for 8192 x 8192 weights; the clocks of a warp alone through a transform. Fails where
+a count is above its ceiling.
+
+    kernels/counts.py NVCC NVDISASM [part of a kernel's name ...]
+
+Kernels are compiled with COUNTED_BITS or COUNTED_LEVELS, so that they have one number of bits or one length of blocks alone.
+"""
+import collections
+import concurrent.futures
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+CLOCK, MULTIPROCESSORS, BANDWIDTH, WEIGHTS = 1.755e9, 132, 3.0e12, 8192 * 8192
+# Instructions that a multiprocessor starts in a clock, by unit. Products of four bytes (IDP) go where IMAD does.
+RATES = {"all": 128, "integer": 64, "FMA": 128, "IMAD, IDP": 64, "look-ups": 32}
+INTEGER = set("LOP3 SHF LEA PRMT IADD3 ISETP SEL VIADD SGXT IABS PLOP3 FSEL FSETP VIMNMX FMNMX BREV FLO POPC F2FP".split())
+FMA = set("FFMA FADD FMUL HFMA2 HADD2 HMUL2".split())
+# Clocks until a result can be used: an estimate, for warps that are alone.
+LATENCIES = {"LDG": 500, "LDS": 30, "SHFL": 25, "LDC": 40, "S2R": 25, "MUFU": 20, "FLO": 15, "I2F": 15, "F2F": 15}
+LATENCY, BARRIER = 5, 20
+
+# Source, kernel, bits, weights of a thread in a pass of its loop; the most instructions and integer operations a weight, registers.
+LOOPS = [
+    ("trellis", "trellis_short_tiles_few", 4, 128, 5.5, 2.5, 128),
+    ("trellis", "trellis_short_tiles_many", 4, 128, 5.8, 2.5, 128),
+    ("trellis", "trellis_tiles_few", 4, 128, 6.1, 3.1, 255),
+    ("trellis", "trellis_short_tiles_few", 3, 128, 8.3, 5.3, 128),
+    ("trellis", "trellis_short_tiles_few", 2, 128, 6.0, 3.0, 128),
+    ("planes", "planes_product_1", 4, 32, 4.9, 2.4, 128),
+    ("planes", "planes_tiles_few", 4, 128, 4.9, 3.0, 255),
+    ("planes", "planes_tiles_many", 4, 128, 5.1, 3.0, 255),
+]
+# Kernel, binary logarithm of the block's length, the most microseconds of a warp alone.
+TRANSFORMS = [("analyze_f32_f32", 8, 5.0), ("synthesize_f32_f32", 8, 5.0), ("analyze_f32_f32", 7, 5.0)]
+
+
+def functions(assembly):
+    """Instructions of each function, and the place of each label."""
+    found, name = {}, None
+    for line in map(str.strip, assembly.splitlines()):
+        if section := re.match(r"\.text\.(\w+):", line):
+            name = section[1]
+            found[name] = ([], {})
+        elif name and (label := re.match(r"(\.L_x_\d+):", line)):
+            found[name][1][label[1]] = len(found[name][0])
+        elif name and (instruction := re.match(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?(.*?)\s*;", line)):
+            found[name][0].append(instruction[1])
+    return found
+
+
+def unit(instruction):
+    return re.split(r"[.\s]", instruction)[0]
+
+
+def hot_loop(instructions, labels):
+    """Of the loops without another inside the one that decodes most."""
+    loops = []
+    for end, instruction in enumerate(instructions):
+        jump = re.match(r"BRA\b.*?(\.L_x_\d+)", instruction)
+        if jump and labels.get(jump[1], end + 1) <= end:
+            loops.append((labels[jump[1]], end))
+    inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+    bodies = [instructions[start : end + 1] for start, end in inner]
+    return max(bodies, key=lambda body: sum(unit(instruction) in ("LOP3", "SHF", "IDP") for instruction in body))
+
+
+def clocks(instructions):
+    """Of a warp alone: an instruction a clock, in order, each when its operands are there. Jumps are not taken."""
+    ready, now = collections.Counter(), 0
+    for instruction in instructions:
+        name, _, operands = instruction.partition(" ")
+        registers = re.findall(r"\bR\d+\b", operands)
+        now = max([now + 1] + [ready[register] for register in registers])
+        if unit(name) in ("WARPSYNC", "BAR"):
+            now += BARRIER
+        stores = unit(name) in ("STS", "STG", "ISETP", "FSETP", "BRA")
+        if registers and not stores:
+            ready[registers[0]] = now + LATENCIES.get(unit(name), LATENCY)
+    return now
+
+
+def compiled(tools, folder, source, macro):
+    nvcc, nvdisasm = tools
+    out = pathlib.Path(folder) / f"{source}-{macro}.cubin"
+    path = pathlib.Path(__file__).parent / f"{source}.cu"
+    command = [nvcc, "-cubin", "-O3", "-std=c++17", "-arch", "sm_90", "-Xptxas", "-v", f"-D{macro}", "-o", out, path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(done.stdout + done.stderr)
+    registers, name = {}, None
+    for line in done.stderr.splitlines():
+        if entry := re.search(r"Compiling entry function '(\w+)'", line):
+            name = entry[1]
+        elif used := re.search(r"Used (\d+) registers", line):
+            registers[name] = int(used[1])
+    assembly = subprocess.run([nvdisasm, out], capture_output=True, text=True, check=True).stdout
+    return functions(assembly), registers
+
+
+def main():
+    tools, wanted = sys.argv[1:3], sys.argv[3:]
+    chosen = lambda kernel: not wanted or any(part in kernel for part in wanted)
+    loops = [loop for loop in LOOPS if chosen(loop[1])]
+    transforms = [transform for transform in TRANSFORMS if chosen(transform[0])]
+    sources = [(source, f"COUNTED_BITS={bits}") for source, _, bits, *_ in loops]
+    sources += [("transform", f"COUNTED_LEVELS={levels}") for _, levels, _ in transforms]
+    failures = []
+    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(2) as pool:
+        jobs = {key: pool.submit(compiled, tools, folder, *key) for key in dict.fromkeys(sources)}
+        code = {key: job.result() for key, job in jobs.items()}
+
+    print("| kernel | bits | instructions | integer | FMA | IMAD, IDP | look-ups | registers | bound by | us | its bytes' us |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    for source, kernel, bits, per, most, most_integer, most_registers in loops:
+        found, registers = code[source, f"COUNTED_BITS={bits}"]
+        body = hot_loop(*found[kernel])
+        names = collections.Counter(map(unit, body))
+        several = lambda units: sum(n for name, n in names.items() if name in units) / per
+        counts = dict(zip(RATES, [len(body) / per, several(INTEGER), several(FMA), several({"IMAD", "IDP"}), several({"LDS"})]))
+        slowest = max(RATES, key=lambda unit: counts[unit] / RATES[unit])
+        bound = WEIGHTS * counts[slowest] / RATES[slowest] / MULTIPROCESSORS / CLOCK * 1e6
+        cells = [f"{n:.2f}" for n in counts.values()] + [str(registers[kernel]), slowest, f"{bound:.1f}"]
+        print(f"| {kernel} | {bits} | {' | '.join(cells)} | {WEIGHTS * bits / 8 / BANDWIDTH * 1e6:.1f} |")
+        for what, have, ceiling in [
+            ("instructions a weight", counts["all"], most),
+            ("integer operations a weight", counts["integer"], most_integer),
+            ("registers", registers[kernel], most_registers),
+            ("accesses to spilled registers a weight", several({"LDL", "STL"}), 0.1),
+        ]:
+            if have > ceiling:
+                failures.append(f"{kernel}, {bits} bits: {have:.2f} {what}; {ceiling} are allowed")
+
+    print("\n| kernel | block | instructions | registers | clocks of a warp alone | us |\n|---|---|---|---|---|---|")
+    for kernel, levels, most in transforms:
+        found, registers = code["transform", f"COUNTED_LEVELS={levels}"]
+        instructions = found[kernel][0]
+        alone = clocks(instructions)
+        time = alone / CLOCK * 1e6
+        print(f"| {kernel} | {1 << levels} | {len(instructions)} | {registers[kernel]} | {alone} | {time:.1f} |")
+        if time > most:
+            failures.append(f"{kernel}, blocks of {1 << levels}: {time:.1f} us; {most} are allowed")
+    sys.exit("\n".join(failures) or None)
+
+
+if __name__ == "__main__":
+    main()
