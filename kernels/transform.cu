@@ -24,6 +24,15 @@ constexpr float SQRT2 = 1.41421356f;
 #define COUNTED_LEVELS 0
 #endif
 
+// Splits of a sum whose loads are in flight at once.
+constexpr int SPLITS = 4;
+
+// What a lane has of an item: every 32nd element.
+constexpr int EACH = ELEMENTS / WARP;
+struct Eight {
+    float values[EACH];
+};
+
 struct Buffers {
     float *from, *to;
     __device__ void swap() {
@@ -35,6 +44,9 @@ struct Buffers {
 
 // Whether node `node` of a level is a T_IV: a path of halves leads to it, and a T_IV is the second half of a T_II.
 __device__ inline bool is_fourth(int node) { return (__ffs(~node) - 1) & 1; }
+
+// Pairs of a lane in a level.
+constexpr int PAIRS = ELEMENTS / 2 / WARP;
 
 // Pair `n` of a lane's in a level: element `k` of the first half of the run at `base` and one of the second; the run's node.
 // Of 32 pairs side by side what depends on the lane is the same for all `n`, and so is most of an address.
@@ -54,26 +66,33 @@ struct Pair {
     }
 };
 
-// One step down: from runs of `2^level` elements to halves.
-template <bool INVERSE> __device__ __forceinline__ void split_runs(Buffers &at, int level, int levels, const float2 *rotations, int lane) {
+// One step down: from runs of `2^level` elements to halves. `turn_of(half, k, n)` is the rotation of `T_IV(2 half)`.
+template <bool INVERSE, class Turn>
+__device__ __forceinline__ void split_runs(Buffers &at, int level, int levels, int lane, Turn turn_of) {
     const int size = 1 << level, half = size / 2;
+    // All loads come first: for all the compiler knows, a store might change what a later one gives.
+    float first[PAIRS], second[PAIRS];
 #pragma unroll
-    for (int n = 0; n < ELEMENTS / 2 / WARP; ++n) {
+    for (int n = 0; n < PAIRS; ++n) {
         const Pair pair(n, level, levels, lane);
-        const int base = pair.base, k = pair.k, node = pair.node;
         // The transpose of T_II takes its own two steps in the opposite order; T_IV is its own transpose.
-        const bool transposed = INVERSE && node == 0;
-        float a = at.from[base + (transposed ? 2 * k : k)];
-        float b = at.from[base + (transposed ? 2 * k + 1 : size - 1 - k)];
-        if (is_fourth(node)) {
-            const float2 turn = __ldg(rotations + half + k);
+        const bool transposed = INVERSE && pair.node == 0;
+        first[n] = at.from[pair.base + (transposed ? 2 * pair.k : pair.k)];
+        second[n] = at.from[pair.base + (transposed ? 2 * pair.k + 1 : size - 1 - pair.k)];
+    }
+#pragma unroll
+    for (int n = 0; n < PAIRS; ++n) {
+        const Pair pair(n, level, levels, lane);
+        float a = first[n], b = second[n];
+        if (level < levels && is_fourth(pair.node)) {
+            const float2 turn = turn_of(half, pair.k, n);
             const float p = turn.x * a + turn.y * b, q = turn.x * b - turn.y * a;
-            a = p, b = k % 2 == 0 ? q : -q;
-        } else if (!transposed) {
+            a = p, b = pair.k % 2 == 0 ? q : -q;
+        } else if (!(INVERSE && pair.node == 0)) {
             const float sum = a + b;
             b = a - b, a = sum;
         }
-        at.to[base + k] = a, at.to[base + half + k] = b;
+        at.to[pair.base + pair.k] = a, at.to[pair.base + half + pair.k] = b;
     }
     at.swap();
 }
@@ -81,22 +100,27 @@ template <bool INVERSE> __device__ __forceinline__ void split_runs(Buffers &at, 
 // One step up: from halves to runs of `2^level`.
 template <bool INVERSE> __device__ __forceinline__ void join_runs(Buffers &at, int level, int levels, int lane) {
     const int size = 1 << level, half = size / 2;
+    float first[PAIRS], second[PAIRS];
 #pragma unroll
-    for (int n = 0; n < ELEMENTS / 2 / WARP; ++n) {
+    for (int n = 0; n < PAIRS; ++n) {
         const Pair pair(n, level, levels, lane);
-        const int base = pair.base, k = pair.k, node = pair.node;
-        const float *first = at.from + base, *second = first + half;
-        float *to = at.to + base;
-        if (is_fourth(node)) {
-            // The first and the last stand alone.
-            const bool alone = k == 0;
-            const float a = first[k] * (alone ? SQRT2 : 1.0f), b = alone ? 0.0f : second[half - k];
-            to[alone ? 0 : 2 * k - 1] = a - b;
-            to[alone ? size - 1 : 2 * k] = alone ? -SQRT2 * second[0] : a + b;
-        } else if (INVERSE && node == 0) {
-            to[k] = first[k] + second[k], to[size - 1 - k] = first[k] - second[k];
+        // Of a T_IV the first and the last stand alone: here the last of a pair whose partner is not there.
+        const int partner = !is_fourth(pair.node) ? pair.k : pair.k == 0 ? 0 : half - pair.k;
+        first[n] = at.from[pair.base + pair.k], second[n] = at.from[pair.base + half + partner];
+    }
+#pragma unroll
+    for (int n = 0; n < PAIRS; ++n) {
+        const Pair pair(n, level, levels, lane);
+        const int k = pair.k;
+        const float a = first[n], b = second[n];
+        float *to = at.to + pair.base;
+        if (is_fourth(pair.node)) {
+            to[k == 0 ? 0 : 2 * k - 1] = k == 0 ? SQRT2 * a : a - b;
+            to[k == 0 ? size - 1 : 2 * k] = k == 0 ? -SQRT2 * b : a + b;
+        } else if (INVERSE && pair.node == 0) {
+            to[k] = a + b, to[size - 1 - k] = a - b;
         } else {
-            to[2 * k] = first[k], to[2 * k + 1] = second[k];
+            to[2 * k] = a, to[2 * k + 1] = b;
         }
     }
     at.swap();
@@ -104,15 +128,35 @@ template <bool INVERSE> __device__ __forceinline__ void join_runs(Buffers &at, i
 
 // `T_II` (or its transpose) of each run of `2^levels` elements of `at.from`; the result lies in `at.from` again.
 template <bool INVERSE> __device__ __forceinline__ void fast_dct(Buffers &at, int levels, const float2 *rotations, int lane) {
-    for (int level = levels; level > 0; --level) split_runs<INVERSE>(at, level, levels, rotations, lane);
+    auto turn_of = [&](int half, int k, int) { return __ldg(rotations + half + k); };
+    for (int level = levels; level > 0; --level) split_runs<INVERSE>(at, level, levels, lane, turn_of);
     for (int level = 1; level <= levels; ++level) join_runs<INVERSE>(at, level, levels, lane);
 }
 
-// The same with the run's length as a constant, and all steps without a loop.
-template <bool INVERSE, int LEVELS>
-__device__ __forceinline__ void fast_dct_of(Buffers &at, const float2 *rotations, int lane) {
+// The rotations that a lane needs for runs of `2^LEVELS`: two of T_IV(128), one of each that is shorter, none of the longest.
+template <int LEVELS> struct Turns {
+    float2 longest[2], rest[6];
+
+    __device__ __forceinline__ Turns(const float2 *rotations, int lane) {
+        if (LEVELS == 8) longest[0] = load_now(rotations + 64 + lane), longest[1] = load_now(rotations + 96 + lane);
 #pragma unroll
-    for (int level = LEVELS; level > 0; --level) split_runs<INVERSE>(at, level, LEVELS, rotations, lane);
+        for (int n = 0; n < 6; ++n) rest[n] = load_now(rotations + (1 << n) + (lane & ((1 << n) - 1)));
+    }
+    __device__ __forceinline__ float2 operator()(int half, int, int n) const {
+        return half == 64   ? longest[n % 2]
+               : half == 32 ? rest[5]
+               : half == 16 ? rest[4]
+               : half == 8  ? rest[3]
+               : half == 4  ? rest[2]
+               : half == 2  ? rest[1]
+                            : rest[0];
+    }
+};
+
+// The same with the run's length as a constant, and all steps without a loop.
+template <bool INVERSE, int LEVELS> __device__ __forceinline__ void fast_dct_of(Buffers &at, const Turns<LEVELS> &turns, int lane) {
+#pragma unroll
+    for (int level = LEVELS; level > 0; --level) split_runs<INVERSE>(at, level, LEVELS, lane, turns);
 #pragma unroll
     for (int level = 1; level <= LEVELS; ++level) join_runs<INVERSE>(at, level, LEVELS, lane);
 }
@@ -149,44 +193,66 @@ struct Axis {
         }
         return matrix;
     }
-    // The element's sign times its scale.
-    __device__ float factor(int element) const {
-        const float scale = scales != nullptr ? __ldg(scales + element) : 1.0f;
-        return signs != nullptr && (signs[element / 32] >> element % 32 & 1) ? -scale : scale;
+    // Each element's sign times its scale.
+    __device__ __forceinline__ Eight factors(int first, int end) const {
+        Eight factors;
+#pragma unroll
+        for (int n = 0; n < EACH; ++n) {
+            const int element = min(first + n * WARP, end - 1);
+            const uint32_t word = signs != nullptr ? __ldg(signs + element / 32) : 0;
+            const float scale = scales != nullptr ? __ldg(scales + element) : 1.0f;
+            factors.values[n] = word >> element % 32 & 1 ? -scale : scale;
+        }
+        return factors;
     }
 };
 
-// The item's elements through `T`; `get(element)` and `put(element, value)` see each element of the vector once.
+// The item's elements through `T`: `get(first, end)` gives a lane's from `first` on, whatever it likes from `end` on; `put(first,
+// end, eight)` takes them.
 template <bool INVERSE, class Get, class Put>
 __device__ __forceinline__ void transform_item(const Axis &axis, int item, float *own, int lane, Get get, Put put) {
     const int groups = axis.groups(), after_whole = axis.cut().whole() * axis.edge;
     const bool whole = item < groups;
     const Block block = axis.cut().block(whole ? item * axis.together() : axis.cut().whole() + item - groups);
-    const int first = block.start;
+    const int first = block.start, length = COUNTED_LEVELS > 0 ? 1 << COUNTED_LEVELS : block.length;
+    const bool fast = COUNTED_LEVELS > 0 || axis.is_fast(length);
+    const int end = whole && fast ? min(first + ELEMENTS, after_whole) : block.end();
     Buffers at = {own, own + ELEMENTS};
-    const int length = COUNTED_LEVELS > 0 ? 1 << COUNTED_LEVELS : block.length;
-    if (COUNTED_LEVELS > 0 || axis.is_fast(length)) {
-        const int end = whole ? min(first + ELEMENTS, after_whole) : block.end();
-        for (int n = lane; n < ELEMENTS; n += WARP) at.from[n] = first + n < end ? get(first + n) : 0.0f;
+    const Eight given = get(first + lane, end);
+    auto store = [&] {
+#pragma unroll
+        for (int n = 0; n < EACH; ++n) at.from[n * WARP + lane] = first + n * WARP + lane < end ? given.values[n] : 0.0f;
         __syncwarp();
-        switch (length) {
-        case 256: fast_dct_of<INVERSE, 8>(at, axis.rotations, lane); break;
-        case 128: fast_dct_of<INVERSE, 7>(at, axis.rotations, lane); break;
-        default: fast_dct<INVERSE>(at, __ffs(length) - 1, axis.rotations, lane);
+    };
+    Eight result;
+    if (fast) {
+        if (length == 256) {
+            const Turns<8> turns(axis.rotations, lane);
+            store();
+            fast_dct_of<INVERSE, 8>(at, turns, lane);
+        } else if (length == 128) {
+            const Turns<7> turns(axis.rotations, lane);
+            store();
+            fast_dct_of<INVERSE, 7>(at, turns, lane);
+        } else {
+            store();
+            fast_dct<INVERSE>(at, __ffs(length) - 1, axis.rotations, lane);
         }
         const float norm = rsqrtf((float)length);
-        for (int n = lane; n < ELEMENTS && first + n < end; n += WARP) put(first + n, at.from[n] * norm);
+#pragma unroll
+        for (int n = 0; n < EACH; ++n) result.values[n] = at.from[n * WARP + lane] * norm;
     } else {
-        const int len = block.length;
         const float *matrix = whole ? axis.whole : axis.matrix_of(block);
-        for (int n = lane; n < len; n += WARP) at.from[n] = get(first + n);
-        __syncwarp();
-        for (int out = lane; out < len; out += WARP) {
+        store();
+#pragma unroll
+        for (int n = 0; n < EACH; ++n) {
+            const int out = n * WARP + lane;
             float sum = 0.0f;
-            for (int in = 0; in < len; ++in) sum += __ldg(matrix + in * len + out) * at.from[in];
-            put(first + out, sum);
+            for (int in = 0; out < length && in < length; ++in) sum += __ldg(matrix + in * length + out) * at.from[in];
+            result.values[n] = sum;
         }
     }
+    put(first + lane, end, result);
     __syncwarp();
 }
 
@@ -199,8 +265,19 @@ __device__ void analyze(const Axis &axis, const In *in, Out *out, int out_stride
     float *own = reinterpret_cast<float *>(dynamic_shared) + warp * 2 * ELEMENTS;
     in += (size_t)blockIdx.x * axis.len, out += (size_t)blockIdx.x * out_stride;
     transform_item<false>(
-        axis, item, own, lane, [&](int n) { return to_float(in[n]) * axis.factor(n); },
-        [&](int n, float value) { out[n] = from_float<Out>(value * scale); });
+        axis, item, own, lane,
+        [&](int first, int end) {
+            Eight eight = axis.factors(first, end);
+#pragma unroll
+            for (int n = 0; n < EACH; ++n) eight.values[n] *= to_float(in[min(first + n * WARP, end - 1)]);
+            return eight;
+        },
+        [&](int first, int end, const Eight &eight) {
+#pragma unroll
+            for (int n = 0; n < EACH; ++n) {
+                if (first + n * WARP < end) out[first + n * WARP] = from_float<Out>(eight.values[n] * scale);
+            }
+        });
     if (item == axis.items() - 1) {
         for (int n = axis.len + lane; n < out_stride; n += WARP) out[n] = from_float<Out>(0.0f);
     }
@@ -217,16 +294,41 @@ __device__ void synthesize(const Axis &axis, const In *in, int splits, int in_st
     const size_t split_stride = (size_t)gridDim.x * in_stride;
     in += (size_t)blockIdx.x * in_stride, out += (size_t)blockIdx.x * out_stride;
     if (addend != nullptr) addend += (size_t)blockIdx.x * out_stride;
+    Eight factors;
     transform_item<true>(
         axis, item, own, lane,
-        [&](int n) {
-            float sum = 0.0f;
-            for (int split = 0; split < splits; ++split) sum += to_float(in[split * split_stride + n]);
-            return sum;
+        [&](int first, int end) {
+            factors = axis.factors(first, end);
+            Eight sums = {};
+            // All loads of some splits, and then their sums: else each would be waited for.
+#pragma unroll 1
+            for (int split = 0; split < splits; split += SPLITS) {
+                In loaded[SPLITS][EACH];
+#pragma unroll
+                for (int s = 0; s < SPLITS; ++s) {
+                    const In *from = in + min(split + s, splits - 1) * split_stride;
+#pragma unroll
+                    for (int n = 0; n < EACH; ++n) loaded[s][n] = __ldg(from + min(first + n * WARP, end - 1));
+                }
+#pragma unroll
+                for (int s = 0; s < SPLITS; ++s) {
+#pragma unroll
+                    for (int n = 0; n < EACH; ++n) sums.values[n] += split + s < splits ? to_float(loaded[s][n]) : 0.0f;
+                }
+            }
+            return sums;
         },
-        [&](int n, float value) {
-            const float sum = value * scale * axis.factor(n) + (addend != nullptr ? addend[n] : 0.0f);
-            out[n] = from_float<Out>(sum);
+        [&](int first, int end, const Eight &eight) {
+            Eight addends = {};
+            if (addend != nullptr) {
+#pragma unroll
+                for (int n = 0; n < EACH; ++n) addends.values[n] = __ldg(addend + min(first + n * WARP, end - 1));
+            }
+#pragma unroll
+            for (int n = 0; n < EACH; ++n) {
+                const float sum = eight.values[n] * scale * factors.values[n] + addends.values[n];
+                if (first + n * WARP < end) out[first + n * WARP] = from_float<Out>(sum);
+            }
         });
 }
 
@@ -239,11 +341,22 @@ __device__ void analyze_unit(const Axis &axis, const uint32_t *ids, float *out) 
     const uint32_t id = ids[blockIdx.x];
     if (id >= (uint32_t)axis.len) return;
     const Block block = axis.cut().holding((int)id);
-    const float factor = axis.factor((int)id);
     transform_item<false>(
-        axis, axis.item_of(block), own, lane, [&](int n) { return n == (int)id ? factor : 0.0f; },
-        [&](int n, float value) {
-            if (n >= block.start && n < block.end()) out[n - block.start] = value;
+        axis, axis.item_of(block), own, lane,
+        [&](int first, int end) {
+            Eight eight = axis.factors(first, end);
+#pragma unroll
+            for (int n = 0; n < EACH; ++n) {
+                if (first + n * WARP != (int)id) eight.values[n] = 0.0f;
+            }
+            return eight;
+        },
+        [&](int first, int, const Eight &eight) {
+#pragma unroll
+            for (int n = 0; n < EACH; ++n) {
+                const int element = first + n * WARP;
+                if (element >= block.start && element < block.end()) out[element - block.start] = eight.values[n];
+            }
         });
 }
 

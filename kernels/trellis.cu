@@ -11,7 +11,7 @@
 // the codec and the shifts (src/cuda/trellis.rs).
 #include "tiles.cuh"
 
-// With states of `12` bits alone, or of any number.
+// For states of 12 bits alone, or of any number.
 template <bool LONG> struct Trellis {
     static constexpr int MAX_BITS = 4;
     static constexpr int MIN_BLOCKS = 1, TILE_BLOCKS = LONG ? 1 : 2;

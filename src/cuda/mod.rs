@@ -3,8 +3,9 @@
 //! A matrix is laid out for the kernels once ([`DeviceMatrix::new`]) and stays on the device compressed. A product is
 //!
 //! 1. every input row into the coefficient domain (`transform.cu`);
-//! 2. for up to [`GEMV_MAX_BATCH`] rows the product with the stored coefficients (`planes.cu`, `trellis.cu`, `sparse.cu`), bound
-//!    by the memory they lie in; for more, the coefficients reconstructed as a dense panel, part by part, and a GEMM;
+//! 2. for up to [`GEMV_MAX_BATCH`] rows the product with the stored coefficients (`planes.cu`, `trellis.cu`, `sparse.cu`), on
+//!    tensor cores where blocks have 128 rows or more (`tiles.cuh`); for more, the coefficients reconstructed as a dense panel,
+//!    part by part, and a GEMM;
 //! 3. every result back (`transform.cu`), the parts of its sum and the basis term's share (`basis.cu`) added in F32.
 //!
 //! All of it is queued on one stream; nothing waits for the device, and nothing is copied to the host. Sums run in one

@@ -125,6 +125,7 @@ inline unsigned __dp4a(unsigned a, unsigned b, unsigned sum) {
 inline unsigned add_masked(unsigned a, unsigned b, unsigned mask) { return a ^ (b & mask); }
 inline unsigned select_bits(unsigned mask, unsigned a, unsigned b) { return (a & mask) | (b & ~mask); }
 inline unsigned mask_or(unsigned bits, unsigned mask, unsigned also) { return (bits & mask) | also; }
+inline float2 load_now(const float2 *at) { return *at; }
 inline unsigned in_register(unsigned number) { return number; }
 extern float4 dynamic_shared[];
 inline unsigned shared_address(const void *at) { return (const char *)at - (const char *)dynamic_shared; }
