@@ -4,23 +4,24 @@ use super::machine::{Arg, Dense, Element, Launch, Machine, Module};
 use crate::error::{Error, Result};
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaSlice, DevicePtr, LaunchConfig, PushKernelArg, SyncOnDrop, sys,
+    CudaFunction, CudaSlice, DevicePtr, LaunchConfig, PushKernelArg, SyncOnDrop, sys,
 };
 use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
 use candle_core::{CudaDevice, CudaStorage, Layout};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use sys::CUdevice_attribute as Attribute;
 
 /// The oldest cards that the PTX runs on, `(major, minor)`.
 const COMPUTE_CAPABILITY: (i32, i32) = (8, 0);
-/// Dynamic shared memory that a kernel has without asking.
-const SHARED_BYTES: usize = 48 * 1024;
-
 /// A Candle device, and what launches need to know of it.
 #[derive(Clone, Debug)]
 pub(crate) struct CudaMachine {
     device: CudaDevice,
     multiprocessors: usize,
     shared_bytes_limit: usize,
+    /// Kernels that were launched before, by name.
+    functions: Arc<Mutex<HashMap<String, CudaFunction>>>,
 }
 
 /// Memory of this crate's own, or the address of a Candle tensor's elements, whom the caller keeps alive.
@@ -61,7 +62,24 @@ impl CudaMachine {
             device: device.clone(),
             multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             shared_bytes_limit: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+            functions: Arc::default(),
         })
+    }
+
+    /// A kernel, looked up once; it may have as much shared memory as the device gives.
+    fn function(&self, module: Module, kernel: &str) -> Result<CudaFunction> {
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = functions.get(kernel) {
+            return Ok(function.clone());
+        }
+        let module_name = format!("rbe-{}", module.name());
+        let function = self.device.get_or_load_custom_func(kernel, &module_name, ptx(module))?;
+        let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        let bytes = i32::try_from(self.shared_bytes_limit).unwrap_or(i32::MAX);
+        function.set_attribute(attribute, bytes).w()?;
+        let function = function.into_cuda_function();
+        functions.insert(kernel.to_owned(), function.clone());
+        Ok(function)
     }
 
     pub(crate) fn device(&self) -> &CudaDevice {
@@ -161,7 +179,11 @@ impl Machine for CudaMachine {
     fn upload(&self, bytes: &[u8]) -> Result<CudaMemory> {
         // A memory has an address even where nothing is in it.
         let bytes = if bytes.is_empty() { &[0][..] } else { bytes };
-        Ok(CudaMemory::Owned(self.device.clone_htod(bytes)?))
+        let memory = self.device.clone_htod(bytes)?;
+        // Each host thread may have a stream of its own, and nothing orders them: what one has uploaded is there before another
+        // can hear of it.
+        self.device.cuda_stream().synchronize().w()?;
+        Ok(CudaMemory::Owned(memory))
     }
 
     fn launch(&self, launch: Launch<'_, CudaMemory>) -> Result<()> {
@@ -176,12 +198,7 @@ impl Machine for CudaMachine {
             return refuse(format!("{shared_bytes} bytes of shared memory; this device has {limit} a block"));
         }
         let stream = self.device.cuda_stream();
-        let function =
-            self.device.get_or_load_custom_func(&kernel, &format!("rbe-{}", module.name()), ptx(module))?;
-        if shared_bytes > SHARED_BYTES {
-            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            function.set_attribute(attribute, i32::try_from(shared_bytes).unwrap_or(i32::MAX)).w()?;
-        }
+        let function = self.function(module, &kernel)?;
         // Uses of memories are recorded when the guards are dropped, after the launch.
         let mut guards: Vec<SyncOnDrop<'_>> = Vec::new();
         let mut values = Vec::with_capacity(args.len());
@@ -201,7 +218,7 @@ impl Machine for CudaMachine {
                 Arg::Float(value) => Value::Float(*value),
             });
         }
-        let mut builder = function.builder();
+        let mut builder = stream.launch_builder(&function);
         for value in &values {
             match value {
                 Value::Address(address) => builder.arg(address),
