@@ -1,6 +1,6 @@
 //! GPT-2 and LLaMA on the card against the CPU.
 
-use crate::Check;
+use crate::{Check, Report};
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use candle_rbe::archive::{self, CompressOptions};
@@ -11,39 +11,42 @@ use std::path::Path;
 
 const NEW_TOKENS: usize = 20;
 
-pub(crate) fn run(models: &Path, device: &Device, checks: &mut Vec<Check>) -> Result<()> {
+pub(crate) fn run(models: &Path, device: &Device, report: &mut Report) -> Result<()> {
     for name in ["llama-books", "gpt2-books"] {
         for bits in [4.02, 8.05] {
-            let directory = tempfile::tempdir()?;
-            let path = directory.path().join(name);
-            let encoder = Encoder::new(EncoderConfig::from(Rate::BitsPerWeight(bits)))?;
-            let options = CompressOptions::default();
-            archive::compress(models.join(name), &path, &encoder, &options, &mut |_| {
-                ControlFlow::Continue(())
-            })?;
-            let load = |device: &Device, dtype| -> Result<Model> {
-                Ok(Model::load(&path, archive::open(&path, dtype, device)?)?)
-            };
-            let on_host = load(&Device::Cpu, DType::F32)?;
-            let prompts: [&[u32]; 2] = [&[846, 318, 259, 1275, 1307, 12, 77, 1001, 54, 9, 600], &[846, 318]];
-            for prompt in prompts {
-                let exact = on_host.forward(&Tensor::new(prompt, &Device::Cpu)?.unsqueeze(0)?, None)?;
-                for (dtype, bound) in [(DType::F32, 1e-4), (DType::F16, 1e-2), (DType::BF16, 5e-2)] {
-                    let logits =
-                        load(device, dtype)?.forward(&Tensor::new(prompt, device)?.unsqueeze(0)?, None)?;
-                    let what = format!("{name} at {bits} bits, {} tokens, {dtype:?}", prompt.len());
-                    checks.push(Check::new(what, &logits, &exact, bound)?);
-                }
-            }
-            // Token by token, through the cache.
-            let text = |model: &Model| -> Result<Vec<u32>> {
-                Ok(generate(model, prompts[0], NEW_TOKENS, greedy).collect::<candle_core::Result<_>>()?)
-            };
-            let (ours, exact) = (text(&load(device, DType::F32)?)?, text(&on_host)?);
-            let different = ours.iter().zip(&exact).filter(|(a, b)| a != b).count();
-            let what = format!("{name} at {bits} bits, {NEW_TOKENS} tokens written: those that differ");
-            checks.push(Check { what, error: different as f64, bound: 0.0 });
+            let what = format!("{name} at {bits} bits");
+            report.attempt(&what, |report| model(models, name, bits, device, &mut report.checks))?;
         }
     }
+    Ok(())
+}
+
+fn model(models: &Path, name: &str, bits: f64, device: &Device, checks: &mut Vec<Check>) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().join(name);
+    let encoder = Encoder::new(EncoderConfig::from(Rate::BitsPerWeight(bits)))?;
+    let options = CompressOptions::default();
+    archive::compress(models.join(name), &path, &encoder, &options, &mut |_| ControlFlow::Continue(()))?;
+    let load = |device: &Device, dtype| -> Result<Model> {
+        Ok(Model::load(&path, archive::open(&path, dtype, device)?)?)
+    };
+    let on_host = load(&Device::Cpu, DType::F32)?;
+    let prompts: [&[u32]; 2] = [&[846, 318, 259, 1275, 1307, 12, 77, 1001, 54, 9, 600], &[846, 318]];
+    for prompt in prompts {
+        let exact = on_host.forward(&Tensor::new(prompt, &Device::Cpu)?.unsqueeze(0)?, None)?;
+        for (dtype, bound) in [(DType::F32, 1e-4), (DType::F16, 1e-2), (DType::BF16, 5e-2)] {
+            let logits = load(device, dtype)?.forward(&Tensor::new(prompt, device)?.unsqueeze(0)?, None)?;
+            let what = format!("{name} at {bits} bits, {} tokens, {dtype:?}", prompt.len());
+            checks.push(Check::new(what, &logits, &exact, Check::size(&exact)?, bound)?);
+        }
+    }
+    // Token by token, through the cache.
+    let text = |model: &Model| -> Result<Vec<u32>> {
+        Ok(generate(model, prompts[0], NEW_TOKENS, greedy).collect::<candle_core::Result<_>>()?)
+    };
+    let (ours, exact) = (text(&load(device, DType::F32)?)?, text(&on_host)?);
+    let different = ours.iter().zip(&exact).filter(|(a, b)| a != b).count();
+    let what = format!("{name} at {bits} bits, {NEW_TOKENS} tokens written: those that differ");
+    checks.push(Check { what, error: different as f64, bound: 0.0, failure: None });
     Ok(())
 }

@@ -1,10 +1,11 @@
 //! Products on the card beside Candle's own, in one run.
 //!
 //! Weights are random codes: how long a product takes does not depend on them. Each product runs over copies of its
-//! matrix that together are twice the card's second cache, many in a row before the host waits; the median of seven such
-//! rows is taken. Bytes are the compressed ones, against a copy within the card's memory (read and written counted).
+//! matrix that together are four times the card's second cache, many in a row before the host waits; the median of seven such
+//! rows is taken, and beside it how long the host takes to queue one. Bytes are the compressed ones, against a copy within the card's memory (read and written counted).
 
-use anyhow::{Context, Result};
+use crate::{Filter, Report, noise};
+use anyhow::Result;
 use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute as Attribute;
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{DType, Device, Module, Tensor};
@@ -36,6 +37,8 @@ pub(crate) struct Row {
     weight: String,
     weight_bytes: usize,
     us: f64,
+    /// Until the host has queued it.
+    host_us: f64,
     weight_gb_s: f64,
 }
 
@@ -70,7 +73,7 @@ impl Weights {
     }
 }
 
-pub(crate) fn run(device: &Device) -> Result<Speed> {
+pub(crate) fn run(device: &Device, filter: &Filter, report: &mut Report) -> Result<()> {
     let cache = usize::try_from(
         device
             .as_cuda_device()?
@@ -79,75 +82,100 @@ pub(crate) fn run(device: &Device) -> Result<Speed> {
             .attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
     )?;
     let source = Tensor::zeros(COPIED_BYTES, DType::U8, device)?;
-    let us = microseconds(device, 1, |_| source.copy())?;
-    let mut speed = Speed { copy_gb_s: 2.0 * COPIED_BYTES as f64 / us / 1e3, rows: Vec::new() };
+    let (us, _) = microseconds(device, 1, |_| source.copy())?;
+    report.speed = Some(Speed { copy_gb_s: 2.0 * COPIED_BYTES as f64 / us / 1e3, rows: Vec::new() });
     drop(source);
-    for (out, input) in SHAPES {
-        for (name, make) in compressed() {
-            let tensor = make(out, input)?;
-            let bytes = tensor.plain_size_in_bytes();
-            let copies = copies(cache, bytes);
-            let layers = (0..copies).map(|_| Ok(RbeLinear::new(tensor.to_device(device)?, None)));
-            let weights = Weights::Layers(layers.collect::<Result<_>>()?);
-            measure(device, (out, input), &name, bytes, &weights, DType::F16, &mut speed.rows)?;
+    for shape in SHAPES.into_iter().filter(|shape| filter.shape(*shape)) {
+        for (name, make) in weights_of(cache).into_iter().filter(|(name, _)| filter.form(name)) {
+            let (out, input) = shape;
+            report.attempt(&format!("{name}, {out}x{input}"), |report| {
+                let (weights, bytes, dtype) = make(shape, device)?;
+                let Some(speed) = &mut report.speed else { return Ok(()) };
+                for tokens in TOKENS.into_iter().filter(|tokens| filter.tokens(*tokens)) {
+                    let x = noise::tensor(tokens as u64, 1.0, (tokens, input), device)?.to_dtype(dtype)?;
+                    let (us, host_us) = microseconds(device, weights.count(), |n| weights.product(n, &x))?;
+                    let weight_gb_s = bytes as f64 / us / 1e3;
+                    eprintln!(
+                        "{out}x{input} {name} {tokens}: {us:.1} us, host {host_us:.1}, {weight_gb_s:.0} GB/s"
+                    );
+                    let weight = name.clone();
+                    let row = Row {
+                        out,
+                        r#in: input,
+                        tokens,
+                        weight,
+                        weight_bytes: bytes,
+                        us,
+                        host_us,
+                        weight_gb_s,
+                    };
+                    speed.rows.push(row);
+                }
+                Ok(())
+            })?;
         }
-        for dtype in [GgmlDType::Q4_0, GgmlDType::Q4K, GgmlDType::Q8_0, GgmlDType::Q2K] {
-            let (weights, bytes) = quantized(dtype, (out, input), cache, device)?;
-            let name = format!("Candle {dtype:?}");
-            measure(device, (out, input), &name, bytes, &weights, DType::F32, &mut speed.rows)?;
-        }
-        let bytes = 2 * out * input;
-        let dense = || Ok(Tensor::randn(0f32, 0.02, (out, input), device)?.to_dtype(DType::F16)?);
-        let weights = Weights::Dense((0..copies(cache, bytes)).map(|_| dense()).collect::<Result<_>>()?);
-        measure(device, (out, input), "Candle F16", bytes, &weights, DType::F16, &mut speed.rows)?;
-    }
-    Ok(speed)
-}
-
-fn copies(cache: usize, bytes: usize) -> usize {
-    (2 * cache).div_ceil(bytes).max(2)
-}
-
-fn measure(
-    device: &Device,
-    (out, input): (usize, usize),
-    name: &str,
-    bytes: usize,
-    weights: &Weights,
-    dtype: DType,
-    rows: &mut Vec<Row>,
-) -> Result<()> {
-    for tokens in TOKENS {
-        let x = Tensor::randn(0f32, 1.0, (tokens, input), device)?.to_dtype(dtype)?;
-        let us = microseconds(device, weights.count(), |n| weights.product(n, &x))
-            .with_context(|| format!("{name}, {out}x{input}, {tokens} tokens"))?;
-        let weight_gb_s = bytes as f64 / us / 1e3;
-        let weight = name.to_owned();
-        eprintln!("{out}x{input} {weight} {tokens}: {us:.1} us, {weight_gb_s:.0} GB/s");
-        rows.push(Row { out, r#in: input, tokens, weight, weight_bytes: bytes, us, weight_gb_s });
     }
     Ok(())
 }
 
-/// The median time of one of many runs in a row.
+/// What makes copies of one weight, their bytes each and the type of its vectors.
+type MakeCopies = Box<dyn Fn((usize, usize), &Device) -> Result<(Weights, usize, DType)>>;
+
+/// Every weight, by its name.
+fn weights_of(cache: usize) -> Vec<(String, MakeCopies)> {
+    let mut all: Vec<(String, MakeCopies)> = Vec::new();
+    for (name, make) in compressed() {
+        let copies_of = move |(out, input), device: &Device| {
+            let tensor = make(out, input)?;
+            let bytes = tensor.plain_size_in_bytes();
+            let layer = |_| Ok(RbeLinear::new(tensor.to_device(device)?, None));
+            let layers = (0..copies(cache, bytes)).map(layer).collect::<Result<_>>()?;
+            Ok((Weights::Layers(layers), bytes, DType::F16))
+        };
+        all.push((name, Box::new(copies_of)));
+    }
+    for dtype in [GgmlDType::Q4_0, GgmlDType::Q4K, GgmlDType::Q8_0, GgmlDType::Q2K] {
+        let copies_of = move |shape, device: &Device| {
+            let (weights, bytes) = quantized(dtype, shape, cache, device)?;
+            Ok((weights, bytes, DType::F32))
+        };
+        all.push((format!("Candle {dtype:?}"), Box::new(copies_of)));
+    }
+    let dense = move |(out, input): (usize, usize), device: &Device| {
+        let bytes = 2 * out * input;
+        let one = Tensor::randn(0f32, 0.02, (out, input), device)?.to_dtype(DType::F16)?;
+        let copies = (0..copies(cache, bytes)).map(|_| one.copy()).collect::<candle_core::Result<_>>()?;
+        Ok((Weights::Dense(copies), bytes, DType::F16))
+    };
+    all.push(("Candle F16".to_owned(), Box::new(dense)));
+    all
+}
+
+fn copies(cache: usize, bytes: usize) -> usize {
+    (4 * cache).div_ceil(bytes).max(2)
+}
+
+/// The median time of one of many runs in a row, and that in which the host had queued it.
 fn microseconds(
     device: &Device,
     count: usize,
     mut run: impl FnMut(usize) -> candle_core::Result<Tensor>,
-) -> Result<f64> {
-    let mut row = |runs: usize| -> Result<Duration> {
+) -> Result<(f64, f64)> {
+    let mut row = |runs: usize| -> Result<(Duration, Duration)> {
         device.synchronize()?;
         let start = Instant::now();
         (0..runs).try_for_each(|n| run(n).map(drop))?;
+        let queued = start.elapsed();
         device.synchronize()?;
-        Ok(start.elapsed())
+        Ok((start.elapsed(), queued))
     };
     row(count.max(3))?; // loads kernels, fills the allocator's pool
-    let first = row(count.max(3))?.as_secs_f64() / count.max(3) as f64;
+    let first = row(count.max(3))?.0.as_secs_f64() / count.max(3) as f64;
     let runs = ((ROW.as_secs_f64() / first).ceil() as usize).clamp(count, 2000);
     let mut times = (0..ROWS_OF_RUNS).map(|_| row(runs)).collect::<Result<Vec<_>>>()?;
     times.sort();
-    Ok(times[ROWS_OF_RUNS / 2].as_secs_f64() * 1e6 / runs as f64)
+    let (done, queued) = times[ROWS_OF_RUNS / 2];
+    Ok((done.as_secs_f64() * 1e6 / runs as f64, queued.as_secs_f64() * 1e6 / runs as f64))
 }
 
 type Make = Box<dyn Fn(usize, usize) -> Result<RbeTensor>>;
@@ -174,12 +202,7 @@ fn tensor(layout: Layout, seed: Option<u64>, term: Term) -> Result<RbeTensor> {
 
 /// Codes that are no pattern.
 fn codes(count: usize, bits: u8, seed: usize) -> Vec<u8> {
-    let mut state = seed as u64 * 2 + 1;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 56) as u8 >> (8 - bits)
-    };
-    (0..count).map(|_| next()).collect()
+    noise::bits(seed as u64).map(|word| (word >> 24) as u8 >> (8 - bits)).take(count).collect()
 }
 
 fn planes(out: usize, input: usize, bits: u8) -> Result<RbeTensor> {
@@ -233,7 +256,7 @@ fn quantized(
     device: &Device,
 ) -> Result<(Weights, usize)> {
     const SAMPLE: usize = 32;
-    let sample = Tensor::randn(0f32, 0.02, (SAMPLE, input), &Device::Cpu)?;
+    let sample = noise::tensor(1, 0.02, (SAMPLE, input), &Device::Cpu)?;
     let bytes = QTensor::quantize(&sample, dtype)?.data()?.repeat(out / SAMPLE);
     let one = || -> Result<QMatMul> {
         let storage = QStorage::from_data(Cow::Borrowed(&bytes), device, dtype)?;
@@ -252,13 +275,16 @@ impl Speed {
             );
             TOKENS.iter().for_each(|tokens| text += &format!(" {tokens} |"));
             text += &format!("\n|---|{}", "---|".repeat(TOKENS.len()));
-            let rows = self.rows.iter().filter(|row| (row.out, row.r#in) == (out, input));
-            for row in rows {
-                if row.tokens == TOKENS[0] {
-                    text += &format!("\n| {} |", row.weight);
+            let rows: Vec<_> = self.rows.iter().filter(|row| (row.out, row.r#in) == (out, input)).collect();
+            for of_weight in rows.chunk_by(|a, b| a.weight == b.weight) {
+                text += &format!("\n| {} |", of_weight[0].weight);
+                for tokens in TOKENS {
+                    text +=
+                        &of_weight.iter().find(|row| row.tokens == tokens).map_or(" |".to_owned(), |row| {
+                            let share = 100.0 * row.weight_gb_s / self.copy_gb_s;
+                            format!(" {:.1} ({share:.0} %) |", row.us)
+                        });
                 }
-                let share = 100.0 * row.weight_gb_s / self.copy_gb_s;
-                text += &format!(" {:.1} ({share:.0} %) |", row.us);
             }
             text += "\n";
         }
