@@ -118,6 +118,8 @@ fn a_gguf_file_is_taken_wherever_a_model_is() {
     assert!(fail(&["compress", file, file, "--bits", "5"]).contains("no model directory replaces it"));
     // Nothing but what was asked for is left.
     assert_eq!(names(room.path()), ["books.gguf", "dense", "rbe"]);
+    let sentence = format!("tokenizer.json; name the GGUF file itself: {file}");
+    assert!(fail(&["generate", string(room.path()), "-p", "x"]).contains(&sentence));
     let directory = fail(&["inspect", string(room.path())]);
     assert!(directory.contains("it holds \"books.gguf\": name that file"), "{directory}");
 }

@@ -365,7 +365,8 @@ fn what_cannot_be_held_is_refused_by_its_name() -> Result<()> {
     let text = |text: &str| Field::String(text.to_owned());
     let texts = |texts: &[&str]| Field::Array(texts.iter().map(|t| text(t)).collect());
     type Change<'c> = &'c dyn Fn(&mut Gguf);
-    let cases: [(Change, &str); 14] = [
+    let cases: [(Change, &str); 15] = [
+        (&|g| g.set("general.alignment", Field::U32(0)), "general.alignment is 0; the file is damaged"),
         (
             &|g| g.set("general.architecture", text("mamba")),
             "general.architecture is \"mamba\"; those read are llama, qwen2",

@@ -3,6 +3,7 @@
 //! Names and configurations are those that Hugging Face's implementations read; what GGUF's writers do to weights (rotated pairs
 //! side by side, one added to norms, transposes) is undone. A file that cannot be held so is refused, by the field or tensor.
 
+mod alignment;
 mod architecture;
 mod config;
 mod metadata;
@@ -20,7 +21,7 @@ use metadata::Metadata;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Read, Seek};
 use std::path::Path;
 use tensors::Part;
 
@@ -101,6 +102,10 @@ struct Source<'p> {
 impl<'p> Source<'p> {
     fn open(path: &'p Path) -> Result<Self> {
         let file = file::open(path)?;
+        if alignment::is_zero(&file) {
+            return Err(Error::file(path, "general.alignment is 0; the file is damaged"));
+        }
+        (&file).rewind().map_err(|e| Error::io(path, e))?;
         let read = Content::read(&mut BufReader::new(&file));
         let mut content = read.map_err(|e| Error::file(path, unreadable(&e.to_string())))?;
         let metadata = Metadata::new(path, std::mem::take(&mut content.metadata))?;

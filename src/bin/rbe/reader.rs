@@ -16,7 +16,7 @@ impl TextReader {
     pub(crate) fn open(directory: &Path) -> anyhow::Result<Self> {
         let file = directory.join("tokenizer.json");
         // Asked for first, since a FIFO would be waited for.
-        ensure!(file.is_file(), "there is no file {}", file.display());
+        ensure!(file.is_file(), "there is no file {}{}", file.display(), gguf_instead(directory));
         let text =
             std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         ensure!(
@@ -50,6 +50,14 @@ impl TextReader {
     pub(crate) fn whole(&self, text: &str) -> anyhow::Result<Vec<u32>> {
         Ok([self.start.clone(), self.tokens(text)?].concat())
     }
+}
+
+/// A GGUF file that is there in the place of a model, as the rest of a sentence.
+fn gguf_instead(directory: &Path) -> String {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut files =
+        entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "gguf"));
+    files.next().map_or_else(String::new, |file| format!("; name the GGUF file itself: {}", file.display()))
 }
 
 /// What the tokenizer's template puts before a text, with a BOS token where `add_bos_token` in `tokenizer_config.json` asks
