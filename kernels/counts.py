@@ -29,7 +29,7 @@ LOOPS = [
     ("trellis", "trellis_short_tiles_few", 4, 128, 5.5, 2.5, 128),
     ("trellis", "trellis_short_tiles_many", 4, 128, 5.8, 2.5, 128),
     ("trellis", "trellis_tiles_few", 4, 128, 6.1, 3.1, 255),
-    ("trellis", "trellis_short_tiles_few", 3, 128, 8.3, 5.3, 128),
+    ("trellis", "trellis_short_tiles_few", 3, 128, 7.8, 4.7, 128),
     ("trellis", "trellis_short_tiles_few", 2, 128, 6.0, 3.0, 128),
     ("planes", "planes_product_1", 4, 32, 4.9, 2.4, 128),
     ("planes", "planes_tiles_few", 4, 128, 4.9, 3.0, 255),

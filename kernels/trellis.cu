@@ -54,13 +54,13 @@ template <bool LONG> struct Trellis {
     template <int BITS> __device__ __forceinline__ uint32_t indices(const uint32_t *words, uint32_t next, int j) const {
         if constexpr (BITS == 3) {
             const int at = BITS * (j / 16 * 16 + j % 8);
-            // A level's mask and, four bits higher, an offset's, in the lowest byte and the highest.
+            // A level's mask and, four bits higher, an offset's, in the lowest byte and the highest; nobody reads the others.
             auto add = [&](uint32_t sum, int shift, uint32_t level, uint32_t offset) {
                 const uint32_t mask = within(level, shift) | within(offset, shift + 4) << 4;
                 return add_stream<BITS>(sum, words, next, at + shift, mask * 0x01000001u);
             };
-            uint32_t sum = from<BITS>(words, next, at) & 0x0f00000fu;
-            sum = add(sum, 4, 12, 14), sum = add(sum, 3, 8, 0), sum = add(sum, 7, 7, 0), sum = add(sum, -1, 0, 15);
+            uint32_t sum = select_bits(EVEN, from<BITS>(words, next, at), from<BITS>(words, next, at - 1));
+            sum = add(add(add(sum, 4, 12, 14), 3, 8, 0), 7, 7, 0);
             return add(add(add(sum, 12, 15, 0), 11, 14, 1), 10, 0, 3);
         } else {
             const int at = j * BITS, base = at / 32 * 32 + at % 4;
