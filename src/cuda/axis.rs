@@ -1,8 +1,7 @@
 //! One side of a matrix on the device: the signs and tables of its transform.
 
 use super::machine::{Arg, Element, Launch, Machine, Module};
-use super::matrix::Operand;
-use super::term::Gather;
+use super::operands::{Gather, Operand};
 use crate::error::Result;
 use rbe_core::codec::axis::Axis;
 use rbe_core::codec::layout::SHORTEST;

@@ -3,8 +3,7 @@
 use super::axis::floats;
 use super::groups::{BATCH_TILE, THREADS, WARPS};
 use super::machine::{Arg, Launch, Machine, Module};
-use super::matrix::Operand;
-use super::term::{Gather, Product};
+use super::operands::{Gather, Operand, Product};
 use crate::error::Result;
 use rbe_core::codec::sizes;
 use rbe_core::codec::term::Basis;

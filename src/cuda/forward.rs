@@ -2,7 +2,8 @@
 
 use super::device::{CudaMachine, CudaMemory};
 use super::machine::Element;
-use super::matrix::{DeviceMatrix, Operand};
+use super::matrix::DeviceMatrix;
+use super::operands::Operand;
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DeviceRepr};
 use candle_core::cuda_backend::{CudaDType, CudaStorageSlice};

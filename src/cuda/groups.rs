@@ -2,7 +2,8 @@
 
 use super::axis::words;
 use super::machine::{Arg, Launch, Machine, Module};
-use super::term::{DeviceTerm, Gather, Panel, Partial, Product};
+use super::operands::{Gather, Panel, Partial, Product};
+use super::term::DeviceTerm;
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use rbe_core::codec::term::trellis::{GROUP_COLS, scale_groups};

@@ -2,8 +2,10 @@
 
 use super::axis::{DeviceAxis, Part, Spectrum, Sum, Target, transpose};
 use super::basis::DeviceBasis;
-use super::machine::{Arg, Dense, Element, Machine};
-use super::term::{DeviceTerm, Gather, Panel, Partial, Product, Uploaded, upload};
+use super::machine::{Dense, Element, Machine};
+use super::operands::{Gather, Operand, Panel, Partial, Product};
+use super::term::DeviceTerm;
+use super::upload::{Uploaded, upload};
 use crate::error::Result;
 use rbe_core::codec::signs::Side;
 use rbe_core::codec::sizes;
@@ -18,28 +20,6 @@ const PANEL_BYTES: usize = 32 << 20;
 const PASS_BATCH: usize = 1 << 15;
 /// Rows that a thread of a panel has.
 const PIECE: usize = 32;
-
-/// Vectors in a device's memory.
-#[derive(Debug)]
-pub struct Operand<'a, M> {
-    /// Where.
-    pub memory: &'a M,
-    /// Elements before the first.
-    pub offset: usize,
-    /// Of what type.
-    pub element: Element,
-}
-
-impl<'a, M> Operand<'a, M> {
-    /// The same vectors without the first `elements`.
-    fn from(&self, elements: usize) -> Self {
-        Self { offset: self.offset + elements, ..*self }
-    }
-
-    pub(super) fn arg(&self) -> Arg<'a, M> {
-        Arg::Memory(self.memory, self.offset * self.element.bytes())
-    }
-}
 
 /// A matrix in a device's memory, ready for products.
 pub struct DeviceMatrix<D: Machine> {

@@ -22,10 +22,12 @@ mod basis;
 mod groups;
 mod machine;
 mod matrix;
+mod operands;
 mod planes;
 mod sparse;
 mod term;
 mod trellis;
+mod upload;
 
 #[cfg(feature = "cuda")]
 mod device;
@@ -33,7 +35,8 @@ mod device;
 mod forward;
 
 pub use machine::{Arg, Dense, Element, Launch, MODULES, Machine, Module};
-pub use matrix::{DeviceMatrix, GEMV_MAX_BATCH, Operand};
+pub use matrix::{DeviceMatrix, GEMV_MAX_BATCH};
+pub use operands::Operand;
 
 #[cfg(feature = "cuda")]
 pub(crate) use device::CudaMachine;

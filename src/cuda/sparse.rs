@@ -3,7 +3,8 @@
 use super::axis::{floats, words};
 use super::groups::{BATCH_TILE, THREADS, WARPS};
 use super::machine::{Arg, Launch, Machine, Module};
-use super::term::{DeviceTerm, Gather, Panel, Partial, Product};
+use super::operands::{Gather, Panel, Partial, Product};
+use super::term::DeviceTerm;
 use crate::error::{Error, Result};
 use rbe_core::codec::term::Sparse;
 use rbe_core::codec::term::sparse::Format;

@@ -1,6 +1,6 @@
 //! `config.json`, from a GGUF file's metadata and tensors.
 
-use super::Source;
+use super::source::Source;
 use super::tensors::{HEAD, TABLE, repeats_table};
 use crate::models::Config;
 use crate::{Error, Result};

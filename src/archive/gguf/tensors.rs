@@ -1,7 +1,7 @@
 //! The tensors of a GGUF file as Hugging Face's models have them.
 
-use super::Source;
 use super::architecture::Place;
+use super::source::Source;
 use crate::Result;
 use crate::archive::{Dtype, element_count};
 use candle_core::quantized::GgmlDType;
