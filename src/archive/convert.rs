@@ -1,6 +1,7 @@
 //! From a dense model to a compressed one, one matrix in memory at a time.
 
 use super::beside::{config, tied};
+use super::layers::{self, Made};
 use super::stage::Stage;
 use super::work::{Matrices, Work};
 use super::{
@@ -8,6 +9,7 @@ use super::{
     TENSORS_KEY, TIED_KEY, measure,
 };
 use crate::clock::Instant;
+use crate::models::Walk;
 use crate::nn::Calibration;
 use crate::{Encoder, Error, Result};
 use regex::Regex;
@@ -212,7 +214,8 @@ pub fn compress(
 ) -> Result<CompressReport> {
     let archive = Archive::open(input)?;
     let stage = Stage::like(&archive, output, options.overwrite, &[])?;
-    let report = run(&archive, &stage, &mut Work { encoder, options, calibration: None }, watch)?;
+    let mut work = Work { encoder, options, calibration: None, walk: None };
+    let report = run(&archive, &stage, &mut work, watch)?;
     stage.commit()?;
     Ok(report)
 }
@@ -236,7 +239,7 @@ pub fn compress_calibrated(
 ) -> Result<CompressReport> {
     let archive = Archive::open(input)?;
     let stage = Stage::like(&archive, output, options.overwrite, &[])?;
-    let mut work = Work { encoder, options, calibration: Some(calibration) };
+    let mut work = Work { encoder, options, calibration: Some(calibration), walk: None };
     let report = run(&archive, &stage, &mut work, watch)?;
     stage.commit()?;
     Ok(report)
@@ -256,7 +259,29 @@ pub fn compress_into(
     calibration: Option<&mut Calibration<'_>>,
     watch: &mut Watch<'_>,
 ) -> Result<CompressReport> {
-    run(&Archive::open(input)?, stage, &mut Work { encoder, options, calibration }, watch)
+    let mut work = Work { encoder, options, calibration, walk: None };
+    run(&Archive::open(input)?, stage, &mut work, watch)
+}
+
+/// [`compress_into`], calibrated on the windows of a [`Walk`] through the same model: layer by layer, each by what it sees
+/// behind the layers in front of it as they are compressed, so that it makes up for their errors.
+///
+/// It takes what the walk takes and one matrix' encoding, whatever the model's size, and for every token two passes through the
+/// model. The rate must be [`Rate::BitsPerWeight`](crate::Rate), shared out as [`compress`] does. Matrices that the walk does
+/// not come to (a token table that is not the head) are encoded as by [`compress`].
+///
+/// # Errors
+/// As [`compress`]; another rate, or the sparse term; what [`Walk::step`] refuses.
+pub fn compress_layer_by_layer(
+    input: impl AsRef<Path>,
+    stage: &Stage,
+    encoder: &Encoder,
+    options: &CompressOptions,
+    walk: Walk,
+    watch: &mut Watch<'_>,
+) -> Result<CompressReport> {
+    let mut work = Work { encoder, options, calibration: None, walk: Some((walk, stage.side_file()?)) };
+    run(&Archive::open(input)?, stage, &mut work, watch)
 }
 
 fn run(archive: &Archive, stage: &Stage, work: &mut Work, watch: &mut Watch<'_>) -> Result<CompressReport> {
@@ -328,9 +353,13 @@ fn write_model(
 
     let names: Vec<&str> = chosen.clone().map(|entry| entry.name.as_str()).collect();
     let matrices = Matrices::new(archive, names, config.as_ref());
-    let mut plan = work.plan(&matrices)?.into_iter();
-    let mut taken = 0;
+    let plan = work.plan(&matrices)?;
     let mut pace = Pace::new(watch, output, chosen);
+    let mut made_before = match work.walk.take() {
+        Some((walk, file)) => Some(layers::encode(work, &matrices, &plan, (walk, file), &mut pace)?),
+        None => None,
+    };
+    let mut taken = 0;
     let (mut squared_error, mut squared_norm) = (0.0, 0.0);
     while let Some(slot) = writer.next_slot() {
         let entry = archive.entry(slot.name.strip_suffix(SUFFIX).unwrap_or(&slot.name))?;
@@ -348,23 +377,24 @@ fn write_model(
             bytes_after: entry.bytes as u64,
         };
         if line.compressed {
-            pace.tell(Some(entry))?;
-            let tensor = work.encode(&matrices, taken, plan.next().unwrap_or_default())?;
-            taken += 1;
-            let payload = match work.options.plain {
-                true => tensor.to_plain_bytes(),
-                false => tensor.to_bytes(),
+            let (payload, made) = match &mut made_before {
+                Some(made) => made.read(taken)?,
+                None => {
+                    pace.tell(Some(entry))?;
+                    let tensor = work.encode(&matrices, taken, &plan[taken], None)?;
+                    Made::of(&tensor, work.options.plain)
+                }
             };
+            taken += 1;
             writer.write(&[payload.len()], &payload)?;
-            line.summary = tensor.summary().to_owned();
             line.bits_per_weight = 8.0 * payload.len() as f64 / weights as f64;
-            line.relative_error = Some(tensor.relative_error());
-            line.warning = tensor.errors().warning();
             line.bytes_after = payload.len() as u64;
 
             let norm = measure::squared_norm(archive.bytes(entry), entry.dtype);
             squared_norm += norm;
-            squared_error += norm * tensor.relative_error().powi(2);
+            squared_error += norm * made.relative_error.powi(2);
+            line.relative_error = Some(made.relative_error);
+            (line.summary, line.warning) = (made.summary, made.warning);
             report.compressed_tensors += 1;
             report.compressed_weights += weights;
             report.bits_per_weight += 8.0 * payload.len() as f64;

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | compress a Hugging Face directory | [`compress`] |
 //! | the same, with the model's predictions on a text kept as close as the bits allow | [`compress_calibrated`] |
+//! | the same in little memory, layer by layer, of a decoder that [`models`](crate::models) knows | [`compress_layer_by_layer`] |
 //! | get an ordinary model back, or one from a GGUF file | [`decode`], [`unpack_gguf`] |
 //! | run this crate's layers on the compressed weights | [`open`] and [`crate::linear`]; of a file in memory [`open_bytes`] |
 //! | run an unmodified Candle model | [`open`], which decodes what is asked for by its plain name |
@@ -27,6 +28,7 @@ mod beside;
 mod convert;
 mod decode;
 mod gguf;
+mod layers;
 mod measure;
 mod mix;
 mod prune;
@@ -42,7 +44,7 @@ mod write;
 pub use adapters::{load_adapters, save_adapters};
 pub use convert::{
     CompressOptions, CompressReport, Selection, Step, TensorReport, Watch, compress, compress_calibrated,
-    compress_into,
+    compress_into, compress_layer_by_layer,
 };
 pub use decode::{DecodeOptions, DecodeReport, decode};
 pub use gguf::{UnpackReport, is_gguf, unpack_gguf};

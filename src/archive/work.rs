@@ -5,19 +5,21 @@ use super::beside::{is_conv1d, model_type, ties_head};
 use super::convert::CompressOptions;
 use super::mix::{Share, mix};
 use super::roles::{Depth, Role, layer, share_input};
+use crate::models::Walk;
 use crate::nn::{Calibration, Gathered};
 use crate::{Encoder, EncoderConfig, Error, Rate, RbeTensor, Result};
 use candle_core::{DType, Device, Tensor};
 use rbe_core::codec::AxisScales;
 use rbe_core::encode::{
-    Importance, MatrixRef, Offer, RowScales, Scaling, column_scales, column_squares, share,
+    Importance, LayerStatistics, MatrixRef, Offer, RowScales, Scaling, column_scales, column_squares, share,
 };
 use std::collections::BTreeMap;
+use std::fs::File;
 
 /// The matrices that are compressed, in the order of the file.
 pub(super) struct Matrices<'a> {
-    archive: &'a Archive,
-    names: Vec<&'a str>,
+    pub archive: &'a Archive,
+    pub names: Vec<&'a str>,
     conv1d: bool,
     tied: bool,
 }
@@ -42,6 +44,11 @@ impl<'a> Matrices<'a> {
         let weight = self.archive.tensor(self.archive.entry(name)?, &Device::Cpu)?;
         if self.conv1d && is_conv1d(name) { Ok(weight.t()?.contiguous()?) } else { Ok(weight) }
     }
+
+    /// A matrix that was encoded as (out, in), as the file has it; and the other way round.
+    pub(super) fn as_stored(&self, name: &str, tensor: RbeTensor) -> Result<RbeTensor> {
+        if self.conv1d && is_conv1d(name) { tensor.t() } else { Ok(tensor) }
+    }
 }
 
 /// What is to be done.
@@ -49,6 +56,8 @@ pub(super) struct Work<'a, 'm> {
     pub encoder: &'a Encoder,
     pub options: &'a CompressOptions,
     pub calibration: Option<&'a mut Calibration<'m>>,
+    /// Through the model whose layers are to be calibrated one after another, and a file to keep payloads in.
+    pub walk: Option<(Walk, File)>,
 }
 
 /// How one matrix is encoded.
@@ -64,9 +73,9 @@ impl Work<'_, '_> {
     /// A plan for each matrix.
     pub(super) fn plan(&mut self, matrices: &Matrices) -> Result<Vec<Plan>> {
         let Rate::BitsPerWeight(bits) = self.encoder.config().rate else {
-            return match self.gathered() {
-                None | Some(Gathered::Squares) => Ok(vec![Plan::default(); matrices.names.len()]),
-                Some(_) => Err(Error::config(format!(
+            return match self.gathered().filter(|gathered| *gathered != Gathered::Squares) {
+                None if self.walk.is_none() => Ok(vec![Plan::default(); matrices.names.len()]),
+                _ => Err(Error::config(format!(
                     "calibration towards {}; it shares out bits: ask for bits per weight",
                     self.encoder.config().rate
                 ))),
@@ -200,16 +209,22 @@ impl Work<'_, '_> {
         Ok(rates)
     }
 
-    /// Encodes a matrix as its plan says.
-    pub(super) fn encode(&mut self, matrices: &Matrices, at: usize, plan: Plan) -> Result<RbeTensor> {
+    /// Encodes a matrix as its plan says, by the statistics that are given or, without, by those of the calibration.
+    pub(super) fn encode(
+        &mut self,
+        matrices: &Matrices,
+        at: usize,
+        plan: &Plan,
+        given: Option<&LayerStatistics>,
+    ) -> Result<RbeTensor> {
         let name = matrices.names[at];
-        let encode = || -> Result<RbeTensor> {
+        let mut encode = || -> Result<RbeTensor> {
             let weight = matrices.weight(name)?;
-            let statistics = match &mut self.calibration {
-                Some(calibration) => calibration.statistics(&matrices.names[at..])?,
-                None => None,
+            let statistics = match (given, &mut self.calibration) {
+                (None, Some(calibration)) => calibration.statistics(&matrices.names[at..])?,
+                (given, _) => given,
             };
-            let importance = Importance { statistics, scaling: plan.scaling };
+            let importance = Importance { statistics, scaling: plan.scaling.clone() };
             let tensor = match plan.bits {
                 Some(bits) => {
                     let rate = Rate::BitsPerWeight(bits);
@@ -218,7 +233,7 @@ impl Work<'_, '_> {
                 }
                 None => self.encoder.encode_for(&weight, &importance)?,
             };
-            if matrices.conv1d && is_conv1d(name) { tensor.t() } else { Ok(tensor) }
+            matrices.as_stored(name, tensor)
         };
         encode().map_err(|e| e.in_tensor(name))
     }

@@ -173,6 +173,15 @@ impl RbeAttention {
     /// # Errors
     /// When a shape does not fit.
     pub fn forward(&self, x: &Tensor, layer: usize, pass: &mut AttentionPass) -> Result<Tensor> {
+        self.output(&self.heads(x, layer, pass)?)
+    }
+
+    /// What the heads make of `x` `(batch, seq, hidden)`, side by side: `(batch, seq, heads * head_dim)`, the input of
+    /// [`output`](Self::output).
+    ///
+    /// # Errors
+    /// When a shape does not fit.
+    pub fn heads(&self, x: &Tensor, layer: usize, pass: &mut AttentionPass) -> Result<Tensor> {
         let (q, k, v) = match &self.projections {
             Projections::Separate { q, k, v } => forward_all([q, k, v], x)?.into(),
             Projections::Joined(joined) => {
@@ -195,7 +204,15 @@ impl RbeAttention {
             Some(QueryKeyNorm::PerHead { q: of_q, k: of_k }) => (of_q.forward(&q)?, of_k.forward(&k)?),
             _ => (q, k),
         };
-        self.out.forward(&pass.attend(layer, &q, &k, &v, self.scoring)?)
+        pass.attend(layer, &q, &k, &v, self.scoring)
+    }
+
+    /// The last layer alone: from what [`heads`](Self::heads) returns to the output.
+    ///
+    /// # Errors
+    /// When the shape does not fit.
+    pub fn output(&self, heads: &Tensor) -> Result<Tensor> {
+        self.out.forward(heads)
     }
 
     /// Those of queries, keys and values, or the one of all, then that of the output.

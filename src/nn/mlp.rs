@@ -56,20 +56,37 @@ impl RbeMlp {
     }
 }
 
-impl Module for RbeMlp {
-    /// `(.., hidden)` to `(.., hidden)`.
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let inner = match &self.inner {
-            Inner::Plain(up) => self.act.forward(&up.forward(x)?)?,
+impl RbeMlp {
+    /// All but the last layer: `(.., hidden)` to `(.., inner)`, the input of [`output`](Self::output).
+    ///
+    /// # Errors
+    /// When the shape does not fit.
+    pub fn inner(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.inner {
+            Inner::Plain(up) => self.act.forward(&up.forward(x)?),
             Inner::Gated { gate, up } => {
                 let [gate, up] = forward_all([gate, up], x)?;
-                (self.act.forward(&gate)? * up)?
+                self.act.forward(&gate)? * up
             }
             Inner::Joined(gate_up) => {
                 let both = gate_up.forward(x)?.chunk(2, D::Minus1)?;
-                (self.act.forward(&both[0])? * &both[1])?
+                self.act.forward(&both[0])? * &both[1]
             }
-        };
-        self.down.forward(&inner)
+        }
+    }
+
+    /// The last layer alone: from what [`inner`](Self::inner) returns to the output.
+    ///
+    /// # Errors
+    /// When the shape does not fit.
+    pub fn output(&self, inner: &Tensor) -> Result<Tensor> {
+        self.down.forward(inner)
+    }
+}
+
+impl Module for RbeMlp {
+    /// `(.., hidden)` to `(.., hidden)`.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.output(&self.inner(x)?)
     }
 }

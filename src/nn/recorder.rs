@@ -143,8 +143,7 @@ impl<'m> Calibration<'m> {
             recorder.learn(&logits)?;
             (self.progress)(n + 1, self.samples.len());
         }
-        let inputs = lock(&recorder.ledger).inputs.take();
-        recorder.layers.extend(inputs.map(Inputs::into_layers).unwrap_or_default());
+        recorder.take_inputs();
         Ok(recorder)
     }
 }
@@ -245,6 +244,26 @@ impl Default for Recorder {
 }
 
 impl Recorder {
+    /// Records the products of every layer's inputs, every token and every output weighing the same: what forwards show, with
+    /// nothing to [`learn`](Self::learn).
+    pub fn of_products() -> Self {
+        let recorder = Self::default();
+        lock(&recorder.ledger).inputs = Some(Inputs::new(true));
+        recorder
+    }
+
+    /// The statistics of every layer, by the names of their weights.
+    pub fn into_statistics(mut self) -> BTreeMap<String, LayerStatistics> {
+        self.take_inputs();
+        self.layers
+    }
+
+    /// Moments of inputs become statistics of their layers.
+    fn take_inputs(&mut self) {
+        let inputs = lock(&self.ledger).inputs.take();
+        self.layers.extend(inputs.map(Inputs::into_layers).unwrap_or_default());
+    }
+
     fn new(wanted: Option<(String, BTreeSet<String>)>, memory: u64) -> Self {
         let ledger = Ledger { wanted, admitted: BTreeMap::new(), memory, taps: Vec::new(), inputs: None };
         let ledger = Arc::new(Mutex::new(ledger));

@@ -121,3 +121,84 @@ fn a_compressed_mixture_answers_as_its_decoded_weights() -> Result<()> {
     }
     Ok(())
 }
+
+/// A walk shows each layer what a forward of the whole does: of the dense model, and of one whose layers were compressed on the
+/// way.
+#[test]
+fn a_walk_shows_what_a_forward_shows() -> Result<()> {
+    use candle_rbe::models::Walk;
+    use candle_rbe::nn::Calibration;
+    use candle_rbe::{Encoder, EncoderConfig, Rate, RbeLinear};
+
+    let families = [
+        config("llama", json!({"tie_word_embeddings": true})),
+        config("phi3", json!({})),
+        config("olmo2", json!({})),
+        config("gemma3_text", GEMMA(json!({"sliding_window": 9}))),
+        qwen3_moe_config(true),
+        json!({"model_type": "gpt2", "vocab_size": 61, "n_positions": 64, "n_embd": 24, "n_layer": 2, "n_head": 3}),
+    ];
+    let encoder = Encoder::new(EncoderConfig::from(Rate::BitsPerWeight(6.1)))?;
+    for (config, compresses) in families.iter().flat_map(|config| [(config, false), (config, true)]) {
+        let (mut ours, weights) = model(config)?;
+        let windows = vec![ids(&prompt())?, ids(&prompt()[..9])?];
+        let mut walk = Walk::new(ours.config().clone(), builder(&weights), windows.clone())?;
+        let mut shown = HashMap::new();
+        while let Some(seen) = walk.step(|_| true)? {
+            for (name, statistics) in seen {
+                let mut linears = ours.linears_mut().into_iter();
+                if let Some((_, linear)) = linears.find(|(own, _)| compresses && *own == name) {
+                    let tensor = encoder.encode(linear.weight().tensor()?)?;
+                    walk.put(&name, &tensor)?;
+                    *linear = RbeLinear::new(tensor, linear.bias().cloned()).into();
+                }
+                shown.insert(name, statistics);
+            }
+        }
+        let names = walk.names();
+        let mut calibration = Calibration::new(&ours, windows).of_products();
+        for (at, name) in names.iter().enumerate() {
+            let rest: Vec<&str> = names[at..].iter().map(String::as_str).collect();
+            let (whole, step) = (calibration.statistics(&rest)?, shown.get(name));
+            let (Some(whole), Some(step)) = (whole, step) else {
+                // An expert that no token came to.
+                assert!(
+                    name.contains("experts") && (compresses || (whole.is_none() && step.is_none())),
+                    "{name}"
+                );
+                continue;
+            };
+            assert_eq!(whole.shape(), step.shape(), "{name}");
+            // Compressed, the router sends some tokens elsewhere than when its step was shown.
+            if compresses && name.contains("experts") {
+                continue;
+            }
+            assert_eq!(whole.count(), step.count(), "{name}");
+            let (whole, step) = (whole.input_moments(), step.input_moments());
+            let largest = whole.iter().copied().fold(0., f64::max);
+            let off = whole.iter().zip(&step).map(|(a, b)| (a - b).abs()).fold(0., f64::max);
+            assert!(off < 1e-4 * largest, "{name}, compressed {compresses}: {off} of {largest}");
+        }
+        assert!(shown.keys().all(|name| names.contains(name)));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_walk_refuses_what_the_model_cannot_read() -> Result<()> {
+    use candle_rbe::models::Walk;
+    let (ours, weights) = model(&config("llama", json!({})))?;
+    let walk = |windows| Walk::new(ours.config().clone(), builder(&weights), windows);
+    let refusal = |windows| walk(windows).unwrap_err().to_string();
+    assert!(refusal(vec![]).contains("without samples"));
+    let outside = refusal(vec![ids(&[1, ours.config().vocab_size as u32])?]);
+    assert!(outside.contains("not in the vocabulary"), "{outside}");
+    let longer = refusal(vec![ids(&vec![1; ours.config().max_position_embeddings + 1])?]);
+    assert!(longer.contains("context"), "{longer}");
+    let mut walk = walk(vec![ids(&prompt())?])?;
+    let Some(seen) = walk.step(|name| name.ends_with("down_proj.weight"))? else { panic!("no step") };
+    let tensor = candle_rbe::Encoder::new(Default::default())?.encode(&pseudo_random(&[64, 64], 1)?)?;
+    let error = walk.put(&seen[0].0, &tensor).unwrap_err().to_string();
+    assert!(error.contains("down_proj") && error.contains("shape"), "{error}");
+    Ok(())
+}

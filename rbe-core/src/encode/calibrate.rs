@@ -31,6 +31,8 @@ pub struct LayerStatistics {
     /// `sum g^2` of each output.
     gradients: Vec<f64>,
     count: u64,
+    /// `sum d x'`, where inputs were `x + d` before layers in front were compressed; shared as products are.
+    pub(super) drift: Option<Arc<Vec<f32>>>,
 }
 
 /// Sums over tokens of what inputs are.
@@ -46,14 +48,14 @@ impl LayerStatistics {
     /// Of a layer with a weight of shape `(outputs, inputs)`, before anything is seen.
     pub fn new(outputs: usize, inputs: usize) -> Self {
         let moments = Moments::Products(Arc::new(vec![0.0; inputs * inputs]));
-        Self { inputs, moments, weight: 0.0, gradients: vec![0.0; outputs], count: 0 }
+        Self { inputs, moments, weight: 0.0, gradients: vec![0.0; outputs], count: 0, drift: None }
     }
 
     /// The same of the squares of inputs alone, in `8 (inputs + outputs)` bytes: what a forward shows. Every token weighs the
     /// same, and so does every output.
     pub fn of_squares(outputs: usize, inputs: usize) -> Self {
         let moments = Moments::Squares(vec![0.0; inputs]);
-        Self { inputs, moments, weight: 0.0, gradients: vec![0.0; outputs], count: 0 }
+        Self { inputs, moments, weight: 0.0, gradients: vec![0.0; outputs], count: 0, drift: None }
     }
 
     /// Adds `count` tokens to those of [`of_squares`](Self::of_squares): `squares` `sum x^2` of each input.
@@ -90,6 +92,20 @@ impl LayerStatistics {
         self.weight += count as f64;
         self.count += count;
         Ok(())
+    }
+
+    /// Adds how far inputs are from what they would be in the model that is compressed: `products` `sum d x'` (`inputs x inputs`,
+    /// row-major) over the tokens of [`add_products`](Self::add_products), whose inputs `x` were `x + d` there. The encoder then makes
+    /// up for it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] when a number is not finite.
+    ///
+    /// # Panics
+    /// When the slice has another length.
+    pub fn add_drift(&mut self, products: &[f32]) -> Result<()> {
+        let drift = self.drift.get_or_insert_with(|| Arc::new(vec![0.0; self.inputs * self.inputs]));
+        add_finite(Arc::make_mut(drift).as_mut_slice(), products)
     }
 
     /// The same inputs of a layer with so many outputs, of which all weigh the same; products are shared.
@@ -143,7 +159,7 @@ impl LayerStatistics {
     /// Those of the layer `D_r^-1 W D_c^-1` with scales of rows and columns: its inputs are `D_c` times as large, its gradients `D_r`
     /// times.
     pub(super) fn scaled(&self, rows: Option<&[f32]>, cols: Option<&[f32]>) -> Self {
-        let mut scaled = self.clone();
+        let mut scaled = Self { drift: None, ..self.clone() };
         let scale = |scales: Option<&[f32]>, n: usize| scales.map_or(1.0, |scales| f64::from(scales[n]));
         scaled.gradients.iter_mut().enumerate().for_each(|(row, sum)| *sum *= scale(rows, row).powi(2));
         match &mut scaled.moments {
@@ -190,19 +206,33 @@ impl LayerStatistics {
         0.5 * sum / (self.weight.max(f64::MIN_POSITIVE) * self.count.max(1) as f64)
     }
 
-    /// `A H A'` of an input axis, with what is added to the diagonal of `H` before, divided by the mean of that diagonal, and that mean.
+    /// `H`, with what is added to its diagonal, divided by the mean of the diagonal before, and that mean of the sums; zeros where all
+    /// inputs are.
     ///
     /// # Panics
     /// When products are not known.
-    pub(super) fn rotate(&self, axis: &Axis) -> (Vec<f64>, f64) {
+    pub(super) fn damped(&self) -> (Vec<f64>, f64) {
         let Moments::Products(moments) = &self.moments else { panic!("products of squares") };
         let len = self.inputs;
         let mean = (0..len).map(|i| f64::from(moments[i * (len + 1)])).sum::<f64>() / len as f64;
         if mean <= 0.0 {
             return (vec![0.0; len * len], 0.0);
         }
-        let mut turned: Vec<f64> = moments.par_iter().map(|value| f64::from(*value) / mean).collect();
-        (0..len).for_each(|i| turned[i * (len + 1)] += DAMPING * turned[i * (len + 1)] + LEAST);
+        let mut damped: Vec<f64> = moments.par_iter().map(|value| f64::from(*value) / mean).collect();
+        (0..len).for_each(|i| damped[i * (len + 1)] += DAMPING * damped[i * (len + 1)] + LEAST);
+        (damped, mean)
+    }
+
+    /// `A H A'` of an input axis, with what is added to the diagonal of `H` before, divided by the mean of that diagonal, and that mean.
+    ///
+    /// # Panics
+    /// When products are not known.
+    pub(super) fn rotate(&self, axis: &Axis) -> (Vec<f64>, f64) {
+        let len = self.inputs;
+        let (mut turned, mean) = self.damped();
+        if mean <= 0.0 {
+            return (turned, 0.0);
+        }
         // For a symmetric matrix `A (A H)'` is `A H A'`, with rows taken each time.
         for _ in 0..2 {
             turned.par_chunks_exact_mut(len).for_each_init(

@@ -165,6 +165,14 @@ impl MatrixEncoder {
         importance.check(weights.cols())?;
         if let Some(statistics) = importance.statistics {
             self.check_calibration(weights.shape(), statistics)?;
+            if let Some(aim) = statistics.aim(weights.values()) {
+                let statistics = statistics.without_drift();
+                let importance = Importance { statistics: Some(&statistics), ..importance.clone() };
+                let aim = MatrixRef::new(&aim, weights.rows(), weights.cols());
+                let matrix = self.encode_matrix_for(aim, &importance)?;
+                let errors = compare(&matrix, weights).errors();
+                return Ok(matrix.with_errors(errors));
+            }
         }
         let values = weights.values();
         if let Some(index) = values.par_iter().position_first(|value| !value.is_finite()) {

@@ -63,7 +63,7 @@ impl Feedback {
 }
 
 /// Writes `U'` below the diagonal of the symmetric `h` and returns `D`.
-fn factorize(h: &mut [f64], len: usize) -> Vec<f64> {
+pub(super) fn factorize(h: &mut [f64], len: usize) -> Vec<f64> {
     let mut diagonal = vec![0.0; len];
     for start in (0..len).step_by(PANEL).rev() {
         let end = (start + PANEL).min(len);

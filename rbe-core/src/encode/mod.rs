@@ -7,6 +7,7 @@ mod allocate;
 mod calibrate;
 mod coded_planes;
 mod config;
+mod drift;
 mod encoder;
 mod feedback;
 mod fewest_bits;

@@ -6,7 +6,7 @@
 //!
 //! | | rows | columns |
 //! |---|---|---|
-//! | of a projection, inputs known | `W_i^(1/4)` | `(W_j / H_j)^(1/4)`, `W_j` summed over all layers of the same input |
+//! | of a projection, inputs known | `W_i^(1/4)`, of the smallest the root | `(W_j / H_j)^(1/4)`, `W_j` summed over all layers of the same input |
 //! | of a projection, weights alone | `W_i^(1/4)` | `W_j^(1/4)`, likewise |
 //! | of a token table or head, a row being a token | `W_i^(1/2)` | `(W_j / H_j)^(1/4)` of a head, else none |
 //!
@@ -60,6 +60,19 @@ fn axis_scales(squares: &[f64], weights: &[f64], others: usize) -> Option<AxisSc
     if_they_pay(&octaves, -0.5 * (root * root / (all * weight)).log2(), others)
 }
 
+/// The scales `W^(1/4)` of rows, but of those that are much smaller than the others the root: with noise of one size in all of `N`, a
+/// row's own relative error is `W^(-1/4)` of the whole's, and is kept at [`WORST`].
+fn row_scales(squares: &[f64], others: usize) -> Option<AxisScales> {
+    let (count, sum) = (squares.len() as f64, squares.iter().sum::<f64>());
+    let octave = |square: &f64| {
+        let size = 0.5 * (square * count / sum).log2();
+        (0.5 * size).min(size + WORST)
+    };
+    let root: f64 = squares.iter().map(|square| square.sqrt()).sum();
+    let octaves: Vec<f64> = squares.iter().map(octave).collect();
+    if_they_pay(&octaves, -0.5 * (root * root / (sum * count)).log2(), others)
+}
+
 /// The roots of these mean squares, with which every row has the same relative error: they save what the rows' geometric mean is
 /// below the arithmetic one.
 fn full_scales(squares: &[f64], others: usize) -> Option<AxisScales> {
@@ -88,6 +101,9 @@ fn if_they_pay(octaves: &[f64], saved: f64, others: usize) -> Option<AxisScales>
 
 /// The least weight of an error, as a part of the mean weight.
 const FLOOR: f64 = 1e-4;
+/// How many octaves the relative error of a row may be above the matrix': what is said of a row begins at three times
+/// ([`Errors::warning`](crate::codec::errors::Errors::warning)).
+const WORST: f64 = 1.0;
 /// How many octaves a scale is from the middle at most: 15 steps for twice as many leave it a seventh off at most.
 const FARTHEST: f64 = 3.0;
 
@@ -109,7 +125,7 @@ impl Scales {
         let rows = scaling.rows.and_then(|power| {
             let squares: Vec<f64> = (0..weights.rows()).map(|row| squares(weights.row(row))).collect();
             match power {
-                RowScales::SquareRoot => axis_scales(&squares, &vec![1.0; squares.len()], weights.cols()),
+                RowScales::SquareRoot => row_scales(&squares, weights.cols()),
                 RowScales::Full => full_scales(&squares, weights.cols()),
             }
         });
@@ -191,6 +207,17 @@ mod tests {
             .is_none()
         );
         assert!(Scales::new(&Scaling::default(), MatrixRef::new(&values, values.len() / 48, 48)).is_none());
+    }
+
+    #[test]
+    fn rows_that_are_much_smaller_are_nearly_as_exact_as_the_others() {
+        let mut values = vec![1.0; 64 * 48];
+        values[..48].fill(1.0 / 12.0);
+        let scaling = Scaling { rows: Some(RowScales::SquareRoot), cols: None };
+        let rows = Scales::new(&scaling, MatrixRef::new(&values, 64, 48)).unwrap().rows.unwrap().values();
+        // By the root alone its error, relative to it, would be 3.5 times that of the others.
+        let ratio = 12.0 * rows[0] / rows[1];
+        assert!((1.6..2.4).contains(&ratio), "{ratio}");
     }
 
     #[test]

@@ -138,6 +138,14 @@ impl Stage {
         self.create(&path)
     }
 
+    /// A file without a name for what is needed until the output is done, on the output's disk.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn side_file(&self) -> Result<File> {
+        tempfile::tempfile_in(self.scratch.path()).map_err(|e| Error::io(&self.destination, e))
+    }
+
     fn create(&self, path: &Path) -> Result<File> {
         // Removed and not emptied: who has the old file open keeps it whole.
         let removed = match fs::remove_file(path) {

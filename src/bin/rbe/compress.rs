@@ -8,9 +8,10 @@ use crate::language::{self, Language};
 use crate::print;
 use crate::source::{self, Source};
 use anyhow::{Context, ensure};
+use candle_core::{DType, Device, Tensor};
 use candle_rbe::archive::{self, Archive, CompressOptions, CompressReport, Selection, Stage};
 use candle_rbe::encode::fewest_bits;
-use candle_rbe::models::{CausalLm, Windows, own_text};
+use candle_rbe::models::{CausalLm, Config, Walk, Windows, own_text};
 use candle_rbe::nn::Calibration;
 use candle_rbe::{Encoder, EncoderConfig, Rate};
 use clap::Args;
@@ -77,12 +78,12 @@ impl Compress {
             (Some(bound), Some(text), Some(language)) => Some(bound_on(bound, text, language)?),
             _ => None,
         };
-        let calibration = match (&self.calibrate, &language) {
-            (Some(text), Some(language)) => Some(self.calibration(language, text)?),
-            (None, Some(language)) if self.looks_at_inputs(&encoder) => Some(of_own_text(language)?),
-            _ => None,
+        let known = match (&self.calibrate, &language) {
+            (Some(text), _) => Known::Text(self.calibration(input, text)?),
+            (None, Some(language)) if self.looks_at_inputs(&encoder) => Known::Inputs(of_own_text(language)?),
+            _ => Known::Nothing,
         };
-        let mut work = Work { compress: self, input, options, stage, calibration };
+        let mut work = Work { compress: self, input, options, stage, known };
         let mut report = match bound {
             Some(bound) => work.compress_within(&bound, &encoder)?,
             None => work.compress(&encoder)?,
@@ -111,8 +112,11 @@ impl Compress {
 
     /// The model, where something needs it to run, or is better if it does.
     fn language(&self, input: &Path, encoder: &Encoder) -> anyhow::Result<Option<Language>> {
-        if self.calibrate.is_some() || self.kl.is_some() {
+        if self.kl.is_some() {
             return Language::open(input).map(Some);
+        }
+        if self.calibrate.is_some() {
+            return Ok(None);
         }
         let runs =
             input.join("config.json").is_file() && language::obstacle(&Archive::open(input)?).is_none();
@@ -144,12 +148,11 @@ impl Compress {
         Ok(Stage::like(&input, &self.output, self.force, &texts)?)
     }
 
-    fn calibration<'m>(&self, language: &'m Language, text: &Path) -> anyhow::Result<Calibration<'m>> {
-        let tokenizer = language::tokenizer(&language.path)?;
-        let samples = language::samples(&language.model, &tokenizer, text, self.samples)?;
-        let bar = Bar::new("calibrating")?;
-        let progress = move |done: usize, of: usize| bar.set(done as u64, of as u64, String::new());
-        Ok(Calibration::new(&language.model, samples).of_products().with_memory(HELD).with_progress(progress))
+    fn calibration(&self, input: &Path, text: &Path) -> anyhow::Result<Calibrated> {
+        let config = Config::read(language::directory(input))
+            .with_context(|| format!("cannot load {}", self.input.display()))?;
+        let windows = language::samples(&config, &language::tokenizer(input)?, text, self.samples)?;
+        Ok(Calibrated { config, windows })
     }
 
     fn describe(&self, report: &CompressReport) -> String {
@@ -167,8 +170,27 @@ impl Compress {
     }
 }
 
-/// Bytes of statistics held at once: with more, the text is read again for the layers that follow.
-const HELD: u64 = 256 << 20;
+/// What is known of the model beside its weights.
+enum Known<'m> {
+    Nothing,
+    /// How large the inputs of its layers are.
+    Inputs(Calibration<'m>),
+    /// What it reads.
+    Text(Calibrated),
+}
+
+/// A text, cut into windows, and the model that it is walked through.
+struct Calibrated {
+    config: Config,
+    windows: Vec<Tensor>,
+}
+
+impl Calibrated {
+    fn walk(&self, model: &Path) -> anyhow::Result<Walk> {
+        let weights = archive::open(model, DType::F32, &Device::Cpu)?;
+        Ok(Walk::new(self.config.clone(), weights, self.windows.clone())?)
+    }
+}
 
 /// What the model shows of its layers' inputs on text of its own making.
 fn of_own_text(language: &Language) -> anyhow::Result<Calibration<'_>> {
@@ -200,16 +222,25 @@ struct Work<'c, 'm> {
     input: &'c Path,
     options: CompressOptions,
     stage: Stage,
-    calibration: Option<Calibration<'m>>,
+    known: Known<'m>,
 }
 
 impl Work<'_, '_> {
     fn compress(&mut self, encoder: &Encoder) -> anyhow::Result<CompressReport> {
-        let Self { compress, input, options, stage, calibration } = self;
+        let Self { compress, input, options, stage, known } = self;
         let bar = Bar::new("compressing")?;
         let watch = &mut |step: archive::Step<'_>| bar.step(step);
-        archive::compress_into(input, stage, encoder, options, calibration.as_mut(), watch)
-            .with_context(|| compress.failed())
+        let report = match known {
+            Known::Nothing => archive::compress_into(input, stage, encoder, options, None, watch),
+            Known::Inputs(inputs) => {
+                archive::compress_into(input, stage, encoder, options, Some(inputs), watch)
+            }
+            Known::Text(text) => {
+                let walk = text.walk(input).with_context(|| compress.failed())?;
+                archive::compress_layer_by_layer(input, stage, encoder, options, walk, watch)
+            }
+        };
+        report.with_context(|| compress.failed())
     }
 
     /// The smallest model that diverges by the bound at most. Each try takes the place of the one before in the stage.

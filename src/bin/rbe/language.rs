@@ -4,7 +4,7 @@ use crate::reader::TextReader;
 use anyhow::Context;
 use candle_core::{DType, Device, Tensor};
 use candle_rbe::archive::{self, Archive};
-use candle_rbe::models::{CausalLm, Config, Model, Text, Windows};
+use candle_rbe::models::{Config, Model, Text, Windows};
 use std::path::{Path, PathBuf};
 
 pub(crate) struct Language {
@@ -56,9 +56,9 @@ pub(crate) fn obstacle(archive: &Archive) -> Option<String> {
     }
 }
 
-/// Up to `count` windows of 256 tokens (or the model's context) of a calibration text.
+/// Up to `count` windows of 256 tokens (or the model's context) of a calibration text, as ids `(1, length)`.
 pub(crate) fn samples(
-    model: &Model,
+    config: &Config,
     tokenizer: &TextReader,
     text: &Path,
     count: usize,
@@ -66,14 +66,12 @@ pub(crate) fn samples(
     let whole =
         std::fs::read_to_string(text).with_context(|| format!("cannot read the text {}", text.display()))?;
     let tokens = tokenizer.tokens(&whole)?;
-    let length = model.context_length().min(256);
+    let length = config.max_position_embeddings.min(256);
     // As many as lie apart, and one in any case: a text too short for it is refused with the numbers.
     let room = length.saturating_sub(tokenizer.start().len()).max(1);
     let count = count.min((tokens.len().saturating_sub(1) / room).saturating_sub(1).max(1));
     let windows = Windows { count, length };
-    let read = Text { start: tokenizer.start(), tokens: &tokens };
     windows
-        .cut_for(model, read)
-        .and_then(|_| windows.samples(read, model.device()))
+        .samples(Text { start: tokenizer.start(), tokens: &tokens }, &Device::Cpu)
         .with_context(|| format!("cannot calibrate on {}", text.display()))
 }

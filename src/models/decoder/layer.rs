@@ -93,22 +93,62 @@ impl Layer {
     }
 
     pub(super) fn forward(&self, h: &Tensor, index: usize, pass: &mut AttentionPass) -> Result<Tensor> {
-        let normed = |norm: &Option<AnyNorm>, x: &Tensor| match norm {
-            Some(norm) => norm.forward(x),
-            None => Ok(x.clone()),
-        };
-        let added = |h: &Tensor, x: Tensor| match self.residual_multiplier {
+        let heads = self.heads(&self.attention_input(h)?, index, pass)?;
+        let h = self.after_attention(h, &heads)?;
+        let x = self.feed_forward_input(&h)?;
+        match self.inner(&x)? {
+            Some(inner) => self.after_feed_forward(&h, &inner),
+            None => self.after_feed_forward(&h, &x),
+        }
+    }
+
+    /// What the layers of queries, keys and values see.
+    pub(super) fn attention_input(&self, h: &Tensor) -> Result<Tensor> {
+        normed(&self.before_attention, h)
+    }
+
+    /// What the attention's output layer sees, from the attention's input.
+    pub(super) fn heads(&self, x: &Tensor, index: usize, pass: &mut AttentionPass) -> Result<Tensor> {
+        self.attention.heads(x, index, pass)
+    }
+
+    /// The residual stream after the attention, from that before and what the heads made.
+    pub(super) fn after_attention(&self, h: &Tensor, heads: &Tensor) -> Result<Tensor> {
+        self.added(h, normed(&self.after_attention, &self.attention.output(heads)?)?)
+    }
+
+    /// What the feed-forward layer sees.
+    pub(super) fn feed_forward_input(&self, h: &Tensor) -> Result<Tensor> {
+        normed(&self.before_feed_forward, h)
+    }
+
+    /// What the feed-forward's output layer sees, from its input; experts have no such layer in common.
+    pub(super) fn inner(&self, x: &Tensor) -> Result<Option<Tensor>> {
+        match &self.feed_forward {
+            FeedForward::Dense(mlp) => mlp.inner(x).map(Some),
+            FeedForward::Experts(_) => Ok(None),
+        }
+    }
+
+    /// What the feed-forward layer makes of what [`inner`](Self::inner) returns; of experts, from their input.
+    pub(super) fn feed_forward_output(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.feed_forward {
+            FeedForward::Dense(mlp) => mlp.output(x),
+            FeedForward::Experts(experts) => experts.forward(x),
+        }
+    }
+
+    /// The residual stream after the layer, from that after the attention and what
+    /// [`feed_forward_output`](Self::feed_forward_output) takes.
+    pub(super) fn after_feed_forward(&self, h: &Tensor, x: &Tensor) -> Result<Tensor> {
+        self.added(h, normed(&self.after_feed_forward, &self.feed_forward_output(x)?)?)
+    }
+
+    fn added(&self, h: &Tensor, x: Tensor) -> Result<Tensor> {
+        match self.residual_multiplier {
             Some(by) => h + (x * by)?,
             None => h + x,
-        };
-        let x = self.attention.forward(&normed(&self.before_attention, h)?, index, pass)?;
-        let h = added(h, normed(&self.after_attention, &x)?)?;
-        let x = normed(&self.before_feed_forward, &h)?;
-        let x = match &self.feed_forward {
-            FeedForward::Dense(mlp) => mlp.forward(&x)?,
-            FeedForward::Experts(experts) => experts.forward(&x)?,
-        };
-        added(&h, normed(&self.after_feed_forward, &x)?)
+        }
     }
 
     /// In the order of [`LayerConfig::linears`].
@@ -120,6 +160,11 @@ impl Layer {
         }
         linears
     }
+}
+
+/// The norm of `x`, where there is one.
+fn normed(norm: &Option<AnyNorm>, x: &Tensor) -> Result<Tensor> {
+    norm.as_ref().map_or_else(|| Ok(x.clone()), |norm| norm.forward(x))
 }
 
 fn linear(sides: (usize, usize), stored: Stored, bias: bool, vb: VarBuilder) -> Result<Linear> {

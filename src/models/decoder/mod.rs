@@ -5,16 +5,18 @@ mod config;
 mod experts;
 mod layer;
 mod names;
+mod walk;
 
 pub(super) use config::check_layers;
 pub use config::{
     AttentionConfig, AttentionInputs, Config, ExpertsConfig, FeedForwardConfig, LayerConfig, MlpConfig,
     MlpInputs, Names, Norm, NormNames, NormOver, Stored,
 };
+pub use walk::{Seen, Walk};
 
 use super::{CausalLm, KvCache, pass};
 use crate::Result;
-use crate::nn::{Calibrate, Embedding, Linear, Recorder, Rope, embedding, linear_no_bias};
+use crate::nn::{AttentionPass, Calibrate, Embedding, Linear, Recorder, Rope, embedding, linear_no_bias};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Module, VarBuilder};
 use layer::{AnyNorm, Layer};
@@ -56,10 +58,7 @@ impl Model {
     pub fn new(config: Config, vb: VarBuilder) -> Result<Self> {
         config.check()?;
         let names = &config.names;
-        // A norm's weight tells, since it is never compressed and so has the same name in every file.
-        let has = |body: &&&str| vb.contains_tensor(&format!("{}{}.weight", dotted(body), names.norm));
-        let body = names.bodies.iter().find(has).or(names.bodies.first()).copied().unwrap_or_default();
-        let inside = if body.is_empty() { vb.clone() } else { vb.pp(body) };
+        let (body, inside) = body(names, &vb);
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let tokens = embedding(vocab, hidden, inside.pp(names.tokens))?;
         let head = match config.tie_word_embeddings {
@@ -68,16 +67,8 @@ impl Model {
         };
         let positions = |name| embedding(config.max_position_embeddings, hidden, inside.pp(name));
         let ropes = config.ropes();
-        let rotation = |layer: &LayerConfig| {
-            let AttentionConfig { rope, head_dim, .. } = &layer.attention;
-            ropes.iter().position(|(known, width)| Some(known) == rope.as_ref() && width == head_dim)
-        };
-        let layers = config.layers.iter().enumerate();
-        let layers = layers
-            .map(|(index, layer)| {
-                Layer::new(&config, layer, rotation(layer), &inside.pp(names.layers).pp(index))
-            })
-            .collect::<candle_core::Result<_>>()?;
+        let layer = |index| load_layer(&config, index, &ropes, &inside);
+        let layers = (0..config.layers.len()).map(layer).collect::<candle_core::Result<_>>()?;
         Ok(Self {
             positions: names.positions.map(positions).transpose()?,
             norm: AnyNorm::new(config.norm, hidden, inside.pp(names.norm))?,
@@ -121,18 +112,51 @@ impl Model {
     }
 }
 
+/// What stands before the names of all weights but the head's, and the builder there.
+fn body<'v>(names: &Names, vb: &VarBuilder<'v>) -> (&'static str, VarBuilder<'v>) {
+    // A norm's weight tells, since it is never compressed and so has the same name in every file.
+    let has = |body: &&&str| vb.contains_tensor(&format!("{}{}.weight", dotted(body), names.norm));
+    let body = names.bodies.iter().find(has).or(names.bodies.first()).copied().unwrap_or_default();
+    (body, if body.is_empty() { vb.clone() } else { vb.pp(body) })
+}
+
+/// A layer from the builder of a model's body; `ropes` are those of [`Config::ropes`].
+fn load_layer(
+    config: &Config,
+    index: usize,
+    ropes: &[(Rope, usize)],
+    inside: &VarBuilder,
+) -> candle_core::Result<Layer> {
+    let layer = &config.layers[index];
+    let AttentionConfig { rope, head_dim, .. } = &layer.attention;
+    let rotation = ropes.iter().position(|(known, width)| Some(known) == rope.as_ref() && width == head_dim);
+    Layer::new(config, layer, rotation, &inside.pp(config.names.layers).pp(index))
+}
+
+/// The beginning of the residual stream: the vectors of tokens and positions.
+fn embed(
+    config: &Config,
+    tokens: &Embedding,
+    positions: Option<&Embedding>,
+    input_ids: &Tensor,
+    pass: &AttentionPass,
+) -> candle_core::Result<Tensor> {
+    let mut h = tokens.forward(input_ids)?;
+    if let Some(by) = config.embedding_multiplier {
+        h = (h * by)?;
+    }
+    if let Some(table) = positions {
+        let positions = pass.positions();
+        let positions = Tensor::arange(positions.start as u32, positions.end as u32, input_ids.device())?;
+        h = h.broadcast_add(&table.forward(&positions)?)?;
+    }
+    Ok(h)
+}
+
 impl CausalLm for Model {
     fn hidden_states(&self, input_ids: &Tensor, cache: Option<&mut KvCache>) -> candle_core::Result<Tensor> {
         let mut pass = pass::begin(input_ids, cache, self.layers.len(), self.context_length())?;
-        let mut h = self.tokens.forward(input_ids)?;
-        if let Some(by) = self.config.embedding_multiplier {
-            h = (h * by)?;
-        }
-        if let Some(table) = &self.positions {
-            let positions = pass.positions();
-            let positions = Tensor::arange(positions.start as u32, positions.end as u32, &self.device)?;
-            h = h.broadcast_add(&table.forward(&positions)?)?;
-        }
+        let mut h = embed(&self.config, &self.tokens, self.positions.as_ref(), input_ids, &pass)?;
         for (rope, head_dim) in &self.ropes {
             pass = pass.rotated(rope, *head_dim, h.dtype(), &self.device)?;
         }

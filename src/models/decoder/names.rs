@@ -3,6 +3,7 @@
 use super::config::{
     AttentionConfig, AttentionInputs, Config, FeedForwardConfig, LayerConfig, MlpConfig, MlpInputs,
 };
+use std::ops::Range;
 
 impl AttentionConfig {
     /// The layers in the order of [`RbeAttention::linears_mut`](crate::nn::RbeAttention::linears_mut).
@@ -43,6 +44,18 @@ impl LayerConfig {
             }
         }
         names
+    }
+
+    /// Of [`linears`](Self::linears) those that see the same input, in the order in which a forward comes to them. A router and
+    /// its experts are together.
+    pub(super) fn steps(&self) -> Vec<Range<usize>> {
+        let (attention, all) = (self.attention.linears().len(), self.linears().len());
+        let mut steps = vec![0..attention - 1, attention - 1..attention];
+        match &self.feed_forward {
+            FeedForwardConfig::Dense(_) => steps.extend([attention..all - 1, all - 1..all]),
+            FeedForwardConfig::Experts(_) => steps.push(attention..all),
+        }
+        steps
     }
 
     fn router(&self) -> Option<&'static str> {

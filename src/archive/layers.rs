@@ -1,0 +1,101 @@
+//! Calibrated conversion layer by layer: matrices are encoded in the order in which a forward comes to them, and written in that
+//! of the file.
+
+use super::convert::Pace;
+use super::work::{Matrices, Plan, Work};
+use crate::models::Walk;
+use crate::{Error, RbeTensor, Result};
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+
+/// What is reported of a matrix that was encoded.
+#[derive(Clone, Debug)]
+pub(super) struct Made {
+    pub summary: String,
+    pub relative_error: f64,
+    pub warning: Option<String>,
+}
+
+impl Made {
+    /// The payload of a tensor, and what is reported of it.
+    pub(super) fn of(tensor: &RbeTensor, plain: bool) -> (Vec<u8>, Self) {
+        let payload = if plain { tensor.to_plain_bytes() } else { tensor.to_bytes() };
+        let (summary, warning) = (tensor.summary().to_owned(), tensor.errors().warning());
+        (payload, Self { summary, relative_error: tensor.relative_error(), warning })
+    }
+}
+
+/// Payloads in a file, each written once and read once.
+pub(super) struct Payloads {
+    file: File,
+    /// Of each matrix where its payload lies and how long it is.
+    places: Vec<Option<(u64, usize, Made)>>,
+    end: u64,
+}
+
+impl Payloads {
+    fn new(file: File, matrices: usize) -> Self {
+        Self { file, places: vec![None; matrices], end: 0 }
+    }
+
+    fn keep(&mut self, at: usize, tensor: &RbeTensor, plain: bool) -> std::io::Result<()> {
+        let (payload, made) = Made::of(tensor, plain);
+        self.file.write_all(&payload)?;
+        self.places[at] = Some((self.end, payload.len(), made));
+        self.end += payload.len() as u64;
+        Ok(())
+    }
+
+    /// The payload of a matrix, and what is reported of it.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn read(&mut self, at: usize) -> Result<(Vec<u8>, Made)> {
+        let Some((start, length, made)) = self.places[at].take() else {
+            return Err(Error::config("a matrix was not encoded, or is written twice"));
+        };
+        let mut payload = vec![0; length];
+        let read = self.file.seek(SeekFrom::Start(start)).and_then(|_| self.file.read_exact(&mut payload));
+        read.map_err(|e| Error::io("the file of payloads", e))?;
+        Ok((payload, made))
+    }
+}
+
+/// Encodes all matrices as the plan says: first those that the walk does not come to, then step by step what each step shows, and
+/// at last what no token came to.
+pub(super) fn encode(
+    work: &mut Work,
+    matrices: &Matrices,
+    plan: &[Plan],
+    (mut walk, file): (Walk, File),
+    pace: &mut Pace,
+) -> Result<Payloads> {
+    let mut payloads = Payloads::new(file, plan.len());
+    let plain = work.options.plain;
+    let mut make = |at: usize, statistics: Option<&_>, walk: &mut Walk| -> Result<()> {
+        let name = matrices.names[at];
+        pace.tell(Some(matrices.archive.entry(name)?))?;
+        let tensor = work.encode(matrices, at, &plan[at], statistics)?;
+        payloads.keep(at, &tensor, plain).map_err(|e| Error::io("the file of payloads", e))?;
+        walk.put(name, &matrices.as_stored(name, tensor)?)
+    };
+    let met: BTreeSet<String> = walk.names().into_iter().collect();
+    let all = || 0..matrices.names.len();
+    for at in all().filter(|at| !met.contains(matrices.names[*at])) {
+        make(at, None, &mut walk)?;
+    }
+    let mut left: BTreeSet<usize> = all().filter(|at| met.contains(matrices.names[*at])).collect();
+    let at = |name: &str| all().find(|at| matrices.names[*at] == name);
+    while let Some(seen) = walk.step(|name| at(name).is_some())? {
+        for (name, statistics) in seen {
+            if let Some(at) = at(&name).filter(|at| left.remove(at)) {
+                make(at, Some(&statistics), &mut walk)?;
+            }
+        }
+    }
+    for at in left {
+        make(at, None, &mut walk)?;
+    }
+    Ok(payloads)
+}
