@@ -86,7 +86,7 @@
 //! | a size in memory, which bounds the speed | the same with [`Budget::Memory`]: the file is then smaller still, as planes and sparse terms are entropy coded |
 //! | an error of every matrix | [`Rate::RelativeError`], or [`Rate::Rmse`] in the weights' own unit; kept, measured by decoding |
 //! | a bound on the model's KL divergence | [`encode::fewest_bits`] over [`models::evaluate()`], or `rbe compress --kl X --text FILE` |
-//! | the model's predictions, not the weights, as close as the bits allow | [`nn::Calibration`] and [`archive::compress_calibrated`], or `rbe compress --calibrate TEXT` |
+//! | the model's predictions, not the weights, as close as the bits allow | [`models::Walk`] and [`archive::compress_layer_by_layer`], or `rbe compress --calibrate TEXT`; of a model of my own [`nn::Calibration`] and [`archive::compress_calibrated`] |
 //! | not to choose a number | [`Quality`]: `UltraHigh`, `High`, `Balanced`, `Fast` are 8, 6, 4, 3 bits |
 //! | products as near a dense layer's as F32 allows, to compare the two | [`Precision::Exact`], by [`RbeLinear::with_precision`] or [`set_default_layer_config`]. The default, [`Precision::Auto`], takes activations as one signed byte or two, by what the weight has lost |
 //! | exactly K coefficients a block | [`Rate::Coefficients`], for the sparse term |

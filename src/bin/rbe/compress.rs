@@ -36,12 +36,12 @@ pub(crate) struct Compress {
     /// Look at the weights alone: do not run the model on text of its own making to see how large each layer's inputs are
     #[arg(long, conflicts_with = "calibrate")]
     weights_only: bool,
-    /// Keep the model's predictions on this text as close as the bits allow, which then are a budget for all layers
-    /// together (a model directory of a known architecture)
+    /// Keep the model's predictions on this text as close as the bits allow, layer by layer: each by what it sees behind the
+    /// layers in front of it as they are compressed (a model directory of a known architecture)
     #[arg(long, value_name = "TEXT")]
     calibrate: Option<PathBuf>,
     /// Most windows of 256 tokens taken from the calibration text, spread evenly
-    #[arg(long, value_name = "N", default_value_t = 128, requires = "calibrate")]
+    #[arg(long, value_name = "N", default_value_t = 64, requires = "calibrate")]
     samples: usize,
     /// KL divergence from the original, in nats per token on the text of --text, in as few bits as it takes: compresses
     /// and measures three or four times (a model directory of a known architecture)
@@ -138,7 +138,7 @@ impl Compress {
             self.input.display()
         );
         let input = Archive::open(input)?;
-        // With --kl or --calibrate the model is loaded before the work, and that is an error.
+        // With --kl or --calibrate the model is needed, and that is an error.
         if let Some(obstacle) =
             language::obstacle(&input).filter(|_| self.kl.is_none() && self.calibrate.is_none())
         {
