@@ -61,15 +61,16 @@ fn axis_scales(squares: &[f64], weights: &[f64], others: usize) -> Option<AxisSc
 }
 
 /// The scales `W^(1/4)` of rows, but of those that are much smaller than the others the root: with noise of one size in all of `N`, a
-/// row's own relative error is `W^(-1/4)` of the whole's, and is kept at [`WORST`].
+/// row's own relative error is `W^(-1/4)` of the whole's, and is kept at [`WORST`]. Where a row would lose [`UNEVEN`] without scales, they
+/// are there whatever they save.
 fn row_scales(squares: &[f64], others: usize) -> Option<AxisScales> {
     let (count, sum) = (squares.len() as f64, squares.iter().sum::<f64>());
-    let octave = |square: &f64| {
-        let size = 0.5 * (square * count / sum).log2();
-        (0.5 * size).min(size + WORST)
-    };
+    let sizes: Vec<f64> = squares.iter().map(|square| 0.5 * (square * count / sum).log2()).collect();
+    let octaves: Vec<f64> = sizes.iter().map(|size| (0.5 * size).min(size + WORST)).collect();
+    if sizes.iter().any(|size| size.is_finite() && *size < -UNEVEN) {
+        return from_octaves(&octaves);
+    }
     let root: f64 = squares.iter().map(|square| square.sqrt()).sum();
-    let octaves: Vec<f64> = squares.iter().map(octave).collect();
     if_they_pay(&octaves, -0.5 * (root * root / (sum * count)).log2(), others)
 }
 
@@ -85,12 +86,13 @@ fn full_scales(squares: &[f64], others: usize) -> Option<AxisScales> {
 /// Scales by their logarithms, where the bits that each saves of every weight are more than it takes. A factor of four in the
 /// squared error is worth a bit a weight.
 fn if_they_pay(octaves: &[f64], saved: f64, others: usize) -> Option<AxisScales> {
+    let pays = saved * others as f64 > SCALE_BITS + STEP_BITS / octaves.len() as f64;
+    if pays { from_octaves(octaves) } else { None }
+}
+
+/// Scales by their logarithms.
+fn from_octaves(octaves: &[f64]) -> Option<AxisScales> {
     let finite = || octaves.iter().copied().filter(|octave| octave.is_finite());
-    let count = octaves.len() as f64;
-    let pays = saved * others as f64 > SCALE_BITS + STEP_BITS / count;
-    if !pays {
-        return None;
-    }
     // A few that lie far off would make the steps of all coarse.
     let middle = finite().sum::<f64>() / finite().count() as f64;
     let near = |octave: &f64| octave.clamp(middle - FARTHEST, middle + FARTHEST);
@@ -101,9 +103,10 @@ fn if_they_pay(octaves: &[f64], saved: f64, others: usize) -> Option<AxisScales>
 
 /// The least weight of an error, as a part of the mean weight.
 const FLOOR: f64 = 1e-4;
-/// How many octaves the relative error of a row may be above the matrix': what is said of a row begins at three times
-/// ([`Errors::warning`](crate::codec::errors::Errors::warning)).
+/// How many octaves the relative error of a row is above the matrix' at most, and from where on rows are scaled for it: what is said of
+/// a row begins at three times ([`Errors::warning`](crate::codec::errors::Errors::warning)).
 const WORST: f64 = 1.0;
+const UNEVEN: f64 = 1.5;
 /// How many octaves a scale is from the middle at most: 15 steps for twice as many leave it a seventh off at most.
 const FARTHEST: f64 = 3.0;
 
@@ -189,8 +192,8 @@ mod tests {
 
     #[test]
     fn rows_are_scaled_by_their_size_or_its_root() {
-        let values = stairs(64, 48);
-        for (power, octaves) in [(RowScales::SquareRoot, 2.0), (RowScales::Full, 4.0)] {
+        let values: Vec<f32> = stairs(64, 48).into_iter().map(f32::sqrt).collect();
+        for (power, octaves) in [(RowScales::SquareRoot, 1.0), (RowScales::Full, 2.0)] {
             let scaling = Scaling { rows: Some(power), cols: None };
             let scales = Scales::new(&scaling, MatrixRef::new(&values, values.len() / 48, 48)).unwrap();
             let rows = scales.rows.as_ref().unwrap().values();
