@@ -23,8 +23,8 @@ const BATCH: usize = 1024;
 /// feed-forward's last layer, two and two of its inner width) in F32; the products of the inputs of one step at a time.
 pub struct Walk {
     config: Config,
-    /// The weights of the body.
-    inside: VarBuilder<'static>,
+    /// The weights of the body, until the last of them are read: a map of a file counts as memory.
+    inside: Option<VarBuilder<'static>>,
     body: &'static str,
     ropes: Vec<(Rope, usize)>,
     /// Token ids `(1, length)`.
@@ -96,7 +96,7 @@ impl Walk {
         let (body, inside) = body(&config.names, &vb);
         let (ropes, paths) = (config.ropes(), Default::default());
         let (place, tables) = (Place::Start, BTreeMap::new());
-        Ok(Self { config, inside, body, ropes, windows, paths, place, tables })
+        Ok(Self { config, inside: Some(inside), body, ropes, windows, paths, place, tables })
     }
 
     /// Tokens of all windows.
@@ -171,16 +171,18 @@ impl Walk {
                 Place::Head => {
                     self.finish_layer()?;
                     let name = self.head_name();
-                    if wanted(&name) {
+                    let inside = self.inside.take();
+                    if let Some(inside) = inside.filter(|_| wanted(&name)) {
                         let norm = AnyNorm::new(
                             self.config.norm,
                             self.config.hidden_size,
-                            self.inside.pp(self.config.names.norm),
+                            inside.pp(self.config.names.norm),
                         )?;
                         self.each(|path, _, window| {
                             path.inputs[window] = norm.forward(&path.stream[window])?;
                             Ok(())
                         })?;
+                        drop(inside);
                         let seen = vec![(name, self.products(self.config.vocab_size)?)];
                         self.paths = Default::default();
                         return Ok(Some(seen));
@@ -192,6 +194,10 @@ impl Walk {
                 }
             }
         }
+    }
+
+    fn weights(&self) -> Result<&VarBuilder<'static>> {
+        self.inside.as_ref().ok_or_else(|| Error::config("the walk is over"))
     }
 
     fn next_place(&self) -> Place {
@@ -224,7 +230,7 @@ impl Walk {
                 self.embed()?;
             }
             self.finish_layer()?;
-            let layer = load_layer(&self.config, index, &self.ropes, &self.inside)?;
+            let layer = load_layer(&self.config, index, &self.ropes, self.weights()?)?;
             self.paths[COMPRESSED].layer = Some(layer.clone());
             self.paths[DENSE].layer = Some(layer);
         }
@@ -260,7 +266,7 @@ impl Walk {
         let Names { tokens, positions, .. } = self.config.names;
         let hidden = self.config.hidden_size;
         let table = |rows: usize, name: &str| -> Result<[Embedding; 2]> {
-            let dense = embedding(rows, hidden, self.inside.pp(name))?;
+            let dense = embedding(rows, hidden, self.weights()?.pp(name))?;
             let compressed = self.tables.get(&format!("{}{name}.weight", dotted(self.body)));
             let compressed = compressed.map(|table| Embedding::new(table.clone(), hidden));
             Ok([dense.clone(), compressed.unwrap_or(dense)])
