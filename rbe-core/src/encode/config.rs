@@ -24,7 +24,7 @@ pub struct EncoderConfig {
     /// A basis term.
     pub basis: Option<bool>,
     /// Scales of rows and columns ([`AxisScales`](crate::codec::AxisScales)) in front of a trellis or planes, where bits are asked
-    /// for and they save more than they cost; without an [`Importance`] that says which, the square roots of the rows' and
+    /// for and they save more than they cost; without an [`Importance`](super::Importance) that says which, the square roots of the rows' and
     /// columns' root mean squares.
     pub scales: bool,
     /// Whether the matrices of a model share [`Rate::BitsPerWeight`] as a budget of all, token tables and heads with more
