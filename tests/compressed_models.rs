@@ -1,4 +1,5 @@
 //! Whole models on compressed weights against the same weights decoded: the same code, another file.
+//! CI runs this at the best CPU level alone: products of every level are compared with the codec's, and layers' with Candle's.
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
