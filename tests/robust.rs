@@ -209,6 +209,28 @@ fn an_interrupt_at_any_time_leaves_nothing() {
 }
 
 #[test]
+fn an_interrupt_ends_a_program_that_nobody_listens_to() {
+    let room = Room::new();
+    let out = room.string("out");
+    let mut rbe = command(&["compress", MODEL, &out]);
+    let mut rbe = rbe.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    // A terminal that is closed.
+    drop(rbe.stderr.take());
+    while room.hidden().is_none() {
+        assert!(rbe.try_wait().unwrap().is_none(), "done before it was interrupted");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(Command::new("kill").args(["-HUP", &rbe.id().to_string()]).status().unwrap().success());
+    let ended = (0..6000).find_map(|_| {
+        std::thread::sleep(Duration::from_millis(10));
+        rbe.try_wait().unwrap()
+    });
+    rbe.kill().unwrap();
+    assert_eq!(ended.expect("it goes on for a minute").code(), Some(130));
+    assert!(room.names().is_empty(), "{:?}", room.names());
+}
+
+#[test]
 fn levels_that_are_not_there_are_named_at_the_start() {
     for level in ["", "fastest", "AVX2", if cfg!(target_arch = "x86_64") { "neon" } else { "avx2" }] {
         let output = command(&["inspect", MODEL]).env("RBE_CPU", level).output().unwrap();
@@ -387,7 +409,7 @@ fn files_that_stand_for_a_model_are_told_from_one() {
         ("torch", "pytorch_model.bin", "save the model as safetensors"),
         ("adapter", "adapter_model.safetensors", "merge it into its base model"),
         ("other", "weights.safetensors", "name that file"),
-        ("gguf", "model.Q4_K.gguf", "another format"),
+        ("gguf", "model.Q4_K.gguf", "name that file, which `rbe compress` and `rbe decode` take"),
     ] {
         std::fs::create_dir(room.path(directory)).unwrap();
         std::fs::write(room.path(directory).join(inside), "x").unwrap();

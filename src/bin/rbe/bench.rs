@@ -106,7 +106,7 @@ impl Bench {
             candle_core::utils::get_num_threads(),
             candle_rbe::cpu::level().name()
         );
-        eprintln!("{note}");
+        print::note(&note);
         for &(out, input) in &self.shapes {
             let weight = Tensor::randn(0f32, 0.02, (out, input), &Device::Cpu)?;
             let ours = self.compressed(&weight)?;

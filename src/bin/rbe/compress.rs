@@ -142,7 +142,10 @@ impl Compress {
         if let Some(obstacle) =
             language::obstacle(&input).filter(|_| self.kl.is_none() && self.calibrate.is_none())
         {
-            eprintln!("note: no model of this program will run the output: {}", print::harmless(&obstacle));
+            print::note(&format!(
+                "note: no model of this program will run the output: {}",
+                print::harmless(&obstacle)
+            ));
         }
         let texts: Vec<&Path> = [&self.calibrate, &self.text].into_iter().flatten().map(|p| &**p).collect();
         Ok(Stage::like(&input, &self.output, self.force, &texts)?)
@@ -254,7 +257,7 @@ impl Work<'_, '_> {
             let report = self.compress(&at(bits)?)?;
             let compressed = Language::open(&self.stage.path())?;
             let found = compare(bound.original, &compressed, &bound.text)?.kl_divergence;
-            eprintln!("{:.3} bits per weight: KL divergence {found:.6}", report.bits_per_weight);
+            print::note(&format!("{:.3} bits per weight: KL divergence {found:.6}", report.bits_per_weight));
             last = Some((bits, report));
             Ok(found)
         })?;

@@ -3,6 +3,7 @@
 use crate::chat::{ChatTemplate, Message};
 use crate::language::{self, Language};
 use crate::layers::Layers;
+use crate::print;
 use crate::sampling::SamplingArgs;
 use crate::source::Source;
 use crate::writer::{Prompt, Writer};
@@ -68,7 +69,7 @@ impl Generate {
         let writer = Writer { tokenizer: &tokenizer, prompt, count: self.n, chooser, stops: &self.stop };
         let (written, rate) = writer.write(&language.model, say)?;
         say("\n")?;
-        eprintln!("{written} tokens, {rate:.0} per second");
+        print::note(&format!("{written} tokens, {rate:.0} per second"));
         Ok(())
     }
 

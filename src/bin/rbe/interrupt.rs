@@ -1,7 +1,7 @@
 //! What an interrupt (Ctrl-C, or being told to end) does to a command that writes: what it had begun is taken back, whatever
 //! it is in the midst of, and the process ends at once.
 
-use crate::bar;
+use crate::{bar, print};
 use candle_rbe::archive::abandon_outputs;
 use std::process;
 use std::sync::Once;
@@ -24,12 +24,21 @@ pub(crate) fn install() -> anyhow::Result<()> {
 /// Runs in a thread of its own.
 fn interrupt() {
     ASKED.store(true, Ordering::SeqCst);
+    let _last = Exit;
     let abandoned = abandon_outputs();
     bar::clear();
     if abandoned > 0 {
-        eprintln!("error: stopped on request; nothing is written");
+        print::note("error: stopped on request; nothing is written");
     }
-    process::exit(INTERRUPTED);
+}
+
+/// Ends the process when it is dropped: a panic in this thread too, on which the others would wait for ever.
+struct Exit;
+
+impl Drop for Exit {
+    fn drop(&mut self) {
+        process::exit(INTERRUPTED);
+    }
 }
 
 /// Leaves the last word to an interrupt where there is one: the error of a command whose files were taken away is not what

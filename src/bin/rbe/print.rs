@@ -25,6 +25,11 @@ pub(crate) fn line(text: &str) -> anyhow::Result<()> {
     Ok(writeln!(io::stdout().lock(), "{}", escape(text, as_rust))?)
 }
 
+/// A line on standard error, where somebody may read it: when it is closed, as a terminal that was shut is, nobody does.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
 /// A name or another text out of a file, on one line and without what could act on a terminal.
 pub(crate) fn harmless(text: &str) -> String {
     escape(text, as_rust).replace('\n', "\\n")
@@ -61,7 +66,7 @@ pub(crate) fn warn_of(tensors: &[NonFinite]) {
 
 /// A line about a tensor on standard error.
 pub(crate) fn warn(name: &str, what: &str) {
-    eprintln!("warning: tensor {name:?} {what}");
+    note(&format!("warning: tensor {name:?} {what}"));
 }
 
 /// The error and its causes in one line on standard error.
@@ -72,7 +77,7 @@ pub(crate) fn error(error: &anyhow::Error) {
         // A backtrace, which Candle's errors carry where it is asked for, has lines of its own.
         let lines = std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0");
         let text = sentence(error);
-        eprintln!("error: {}", if lines { escape(&text, as_rust) } else { harmless(&text) });
+        note(&format!("error: {}", if lines { escape(&text, as_rust) } else { harmless(&text) }));
     }
 }
 

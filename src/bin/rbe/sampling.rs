@@ -1,5 +1,6 @@
 //! How the next token is chosen: what `generation_config.json` says, and what the command line says in place of it.
 
+use crate::print;
 use anyhow::Context;
 use candle_core::Tensor;
 use candle_rbe::models::greedy;
@@ -97,7 +98,10 @@ impl SamplingArgs {
         let file = GenerationConfig::read(directory)?;
         let ignored = file.ignored();
         if !ignored.is_empty() {
-            eprintln!("note: generation_config.json asks for {}; that is not done here", ignored.join(", "));
+            print::note(&format!(
+                "note: generation_config.json asks for {}; that is not done here",
+                ignored.join(", ")
+            ));
         }
         let asked = self.temperature.is_some() || self.top_k.is_some() || self.top_p.is_some();
         let by_file = file.do_sample == Some(true);
