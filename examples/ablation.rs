@@ -145,7 +145,7 @@ impl Bench {
                 let options = CompressOptions { selection, ..CompressOptions::default() };
                 let room = tempfile::tempdir()?;
                 let out = room.path().join("model");
-                let go_on = &mut |_: candle_rbe::archive::Step<'_>| ControlFlow::Continue(());
+                let go_on = &mut |_: candle_rbe::archive::Progress<'_>| ControlFlow::Continue(());
                 let report = compress_calibrated(&self.dir, &out, &encoder, &options, calibration, go_on)?;
                 let tensors = candle_core::safetensors::load(out.join("model.safetensors"), &Device::Cpu)?;
                 Ok((tensors, report.bits_per_weight, report.relative_error))

@@ -26,7 +26,7 @@ pub enum Error {
 
     /// An output that its type cannot hold.
     #[error("element {index} of the output is {value} in {dtype}{}", if *.decoded { ", with the decoded weight too" } else { "" })]
-    BlowUp {
+    NonFiniteOutput {
         /// Position in row-major order.
         index: usize,
         /// The value found there.

@@ -302,7 +302,7 @@ fn both_models_predict_better_at_the_same_size() -> Result<()> {
         };
         let (input, room) = (format!("{ROOT}/models/{name}"), tempfile::tempdir().unwrap());
         let (plain, better) = (room.path().join("plain"), room.path().join("better"));
-        let watch = &mut |_: archive::Step<'_>| ControlFlow::Continue(());
+        let watch = &mut |_: archive::Progress<'_>| ControlFlow::Continue(());
         archive::compress(&input, &plain, &encoder, &options, watch)?;
         let report =
             archive::compress_calibrated(&input, &better, &encoder, &options, &mut calibration, watch)?;
@@ -331,7 +331,7 @@ fn layer_by_layer_whole_models_predict_better_at_the_same_size() -> Result<()> {
         let room = tempfile::tempdir().unwrap();
         let (plain, better) = (room.path().join("plain"), room.path().join("better"));
         let mut steps = 0;
-        let watch = &mut |step: archive::Step<'_>| {
+        let watch = &mut |step: archive::Progress<'_>| {
             steps += usize::from(!step.name.is_empty());
             ControlFlow::Continue(())
         };

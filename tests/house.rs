@@ -72,6 +72,94 @@ fn faults(root: &Path) -> Vec<String> {
     faults
 }
 
+/// The paths of an import, one of each name in its braces.
+fn expanded(import: &str) -> Vec<String> {
+    let Some((before, group)) = import.trim().strip_suffix('}').and_then(|import| import.split_once('{'))
+    else {
+        return vec![import.split(" as ").next().unwrap().trim().to_owned()];
+    };
+    let (mut names, mut depth) = (vec![String::new()], 0);
+    for letter in group.chars() {
+        depth += i32::from(letter == '{') - i32::from(letter == '}');
+        match letter {
+            ',' if depth == 0 => names.push(String::new()),
+            _ => names.last_mut().unwrap().push(letter),
+        }
+    }
+    let names = names.iter().filter(|name| !name.trim().is_empty());
+    names.flat_map(|name| expanded(&format!("{before}{}", name.trim()))).collect()
+}
+
+/// The module that a source file is: `["codec", "term"]` of `codec/term/mod.rs`.
+fn module(root: &Path, file: &Path) -> Vec<String> {
+    let path = file.strip_prefix(root).unwrap().with_extension("");
+    let mut module: Vec<String> = path.iter().map(|part| part.to_string_lossy().into_owned()).collect();
+    module.pop_if(|last| ["mod", "lib"].contains(&last.as_str()));
+    module
+}
+
+/// The modules that each module imports from, other than to export it again.
+fn graph(root: &Path) -> HashMap<Vec<String>, Vec<Vec<String>>> {
+    let comments = Regex::new(r"//[^\n]*").unwrap();
+    let own = Regex::new(r"(?:^|[;}\n])\s*use ([^;]+);").unwrap();
+    let is_test = |file: &PathBuf| {
+        file.ends_with("tests.rs") || file.components().any(|part| part.as_os_str() == "tests")
+    };
+    let files = sources(root).into_iter().filter(|file| !is_test(file)).collect::<Vec<_>>();
+    let known: Vec<_> = files.iter().map(|file| module(root, file)).collect();
+    let imports = |(file, own_path): (&PathBuf, &Vec<String>)| {
+        let source = comments.replace_all(&std::fs::read_to_string(file).unwrap(), "").into_owned();
+        let source = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        let paths = own.captures_iter(source).flat_map(|import| expanded(&import[1])).collect::<Vec<_>>();
+        let resolved = paths.iter().filter_map(|path| {
+            let mut parts = path.split("::").peekable();
+            let mut target = own_path.clone();
+            match *parts.peek()? {
+                "crate" => target = vec![],
+                "self" => {}
+                "super" => _ = target.pop(),
+                child if known.contains(&[own_path.clone(), vec![child.to_owned()]].concat()) => {
+                    target.push(child.to_owned())
+                }
+                _ => return None,
+            }
+            parts.next();
+            while parts.next_if_eq(&"super").is_some() {
+                target.pop();
+            }
+            target.extend(parts.map(str::to_owned));
+            while !known.contains(&target) {
+                target.pop()?;
+            }
+            (target != *own_path && !target.is_empty()).then_some(target)
+        });
+        (own_path.clone(), resolved.collect())
+    };
+    files.iter().zip(&known).map(imports).collect()
+}
+
+#[test]
+fn imports_have_no_circles() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for source in ["src", "rbe-core/src"] {
+        let mut graph = graph(&root.join(source));
+        assert!(graph.values().map(Vec::len).sum::<usize>() > 100, "{source}: imports are not found");
+        // What imports from nothing that is left is in no circle, nor is what nothing left imports from.
+        loop {
+            let before = graph.len();
+            let left: Vec<_> = graph.keys().cloned().collect();
+            graph.retain(|_, imports| imports.iter().any(|module| left.contains(module)));
+            let imported: Vec<_> = graph.values().flatten().cloned().collect();
+            graph.retain(|module, _| imported.contains(module));
+            if graph.len() == before {
+                break;
+            }
+        }
+        let circle: Vec<_> = graph.keys().map(|module| module.join("::")).collect();
+        assert!(circle.is_empty(), "{source}: these import from each other: {}", circle.join(", "));
+    }
+}
+
 #[test]
 fn modules_import_only_from_those_to_their_right() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -56,7 +56,7 @@ fn memory_does_not_grow_with_the_number_of_matrices() {
     let weight = Tensor::randn(0f32, 0.02, (SIDE, SIDE), &Device::Cpu).unwrap();
     let config = EncoderConfig { term: TermChoice::Planes, block: Some(64), ..EncoderConfig::default() };
     let encoder = Encoder::new(config).unwrap();
-    let mut watch = |_: archive::Step<'_>| ControlFlow::Continue(());
+    let mut watch = |_: archive::Progress<'_>| ControlFlow::Continue(());
     let mut measure = |matrices: usize| {
         let path = |name: &str| room.path().join(format!("{name}-{matrices}"));
         let tensors: HashMap<String, Tensor> =

@@ -1,6 +1,6 @@
 //! What `config.json` beside a model's weights says of the tensors.
 
-use super::convert::Selection;
+use super::options::Selection;
 use super::{Archive, Entry};
 pub(super) use crate::models::is_gpt2_conv1d as is_conv1d;
 use crate::models::ties_by_default;

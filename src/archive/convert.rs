@@ -2,6 +2,8 @@
 
 use super::beside::{config, tied};
 use super::layers::{self, Made};
+use super::options::{CompressOptions, Selection};
+use super::progress::{OnProgress, ProgressReporter};
 use super::stage::Stage;
 use super::work::{Matrices, Work};
 use super::{
@@ -12,130 +14,9 @@ use crate::clock::Instant;
 use crate::models::Walk;
 use crate::nn::Calibration;
 use crate::{Encoder, Error, Result};
-use regex::Regex;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::ops::ControlFlow;
 use std::path::Path;
-
-/// Which tensors are compressed: matrices of weights, chosen by size and by name.
-#[derive(Clone, Debug)]
-pub struct Selection {
-    include: Option<Regex>,
-    exclude: Option<Regex>,
-    min_side: usize,
-}
-
-impl Default for Selection {
-    /// Every matrix with both sides of 32 or more: projections and embedding tables, no norms, no biases.
-    fn default() -> Self {
-        Self { include: None, exclude: None, min_side: 32 }
-    }
-}
-
-impl Selection {
-    /// Of the matrices that the default takes, those whose name contains a match of `include` and none of `exclude`.
-    pub fn new(include: Option<&str>, exclude: Option<&str>) -> Result<Self> {
-        let compile = |pattern: &str| {
-            Regex::new(pattern).map_err(|error| {
-                // The error draws the pattern over several lines; the last says what is wrong.
-                let text = error.to_string();
-                let reason = text.lines().last().unwrap_or_default().trim_start_matches("error: ");
-                Error::config(format!("{pattern:?} is not a regular expression: {reason}"))
-            })
-        };
-        let compile = |pattern: Option<&str>| pattern.map(compile).transpose();
-        Ok(Self { include: compile(include)?, exclude: compile(exclude)?, ..Self::default() })
-    }
-
-    /// The same with another least length of both sides; of small matrices the side information outweighs what is
-    /// saved.
-    pub fn with_min_side(self, min_side: usize) -> Self {
-        Self { min_side, ..self }
-    }
-
-    /// Whether a dense tensor is to be compressed.
-    pub fn takes(&self, entry: &Entry) -> bool {
-        measure::is_float(entry.dtype)
-            && entry.shape.len() == 2
-            && entry.shape.iter().all(|&side| side >= self.min_side.max(1))
-            && self.include.as_ref().is_none_or(|pattern| pattern.is_match(&entry.name))
-            && !self.exclude.as_ref().is_some_and(|pattern| pattern.is_match(&entry.name))
-    }
-}
-
-/// How [`compress`] goes about it.
-#[derive(Clone, Debug, Default)]
-pub struct CompressOptions {
-    /// Which tensors are compressed.
-    pub selection: Selection,
-    /// Whether an existing output is replaced; a directory only where it holds nothing but a compressed model.
-    pub overwrite: bool,
-    /// Whether payloads are written as they are, without entropy coding; [`Budget::Memory`](crate::Budget) is the
-    /// encoder's setting that counts them so.
-    pub plain: bool,
-}
-
-/// Where a conversion stands: about to take up tensor `name`, or at the end when `done == of`.
-///
-/// Only tensors that are encoded or decoded count; dense ones are copied in no time.
-#[derive(Clone, Copy, Debug)]
-pub struct Step<'a> {
-    /// The tensor that comes next; empty at the end.
-    pub name: &'a str,
-    /// Tensors finished.
-    pub tensors_done: usize,
-    /// Tensors to do in all.
-    pub tensors: usize,
-    /// Weights finished.
-    pub weights_done: u64,
-    /// Weights to do in all.
-    pub weights: u64,
-}
-
-/// Is told every step; `ControlFlow::Break` stops the conversion, which then leaves nothing behind.
-pub type Watch<'a> = dyn FnMut(Step<'_>) -> ControlFlow<()> + 'a;
-
-/// Tells the caller of a conversion where it stands.
-pub(super) struct Pace<'a, 'b> {
-    watch: &'a mut Watch<'b>,
-    output: &'a Path,
-    tensors_done: usize,
-    tensors: usize,
-    weights_done: u64,
-    weights: u64,
-}
-
-impl<'a, 'b> Pace<'a, 'b> {
-    pub(super) fn new<'e>(
-        watch: &'a mut Watch<'b>,
-        output: &'a Path,
-        work: impl Iterator<Item = &'e Entry> + Clone,
-    ) -> Self {
-        // Saturating, since a file's word on shapes is not checked before its payloads are read.
-        let weights = work.clone().fold(0u64, |sum, entry| sum.saturating_add(entry.elements() as u64));
-        Self { watch, output, tensors_done: 0, tensors: work.count(), weights_done: 0, weights }
-    }
-
-    /// Before `next`, or at the end with `None`.
-    pub(super) fn tell(&mut self, next: Option<&Entry>) -> Result<()> {
-        let &mut Self { tensors_done, tensors, weights_done, weights, .. } = self;
-        let name = next.map_or("", |entry| &entry.name);
-        let stop = (self.watch)(Step { name, tensors_done, tensors, weights_done, weights });
-        if stop.is_break() {
-            let kind = std::io::ErrorKind::Interrupted;
-            return Err(Error::io(
-                self.output,
-                std::io::Error::new(kind, "stopped on request; nothing is written"),
-            ));
-        }
-        if let Some(entry) = next {
-            self.tensors_done += 1;
-            self.weights_done = self.weights_done.saturating_add(entry.elements() as u64);
-        }
-        Ok(())
-    }
-}
 
 /// What became of one tensor.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -210,7 +91,7 @@ pub fn compress(
     output: impl AsRef<Path>,
     encoder: &Encoder,
     options: &CompressOptions,
-    watch: &mut Watch<'_>,
+    watch: &mut OnProgress<'_>,
 ) -> Result<CompressReport> {
     let archive = Archive::open(input)?;
     let stage = Stage::like(&archive, output, options.overwrite, &[])?;
@@ -235,7 +116,7 @@ pub fn compress_calibrated(
     encoder: &Encoder,
     options: &CompressOptions,
     calibration: &mut Calibration<'_>,
-    watch: &mut Watch<'_>,
+    watch: &mut OnProgress<'_>,
 ) -> Result<CompressReport> {
     let archive = Archive::open(input)?;
     let stage = Stage::like(&archive, output, options.overwrite, &[])?;
@@ -257,7 +138,7 @@ pub fn compress_into(
     encoder: &Encoder,
     options: &CompressOptions,
     calibration: Option<&mut Calibration<'_>>,
-    watch: &mut Watch<'_>,
+    watch: &mut OnProgress<'_>,
 ) -> Result<CompressReport> {
     let mut work = Work { encoder, options, calibration, walk: None };
     run(&Archive::open(input)?, stage, &mut work, watch)
@@ -278,13 +159,18 @@ pub fn compress_layer_by_layer(
     encoder: &Encoder,
     options: &CompressOptions,
     walk: Walk,
-    watch: &mut Watch<'_>,
+    watch: &mut OnProgress<'_>,
 ) -> Result<CompressReport> {
     let mut work = Work { encoder, options, calibration: None, walk: Some((walk, stage.side_file()?)) };
     run(&Archive::open(input)?, stage, &mut work, watch)
 }
 
-fn run(archive: &Archive, stage: &Stage, work: &mut Work, watch: &mut Watch<'_>) -> Result<CompressReport> {
+fn run(
+    archive: &Archive,
+    stage: &Stage,
+    work: &mut Work,
+    watch: &mut OnProgress<'_>,
+) -> Result<CompressReport> {
     let (options, input) = (work.options, archive.path());
     let start = Instant::now();
     if let Some(entry) = archive.entries().find(|entry| entry.compressed) {
@@ -326,7 +212,7 @@ fn write_model(
     output: &Path,
     model: File,
     work: &mut Work,
-    watch: &mut Watch<'_>,
+    watch: &mut OnProgress<'_>,
     report: &mut CompressReport,
 ) -> Result<()> {
     let selection = &work.options.selection;
@@ -354,7 +240,7 @@ fn write_model(
     let names: Vec<&str> = chosen.clone().map(|entry| entry.name.as_str()).collect();
     let matrices = Matrices::new(archive, names, config.as_ref());
     let plan = work.plan(&matrices)?;
-    let mut pace = Pace::new(watch, output, chosen);
+    let mut pace = ProgressReporter::new(watch, output, chosen);
     let mut made_before = match work.walk.take() {
         Some((walk, file)) => Some(layers::encode(work, &matrices, &plan, (walk, file), &mut pace)?),
         None => None,

@@ -1,6 +1,6 @@
 //! From a compressed model back to a dense one, a dense tensor or a few decoded rows in memory at a time.
 
-use super::convert::{Pace, Watch};
+use super::progress::{OnProgress, ProgressReporter};
 use super::stage::{Scratch, Stage, inputs};
 use super::{Archive, Dtype, Entry, NonFinite, SafetensorsWriter, Slot, gguf, is_gguf, measure, unpack_gguf};
 use crate::clock::Instant;
@@ -53,7 +53,7 @@ pub fn decode(
     input: impl AsRef<Path>,
     output: impl AsRef<Path>,
     options: &DecodeOptions,
-    watch: &mut Watch<'_>,
+    watch: &mut OnProgress<'_>,
 ) -> Result<DecodeReport> {
     let (input, output) = (input.as_ref(), output.as_ref());
     let start = Instant::now();
@@ -85,7 +85,7 @@ fn decode_gguf(
     input: &Path,
     output: &Path,
     options: &DecodeOptions,
-    watch: &mut Watch<'_>,
+    watch: &mut OnProgress<'_>,
 ) -> Result<DecodeReport> {
     let start = Instant::now();
     let stage = Stage::directory(output, options.overwrite, &[input])?;
@@ -121,11 +121,11 @@ fn write_model(
     output: &Path,
     model: File,
     dtype: Option<Dtype>,
-    watch: &mut Watch<'_>,
+    watch: &mut OnProgress<'_>,
 ) -> Result<()> {
     let plan = archive.entries().map(|entry| Slot::dense(&entry.name, target(entry, dtype), &entry.shape));
     let mut writer = SafetensorsWriter::new(model, output, plan.collect(), archive.metadata())?;
-    let mut pace = Pace::new(watch, output, archive.entries().filter(|entry| entry.compressed));
+    let mut pace = ProgressReporter::new(watch, output, archive.entries().filter(|entry| entry.compressed));
     while let Some(slot) = writer.next_slot() {
         let entry = archive.entry(&slot.name)?;
         let dtype = slot.dtype;

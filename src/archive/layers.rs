@@ -1,7 +1,7 @@
 //! Calibrated conversion layer by layer: matrices are encoded in the order in which a forward comes to them, and written in that
 //! of the file.
 
-use super::convert::Pace;
+use super::progress::ProgressReporter;
 use super::work::{Matrices, Plan, Work};
 use crate::models::Walk;
 use crate::{Error, RbeTensor, Result};
@@ -69,7 +69,7 @@ pub(super) fn encode(
     matrices: &Matrices,
     plan: &[Plan],
     (mut walk, file): (Walk, File),
-    pace: &mut Pace,
+    pace: &mut ProgressReporter,
 ) -> Result<Payloads> {
     let mut payloads = Payloads::new(file, plan.len());
     let plain = work.options.plain;

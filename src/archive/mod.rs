@@ -31,6 +31,8 @@ mod gguf;
 mod layers;
 mod measure;
 mod mix;
+mod options;
+mod progress;
 mod prune;
 mod read;
 mod roles;
@@ -43,12 +45,13 @@ mod write;
 
 pub use adapters::{load_adapters, save_adapters};
 pub use convert::{
-    CompressOptions, CompressReport, Selection, Step, TensorReport, Watch, compress, compress_calibrated,
-    compress_into, compress_layer_by_layer,
+    CompressReport, TensorReport, compress, compress_calibrated, compress_into, compress_layer_by_layer,
 };
 pub use decode::{DecodeOptions, DecodeReport, decode};
 pub use gguf::{UnpackReport, is_gguf, unpack_gguf};
 pub use measure::NonFinite;
+pub use options::{CompressOptions, Selection};
+pub use progress::{OnProgress, Progress};
 pub use prune::prune;
 pub use read::{Archive, Entry};
 pub use safetensors::Dtype;

@@ -1,6 +1,6 @@
 //! A compressed model with fewer coefficients.
 
-use super::convert::{Pace, Watch};
+use super::progress::{OnProgress, ProgressReporter};
 use super::stage::{Stage, inputs};
 use super::{
     Archive, Entry, FORMAT_KEY, FORMAT_VERSION, Original, SUFFIX, SafetensorsWriter, Slot, TENSORS_KEY,
@@ -28,7 +28,7 @@ pub fn prune(
     threshold: f32,
     original: Option<&Path>,
     overwrite: bool,
-    watch: &mut Watch<'_>,
+    watch: &mut OnProgress<'_>,
 ) -> Result<BTreeMap<String, PruneReport>> {
     let (input, output) = (input.as_ref(), output.as_ref());
     let archive = Archive::open(input)?;
@@ -55,7 +55,7 @@ pub fn prune(
         false => Slot::dense(&entry.name, entry.dtype, &entry.shape),
     });
     let mut writer = SafetensorsWriter::new(stage.model()?, output, plan.collect(), metadata)?;
-    let mut pace = Pace::new(watch, output, compressed);
+    let mut pace = ProgressReporter::new(watch, output, compressed);
     let mut reports = BTreeMap::new();
     while let Some(slot) = writer.next_slot() {
         let entry = archive.entry(slot.name.strip_suffix(SUFFIX).unwrap_or(&slot.name))?;

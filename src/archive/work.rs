@@ -2,8 +2,8 @@
 
 use super::Archive;
 use super::beside::{is_conv1d, model_type, ties_head};
-use super::convert::CompressOptions;
 use super::mix::{Share, mix};
+use super::options::CompressOptions;
 use super::roles::{Depth, Role, layer, share_input};
 use crate::models::Walk;
 use crate::nn::{Calibration, Gathered};

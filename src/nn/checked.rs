@@ -61,13 +61,13 @@ impl RbeLinear {
     /// # Errors
     /// Before anything is computed: [`CodecError::Shape`](crate::CodecError::Shape) where the last side is not `in`; [`CodecError::Unsupported`](crate::CodecError::Unsupported) where type or device
     /// are not; [`Error::Memory`] where the product would take more than there is; [`Error::Input`] where an element is not finite or
-    /// too large. After: [`Error::BlowUp`] where an output is not finite in its type.
+    /// too large. After: [`Error::NonFiniteOutput`] where an output is not finite in its type.
     pub fn forward_checked(&self, x: &Tensor, checks: &ForwardChecks) -> Result<Tensor> {
         let [calls, refused, decoded] = &checks.counters;
         calls.fetch_add(1, Relaxed);
         let result = self.check(x, checks, false).and_then(|()| finite(self.forward(x)?, false));
         let result = match result {
-            Err(Error::Codec(rbe_core::Error::Unsupported { .. }) | Error::BlowUp { .. })
+            Err(Error::Codec(rbe_core::Error::Unsupported { .. }) | Error::NonFiniteOutput { .. })
                 if checks.decode_on_failure =>
             {
                 decoded.fetch_add(1, Relaxed);
@@ -163,7 +163,7 @@ fn finite(y: Tensor, decoded: bool) -> Result<Tensor> {
         None => Ok(y),
         Some((index, value)) => {
             let dtype = format!("{:?}", y.dtype());
-            Err(Error::BlowUp { index, value, dtype, decoded })
+            Err(Error::NonFiniteOutput { index, value, dtype, decoded })
         }
     }
 }
@@ -231,7 +231,7 @@ mod tests {
         let x = (Tensor::randn(0f32, 1.0, (4, 96), &Device::Cpu)? * 6e4)?.clamp(-6e4f32, 6e4f32)?;
         let (half, checks) = (x.to_dtype(DType::F16)?, ForwardChecks::default());
         let error = layer.forward_checked(&half, &checks).expect_err("F16 ends at 65504");
-        assert!(matches!(error, Error::BlowUp { decoded: false, .. }), "{error}");
+        assert!(matches!(error, Error::NonFiniteOutput { decoded: false, .. }), "{error}");
         assert!(layer.forward_checked(&x, &checks).is_ok());
 
         let checks = ForwardChecks { decode_on_failure: true, ..ForwardChecks::default() };
@@ -242,7 +242,7 @@ mod tests {
         let difference = (wide - plain)?.sqr()?.sum_all()?.to_scalar::<f64>()?;
         assert!(difference < 1e-10 * norm, "{difference} {norm}");
         let error = layer.forward_checked(&half, &checks).expect_err("no way to hold it");
-        assert!(matches!(error, Error::BlowUp { decoded: true, .. }), "{error}");
+        assert!(matches!(error, Error::NonFiniteOutput { decoded: true, .. }), "{error}");
         assert_eq!(checks.counts(), ForwardCounts { calls: 2, refused: 1, decoded: 2 });
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use crate::sample::*;
 use candle_core::DType;
-use candle_rbe::archive::{self, CompressOptions, DecodeOptions, Step};
+use candle_rbe::archive::{self, CompressOptions, DecodeOptions, Progress};
 use candle_rbe::{Encoder, EncoderConfig, Error, Rate};
 use std::ops::ControlFlow;
 
@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 fn steps_count_every_matrix_once() {
     let room = Room::new(&tensors(DType::F16));
     let mut seen: Vec<(String, usize, u64)> = vec![];
-    let mut watch = |step: Step<'_>| {
+    let mut watch = |step: Progress<'_>| {
         assert_eq!((step.tensors, step.weights), (3, (96 * 64 + 2 * 80 * 64) as u64));
         seen.push((step.name.to_owned(), step.tensors_done, step.weights_done));
         go()
@@ -33,7 +33,7 @@ fn steps_count_every_matrix_once() {
         .collect();
     assert_eq!(seen, expected);
     seen.clear();
-    let mut watch = |step: Step<'_>| {
+    let mut watch = |step: Progress<'_>| {
         seen.push((step.name.to_owned(), step.tensors_done, step.weights_done));
         go()
     };
@@ -44,7 +44,7 @@ fn steps_count_every_matrix_once() {
 #[test]
 fn a_conversion_that_is_stopped_leaves_nothing() {
     let room = Room::compressed(&tensors(DType::F16));
-    let mut stop_at_second = |step: Step<'_>| match step.tensors_done {
+    let mut stop_at_second = |step: Progress<'_>| match step.tensors_done {
         0 => go(),
         _ => ControlFlow::Break(()),
     };

@@ -167,15 +167,15 @@ pub fn attention(shape: &Attention, [q, k, v]: [Heads; 3], out: &mut [f32], pool
     let tiles = queries.div_ceil(QUERIES);
     let out = Shared::new(out);
     pool.run(batch * heads * tiles, &|items| {
-        let mut room = Room::default();
+        let mut workspace = Workspace::default();
         for item in items {
             let (b, h, tile) = (item / tiles / heads, item / tiles % heads, item % tiles);
             let kv = h / (heads / kv_heads);
             let range = (tile * QUERIES, ((tile + 1) * QUERIES).min(queries));
             let (k, v) = (k.head(b, kv, shape.keys * width), v.head(b, kv, shape.keys * width));
             let q = q.head(b, h, queries * width);
-            room.attend(&Tile { kernels, shape, batch: b, q, k, v, queries: range });
-            for (row, (mixed, sum)) in room.mixed.chunks_exact(width).zip(&room.sums).enumerate() {
+            workspace.attend(&Tile { kernels, shape, batch: b, q, k, v, queries: range });
+            for (row, (mixed, sum)) in workspace.mixed.chunks_exact(width).zip(&workspace.sums).enumerate() {
                 let start = ((b * queries + range.0 + row) * heads + h) * width;
                 let inverse = if *sum > 0.0 { 1.0 / sum } else { sum * 0.0 };
                 // SAFETY: each query of a head is one item's.
@@ -188,7 +188,7 @@ pub fn attention(shape: &Attention, [q, k, v]: [Heads; 3], out: &mut [f32], pool
 
 /// One thread's tiles.
 #[derive(Default)]
-struct Room {
+struct Workspace {
     scores: Vec<f32>,
     /// The largest score of each query, the sum of its exponentials, and the values mixed by them.
     largest: Vec<f32>,
@@ -196,7 +196,7 @@ struct Room {
     mixed: Vec<f32>,
 }
 
-impl Room {
+impl Workspace {
     fn attend(&mut self, tile: &Tile) {
         let (rows, width) = (tile.rows(), tile.shape.width);
         let q = tile.scaled();
@@ -260,7 +260,7 @@ pub fn attention_gradients(
     let (dq, dk, dv) = (Shared::new(dq), Shared::new(dk), Shared::new(dv));
     let group = heads / kv_heads;
     pool.run(batch * kv_heads, &|items| {
-        let mut room = Room::default();
+        let mut workspace = Workspace::default();
         for item in items {
             let (b, kv) = (item / kv_heads, item % kv_heads);
             let (k, v) = (k.head(b, kv, keys * width), v.head(b, kv, keys * width));
@@ -275,13 +275,13 @@ pub fn attention_gradients(
                 for first in (0..queries).step_by(QUERIES) {
                     let range = (first, (first + QUERIES).min(queries));
                     let tile = Tile { kernels, shape, batch: b, q, k, v, queries: range };
-                    room.attend(&tile);
+                    workspace.attend(&tile);
                     let of_row = |row: usize| {
                         let at = ((b * queries + range.0 + row) * heads + h) * width;
                         (&out[at..at + width], &g[at..at + width])
                     };
                     let dq = &mut dq[range.0 * width..range.1 * width];
-                    tile_gradients(&tile, &mut room, of_row, [dq, dk, dv]);
+                    tile_gradients(&tile, &mut workspace, of_row, [dq, dk, dv]);
                 }
             }
         }
@@ -293,7 +293,7 @@ pub fn attention_gradients(
 /// `dS = P (g V' - D)`, `dQ = scale dS K`, `dK += dS' (scale Q)`.
 fn tile_gradients<'g>(
     tile: &Tile,
-    room: &mut Room,
+    workspace: &mut Workspace,
     of_row: impl Fn(usize) -> (&'g [f32], &'g [f32]),
     [dq, dk, dv]: [&mut [f32]; 3],
 ) {
@@ -306,13 +306,13 @@ fn tile_gradients<'g>(
     let mut products = Vec::new();
     for keys in tile.key_tiles() {
         let cols = keys.1 - keys.0;
-        room.scores.resize(rows * cols, 0.0);
-        let scores = &mut room.scores[..rows * cols];
+        workspace.scores.resize(rows * cols, 0.0);
+        let scores = &mut workspace.scores[..rows * cols];
         tile.scores(q.values, keys, scores);
         for (row, scores) in scores.chunks_exact_mut(cols).enumerate() {
-            if room.sums[row] > 0.0 {
-                tile.kernels.exp(scores, room.largest[row]);
-                let inverse = 1.0 / room.sums[row];
+            if workspace.sums[row] > 0.0 {
+                tile.kernels.exp(scores, workspace.largest[row]);
+                let inverse = 1.0 / workspace.sums[row];
                 scores.iter_mut().for_each(|score| *score *= inverse);
             } else {
                 scores.fill(0.0);

@@ -9,7 +9,7 @@ use crate::codec::{Cut, Transform};
 use std::cell::RefCell;
 
 /// One thread's room for sixteen segments, by rows and by lanes.
-struct Room {
+struct Workspace {
     rows: Box<[[f32; EDGE]; LANES]>,
     by_lanes: ByLanes,
     scratch: Vec<f32>,
@@ -22,7 +22,7 @@ struct ByLanes {
 }
 
 thread_local! {
-    static ROOM: RefCell<Room> = RefCell::new(Room {
+    static WORKSPACE: RefCell<Workspace> = RefCell::new(Workspace {
         rows: Box::new([[0.0; EDGE]; LANES]),
         by_lanes: ByLanes {
             sixteen: [vec![Lanes::ZERO; EDGE], vec![Lanes::ZERO; EDGE]],
@@ -102,7 +102,7 @@ fn run(exec: Exec, axis: &Axis, direction: Direction, x: &[f32], take: &Take) {
     let groups = Alike::all(cut).map(|alike| alike.groups(batch)).sum();
 
     exec.pool.run(groups, &|range| {
-        ROOM.with_borrow_mut(|Room { rows, by_lanes, scratch }| {
+        WORKSPACE.with_borrow_mut(|Workspace { rows, by_lanes, scratch }| {
             scratch.resize(axis.scratch_len(), 0.0);
             let mut before = 0;
             for alike in Alike::all(cut) {

@@ -16,7 +16,7 @@ use std::sync::{Arc, OnceLock};
 
 thread_local! {
     /// A block on its way out, and scratch.
-    static ROOM: RefCell<(Vec<f32>, Vec<f32>)> = RefCell::default();
+    static WORKSPACE: RefCell<(Vec<f32>, Vec<f32>)> = RefCell::default();
 }
 
 /// A matrix packed for products; made once, from a [`Matrix`], and unpacked without loss.
@@ -179,7 +179,7 @@ impl PackedMatrix {
         let kernels = Kernels::get();
         let shared = Shared::new(out);
         pool.run(band.len() * across, &|items| {
-            ROOM.with_borrow_mut(|(tile, scratch)| {
+            WORKSPACE.with_borrow_mut(|(tile, scratch)| {
                 tile.resize(layout.largest_block(), 0.0);
                 scratch.resize(self.axes.scratch_len(), 0.0);
                 for item in items {

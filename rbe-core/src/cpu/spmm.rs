@@ -65,7 +65,7 @@ impl InLanes {
 
 /// One thread's memory between calls.
 #[derive(Default)]
-struct Room {
+struct Workspace {
     acc: Vec<Lanes>,
     places: Vec<Place>,
     values: Vec<f32>,
@@ -73,7 +73,7 @@ struct Room {
 }
 
 thread_local! {
-    static ROOM: RefCell<Room> = RefCell::default();
+    static WORKSPACE: RefCell<Workspace> = RefCell::default();
 }
 
 /// Puts a block's entries in place of others.
@@ -85,7 +85,7 @@ pub(super) fn add_product(exec: Exec, sides: Sides, unpack: &Unpack, x: &InLanes
     let chunks = x.groups().div_ceil(GROUPS_AT_ONCE);
     let out = Shared::new(out);
     exec.pool.run(output.blocks() * chunks, &|items| {
-        ROOM.with_borrow_mut(|Room { acc, places, values, sorted }| {
+        WORKSPACE.with_borrow_mut(|Workspace { acc, places, values, sorted }| {
             for item in items {
                 let (index, chunk) = (item / chunks, item % chunks);
                 let groups = chunk * GROUPS_AT_ONCE..((chunk + 1) * GROUPS_AT_ONCE).min(x.groups());

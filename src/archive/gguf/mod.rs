@@ -12,7 +12,7 @@ mod source;
 mod tensors;
 mod tokenizer;
 
-use super::convert::{Step, Watch};
+use super::progress::{OnProgress, Progress};
 use super::{Dtype, MODEL_FILE, SafetensorsWriter, Slot};
 use crate::clock::Instant;
 use crate::{Error, Result, file};
@@ -68,7 +68,7 @@ pub fn is_gguf(path: impl AsRef<Path>) -> bool {
 pub fn unpack_gguf(
     input: impl AsRef<Path>,
     directory: impl AsRef<Path>,
-    watch: &mut Watch<'_>,
+    watch: &mut OnProgress<'_>,
 ) -> Result<UnpackReport> {
     let (start, directory) = (Instant::now(), directory.as_ref());
     let source = Source::open(input.as_ref())?;
@@ -111,7 +111,7 @@ fn write_model(
     source: &Source,
     parts: &[Part],
     (model, path): (File, &Path),
-    watch: &mut Watch<'_>,
+    watch: &mut OnProgress<'_>,
 ) -> Result<()> {
     let slots = parts.iter().map(|part| Slot::dense(&part.name, part.dtype, &part.shape));
     let format = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -121,7 +121,7 @@ fn write_model(
     let (mut tensors_done, mut weights_done) = (0, 0);
     let mut tell = |part: Option<&Part>| {
         let name = part.map_or("", |part| &part.name);
-        if watch(Step { name, tensors_done, tensors: parts.len(), weights_done, weights }).is_break() {
+        if watch(Progress { name, tensors_done, tensors: parts.len(), weights_done, weights }).is_break() {
             let stopped = std::io::Error::new(
                 std::io::ErrorKind::Interrupted,
                 "stopped on request; nothing is written",

@@ -1,7 +1,7 @@
 //! A progress bar on standard error; where that is no terminal, nothing.
 
 use crate::print;
-use candle_rbe::archive::Step;
+use candle_rbe::archive::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::ops::ControlFlow;
 use std::sync::{Mutex, PoisonError};
@@ -24,7 +24,7 @@ impl Bar {
     }
 
     /// For a conversion to tell its steps to; never stops it, since an interrupt does that by itself.
-    pub(crate) fn step(&self, step: Step<'_>) -> ControlFlow<()> {
+    pub(crate) fn step(&self, step: Progress<'_>) -> ControlFlow<()> {
         self.set(step.weights_done, step.weights, step.name.to_owned());
         ControlFlow::Continue(())
     }

@@ -232,7 +232,7 @@ impl Work<'_, '_> {
     fn compress(&mut self, encoder: &Encoder) -> anyhow::Result<CompressReport> {
         let Self { compress, input, options, stage, known } = self;
         let bar = Bar::new("compressing")?;
-        let watch = &mut |step: archive::Step<'_>| bar.step(step);
+        let watch = &mut |step: archive::Progress<'_>| bar.step(step);
         let report = match known {
             Known::Nothing => archive::compress_into(input, stage, encoder, options, None, watch),
             Known::Inputs(inputs) => {

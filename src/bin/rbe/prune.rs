@@ -33,7 +33,7 @@ impl Prune {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         interrupt::install()?;
         let bar = Bar::new("pruning")?;
-        let mut watch = |step: archive::Step<'_>| bar.step(step);
+        let mut watch = |step: archive::Progress<'_>| bar.step(step);
         let against = self.against.as_deref();
         let reports =
             archive::prune(&self.input, &self.output, self.threshold, against, self.force, &mut watch)

@@ -1,7 +1,7 @@
 //! A mixture of experts: each token goes through the few feed-forward layers that a router finds likeliest.
 
 use super::config::{ExpertsConfig, MlpConfig};
-use super::layer::mlp;
+use super::projections::mlp;
 use crate::Error;
 use crate::nn::{Linear, RBE_SUFFIX, RbeMlp, linear_no_bias};
 use candle_core::{D, DType, Result, Tensor};

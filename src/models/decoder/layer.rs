@@ -1,13 +1,13 @@
 //! A layer of a decoder.
 
 use super::config::{
-    AttentionConfig, AttentionInputs, Config, FeedForwardConfig, LayerConfig, MlpConfig, MlpInputs, Norm,
-    NormOver, Stored,
+    AttentionConfig, AttentionInputs, Config, FeedForwardConfig, LayerConfig, Norm, NormOver,
 };
 use super::experts::Experts;
+use super::projections::{linear, mlp};
 use crate::nn::{
     AttentionPass, Linear, Projections, QueryKeyNorm, RbeAttention, RbeLayerNorm, RbeMlp, RbeRmsNorm,
-    layer_norm, linear_b, linear_conv1d, rms_norm, rms_norm_around_one,
+    layer_norm, rms_norm, rms_norm_around_one,
 };
 use candle_core::{Result, Tensor};
 use candle_nn::{Module, VarBuilder};
@@ -167,13 +167,6 @@ fn normed(norm: &Option<AnyNorm>, x: &Tensor) -> Result<Tensor> {
     norm.as_ref().map_or_else(|| Ok(x.clone()), |norm| norm.forward(x))
 }
 
-fn linear(sides: (usize, usize), stored: Stored, bias: bool, vb: VarBuilder) -> Result<Linear> {
-    match stored {
-        Stored::OutIn => linear_b(sides.0, sides.1, bias, vb),
-        Stored::InOut => linear_conv1d(sides.0, sides.1, vb),
-    }
-}
-
 fn attention(
     config: &Config,
     attention: &AttentionConfig,
@@ -206,19 +199,5 @@ fn attention(
             let (q, k) = (norm(heads * head_dim, "q_norm")?, norm(kv_heads * head_dim, "k_norm")?);
             layer.with_norm(QueryKeyNorm::Whole { q, k })
         }
-    })
-}
-
-/// A feed-forward layer or an expert, whose layers are under `vb`.
-pub(super) fn mlp(config: &MlpConfig, hidden: usize, vb: &VarBuilder) -> Result<RbeMlp> {
-    let &MlpConfig { stored, bias, intermediate_size: inner, activation, .. } = config;
-    let input = |size: usize, name: &str| linear((hidden, size), stored, bias, vb.pp(name));
-    let output = || linear((inner, hidden), stored, bias, vb.pp(config.output));
-    Ok(match config.inputs {
-        MlpInputs::Plain(up) => RbeMlp::new(input(inner, up)?, output()?, activation),
-        MlpInputs::Gated { gate, up } => {
-            RbeMlp::gated(input(inner, gate)?, input(inner, up)?, output()?, activation)
-        }
-        MlpInputs::Joined(both) => RbeMlp::gated_by_joined(input(2 * inner, both)?, output()?, activation),
     })
 }

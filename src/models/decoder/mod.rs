@@ -5,6 +5,7 @@ mod config;
 mod experts;
 mod layer;
 mod names;
+mod projections;
 mod walk;
 
 pub(super) use config::check_layers;
