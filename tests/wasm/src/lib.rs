@@ -4,8 +4,8 @@ use candle_core::{DType, Device, Module, Result, Tensor};
 use candle_rbe::BlockSizeWeights;
 use candle_rbe::archive::{self, SafetensorsWriter, Slot};
 use candle_rbe::{
-    DecodeMode, Encoder, EncoderConfig, Error, LayerConfig, Precision, Rate, RbeLinear, RbeTensor, TermChoice, linear,
-    set_default_layer_config,
+    DecodeMode, Encoder, EncoderConfig, Error, LayerConfig, Precision, Rate, RbeLinear, RbeTensor,
+    TermChoice, linear, set_default_layer_config,
 };
 use std::collections::BTreeMap;
 use std::io::Cursor;
@@ -65,7 +65,8 @@ fn products() -> Result<usize> {
         let compressed = RbeTensor::from_bytes(&bytes)?;
         let decoded = compressed.dequantize()?;
         for mode in [DecodeMode::Direct, DecodeMode::Full { cache_bytes: 1 << 20 }] {
-            let layer = RbeLinear::new(compressed.clone(), None).with_precision(Precision::Exact).with_mode(mode)?;
+            let layer =
+                RbeLinear::new(compressed.clone(), None).with_precision(Precision::Exact).with_mode(mode)?;
             for tokens in [1, 5, 16, 33] {
                 let x = matrix(tokens, 96)?;
                 let error = relative_error(&layer.forward(&x)?, &x.matmul(&decoded.t()?)?)?;
@@ -74,7 +75,8 @@ fn products() -> Result<usize> {
             }
             assert_eq!((layer.counts().calls, layer.counts().nanoseconds), (4, 0), "there is no clock");
         }
-        for (precision, bound) in [(Precision::Auto, 0.02), (Precision::Int8, 0.02), (Precision::Int16, 1e-3)] {
+        for (precision, bound) in [(Precision::Auto, 0.02), (Precision::Int8, 0.02), (Precision::Int16, 1e-3)]
+        {
             let rough = RbeLinear::new(compressed.clone(), None).with_precision(precision);
             let x = matrix(5, 96)?;
             let error = relative_error(&rough.forward(&x)?, &x.matmul(&decoded.t()?)?)?;
