@@ -22,7 +22,8 @@
 //!
 //! let dense = x.matmul(&compressed.dequantize()?.t()?)?;
 //! let difference = (y - &dense)?.sqr()?.sum_all()?.to_scalar::<f32>()?;
-//! assert!(difference <= 1e-10 * dense.sqr()?.sum_all()?.to_scalar::<f32>()?);
+//! // The square of 0.01: one byte an activation, where weights have lost ten times as much. `Precision::Exact` has 1e-6.
+//! assert!(difference <= 1e-4 * dense.sqr()?.sum_all()?.to_scalar::<f32>()?);
 //! # Ok(()) }
 //! ```
 //!
