@@ -5,6 +5,7 @@ use crate::encoder::EncoderArgs;
 use crate::eval::{Passage, compare};
 use crate::interrupt;
 use crate::language::{self, Language};
+use crate::memory;
 use crate::print;
 use crate::source::{self, Source};
 use anyhow::{Context, ensure};
@@ -118,9 +119,11 @@ impl Compress {
         if self.calibrate.is_some() {
             return Ok(None);
         }
-        let runs =
-            input.join("config.json").is_file() && language::obstacle(&Archive::open(input)?).is_none();
-        match runs && self.looks_at_inputs(encoder) {
+        let runs = self.looks_at_inputs(encoder) && input.join("config.json").is_file() && {
+            let archive = Archive::open(input)?;
+            language::obstacle(&archive).is_none() && has_room(&archive)
+        };
+        match runs {
             true => Language::open(input).map(Some),
             false => Ok(None),
         }
@@ -193,6 +196,23 @@ impl Calibrated {
         let weights = archive::open(model, DType::F32, &Device::Cpu)?;
         Ok(Walk::new(self.config.clone(), weights, self.windows.clone())?)
     }
+}
+
+/// Whether the whole model fits into memory in F32, with as much for one more half; else that is said, and what to do.
+fn has_room(archive: &Archive) -> bool {
+    let bytes = archive.entries().fold(0u64, |sum, entry| sum.saturating_add(4 * entry.elements() as u64));
+    let takes = bytes.saturating_add(bytes / 2);
+    let short = memory::available().filter(|available| *available < takes);
+    if let Some(available) = short {
+        let gigabytes = |bytes: u64| bytes as f64 / 1e9;
+        print::note(&format!(
+            "note: to run the model takes {:.1} GB and there are {:.1}, so it is not run to see its layers' inputs, as with \
+             --weights-only; --calibrate TEXT is better, and walks through it in the memory of a layer",
+            gigabytes(takes),
+            gigabytes(available)
+        ));
+    }
+    short.is_none()
 }
 
 /// What the model shows of its layers' inputs on text of its own making.

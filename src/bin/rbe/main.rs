@@ -19,6 +19,7 @@ mod inspect;
 mod interrupt;
 mod language;
 mod layers;
+mod memory;
 mod print;
 mod profile;
 mod prune;
