@@ -23,6 +23,7 @@ macro_rules! agree {
 mod experts;
 mod gemma;
 mod gguf;
+mod gguf_tokenizers;
 mod plain;
 mod whole;
 
