@@ -175,11 +175,14 @@ fn a_run_that_is_killed_is_cleared_away_by_the_next_and_one_that_lives_is_not() 
     assert!(left.is_dir() && room.names().len() == 1);
     let mut alive = Running::start(&["compress", MODEL, &out]);
     let mine = alive.wait_for(|| room.hidden().filter(|path| *path != left));
+    // Held where it is, so that it cannot be done before the next one.
+    alive.signal("-STOP");
     assert!(!left.exists());
     succeed(&[&["compress", MODEL, &out], &LITTLE[..]].concat());
     assert!(mine.is_dir(), "the directory of a run that lives was removed");
     assert_eq!(room.names().len(), 2, "{:?}", room.names());
     alive.signal("-TERM");
+    alive.signal("-CONT");
     let (status, errors) = alive.end();
     assert_eq!((status, room.names()), (Some(130), vec!["out".to_owned()]), "{errors}");
 }
