@@ -90,7 +90,7 @@ impl Bench {
         for (name, weight) in self.dense.iter().filter(|(name, _)| is_projection(name)) {
             let turned = if self.conv1d { weight.t()?.contiguous()? } else { weight.clone() };
             let compressed = encode(name, &turned)?;
-            let payload = if self.conv1d { compressed.t()? } else { compressed }.to_bytes();
+            let payload = if self.conv1d { compressed.t()? } else { compressed }.to_bytes()?;
             let error = RbeTensor::from_bytes(&payload)?.relative_error();
             let energy = f64::from(weight.sqr()?.sum_all()?.to_scalar::<f32>()?);
             let more =

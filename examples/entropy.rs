@@ -83,7 +83,7 @@ fn seconds<T>(mut run: impl FnMut() -> Result<T>) -> Result<f64> {
 }
 
 fn speed(name: &str, tensor: &RbeTensor) -> Result<()> {
-    let matrix = tensor.to_matrix();
+    let matrix = tensor.to_matrix()?;
     let (coded, plain) = (matrix.to_bytes(Orientation::Matrix), matrix.to_plain_bytes(Orientation::Matrix));
     let speed = |seconds: f64| plain.len() as f64 / seconds / 1e6;
     println!(
@@ -146,7 +146,7 @@ fn main() -> Result<()> {
             signs: Some(false),
             ..Rate::Coefficients(k).into()
         };
-        let matrix = Encoder::new(config)?.encode(&projections[0])?.to_matrix();
+        let matrix = Encoder::new(config)?.encode(&projections[0])?.to_matrix()?;
         for (format, matrix) in formats(&matrix) {
             row(&format!("projection, K = {k}, {format}"), &matrix);
         }
@@ -156,7 +156,7 @@ fn main() -> Result<()> {
     {
         let config =
             EncoderConfig { term: TermChoice::Sparse, block: Some(block), basis: Some(false), ..rate.into() };
-        let matrix = Encoder::new(config)?.encode(&field)?.to_matrix();
+        let matrix = Encoder::new(config)?.encode(&field)?.to_matrix()?;
         for (format, matrix) in formats(&matrix) {
             row(&format!("smooth, blocks of {block}, {rate}, {format}"), &matrix);
         }
@@ -166,7 +166,7 @@ fn main() -> Result<()> {
         let config = EncoderConfig { term: TermChoice::Sparse, block: Some(128), budget, ..rate.into() };
         let tensor = Encoder::new(config)?.encode(&field)?;
         let error = 100.0 * tensor.relative_error();
-        row(&format!("smooth, 1696 bytes of {budget:?}, error {error:.3} %"), &tensor.to_matrix());
+        row(&format!("smooth, 1696 bytes of {budget:?}, error {error:.3} %"), &tensor.to_matrix()?);
     }
 
     println!(

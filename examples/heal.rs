@@ -181,7 +181,7 @@ fn trainable(
 ) -> Result<Linear> {
     let mut weight = compressed.clone();
     if rates.contains_key("basis") {
-        let matrix = weight.to_matrix();
+        let matrix = weight.to_matrix()?;
         let basis =
             Term::Basis(Basis::new(matrix.layout(), &vec![[0.0; 8]; matrix.layout().blocks()], false));
         let terms = [&[basis], matrix.terms()].concat();

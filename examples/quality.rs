@@ -59,7 +59,7 @@ fn rbe(dense: &Tensors, bits: f64, conv1d: bool) -> Result<(Tensors, Account)> {
             continue;
         }
         let compressed = if conv1d { encoder.encode(&weight.t()?)?.t()? } else { encoder.encode(weight)? };
-        let payload = compressed.to_bytes();
+        let payload = compressed.to_bytes()?;
         account.add(payload.len(), weight, compressed.relative_error())?;
         let len = payload.len();
         tensors.insert(format!("{name}.rbe"), Tensor::from_vec(payload, len, &Device::Cpu)?);

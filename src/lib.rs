@@ -15,7 +15,7 @@
 //! assert!(compressed.bits_per_weight() <= 4.02); // everything counted
 //! assert!(compressed.relative_error() < 0.12); // |W - W^| / |W|, measured by decoding
 //!
-//! let bytes = compressed.to_bytes(); // 66 kB; the weight in F32 has 524 kB
+//! let bytes = compressed.to_bytes()?; // 66 kB; the weight in F32 has 524 kB
 //! let layer = RbeLinear::new(RbeTensor::from_bytes(&bytes)?, None);
 //! let x = Tensor::randn(0f32, 1.0, (3, 256), &Device::Cpu)?;
 //! let y = layer.forward(&x)?; // no dense weight is made

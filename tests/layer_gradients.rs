@@ -128,7 +128,7 @@ fn variables_of_a_trainable_layer_have_the_chain_rules_gradients() -> Result<()>
             let dense = Var::from_tensor(&weight.dequantize().unwrap())?;
             let theirs = (x.matmul(&dense.t()?)? * &g)?.sum_all()?.backward()?;
             let dense_gradient = theirs.get(&dense).expect("a gradient").flatten_all()?.to_vec1::<f32>()?;
-            let of_numbers = weight.to_matrix().parameter_gradient(&dense_gradient);
+            let of_numbers = weight.to_matrix().unwrap().parameter_gradient(&dense_gradient);
             let numbers = weight.parameters().unwrap().to_vec1::<f32>()?;
             let rms =
                 |values: &[f32]| (values.iter().map(|v| v * v).sum::<f32>() / values.len() as f32).sqrt();

@@ -283,11 +283,11 @@ fn embedding_rows_equal_candles_on_the_decoded_table() -> Result<()> {
 #[test]
 fn a_transposed_tensor_is_the_transpose_and_survives_its_bytes() -> Result<()> {
     let compressed = encode(EncoderConfig::default(), &weight(70, 90)?);
-    let transposed = RbeTensor::from_bytes(&compressed.t().unwrap().to_bytes()).unwrap();
+    let transposed = RbeTensor::from_bytes(compressed.t().unwrap().to_bytes().unwrap()).unwrap();
     assert_eq!(transposed.shape().dims(), [90, 70]);
     let (a, b) = (transposed.dequantize()?, compressed.dequantize()?.t()?.contiguous()?);
     assert_eq!(a.to_vec2::<f32>()?, b.to_vec2::<f32>()?);
-    assert_eq!(transposed.t().unwrap().to_bytes(), compressed.to_bytes());
+    assert_eq!(transposed.t().unwrap().to_bytes().unwrap(), compressed.to_bytes().unwrap());
     Ok(())
 }
 
@@ -303,7 +303,7 @@ fn a_var_map_still_initialises_dense_layers() -> Result<()> {
 
 #[test]
 fn a_payload_of_the_wrong_shape_or_damaged_names_its_tensor() -> Result<()> {
-    let payload = encode(EncoderConfig::default(), &weight(70, 90)?).to_bytes();
+    let payload = encode(EncoderConfig::default(), &weight(70, 90)?).to_bytes().unwrap();
     let builder = |payload: &[u8]| -> Result<VarBuilder> {
         let tensor = Tensor::from_slice(payload, payload.len(), &Device::Cpu)?;
         let tensors = [("model.up.weight.rbe".to_string(), tensor)].into();

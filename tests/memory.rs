@@ -1,8 +1,9 @@
-//! Compressing and decoding hold one matrix at a time, however many a model has; a warm product allocates nothing.
+//! Compressing and decoding hold one matrix at a time, however many a model has; loading holds what products take; a warm product
+//! allocates nothing.
 
 use candle_core::{DType, Device, Tensor};
 use candle_rbe::archive::{self, CompressOptions, DecodeOptions};
-use candle_rbe::{Encoder, EncoderConfig, Precision, Rate, RbeLinear, TermChoice};
+use candle_rbe::{Encoder, EncoderConfig, Linear, Precision, Rate, RbeLinear, TermChoice, linear_no_bias};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -16,7 +17,7 @@ static HELD: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 
-/// Both tests count what the whole process does.
+/// All tests count what the whole process does.
 static ALONE: Mutex<()> = Mutex::new(());
 
 #[allow(unsafe_code)]
@@ -112,5 +113,69 @@ fn a_warm_product_into_a_tensor_allocates_nothing_of_its_own() {
                 assert!(few, "{term:?} {precision:?} {tokens}: {calls:?}");
             }
         }
+    }
+}
+
+/// Bytes of a file's maps that are in this process's memory.
+#[cfg(target_os = "linux")]
+fn mapped_in_memory(file: &std::path::Path) -> Option<usize> {
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let name = file.canonicalize().unwrap().to_string_lossy().into_owned();
+    let mut lines = maps.lines();
+    let mut bytes = None;
+    while let Some(line) = lines.next() {
+        if line.ends_with(&name) {
+            let resident = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap();
+            let kilobytes: usize = resident.trim().strip_suffix(" kB").unwrap().parse().unwrap();
+            bytes = Some(bytes.unwrap_or(0) + 1024 * kilobytes);
+        }
+    }
+    bytes
+}
+
+#[test]
+fn a_loaded_model_holds_what_products_take_and_its_payloads_stay_in_the_file() {
+    const SIDE: usize = 512;
+    const LAYERS: usize = 12;
+    let _alone = ALONE.lock();
+    let room = tempfile::tempdir().unwrap();
+    let (dense, rbe) = (room.path().join("dense"), room.path().join("rbe"));
+    let weight = Tensor::randn(0f32, 0.02, (SIDE, SIDE), &Device::Cpu).unwrap();
+    let tensors: HashMap<String, Tensor> =
+        (0..LAYERS).map(|number| (format!("{number}.weight"), weight.clone())).collect();
+    candle_core::safetensors::save(&tensors, &dense).unwrap();
+    drop(tensors);
+    let config = EncoderConfig { block: Some(256), ..Rate::BitsPerWeight(4.1).into() };
+    let (encoder, options) = (Encoder::new(config).unwrap(), CompressOptions::default());
+    archive::compress(&dense, &rbe, &encoder, &options, &mut |_| ControlFlow::Continue(())).unwrap();
+    let load = || -> Vec<Linear> {
+        let vb = archive::open(&rbe, DType::F32, &Device::Cpu).unwrap();
+        (0..LAYERS).map(|number| linear_no_bias(SIDE, SIDE, vb.pp(number)).unwrap()).collect()
+    };
+    // The first pays for what the process keeps.
+    drop(load());
+    let before = HELD.load(Ordering::Relaxed);
+    let mut layers = vec![];
+    let most = peak(|| layers = load());
+    let held = HELD.load(Ordering::Relaxed) - before;
+    let weights = layers.iter().filter_map(|layer| layer.weight().rbe());
+    let (packed, payloads) = weights.fold((0, 0), |(packed, payloads), tensor| {
+        (packed + tensor.memory_in_bytes(), payloads + tensor.size_in_bytes())
+    });
+    let one = payloads / LAYERS;
+    println!("{LAYERS} payloads of {payloads} bytes: {packed} packed, {held} held, {most} at most");
+    // Beside the packed forms there are signs, names and the like; while one is read, the term as the codec has it.
+    assert!(held < packed + one / 2, "{held} bytes held, {packed} packed");
+    assert!(most < packed + 3 * one, "{most} bytes at most, {packed} packed");
+    #[cfg(target_os = "linux")]
+    {
+        let resident = mapped_in_memory(&rbe).expect("the file is mapped");
+        assert!(resident < one / 2, "{resident} of {payloads} bytes of payloads are in memory");
+        let read: usize =
+            layers.iter().map(|layer| layer.weight().rbe().unwrap().to_bytes().unwrap().len()).sum();
+        assert_eq!(read, payloads);
+        assert!(mapped_in_memory(&rbe).unwrap() < one / 2, "after they were read again");
+        drop(layers);
+        assert_eq!(mapped_in_memory(&rbe), None, "nobody has the map any more");
     }
 }

@@ -133,7 +133,7 @@ fn what_cannot_be_done_is_refused() -> anyhow::Result<()> {
 
 #[test]
 fn layers_from_a_file_are_counted_under_their_names() -> anyhow::Result<()> {
-    let payload = encode(TermChoice::Planes, (96, 64), 4.2)?.to_bytes();
+    let payload = encode(TermChoice::Planes, (96, 64), 4.2)?.to_bytes().unwrap();
     let payload = Tensor::from_vec(payload.clone(), payload.len(), &Device::Cpu)?;
     let tensors = HashMap::from([("named.up.weight.rbe".to_string(), payload)]);
     let vb = VarBuilder::from_tensors(tensors, candle_core::DType::F32, &Device::Cpu);

@@ -31,7 +31,7 @@ fn measure(criterion: &mut Criterion, name: &str, config: EncoderConfig, weights
     let encode = || encoder.encode(weights).expect("the weights can be encoded");
     group.bench_function("encode", |bencher| bencher.iter(encode));
     let encoded = encode();
-    let bytes = encoded.to_bytes();
+    let bytes = encoded.to_bytes().expect("a payload");
     let x = |tokens: usize| Tensor::randn(0f32, 1.0, (tokens, SIDE), &Device::Cpu).expect("a small tensor");
     let one = x(1);
     group.bench_function("read and pack", |bencher| {

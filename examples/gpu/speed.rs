@@ -197,7 +197,7 @@ fn compressed() -> Vec<(String, Make)> {
 
 fn tensor(layout: Layout, seed: Option<u64>, term: Term) -> Result<RbeTensor> {
     let matrix = Matrix::new(layout, Transform::Dct, seed, vec![term], 0.5);
-    Ok(RbeTensor::from_bytes(&matrix.to_bytes(Orientation::Matrix))?)
+    Ok(RbeTensor::from_bytes(matrix.to_bytes(Orientation::Matrix))?)
 }
 
 /// Codes that are no pattern.

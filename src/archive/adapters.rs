@@ -46,7 +46,7 @@ pub fn save_adapters<'a>(
     let mut bytes = 0;
     // The file's order is that of the names.
     for tensor in tensors.values() {
-        let payload = tensor.to_bytes();
+        let payload = tensor.to_bytes()?;
         writer.write(&[payload.len()], &payload)?;
         bytes += payload.len();
     }

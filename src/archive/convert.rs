@@ -268,7 +268,7 @@ fn write_model(
                 None => {
                     pace.tell(Some(entry))?;
                     let tensor = work.encode(&matrices, taken, &plan[taken], None)?;
-                    Made::of(&tensor, work.options.plain)
+                    Made::of(&tensor, work.options.plain)?
                 }
             };
             taken += 1;

@@ -19,12 +19,15 @@ pub(super) struct Made {
 
 impl Made {
     /// The payload of a tensor, and what is reported of it.
-    pub(super) fn of(tensor: &RbeTensor, plain: bool) -> (Vec<u8>, Self) {
-        let payload = if plain { tensor.to_plain_bytes() } else { tensor.to_bytes() };
+    pub(super) fn of(tensor: &RbeTensor, plain: bool) -> Result<(Vec<u8>, Self)> {
+        let payload = if plain { tensor.to_plain_bytes()? } else { tensor.to_bytes()? };
         let (summary, warning) = (tensor.summary().to_owned(), tensor.errors().warning());
-        (payload, Self { summary, relative_error: tensor.relative_error(), warning })
+        Ok((payload, Self { summary, relative_error: tensor.relative_error(), warning }))
     }
 }
+
+/// What the file of payloads, which has no name, is called in errors.
+const NAME: &str = "the file of payloads";
 
 /// Payloads in a file, each written once and read once.
 pub(super) struct Payloads {
@@ -39,9 +42,9 @@ impl Payloads {
         Self { file, places: vec![None; matrices], end: 0 }
     }
 
-    fn keep(&mut self, at: usize, tensor: &RbeTensor, plain: bool) -> std::io::Result<()> {
-        let (payload, made) = Made::of(tensor, plain);
-        self.file.write_all(&payload)?;
+    fn keep(&mut self, at: usize, tensor: &RbeTensor, plain: bool) -> Result<()> {
+        let (payload, made) = Made::of(tensor, plain)?;
+        self.file.write_all(&payload).map_err(|e| Error::io(NAME, e))?;
         self.places[at] = Some((self.end, payload.len(), made));
         self.end += payload.len() as u64;
         Ok(())
@@ -57,7 +60,7 @@ impl Payloads {
         };
         let mut payload = vec![0; length];
         let read = self.file.seek(SeekFrom::Start(start)).and_then(|_| self.file.read_exact(&mut payload));
-        read.map_err(|e| Error::io("the file of payloads", e))?;
+        read.map_err(|e| Error::io(NAME, e))?;
         Ok((payload, made))
     }
 }
@@ -77,7 +80,7 @@ pub(super) fn encode(
         let name = matrices.names[at];
         pace.tell(Some(matrices.archive.entry(name)?))?;
         let tensor = work.encode(matrices, at, &plan[at], statistics)?;
-        payloads.keep(at, &tensor, plain).map_err(|e| Error::io("the file of payloads", e))?;
+        payloads.keep(at, &tensor, plain)?;
         walk.put(name, &matrices.as_stored(name, tensor)?)
     };
     let met: BTreeSet<String> = walk.names().into_iter().collect();

@@ -21,7 +21,8 @@
 //! | write a safetensors file without holding it in memory | [`SafetensorsWriter`] |
 //!
 //! Nothing is ever written half: every output is a [`Stage`], assembled beside its destination, synced, and given its name
-//! in one step.
+//! in one step. Nor is a file copied to be loaded: compressed tensors keep it mapped ([`RbeTensor`](crate::RbeTensor) says what
+//! that asks of who writes to it).
 
 mod adapters;
 mod beside;

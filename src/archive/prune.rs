@@ -10,6 +10,7 @@ use crate::{Error, RbeTensor, Result};
 use candle_core::Device;
 use rbe_core::codec::ParameterKind;
 use rbe_core::encode::PruneReport;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -66,11 +67,11 @@ pub fn prune(
         pace.tell(Some(entry))?;
         let tensor = archive.rbe(entry)?;
         let payload = match has_sparse(&tensor) {
-            false => archive.bytes(entry).to_vec(),
+            false => Cow::from(archive.bytes(entry)),
             true => {
                 let (pruned, report) = pruned(&tensor, entry, threshold, original.as_ref())?;
                 reports.insert(entry.name.clone(), report);
-                pruned.to_bytes()
+                pruned.to_bytes()?.into()
             }
         };
         writer.write(&[payload.len()], &payload)?;

@@ -2,14 +2,12 @@
 
 use super::adapters::{KIND, KIND_KEY};
 use super::{FORMAT_KEY, FORMAT_VERSION, INDEX_FILE, MODEL_FILE, Original, SUFFIX, TENSORS_KEY, TIED_KEY};
+use crate::file::Bytes;
+use crate::tensor::{Origin, Unread};
 use crate::{Error, RbeTensor, Result, file};
 use candle_core::{DType, Device, Tensor};
-#[cfg(any(unix, windows))]
-use memmap2::Mmap;
 use safetensors::tensor::{Metadata, SafeTensors};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::ops::Deref;
 use std::path::{Component, Path, PathBuf};
 
 /// Bytes of the length that opens a safetensors file.
@@ -53,49 +51,18 @@ impl Entry {
     }
 }
 
-/// The bytes of a safetensors file.
-enum Bytes {
-    #[cfg(any(unix, windows))]
-    Mapped(Mmap),
-    Held(Vec<u8>),
-}
-
-impl Bytes {
-    #[cfg(any(unix, windows))]
-    fn of(file: &File) -> std::io::Result<Self> {
-        // SAFETY: the map is read only and private to this value. That nobody truncates the file meanwhile is
-        // the caller's part, as with every memory map; this crate replaces files by renaming, never in place.
-        #[allow(unsafe_code)]
-        let map = unsafe { Mmap::map(file) }?;
-        Ok(Self::Mapped(map))
-    }
-
-    /// Where there are no memory maps the file is read.
-    #[cfg(not(any(unix, windows)))]
-    fn of(mut file: &File) -> std::io::Result<Self> {
-        let mut bytes = Vec::new();
-        std::io::Read::read_to_end(&mut file, &mut bytes)?;
-        Ok(Self::Held(bytes))
-    }
-}
-
-impl Deref for Bytes {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            #[cfg(any(unix, windows))]
-            Self::Mapped(map) => map,
-            Self::Held(bytes) => bytes,
-        }
-    }
-}
-
 struct Shard {
     path: PathBuf,
     bytes: Bytes,
     header: Metadata,
     data_start: usize,
+}
+
+impl Drop for Shard {
+    /// Tensors keep the map for their payloads, and nothing in memory.
+    fn drop(&mut self) {
+        self.bytes.give_back();
+    }
 }
 
 impl Shard {
@@ -141,7 +108,8 @@ impl Shard {
 
 /// A model's tensors, memory mapped and listed; nothing is decoded before it is asked for.
 ///
-/// The files must not be truncated while they are open, as with every memory map.
+/// The files must be neither truncated nor written over while they are open, nor while a compressed tensor of theirs is there
+/// ([`RbeTensor`] says what comes of it otherwise). To replace one by renaming another is safe.
 pub struct Archive {
     path: PathBuf,
     shards: Vec<Shard>,
@@ -198,7 +166,7 @@ impl Archive {
     /// The bytes are no safetensors file; the container's version is unknown or its metadata does not fit the tensors.
     pub fn from_bytes(name: impl AsRef<Path>, bytes: Vec<u8>) -> Result<Self> {
         let name = name.as_ref();
-        Self::from_shards(name, vec![Shard::new(name.to_owned(), Bytes::Held(bytes))?], &BTreeMap::new())
+        Self::from_shards(name, vec![Shard::new(name.to_owned(), bytes.into())?], &BTreeMap::new())
     }
 
     fn from_shards(path: &Path, shards: Vec<Shard>, index: &BTreeMap<String, String>) -> Result<Self> {
@@ -277,9 +245,9 @@ impl Archive {
                         // Written by another tool, without our metadata: the payload itself knows its shape.
                         None => {
                             let bytes = &shard.bytes[offset..shard.data_start + end];
-                            let tensor = RbeTensor::from_bytes(bytes)
+                            let shape = RbeTensor::shape_in(bytes)
                                 .map_err(|e| Error::file(&shard.path, e.in_tensor(name)))?;
-                            Original { dtype: super::Dtype::F32, shape: tensor.shape().dims().to_vec() }
+                            Original { dtype: super::Dtype::F32, shape: shape.into_dims() }
                         }
                     };
                     if super::element_count(&original.shape).is_none() {
@@ -402,7 +370,19 @@ impl Archive {
         &self.shards[entry.shard].bytes[entry.offset..entry.offset + entry.bytes]
     }
 
-    /// Reads and checks a compressed tensor; it lives on the CPU.
+    /// The part of the file that those are.
+    fn part(&self, entry: &Entry) -> Bytes {
+        self.shards[entry.shard].bytes.part(entry.offset..entry.offset + entry.bytes)
+    }
+
+    /// The payload of a compressed tensor, where it lies.
+    pub(super) fn payload(&self, entry: &Entry) -> Unread {
+        let origin = Origin { file: self.file_of(entry).to_owned(), tensor: entry.name.clone() };
+        Unread { bytes: self.part(entry), origin: Some(origin) }
+    }
+
+    /// Reads and checks a compressed tensor; it lives on the CPU. Its payload stays where it is: in the file, which must be neither
+    /// truncated nor written over while the tensor is there, or in the memory that the archive was opened from.
     ///
     /// # Errors
     /// The tensor is dense, its payload is damaged, or of another shape than the header says.
@@ -410,7 +390,8 @@ impl Archive {
         if !entry.compressed {
             return Err(self.about(entry, "is not compressed"));
         }
-        let tensor = RbeTensor::from_bytes(self.bytes(entry)).map_err(|e| self.about(entry, e))?;
+        let read = RbeTensor::read(self.payload(entry), &Device::Cpu);
+        let tensor = read.map_err(|e| self.about(entry, e))?;
         if tensor.shape().dims() != entry.shape {
             let (payload, header) = (tensor.shape().dims(), &entry.shape);
             return Err(
@@ -425,9 +406,11 @@ impl Archive {
         let tensor = if entry.compressed {
             self.rbe(entry)?.dequantize().and_then(|tensor| Ok(tensor.to_device(device)?))
         } else {
-            DType::try_from(entry.dtype)
-                .and_then(|dtype| Tensor::from_raw_buffer(self.bytes(entry), dtype, &entry.shape, device))
-                .map_err(Error::from)
+            let part = self.part(entry);
+            let read = DType::try_from(entry.dtype)
+                .and_then(|dtype| Tensor::from_raw_buffer(&part, dtype, &entry.shape, device));
+            part.give_back();
+            read.map_err(Error::from)
         };
         tensor.map_err(|e| self.about(entry, e))
     }

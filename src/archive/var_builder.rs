@@ -2,19 +2,19 @@
 
 use super::{Archive, Entry, SUFFIX};
 use crate::nn::decoded::{DecodeReason, note};
+use crate::nn::handle::{HANDLE_SUFFIX, Handle};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 
 /// Opens a model, compressed or not, for any layers.
 ///
 /// A compressed tensor `NAME` is there under two names, and `contains_tensor` is true for both: `NAME.rbe` is the
-/// payload (`U8`), which [`crate::linear`] and its kin run on; `NAME` is the tensor itself, decoded when it is asked
-/// for. So one builder serves this crate's layers, Candle's, and a model of both. Decoded tensors take as much memory
+/// payload (`U8`), which [`crate::linear`] and its kin run on (they find it where it lies in the file, by `NAME.rbe.handle`,
+/// a tensor without elements); `NAME` is the tensor itself, decoded when it is asked for. So one builder serves this crate's layers, Candle's, and a model of both. Decoded tensors take as much memory
 /// as in the original; nothing is decoded that nobody asks for, and [`decoded_weights`](crate::nn::decoded_weights) lists
 /// what was: a layer that was forgotten in a swap gives right answers from a dense weight, and shows there.
 ///
@@ -37,7 +37,7 @@ use std::sync::{Mutex, PoisonError};
 /// # Errors
 /// See [`Archive::open`].
 pub fn open(path: impl AsRef<Path>, dtype: DType, device: &Device) -> Result<VarBuilder<'static>> {
-    Ok(builder(Archive::open(path)?, dtype, device))
+    builder(Archive::open(path)?, dtype, device)
 }
 
 /// As [`open`], of a safetensors file that is in memory ([`Archive::from_bytes`]): where there are no files, as on
@@ -51,11 +51,11 @@ pub fn open_bytes(
     dtype: DType,
     device: &Device,
 ) -> Result<VarBuilder<'static>> {
-    Ok(builder(Archive::from_bytes(name, bytes)?, dtype, device))
+    builder(Archive::from_bytes(name, bytes)?, dtype, device)
 }
 
-fn builder(archive: Archive, dtype: DType, device: &Device) -> VarBuilder<'static> {
-    VarBuilder::from_backend(Box::new(Stored::new(archive)), dtype, device.clone())
+fn builder(archive: Archive, dtype: DType, device: &Device) -> Result<VarBuilder<'static>> {
+    Ok(VarBuilder::from_backend(Box::new(Stored::new(archive)?), dtype, device.clone()))
 }
 
 /// The builder that [`open`] makes, under the name of what it does for a model that knows nothing of compression:
@@ -70,35 +70,32 @@ pub fn open_decoded(path: impl AsRef<Path>, dtype: DType, device: &Device) -> Re
 /// Tensors under their own names, and payloads under theirs.
 struct Stored {
     archive: Archive,
-    /// On the host, the payloads that several names stand for: each name gives the same tensor, by which this crate's layers
-    /// know to read it once.
-    tied: Mutex<HashMap<String, Option<Tensor>>>,
+    /// Those of the payloads, by the payloads' names. One that several names stand for has one, by which this crate's layers know to
+    /// read it once.
+    handles: BTreeMap<String, Handle>,
 }
 
 /// What a name stands for.
 enum Asked<'a> {
     Tensor(&'a Entry),
     Payload(&'a Entry),
+    Handle(&'a Handle),
 }
 
 impl Stored {
-    fn new(archive: Archive) -> Self {
-        let tied = archive.entries().filter(|entry| entry.compressed && entry.tied_to.is_some());
-        let tied = tied.map(|entry| (entry.stored_name(), None)).collect();
-        Self { archive, tied: Mutex::new(tied) }
-    }
-
-    fn payload(&self, entry: &Entry, device: &Device) -> candle_core::Result<Tensor> {
-        let read = || Tensor::from_raw_buffer(self.archive.bytes(entry), DType::U8, &[entry.bytes], device);
-        let mut tied = self.tied.lock().unwrap_or_else(PoisonError::into_inner);
-        match tied.get_mut(&entry.stored_name()).filter(|_| device.is_cpu()) {
-            Some(Some(payload)) => Ok(payload.clone()),
-            Some(unread) => Ok(unread.insert(read()?).clone()),
-            None => read(),
-        }
+    fn new(archive: Archive) -> Result<Self> {
+        let own = archive.entries().filter(|entry| entry.compressed && entry.tied_to.is_none());
+        let handles = own.map(|entry| Ok((entry.stored_name(), Handle::new(archive.payload(entry))?)));
+        let handles = handles.collect::<Result<_>>()?;
+        Ok(Self { archive, handles })
     }
 
     fn find(&self, name: &str) -> Option<Asked<'_>> {
+        if let Some(payload) = name.strip_suffix(HANDLE_SUFFIX)
+            && let Some(Asked::Payload(entry)) = self.find(payload)
+        {
+            return self.handles.get(&entry.stored_name()).map(Asked::Handle);
+        }
         // No tensor's own name ends like a payload's: the archive refuses such files.
         match name.strip_suffix(SUFFIX) {
             Some(name) => self.archive.get(name).filter(|entry| entry.compressed).map(Asked::Payload),
@@ -123,6 +120,7 @@ impl SimpleBackend for Stored {
         let got = match self.ask(name)? {
             Asked::Tensor(entry) => Shape::from(entry.shape.as_slice()),
             Asked::Payload(entry) => Shape::from(entry.bytes),
+            Asked::Handle(_) => Shape::from(0),
         };
         // Before anything is decoded.
         if got != shape {
@@ -145,7 +143,10 @@ impl SimpleBackend for Stored {
                 let what = format!("the payload {name:?} as {dtype:?}; it is U8");
                 Err(Error::unsupported(what).into())
             }
-            Asked::Payload(entry) => self.payload(entry, device),
+            Asked::Payload(entry) => {
+                Tensor::from_raw_buffer(self.archive.bytes(entry), DType::U8, &[entry.bytes], device)
+            }
+            Asked::Handle(handle) => Ok(handle.tensor().clone()),
         }
     }
 

@@ -169,7 +169,7 @@ fn compare(compressed: &Archive, entry: &Entry, original: &Archive) -> Result<Op
     let stored = if transposed { tensor.t().map_err(text)? } else { tensor.clone() };
     let decoded = stored.dequantize().map_err(text)?;
     let decoded = decoded.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(|e| e.to_string())?;
-    let (bytes, layout) = (original.bytes(before), tensor.packed().layout());
+    let (bytes, layout) = (original.bytes(before), tensor.layout());
     let (rows, cols) = (layout.rows(), layout.cols());
     let value = |row: usize, col: usize| {
         let index = if transposed { col * rows + row } else { row * cols + col };

@@ -7,12 +7,10 @@ pub use block_size::{BlockSizeScore, BlockSizeWeights};
 use crate::{Error, RbeTensor, Result};
 use candle_core::{DType, Device, Tensor};
 use rbe_core::codec::matrix::Orientation;
-use rbe_core::cpu::PackedMatrix;
 use rbe_core::encode::{
     EncoderConfig, Importance, LayerStatistics, MatrixEncoder, MatrixRef, Offer, check_largest,
 };
 use std::ops::Deref;
-use std::sync::Arc;
 
 /// Turns tensors into compressed ones; for matrices in slices it is the [`MatrixEncoder`] that it derefs to.
 ///
@@ -96,7 +94,7 @@ impl Encoder {
         };
         let values = weights(weight)?;
         let matrix = self.encode_matrix_for(MatrixRef::new(&values, rows, cols), importance)?;
-        Ok(RbeTensor::new(Arc::new(PackedMatrix::new(&matrix)), view))
+        RbeTensor::from_matrix(&matrix, view)
     }
 }
 

@@ -152,7 +152,7 @@ fn positions(base: &Linear, config: AdapterConfig) -> Result<RbeTensor> {
     };
     // A matrix of zeros on the axes that the adapter's coefficients belong to.
     let (axes, view) = match (config.axes, compressed) {
-        (None, Some(weight)) => (weight.to_matrix().with_terms(vec![], 1.0), weight.orientation()),
+        (None, Some(weight)) => (weight.to_matrix()?.with_terms(vec![], 1.0), weight.orientation()),
         (axes, _) => {
             let (transform, block) = axes.unwrap_or((Transform::Dct, 256));
             (
@@ -260,7 +260,7 @@ fn largest(axes: &Matrix, values: &[f32], count: usize) -> Vec<usize> {
 
 /// A compressed weight with an adapter's coefficients in its sparse term.
 fn add_sparse(weight: &RbeTensor, adapter: &RbeTensor) -> Result<RbeTensor> {
-    let (base, change) = (weight.to_matrix(), adapter.to_matrix());
+    let (base, change) = (weight.to_matrix()?, adapter.to_matrix()?);
     let axes = |matrix: &Matrix| {
         let scales = [&matrix.axes().rows, &matrix.axes().cols].map(|axis| axis.scales().cloned());
         (matrix.layout(), matrix.transform(), matrix.seed(), scales)

@@ -36,7 +36,7 @@
 //!
 //! // Where the file holds `up.weight.rbe`, the same model runs on the compressed form.
 //! let encoder = Encoder::new(EncoderConfig::from(Rate::BitsPerWeight(8.2)))?;
-//! let payload = encoder.encode(&up)?.to_bytes();
+//! let payload = encoder.encode(&up)?.to_bytes()?;
 //! tensors.remove("up.weight");
 //! tensors.insert("up.weight.rbe".to_string(), Tensor::from_vec(payload.clone(), payload.len(), &device)?);
 //! let model = Mlp::new(VarBuilder::from_tensors(tensors, DType::F32, &device))?;

@@ -144,7 +144,7 @@ impl RbeLinear {
 
     /// Counts a forward pass with this input.
     pub(super) fn count(&self, x: &Tensor, time: Duration) {
-        let layout = self.weight.packed().layout();
+        let layout = self.weight.layout();
         let tokens = x.elem_count() / x.dims().last().map_or(1, |last| (*last).max(1));
         let (multiply_adds, bytes) = match &self.decoded {
             Decoded::Blocks(_) => (layout.elements(), size_of::<f32>() * layout.elements()),

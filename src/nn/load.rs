@@ -1,6 +1,7 @@
 //! Layers from a `VarBuilder`, dense or compressed per tensor: Candle's constructors.
 
 use super::counters::register;
+use super::handle::{HANDLE_SUFFIX, payload_of};
 use super::mode::{LayerConfig, default_layer_config};
 use super::{Embedding, Layer, Linear, RBE_SUFFIX, RbeLinear, Weight};
 use crate::{Error, RbeTensor};
@@ -108,13 +109,15 @@ fn compressed(
     }
     // Payloads are read on the host; only what products need goes to the device.
     let on_host = vb.clone().set_device(Device::Cpu);
-    let payload = on_host.get_unchecked_dtype(&payload_name, DType::U8)?;
-    let tensor = match Weight::read_before(&payload, vb.device()) {
-        Some(tensor) => tensor,
-        None => parse(&payload)?
-            .and_then(|tensor| tensor.to_device(vb.device()))
-            .map_err(|error| error.in_tensor(path(vb, name)))?,
+    let handle_name = format!("{payload_name}{HANDLE_SUFFIX}");
+    let asked = if vb.contains_tensor(&handle_name) { handle_name } else { payload_name };
+    let payload = on_host.get_unchecked_dtype(&asked, DType::U8)?;
+    let read = match (Weight::read_before(&payload, vb.device()), payload_of(&payload)) {
+        (Some(tensor), _) => Ok(tensor),
+        (None, Some(payload)) => RbeTensor::read((*payload).clone(), vb.device()),
+        (None, None) => parse(&payload, vb.device())?,
     };
+    let tensor = read.map_err(|error| error.in_tensor(path(vb, name)))?;
     let expected = expected.into();
     if *tensor.shape() != expected {
         let reason = format!("expected {expected:?}, the file holds {:?}", tensor.shape());
@@ -125,15 +128,15 @@ fn compressed(
     Ok(Some((tensor, weight)))
 }
 
-/// The tensor of a payload on the host, read where it lies.
-fn parse(payload: &Tensor) -> Result<crate::Result<RbeTensor>> {
+/// The tensor of a payload that is a tensor on the host, of which a copy is kept.
+fn parse(payload: &Tensor, device: &Device) -> Result<crate::Result<RbeTensor>> {
     let payload = payload.flatten_all()?.contiguous()?;
     let (storage, layout) = payload.storage_and_layout();
     let Storage::Cpu(storage) = &*storage else {
         candle_core::bail!("a payload on {:?}; it is read on the host", payload.device().location())
     };
     let (start, len) = (layout.start_offset(), layout.shape().elem_count());
-    Ok(RbeTensor::from_bytes(&storage.as_slice::<u8>()?[start..start + len]))
+    Ok(RbeTensor::from_bytes_on(&storage.as_slice::<u8>()?[start..start + len], device))
 }
 
 #[cfg(test)]
@@ -141,11 +144,13 @@ mod tests {
     use super::*;
     use crate::{Encoder, EncoderConfig, Rate};
     use std::collections::HashMap;
+    use std::sync::Arc;
 
     #[test]
     fn a_payload_is_read_once_while_a_weight_has_it() -> anyhow::Result<()> {
         let table = Tensor::randn(0f32, 0.1, (96, 64), &Device::Cpu)?;
-        let payload = Encoder::new(EncoderConfig::from(Rate::BitsPerWeight(4.5)))?.encode(&table)?.to_bytes();
+        let payload =
+            Encoder::new(EncoderConfig::from(Rate::BitsPerWeight(4.5)))?.encode(&table)?.to_bytes()?;
         let payload = Tensor::from_vec(payload.clone(), payload.len(), &Device::Cpu)?;
         let other = payload.copy()?;
         let tensors = [("embed", &payload), ("head", &payload), ("other", &other)];
@@ -154,7 +159,7 @@ mod tests {
         let embedding = embedding(96, 64, vb.pp("embed"))?;
         let head = linear_no_bias(64, 96, vb.pp("head"))?;
         let other = linear_no_bias(64, 96, vb.pp("other"))?;
-        let at = |weight: &Weight| weight.rbe().map(|tensor| std::ptr::from_ref(tensor.packed()));
+        let at = |weight: &Weight| weight.rbe().and_then(|tensor| tensor.on_cpu().ok()).map(Arc::as_ptr);
         assert_eq!(at(embedding.embeddings()), at(head.weight()));
         assert_ne!(at(embedding.embeddings()), at(other.weight()));
         // What nobody has any more is read again.

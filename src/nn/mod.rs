@@ -27,6 +27,7 @@ mod counters;
 pub(crate) mod decoded;
 mod dropout;
 mod embedding;
+pub(crate) mod handle;
 mod inputs;
 mod layer;
 mod linear;

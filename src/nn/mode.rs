@@ -2,12 +2,12 @@
 
 use super::counters::Counters;
 use crate::{Error, Quality, RbeTensor};
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
 use lru::LruCache;
-use rbe_core::cpu::Precision;
+use rbe_core::cpu::{PackedMatrix, Precision};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// How a layer uses its compressed weight. The first two give the same result up to rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,12 +78,14 @@ pub fn set_default_layer_config(config: LayerConfig) {
 
 /// Bytes of the largest block in F32.
 fn block_bytes(weight: &RbeTensor) -> usize {
-    size_of::<f32>() * weight.packed().layout().largest_block()
+    size_of::<f32>() * weight.layout().largest_block()
 }
 
 /// Decoded blocks of one weight, the least recently used leaving first.
 #[derive(Debug)]
 pub(super) struct BlockCache {
+    /// The weight, on the CPU: blocks are decoded there.
+    matrix: Arc<PackedMatrix>,
     blocks: Mutex<LruCache<usize, Tensor>>,
     /// Every other product goes over the blocks from the last to the first, so that what the one before left in
     /// a cache too small for all of them is found.
@@ -97,14 +99,14 @@ impl BlockCache {
             let reason = format!("a cache of {bytes} bytes for decoded blocks of {block}: not one fits");
             return Err(Error::config(reason));
         };
-        let capacity = capacity.min(NonZeroUsize::new(weight.packed().layout().blocks()).unwrap_or(capacity));
-        Ok(Self { blocks: Mutex::new(LruCache::new(capacity)), backwards: AtomicBool::new(false) })
+        let capacity = capacity.min(NonZeroUsize::new(weight.layout().blocks()).unwrap_or(capacity));
+        let matrix = weight.to_device(&Device::Cpu)?.on_cpu()?.clone();
+        Ok(Self { matrix, blocks: Mutex::new(LruCache::new(capacity)), backwards: AtomicBool::new(false) })
     }
 
     /// `y = x W'` with decoded blocks: `(.., in)` to `(.., out)` of `x`'s type, computed in F32. Differentiable in `x`.
     pub(super) fn product(&self, weight: &RbeTensor, x: &Tensor, counters: &Counters) -> Result<Tensor> {
-        let matrix = weight.packed();
-        let layout = matrix.layout();
+        let (matrix, layout) = (&self.matrix, weight.layout());
         let (out_features, in_features) = weight.shape().dims2()?;
         if x.dim(D::Minus1)? != in_features {
             let reason = format!(

@@ -60,7 +60,7 @@ impl CustomOp1 for RbeGather {
             bail!("{}: id {} in a table of {rows} rows", self.name(), bad.unwrap_or(&-1));
         };
         let mut values = vec![0.0; picked.len() * cols];
-        self.table.packed().gather(&picked, &mut values, &CandlePool).map_err(Error::from)?;
+        self.table.on_cpu()?.gather(&picked, &mut values, &CandlePool).map_err(Error::from)?;
         let shape = [layout.dims(), &[cols]].concat();
         Ok((from_f32(values, self.dtype, self.name())?, Shape::from(shape)))
     }

@@ -71,7 +71,7 @@ impl CustomOp1 for RbeMatMul {
         let x = to_f32(storage, layout, self.name())?;
         let mut y = vec![0.0; shape.elem_count()];
         let x = rows(&x, layout);
-        cpu::matmul(self.weight.oriented(), x, &mut y, self.precision, &CandlePool);
+        cpu::matmul(self.weight.oriented()?, x, &mut y, self.precision, &CandlePool);
         Ok((from_f32(y, dtype_of(storage), self.name())?, shape))
     }
 

@@ -4,7 +4,7 @@ use super::matmul::{matmul, output_shape};
 use super::{CandlePool, dtype_of, from_f32, rows, to_f32};
 use crate::RbeTensor;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
-use rbe_core::cpu::{self, Oriented, Precision};
+use rbe_core::cpu::{self, Precision};
 
 /// `y_n = x W_n'` for `x` of shape `(.., in)` and compressed `W_n` of shapes `(out_n, in)`; each `y_n` is `(.., out_n)` of
 /// `x`'s type. The same bits as [`matmul`] of each, but neighbours with one seed, block edge and transform, as one encoder
@@ -60,7 +60,7 @@ impl CustomOp1 for RbeMatMulAll {
         let mut rest = &mut joined[..];
         let mut ys: Vec<&mut [f32]> =
             lens.iter().map(|len| rest.split_off_mut(..*len).unwrap_or_default()).collect();
-        let matrices: Vec<Oriented> = self.weights.iter().map(RbeTensor::oriented).collect();
+        let matrices = self.weights.iter().map(RbeTensor::oriented).collect::<crate::Result<Vec<_>>>()?;
         cpu::matmul_all(&matrices, rows(&x, layout), &mut ys, self.precision, &CandlePool);
         let shape = Shape::from(joined.len());
         Ok((from_f32(joined, dtype_of(storage), NAME)?, shape))

@@ -76,7 +76,7 @@ impl RbeMatMulInto<'_> {
         };
         let y = &mut y[start..end];
         let x = to_f32(x, x_layout, NAME)?;
-        cpu::matmul(self.weight.oriented(), rows(&x, x_layout), y, self.precision, &CandlePool);
+        cpu::matmul(self.weight.oriented()?, rows(&x, x_layout), y, self.precision, &CandlePool);
         if let Some(bias) = bias {
             for y in y.chunks_exact_mut(out_features) {
                 y.iter_mut().zip(&*bias).for_each(|(y, bias)| *y += bias);

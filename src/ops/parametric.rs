@@ -60,7 +60,7 @@ impl CustomOp2 for RbeParametricMatMul {
         let parameters = to_f32(parameters, parameters_layout, NAME)?;
         let x_rows = rows(&values, x_layout);
         let mut y = vec![0.0; x_rows.batch() * out_features];
-        cpu::parametric_matmul(self.weight.oriented(), &parameters, x_rows, &mut y, &CandlePool);
+        cpu::parametric_matmul(self.weight.oriented()?, &parameters, x_rows, &mut y, &CandlePool);
         let shape = [leading, &[out_features]].concat();
         Ok((from_f32(y, dtype_of(x), NAME)?, Shape::from(shape)))
     }
@@ -78,7 +78,7 @@ impl CustomOp2 for RbeParametricMatMul {
         let mut dp = vec![0.0; p.len()];
         let (x_rows, g) = (rows(&values, x.layout()), rows(&g, dy.layout()));
         let gradients = Gradients { x: dx.as_deref_mut(), parameters: &mut dp };
-        cpu::parametric_gradients(self.weight.oriented(), &p, x_rows, g, gradients, &CandlePool);
+        cpu::parametric_gradients(self.weight.oriented()?, &p, x_rows, g, gradients, &CandlePool);
         let dx = dx.map(|dx| Tensor::from_vec(dx, x.shape(), x.device())?.to_dtype(x.dtype())).transpose()?;
         Ok((dx, Some(Tensor::from_vec(dp, parameters.shape(), parameters.device())?)))
     }

@@ -8,3 +8,4 @@ mod refusals;
 mod round_trip;
 mod sample;
 mod tied;
+mod truth;

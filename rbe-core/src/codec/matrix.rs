@@ -106,6 +106,11 @@ impl Matrix {
         self.errors
     }
 
+    /// Numbers that a product multiplies with, basis parameters among them.
+    pub fn stored_numbers(&self) -> usize {
+        self.terms.iter().map(Term::stored_numbers).sum()
+    }
+
     /// One line for people: terms, transform, block edge.
     pub fn summary(&self) -> String {
         let terms: Vec<_> = self.terms.iter().map(Term::summary).collect();

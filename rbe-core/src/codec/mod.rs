@@ -24,7 +24,7 @@ pub mod errors;
 pub mod layout;
 pub mod matrix;
 mod parameters;
-mod payload;
+pub mod payload;
 pub mod scales;
 mod sides;
 pub mod signs;

@@ -4,39 +4,33 @@ use super::kernels::Kernels;
 use super::layout::{Input, Precision};
 use super::packed::{BlockRow, PackedTerm, Parameters, pack};
 use super::pool::{Pool, Shared};
-use crate::codec::ParameterGroup;
 use crate::codec::axis::Axes;
 use crate::codec::sizes::{expect_len, zeroed};
-use crate::codec::term::{Domain, Term};
-use crate::codec::{Block, Errors, Layout, Matrix, Sides, Transform};
+use crate::codec::term::Domain;
+use crate::codec::{Block, Layout, Matrix, Sides, Transform};
 use crate::error::{Error, Result};
 use std::cell::RefCell;
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 thread_local! {
     /// A block on its way out, and scratch.
     static WORKSPACE: RefCell<(Vec<f32>, Vec<f32>)> = RefCell::default();
 }
 
-/// A matrix packed for products; made once, from a [`Matrix`], and unpacked without loss.
+/// A matrix packed for products; made once, from a [`Matrix`].
 ///
-/// It is the only form that a loaded matrix has in memory, and takes about as much as the payload: what a payload, a device's
-/// layout or another matrix is made of is [unpacked](Self::unpack) when that is asked for.
+/// It has what products take and takes about as much memory as the payload. Nothing leads back from it: the payload is what a
+/// matrix is, and whoever may want another form of it keeps that.
 #[derive(Clone, Debug)]
 pub struct PackedMatrix {
     layout: Layout,
     transform: Transform,
     seed: Option<u64>,
-    errors: Errors,
-    /// Known when it is first asked for: the file's form has to be made for that.
-    size_in_bytes: OnceLock<usize>,
-    plain_size_in_bytes: usize,
-    stored_coefficients: usize,
-    summary: String,
+    /// As the encoder measured it.
+    relative_error: f32,
     axes: Axes,
     terms: Vec<Arc<dyn PackedTerm>>,
-    parameter_groups: Vec<ParameterGroup>,
 }
 
 impl PackedMatrix {
@@ -46,32 +40,15 @@ impl PackedMatrix {
             layout: matrix.layout(),
             transform: matrix.transform(),
             seed: matrix.seed(),
-            errors: matrix.errors(),
-            size_in_bytes: OnceLock::new(),
-            plain_size_in_bytes: matrix.plain_size_in_bytes(),
-            stored_coefficients: matrix.terms().iter().map(Term::stored_numbers).sum(),
-            summary: matrix.summary(),
+            relative_error: matrix.relative_error(),
             axes: matrix.axes().clone(),
             terms: matrix.terms().iter().map(pack).collect(),
-            parameter_groups: matrix.parameter_groups(),
         }
-    }
-
-    /// The matrix that was packed, bit for bit.
-    pub fn unpack(&self) -> Matrix {
-        let terms = self.terms.iter().map(|term| term.unpack()).collect();
-        Matrix::new(self.layout, self.transform, self.seed, terms, self.errors)
-            .with_scales(self.axes.rows.scales().cloned(), self.axes.cols.scales().cloned())
     }
 
     /// The terms, in the codec's order.
     pub(super) fn terms(&self) -> &[Arc<dyn PackedTerm>] {
         &self.terms
-    }
-
-    /// As the codec's [`Matrix::parameter_groups`].
-    pub fn parameter_groups(&self) -> &[ParameterGroup] {
-        &self.parameter_groups
     }
 
     /// Cuts parameters into those of each term.
@@ -93,31 +70,6 @@ impl PackedMatrix {
     /// How the matrix is cut into blocks.
     pub fn layout(&self) -> Layout {
         self.layout
-    }
-
-    /// The error, and those of the worst row and block, as the encoder measured them.
-    pub fn errors(&self) -> Errors {
-        self.errors
-    }
-
-    /// Bytes of the payload, its terms entropy coded where that is smaller. The first time it takes as long as to write it.
-    pub fn size_in_bytes(&self) -> usize {
-        *self.size_in_bytes.get_or_init(|| self.unpack().size_in_bytes())
-    }
-
-    /// Bytes of the payload with its terms as they are.
-    pub fn plain_size_in_bytes(&self) -> usize {
-        self.plain_size_in_bytes
-    }
-
-    /// Coefficients that a product multiplies with, basis parameters among them.
-    pub fn stored_coefficients(&self) -> usize {
-        self.stored_coefficients
-    }
-
-    /// One line for people: terms, transform, block edge.
-    pub fn summary(&self) -> &str {
-        &self.summary
     }
 
     /// Bytes in memory, the axes' signs and small constants left out.
@@ -144,7 +96,7 @@ impl PackedMatrix {
     /// Slices of activations that a product with it takes.
     pub(super) fn slices(&self, precision: Precision) -> usize {
         let spreads = self.seed.is_some() && self.transform == Transform::Dct;
-        let error = self.errors.relative;
+        let error = self.relative_error;
         // 0 is unknown, and 1 of what was changed after it was measured.
         precision.slices((spreads && error > 0.0 && error < 1.0).then_some(error))
     }
@@ -219,7 +171,8 @@ impl PackedMatrix {
         out
     }
 
-    fn decode_block(&self, kernels: &Kernels, block: Block, out: &mut [f32], scratch: &mut [f32]) {
+    /// Decodes a block into `out` (`height x width`).
+    pub(super) fn decode_block(&self, kernels: &Kernels, block: Block, out: &mut [f32], scratch: &mut [f32]) {
         out.fill(0.0);
         let mut is_spectral = false;
         for term in self.terms_in(Domain::Coefficients) {

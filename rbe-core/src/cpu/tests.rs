@@ -5,6 +5,7 @@ use super::features::levels;
 use super::kernels::Kernels;
 use super::product::{Call, run};
 use super::{Oriented, PackedMatrix, Pool, Precision, Rayon, Rows, Serial};
+use crate::codec::matrix::Orientation;
 use crate::codec::term::Term;
 use crate::codec::term::basis::Basis;
 use crate::codec::term::planes::{Planes, QuantizedBlock, ScaleGroup};
@@ -167,7 +168,7 @@ fn every_level_agrees_with_the_codec() {
             let (y, dx) = (&all_y[..batch * rows], &all_dx[..batch * cols]);
             for level in levels() {
                 let kernels = Kernels::new(level).unwrap();
-                let context = format!("{level:?} {rows}x{cols} {} batch {batch}", loaded.summary());
+                let context = format!("{level:?} {rows}x{cols} {} batch {batch}", matrix.summary());
                 let mut out = vec![f32::NAN; y.len()];
                 product(&kernels, own, x, &mut out, (Precision::Exact, &Rayon));
                 // Both sides round in F32; 1e-5 is what the layers promise.
@@ -212,7 +213,7 @@ fn products_in_integers_have_the_same_bits_on_every_level_and_pool() {
                 [run(&Serial), run(&Rayon)]
             });
             let results: Vec<_> = results.collect();
-            assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{}", loaded.summary());
+            assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{}", matrix.summary());
         }
     }
 }
@@ -255,18 +256,38 @@ fn products_of_one_input_are_each_ones_own() {
 }
 
 #[test]
-fn loading_a_matrix_loses_nothing() {
+fn a_payload_decodes_to_the_same_weights_packed_and_as_the_codec_reads_it() {
     for matrix in matrices() {
-        let loaded = PackedMatrix::new(&matrix);
-        assert_eq!(loaded.unpack().terms(), matrix.terms());
         let weights = matrix.decode();
-        assert_eq!(loaded.decode(&Rayon).unwrap(), weights);
+        for bytes in [matrix.to_bytes(Orientation::Matrix), matrix.to_plain_bytes(Orientation::Matrix)] {
+            let (read, _) = Matrix::from_bytes(&bytes).unwrap();
+            let loaded = PackedMatrix::new(&read);
+            assert_eq!((read.terms(), &loaded.decode(&Rayon).unwrap()), (matrix.terms(), &weights));
+            for level in levels() {
+                let kernels = Kernels::new(level).unwrap();
+                let cols = matrix.layout().cols();
+                for block in matrix.layout().iter() {
+                    let mut out = vec![f32::NAN; block.len()];
+                    loaded.decode_block(
+                        &kernels,
+                        block,
+                        &mut out,
+                        &mut vec![0.0; matrix.axes().scratch_len()],
+                    );
+                    for (row, out) in out.chunks(block.width).enumerate() {
+                        let own = &weights[(block.row + row) * cols + block.col..][..block.width];
+                        assert_eq!(out, own, "{level:?} {}, {block:?}", matrix.summary());
+                    }
+                }
+            }
+        }
+        let loaded = PackedMatrix::new(&matrix);
         let (rows, cols) = (matrix.layout().rows(), matrix.layout().cols());
         let picked: Vec<usize> = [0, rows / 2, rows - 1, 0].to_vec();
         let mut out = vec![0.0; picked.len() * cols];
         loaded.gather(&picked, &mut out, &Serial).unwrap();
         let expected: Vec<f32> = picked.iter().flat_map(|r| weights[r * cols..][..cols].to_vec()).collect();
-        assert!(difference(&out, &expected) < 5e-6 * largest(&expected), "{}", loaded.summary());
+        assert!(difference(&out, &expected) < 5e-6 * largest(&expected), "{}", matrix.summary());
         assert!(loaded.gather(&[rows], &mut out[..cols], &Serial).is_err());
     }
 }

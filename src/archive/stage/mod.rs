@@ -175,8 +175,8 @@ impl Stage {
     /// Syncs what was written and gives it its name.
     ///
     /// # Errors
-    /// Nothing was written; something came to the destination meanwhile that is not to be replaced; the system's. The
-    /// destination is then as it was.
+    /// Nothing was written; something came to the destination meanwhile that is not to be replaced; on Windows, a model is loaded
+    /// from what is to be replaced; the system's. The destination is then as it was.
     pub fn commit(self) -> Result<()> {
         let (output, Self { scratch, destination, overwrite, kind }) = (self.path(), self);
         let failed = |e| Error::io(&destination, e);
@@ -216,10 +216,31 @@ fn place(output: &Path, destination: &Path, overwrite: bool, kind: Kind) -> Resu
             })
         }
         Err(e) if e.kind() != ErrorKind::Unsupported => Err(failed(e)),
-        Err(_) => match kind {
-            Kind::File => rename::replace_file(output, destination).map_err(failed),
-            Kind::Directory => rename::replace_directory(output, destination).map_err(failed),
-        },
+        Err(_) => {
+            let replaced = match kind {
+                Kind::File => rename::replace_file(output, destination),
+                Kind::Directory => rename::replace_directory(output, destination),
+            };
+            let in_use = if cfg!(windows) { &IN_USE[..] } else { &[] };
+            replaced.map_err(|e| not_replaced(destination, e, in_use))
+        }
+    }
+}
+
+/// What Windows says of a file that somebody has open or mapped: access denied, a sharing violation, a mapped section.
+const IN_USE: [i32; 3] = [5, 32, 1224];
+
+/// The error of a destination that was not replaced; `in_use` are the system's errors that say that somebody has it.
+fn not_replaced(destination: &Path, error: std::io::Error, in_use: &[i32]) -> Error {
+    match error.raw_os_error().is_some_and(|code| in_use.contains(&code)) {
+        true => Error::file(
+            destination,
+            format!(
+                "cannot be replaced while it is in use ({error}): a model that is loaded from it, here or in another program, \
+                 keeps the file; drop the model first, or choose another output"
+            ),
+        ),
+        false => Error::io(destination, error),
     }
 }
 

@@ -215,3 +215,17 @@ fn rights_are_those_of_any_new_file() {
     assert_eq!(mode("a"), mode("plain"));
     assert_eq!(mode("b"), mode("plain-directory"));
 }
+
+#[test]
+fn what_is_in_use_is_told_from_what_fails_otherwise() {
+    let told = |code: i32| {
+        let error = std::io::Error::from_raw_os_error(code);
+        not_replaced(Path::new("model.safetensors"), error, &IN_USE).to_string()
+    };
+    for code in IN_USE {
+        let error = told(code);
+        assert!(error.starts_with("model.safetensors: cannot be replaced while it is in use ("), "{error}");
+        assert!(error.contains("drop the model first"), "{error}");
+    }
+    assert!(!told(2).contains("in use"));
+}

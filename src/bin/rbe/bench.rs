@@ -204,7 +204,7 @@ fn copies(bytes: usize, cold: bool) -> usize {
 
 fn ours_us(weight: &RbeTensor, x: &Tensor, precision: Precision, cold: bool) -> Result<f64> {
     let dense = candle_nn::Linear::new(weight.dequantize()?, None).forward(x)?;
-    let payload = weight.to_plain_bytes();
+    let payload = weight.to_plain_bytes()?;
     let layers = (0..copies(weight.memory_in_bytes(), cold))
         .map(|_| Ok(RbeLinear::new(RbeTensor::from_bytes(&payload)?, None).with_precision(precision)))
         .collect::<Result<Vec<_>>>()?;

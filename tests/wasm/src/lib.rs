@@ -61,7 +61,7 @@ fn products() -> Result<usize> {
         (Rate::BitsPerWeight(4.3), TermChoice::Planes),
         (Rate::Coefficients(500), TermChoice::Sparse),
     ] {
-        let bytes = encode(rate, term, &weight)?.to_bytes();
+        let bytes = encode(rate, term, &weight)?.to_bytes()?;
         let compressed = RbeTensor::from_bytes(&bytes)?;
         let decoded = compressed.dequantize()?;
         for mode in [DecodeMode::Direct, DecodeMode::Full { cache_bytes: 1 << 20 }] {
@@ -89,7 +89,7 @@ fn products() -> Result<usize> {
 
 /// A safetensors file that never was one.
 fn layers_from_memory() -> Result<usize> {
-    let payload = encode(Rate::BitsPerWeight(4.3), TermChoice::Auto, &matrix(80, 96)?)?.to_bytes();
+    let payload = encode(Rate::BitsPerWeight(4.3), TermChoice::Auto, &matrix(80, 96)?)?.to_bytes()?;
     let plan = vec![Slot::payload("up.weight")];
     let mut writer = SafetensorsWriter::new(Cursor::new(Vec::new()), "memory", plan, BTreeMap::new())?;
     writer.write(&[payload.len()], &payload)?;

@@ -150,11 +150,7 @@ fn to_bytes(matrix: &Matrix, orientation: Orientation, compression: Compression)
     let mut writer = Writer::with_capacity(size_in_bytes(matrix, Compression::None));
     writer.bytes(&MAGIC);
     writer.u16(VERSION);
-    writer.u8(match orientation {
-        Orientation::Vector => 0,
-        Orientation::Matrix => 1,
-        Orientation::Transposed => 2,
-    });
+    writer.u8(code(orientation));
     writer.u8(matrix.transform().code());
     writer.u32(layout.rows() as u32);
     writer.u32(layout.cols() as u32);
@@ -174,6 +170,33 @@ fn to_bytes(matrix: &Matrix, orientation: Orientation, compression: Compression)
     let checksum = crc32fast::hash(writer.written());
     writer.u32(checksum);
     writer.into_bytes()
+}
+
+fn code(orientation: Orientation) -> u8 {
+    match orientation {
+        Orientation::Vector => 0,
+        Orientation::Matrix => 1,
+        Orientation::Transposed => 2,
+    }
+}
+
+/// The payload of the same matrix seen through another view, a matrix or its transpose: all other bytes are as they are.
+///
+/// # Errors
+/// [`Error::Payload`] when its checksum is not right; when one of the views is a vector's.
+pub fn seen_through(mut bytes: Vec<u8>, orientation: Orientation) -> Result<Vec<u8>> {
+    let (stored, wanted) = (checked(&bytes)?.u8("orientation")?, code(orientation));
+    if stored == wanted {
+        return Ok(bytes);
+    }
+    if [stored, wanted].contains(&code(Orientation::Vector)) {
+        return Err(Error::shape("a vector has no transpose"));
+    }
+    bytes[MAGIC.len() + size_of::<u16>()] = wanted;
+    let body = bytes.len() - CHECKSUM_BYTES;
+    let checksum = crc32fast::hash(&bytes[..body]);
+    bytes[body..].copy_from_slice(&checksum.to_le_bytes());
+    Ok(bytes)
 }
 
 /// What lies between a payload's version and its checksum, both of which are right.

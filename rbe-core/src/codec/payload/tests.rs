@@ -370,3 +370,19 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn another_view_changes_the_view_alone() {
+    let matrix = matrix(vec![basis(layout(), false), planes(layout(), ScaleGroup::Row)]);
+    let bytes = matrix.to_bytes(Orientation::Matrix);
+    let turned = seen_through(bytes.clone(), Orientation::Transposed).unwrap();
+    assert_eq!(turned, matrix.to_bytes(Orientation::Transposed));
+    assert_eq!(seen_through(turned, Orientation::Matrix).unwrap(), bytes);
+    assert_eq!(seen_through(bytes.clone(), Orientation::Matrix).unwrap(), bytes);
+    assert!(seen_through(bytes.clone(), Orientation::Vector).is_err());
+    // A damaged payload is not given a checksum that is right.
+    let mut damaged = bytes;
+    damaged[60] ^= 1;
+    let error = seen_through(damaged, Orientation::Transposed).unwrap_err().to_string();
+    assert!(error.contains("the checksum does not match"), "{error}");
+}

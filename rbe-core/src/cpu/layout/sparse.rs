@@ -217,11 +217,6 @@ impl PackedSparse {
         self.head.count(block)
     }
 
-    /// The term that was packed, bit for bit.
-    pub(in crate::cpu) fn unpack(&self) -> Sparse {
-        self.head.filled(|block, put| self.for_each_field(block, put))
-    }
-
     /// Bytes in memory.
     pub(in crate::cpu) fn bytes(&self) -> usize {
         self.head.size_in_bytes()
@@ -256,7 +251,10 @@ mod tests {
                 assert_eq!(chunk.masks, [0b1101, 0b1001, 0b0001]);
                 assert_eq!(chunk.cols[..6], [0, 2, 1, 3, 3, 5]);
             }
-            assert_eq!(packed.unpack(), term);
+            let (mut read, mut stored) = (Vec::new(), Vec::new());
+            packed.for_each_field(whole, |row, col, field| read.push((row, col, field)));
+            term.for_each_field(whole, 0..whole.height, |row, col, field| stored.push((row, col, field)));
+            assert_eq!(read, stored);
             let (mut by_slots, mut values, mut by_rows) = (Vec::new(), Vec::new(), Vec::new());
             packed.entries(whole, false, &mut by_slots, &mut values);
             packed.push_places(whole, true, &mut by_rows);

@@ -14,9 +14,9 @@
 //! those of the output's gradient.
 
 use super::{Backward, BlockRow, Forms, Inputs, PackedTerm, Product};
+use crate::codec::term::Domain;
 use crate::codec::term::basis::{Basis, FUNCTIONS, coordinate};
 use crate::codec::term::summand::Summand;
-use crate::codec::term::{Domain, Term};
 use crate::codec::{Block, Cut, Layout, Sides};
 use crate::cpu::exec::Exec;
 use crate::cpu::gemm::{Strided, Write, multiply};
@@ -73,10 +73,6 @@ impl PackedBasis {
 impl PackedTerm for PackedBasis {
     fn domain(&self) -> Domain {
         Domain::Weights
-    }
-
-    fn unpack(&self) -> Term {
-        Term::Basis(self.0.clone())
     }
 
     fn bytes(&self) -> usize {

@@ -41,9 +41,6 @@ pub(super) trait PackedTerm: Debug + Send + Sync {
         Domain::Coefficients
     }
 
-    /// The term that was packed, bit for bit.
-    fn unpack(&self) -> Term;
-
     /// Bytes in memory.
     fn bytes(&self) -> usize;
 

@@ -3,7 +3,6 @@
 use super::{Backward, BlockRow, Forms, Inputs, PackedTerm, Product, add_blockwise};
 use crate::codec::Block;
 use crate::codec::signs::Side;
-use crate::codec::term::Term;
 use crate::codec::term::planes::ScaleGroup;
 use crate::cpu::exec::Exec;
 use crate::cpu::kernels::Kernels;
@@ -17,10 +16,6 @@ use crate::cpu::product::dense::{self, DenseTerm, Groups};
 const BATCH_TILE: usize = 64;
 
 impl PackedTerm for PackedPlanes {
-    fn unpack(&self) -> Term {
-        Term::Planes(PackedPlanes::unpack(self))
-    }
-
     fn bytes(&self) -> usize {
         PackedPlanes::bytes(self)
     }

@@ -2,7 +2,6 @@
 
 use super::{Backward, BlockRow, Forms, Inputs, PackedTerm, Product, add_blockwise};
 use crate::codec::Block;
-use crate::codec::term::Term;
 use crate::cpu::exec::Exec;
 use crate::cpu::kernels::Kernels;
 use crate::cpu::layout::Place;
@@ -17,10 +16,6 @@ const TRANSPOSED_SPMM_MIN_BATCH: usize = 8;
 const ENTRIES_AT_ONCE: usize = 1024;
 
 impl PackedTerm for PackedSparse {
-    fn unpack(&self) -> Term {
-        Term::Sparse(PackedSparse::unpack(self))
-    }
-
     fn bytes(&self) -> usize {
         PackedSparse::bytes(self)
     }

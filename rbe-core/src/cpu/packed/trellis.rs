@@ -3,7 +3,6 @@
 
 use super::{Backward, BlockRow, Forms, Inputs, PackedTerm, Product, add_blockwise};
 use crate::codec::signs::Side;
-use crate::codec::term::Term;
 use crate::codec::term::trellis::GROUP_COLS;
 use crate::codec::{Block, Layout};
 use crate::cpu::exec::Exec;
@@ -28,10 +27,6 @@ thread_local! {
 }
 
 impl PackedTerm for PackedTrellis {
-    fn unpack(&self) -> Term {
-        Term::Trellis(PackedTrellis::unpack(self))
-    }
-
     fn bytes(&self) -> usize {
         PackedTrellis::bytes(self)
     }

@@ -56,10 +56,7 @@ fn the_reference_gradient_is_the_inner_product_with_what_a_parameter_multiplies(
         let g = wave(matrix.layout().elements(), 0.7);
         let gradient = matrix.parameter_gradient(&g);
         let count = gradient.len();
-        assert_eq!(
-            count,
-            PackedMatrix::new(&matrix).parameter_groups().iter().map(|group| group.count).sum::<usize>()
-        );
+        assert_eq!(count, matrix.parameter_groups().iter().map(|group| group.count).sum::<usize>());
         let scale = gradient.iter().fold(0f32, |m, d| m.max(d.abs()));
         for n in (0..count).step_by(count.div_ceil(12)) {
             let mut unit = vec![0.0; count];
@@ -93,7 +90,7 @@ fn products_and_gradients_are_those_of_the_decoded_matrix_at_every_level() {
             for level in levels() {
                 let kernels = Kernels::new(level).unwrap();
                 let context =
-                    format!("{level:?} {rows}x{cols} {} batch {batch} {transposed}", loaded.summary());
+                    format!("{level:?} {rows}x{cols} {} batch {batch} {transposed}", matrix.summary());
                 let pool: &dyn Pool = if batch > 100 { &Rayon } else { &Serial };
                 let exec = Exec { kernels: &kernels, pool };
                 let mut out = vec![f32::NAN; y.len()];

@@ -85,23 +85,6 @@ impl Planes {
             assert_eq!(quantized.scales.len(), group.scales_in(block));
             scales.extend_from_slice(&quantized.scales);
         }
-        Self::filled(layout, group, unit, planes, scales, |block, codes| {
-            codes.copy_from_slice(&blocks[block.index].codes);
-        })
-    }
-
-    /// A term of these planes and scales; `fill` writes the codes of each block that has planes.
-    ///
-    /// # Panics
-    /// As [`pack`](Self::pack).
-    pub(crate) fn filled(
-        layout: Layout,
-        group: ScaleGroup,
-        unit: f32,
-        planes: Vec<u8>,
-        scales: Vec<f16>,
-        mut fill: impl FnMut(Block, &mut [u8]),
-    ) -> Self {
         units::expect_scales("planes", unit, scales.iter().copied());
         assert!(
             planes.iter().all(|planes| *planes <= MAX_PLANES),
@@ -109,12 +92,9 @@ impl Planes {
         );
         let starts = starts(layout, &planes);
         let mut data = vec![0; starts[planes.len()]];
-        let mut codes = vec![0; layout.largest_block()];
         for block in layout.iter().filter(|block| planes[block.index] > 0) {
-            let codes = &mut codes[..block.len()];
-            fill(block, codes);
             let masks = &mut data[starts[block.index]..starts[block.index + 1]];
-            write_masks(codes, block, planes[block.index], masks);
+            write_masks(&blocks[block.index].codes, block, planes[block.index], masks);
         }
         Self { layout, group, unit, planes, scales, starts, data }
     }

@@ -161,21 +161,6 @@ impl Sparse {
         }
     }
 
-    /// The term of a [`head`](Self::head) and the entries of every block, as [`for_each_field`](Self::for_each_field)
-    /// visits them.
-    pub(crate) fn filled(&self, mut entries: impl FnMut(Block, &mut dyn FnMut(usize, usize, u16))) -> Self {
-        let mut data = vec![0; self.starts[self.counts.len()]];
-        for block in self.layout.iter() {
-            let data = &mut data[self.starts[block.index]..self.starts[block.index + 1]];
-            let mut n = 0;
-            entries(block, &mut |row, col, field| {
-                self.format.put(data, block, n, (row, col), field);
-                n += 1;
-            });
-        }
-        Self { data, ..self.head() }
-    }
-
     /// Kept coefficients in all blocks.
     pub fn coefficients(&self) -> usize {
         self.counts.iter().map(|&count| usize::from(count)).sum()

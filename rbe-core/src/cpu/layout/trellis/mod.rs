@@ -17,7 +17,7 @@
 
 use super::planes::{Line, QUAD, QUADS, TILE_ROWS};
 use crate::codec::term::Trellis;
-use crate::codec::term::trellis::{Code, GROUP_COLS, QuantizedGroup, scale_groups};
+use crate::codec::term::trellis::{Code, GROUP_COLS, scale_groups};
 use crate::codec::{Block, Layout};
 use half::f16;
 
@@ -122,26 +122,6 @@ impl<'a> PackedGroup<'a> {
         let lines = self.lines.chunks_exact(self.packing.bundle_lines(self.code.bits()));
         lines.map(move |lines| Bundle { lines, code: self.code, packing: self.packing })
     }
-
-    /// Byte `byte` of a period of a column; those after a period's last are the first of the next.
-    fn byte(&self, col: usize, period: usize, byte: usize) -> u8 {
-        let (packing, own) = (self.packing, 2 * usize::from(self.code.bits()));
-        let (group, member) = (col / QUAD, col % QUAD);
-        let (line, period) = if byte >= own && packing.is_full() {
-            (byte - own, packing.next_lane(period))
-        } else {
-            (byte, period)
-        };
-        let bundle = group / packing.groups() * packing.bundle_lines(self.code.bits());
-        self.lines[bundle + line].0[QUAD * (group % packing.groups() * packing.lanes + period) + member]
-    }
-
-    /// Sixteen bits from a row's own on; the state is the first of them.
-    fn state(&self, row: usize, col: usize) -> u16 {
-        let at = row % PERIOD * usize::from(self.code.bits());
-        let byte = |n| u32::from(self.byte(col, row / PERIOD, at / 8 + n)) << (8 * n);
-        ((byte(0) | byte(1) | byte(2)) >> (at % 8)) as u16
-    }
 }
 
 impl PackedTrellis {
@@ -217,22 +197,6 @@ impl PackedTrellis {
     /// What multiplies the values of each scale group.
     pub(in crate::cpu) fn scales(&self) -> Vec<f32> {
         self.scales.iter().map(|scale| scale.to_f32() * self.unit).collect()
-    }
-
-    /// The term that was packed, bit for bit.
-    pub(in crate::cpu) fn unpack(&self) -> Trellis {
-        let groups: Vec<_> = scale_groups(self.layout)
-            .map(|place| {
-                let bits = self.bits[place.index];
-                let packed = self.scale_group(place.index, place.height, place.width);
-                let codes = packed.map_or_else(Vec::new, |packed| {
-                    let own = |n| packed.state(n % place.height, n / place.height) as u8 & ((1 << bits) - 1);
-                    (0..place.len()).map(own).collect()
-                });
-                QuantizedGroup { bits, scale: self.scales[place.index], codes }
-            })
-            .collect();
-        Trellis::pack(self.layout, self.state_bits, self.unit, &groups)
     }
 
     /// Bytes in memory.

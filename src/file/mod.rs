@@ -1,6 +1,10 @@
 //! Files that models come in: regular ones alone, since a FIFO would be waited for, and with a hint where one is something
 //! else than its name says.
 
+mod bytes;
+
+pub(crate) use bytes::Bytes;
+
 use crate::error::{Error, Result};
 use std::fs::File;
 use std::io::Read;
