@@ -49,7 +49,7 @@ pub use convert::{
     CompressReport, TensorReport, compress, compress_calibrated, compress_into, compress_layer_by_layer,
 };
 pub use decode::{DecodeOptions, DecodeReport, decode};
-pub use gguf::{UnpackReport, is_gguf, unpack_gguf};
+pub use gguf::{UnpackReport, gguf_parts, is_gguf, unpack_gguf};
 pub use measure::NonFinite;
 pub use options::{CompressOptions, Selection};
 pub use progress::{OnProgress, Progress};

@@ -251,7 +251,7 @@ mod tests {
             (
                 "\"model_type\": \"llama\"",
                 "\"model_type\": \"bert\"",
-                "model_type \"bert\"; supported are gemma2, gemma3_text, gemma3, gpt2",
+                "model_type \"bert\"; supported are gemma, gemma2, gemma3_text, gemma3, gpt2",
             ),
             ("\"model_type\": \"llama\",", "", "there is no \"model_type\""),
             ("\"llama3\"", "\"ntk\"", "rope_type \"ntk\"; supported are default, linear, dynamic, llama3"),

@@ -117,6 +117,11 @@ fn repositories() -> HashMap<String, Vec<u8>> {
     files.insert("org/books/pytorch_model.bin".into(), vec![0; 8]);
     files.insert("org/books/README.md".into(), b"books".to_vec());
     files.insert("org/quantised/a.Q4_0.gguf".into(), b"GGUF".to_vec());
+    for part in [1, 3] {
+        files.insert(format!("org/split/m-0000{part}-of-00003.gguf"), b"GGUF".to_vec());
+        files.insert(format!("org/parts/m-0000{part}-of-00003.gguf"), b"GGUF".to_vec());
+    }
+    files.insert("org/parts/m-00002-of-00003.gguf".into(), b"GGUF".to_vec());
     files.insert("org/other/pytorch_model.bin".into(), vec![0; 8]);
     files.insert(
         "org/evil/model.safetensors.index.json".into(),
@@ -221,6 +226,8 @@ fn models_come_from_a_hub_and_stay() {
     refused(&endpoint, "org/gated", &[], "set HF_TOKEN or run `hf auth login`");
     refused(&endpoint, "org/quantised", &[], "it holds GGUF files; name one: org/quantised/a.Q4_0.gguf");
     refused(&endpoint, "org/quantised/b.gguf", &[], "has no b.gguf; its GGUF files are: a.Q4_0.gguf");
+    let first = "m-00001-of-00003.gguf is one of 3, of which the repository has no m-00002-of-00003.gguf";
+    refused(&endpoint, "org/split/m-00001-of-00003.gguf", &[], first);
     refused(&endpoint, "org/other", &[], "it holds neither model.safetensors nor");
     refused(&endpoint, "org/evil", &[], "\"../../../evil\", which is no file beside it");
     std::fs::write(room.path().join("token"), TOKEN).unwrap();
@@ -229,4 +236,8 @@ fn models_come_from_a_hub_and_stay() {
     let output = run_from(&endpoint, "org/quantised/a.Q4_0.gguf", &[]);
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.contains("a.Q4_0.gguf: is not a GGUF file that can be read"), "{error}");
+    // One of several brings all.
+    let output = run_from(&endpoint, "org/parts/m-00002-of-00003.gguf", &[]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("m-00001-of-00003.gguf: is not a GGUF file that can be read"), "{error}");
 }

@@ -11,6 +11,25 @@ pub(super) const GEMMA: fn(Value) -> Value = |mut more| {
 };
 
 #[test]
+fn gemma() -> Result<()> {
+    let plain = config(
+        "gemma",
+        json!({"attention_bias": false, "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": true}),
+    );
+    let (ours, weights) = model(&plain)?;
+    assert!(!weights.contains_key("lm_head.weight"));
+    let parsed = parsed::<theirs::gemma::Config>(&plain)?;
+    type Gemma = theirs::gemma::Model;
+    let forward = |model: &mut Gemma, x: &Tensor, at| model.forward(x, at);
+    agree!("gemma", &ours, Gemma::new(false, &parsed, builder(&weights)), forward)?;
+    // What the first files say of the activation does not count.
+    let mut first = plain;
+    first["hidden_act"] = json!("gelu");
+    assert_eq!(Config::from_json(&first.to_string())?, *ours.config());
+    Ok(())
+}
+
+#[test]
 fn gemma2() -> Result<()> {
     let more = json!({"final_logit_softcapping": 30.0, "attn_logit_softcapping": 2.0, "sliding_window": 64});
     let plain = config("gemma2", GEMMA(more));

@@ -101,6 +101,24 @@ impl Gguf {
         Ok(gguf_file::write(&mut File::create(path)?, &fields, &tensors)?)
     }
 
+    /// As `gguf-split` writes the model into several files: the tensors one after another in each of them in turn.
+    fn write_split(&self, directory: &Path, parts: usize) -> Result<Vec<PathBuf>> {
+        let paths: Vec<PathBuf> =
+            (1..=parts).map(|part| directory.join(format!("model-{part:05}-of-{parts:05}.gguf"))).collect();
+        for (number, path) in paths.iter().enumerate() {
+            let tensors = self.tensors.iter().enumerate().filter(|(at, _)| at % parts == number);
+            let mut part = Self {
+                fields: if number == 0 { self.fields.clone() } else { vec![] },
+                tensors: tensors.map(|(_, tensor)| tensor.clone()).collect(),
+            };
+            part.set("split.no", Field::U16(number as u16));
+            part.set("split.count", Field::U16(parts as u16));
+            part.set("split.tensors.count", Field::I32(i32::try_from(self.tensors.len())?));
+            part.write(path, |_, _| GgmlDType::F32)?;
+        }
+        Ok(paths)
+    }
+
     pub(super) fn set(&mut self, key: &str, field: Field) {
         self.fields.retain(|(known, _)| known != key);
         self.fields.push((key.to_owned(), field));
@@ -179,9 +197,14 @@ pub(super) fn decode(input: &Path, output: &Path, dtype: Option<Dtype>) -> candl
 }
 
 fn refusal(input: &Path) -> String {
+    refusal_of(input, input)
+}
+
+/// What is said of `part` where `input` is named.
+fn refusal_of(input: &Path, part: &Path) -> String {
     let output = input.with_extension("out");
     let error = decode(input, &output, None).expect_err("a file that is refused").to_string();
-    assert!(!output.exists() && error.starts_with(&input.display().to_string()), "{error}");
+    assert!(!output.exists() && error.starts_with(&part.display().to_string()), "{error}");
     error
 }
 
@@ -223,6 +246,7 @@ fn every_architecture_comes_back_as_the_model_it_was_written_from() -> Result<()
         ("qwen3", config("qwen3", json!({"head_dim": 12}))),
         ("qwen3moe", moe),
         ("phi3", config("phi3", json!({}))),
+        ("gemma", config("gemma", json!({"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": true}))),
         ("gemma2", gemma("gemma2")),
         ("gemma3", gemma("gemma3_text")),
         ("smollm3", config("smollm3", json!({"num_hidden_layers": 4, "tie_word_embeddings": true}))),
@@ -445,6 +469,46 @@ fn what_cannot_be_held_is_refused_by_its_name() -> Result<()> {
     bytes.truncate(at);
     std::fs::write(&file, &bytes)?;
     assert!(refusal(&file).contains("is not a GGUF file that can be read"));
+    Ok(())
+}
+
+/// A model in several files is the model in one, whichever of them is named.
+#[test]
+fn a_split_model_is_read_whole_or_refused_by_the_part_that_is_amiss() -> Result<()> {
+    let room = tempfile::tempdir()?;
+    let config = config("llama", json!({}));
+    let (original, weights) = model(&config)?;
+    let gguf = Gguf::of("llama", &config, &weights)?;
+    let paths = gguf.write_split(room.path(), 3)?;
+    let expected = original.forward_last(&ids(&prompt())?, None)?;
+    for (at, path) in paths.iter().enumerate() {
+        let directory = decode(path, &room.path().join(at.to_string()), None)?;
+        assert_eq!(Archive::open(&directory)?.entries().len(), weights.len());
+        assert_close("split", &load(&directory)?.forward_last(&ids(&prompt())?, None)?, &expected);
+    }
+    // One that has another's name, the same tensors twice; too few; none.
+    let [first, second, third] = [0, 1, 2].map(|at| paths[at].clone());
+    let said = |named: &Path, part: &Path, words: &str| {
+        let error = refusal_of(named, part);
+        assert!(error.contains(words), "{error}");
+    };
+    let kept = std::fs::read(&second)?;
+    std::fs::copy(&third, &second)?;
+    said(&first, &second, "is part 3 of 3, and by its name 2 of 3: files of one model are called");
+    let mut part = Gguf { fields: vec![], tensors: vec![gguf.tensors[0].clone()] };
+    part.set("split.no", Field::U16(1));
+    part.set("split.count", Field::U16(3));
+    part.write(&second, |_, _| GgmlDType::F32)?;
+    said(&first, &second, &format!("is also in {}", first.display()));
+    part.tensors.clear();
+    part.write(&second, |_, _| GgmlDType::F32)?;
+    said(&third, &first, "split.tensors.count is not the ");
+    std::fs::remove_file(&second)?;
+    said(&third, &second, "");
+    std::fs::write(&second, kept)?;
+    let alone = room.path().join("alone.gguf");
+    std::fs::copy(&third, &alone)?;
+    said(&alone, &alone, "is part 3 of 3, and by its name 1 of 1");
     Ok(())
 }
 

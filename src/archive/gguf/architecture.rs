@@ -2,7 +2,6 @@
 
 use super::metadata::Metadata;
 use crate::Result;
-use candle_core::quantized::gguf_file::Content;
 
 /// How a GGUF file of one kind of model differs from Hugging Face's.
 pub(super) struct Architecture {
@@ -83,7 +82,7 @@ static MIXTRAL: Architecture = Architecture {
     ..LLAMA
 };
 
-static ARCHITECTURES: [Architecture; 11] = [
+static ARCHITECTURES: [Architecture; 12] = [
     LLAMA,
     Architecture {
         name: "qwen2",
@@ -135,6 +134,15 @@ static ARCHITECTURES: [Architecture; 11] = [
                 ("ffn_down", "mlp.down_proj"),
             ],
         ],
+        biased: &[],
+        ..LLAMA
+    },
+    Architecture {
+        name: "gemma",
+        model_type: "gemma",
+        class: "GemmaForCausalLM",
+        interleaved: false,
+        norms_around_one: true,
         biased: &[],
         ..LLAMA
     },
@@ -196,8 +204,8 @@ static ARCHITECTURES: [Architecture; 11] = [
 ];
 
 impl Architecture {
-    /// That of a file.
-    pub(super) fn of(metadata: &Metadata, content: &Content) -> Result<&'static Self> {
+    /// That of a file, of which `has` says what tensors it has.
+    pub(super) fn of(metadata: &Metadata, has: impl Fn(&str) -> bool) -> Result<&'static Self> {
         let name = metadata.architecture();
         let Some(known) = ARCHITECTURES.iter().find(|known| known.name == name) else {
             let names: Vec<_> = ARCHITECTURES.iter().map(|known| known.name).collect();
@@ -210,7 +218,7 @@ impl Architecture {
         if known.name != LLAMA.name {
             return Ok(known);
         }
-        let experts = content.tensor_infos.contains_key("blk.0.ffn_gate_inp.weight");
+        let experts = has("blk.0.ffn_gate_inp.weight");
         let window = metadata.size(".attention.sliding_window")?.is_some_and(|window| window > 0);
         Ok(match (experts, window) {
             (true, _) => &MIXTRAL,

@@ -17,7 +17,7 @@ pub(super) fn config(source: &Source) -> Result<Value> {
     for (name, value) in own(source)?.into_iter().chain(tokens(source)?) {
         json[name] = value;
     }
-    Config::from_json(&json.to_string()).map_err(|e| Error::file(source.path, e))?;
+    Config::from_json(&json.to_string()).map_err(|e| Error::file(&source.path, e))?;
     Ok(json)
 }
 
@@ -109,6 +109,7 @@ fn own(source: &Source) -> Result<Map<String, Value>> {
             "sliding_window": window()?,
             "original_max_position_embeddings": original_context(source)?,
         }),
+        "gemma" => json!({"hidden_activation": "gelu_pytorch_tanh"}),
         "gemma2" | "gemma3_text" => json!({
             "sliding_window": match source.architecture.model_type {
                 "gemma2" => window()?.unwrap_or(4096),
@@ -166,10 +167,10 @@ fn tokens(source: &Source) -> Result<Map<String, Value>> {
 
 /// Rows of the token table, of which the last may be no tokens.
 fn vocabulary(source: &Source) -> Result<usize> {
-    let table = source.content.tensor_infos.get(TABLE);
+    let table = source.info(TABLE);
     let rows = table.and_then(|table| table.shape.dims().first().copied());
     rows.ok_or_else(|| {
-        Error::file(source.path, format!("there is no tensor {TABLE:?}; the file holds no language model"))
+        Error::file(&source.path, format!("there is no tensor {TABLE:?}; the file holds no language model"))
     })
 }
 
@@ -195,7 +196,8 @@ fn has_biases(source: &Source, stems: &[&str]) -> Result<bool> {
 /// The type of most weights.
 fn torch_dtype(source: &Source) -> &'static str {
     let weights = |stored: fn(GgmlDType) -> bool| -> usize {
-        let all = source.content.tensor_infos.values().filter(|info| stored(info.ggml_dtype));
+        let infos = source.tensors.values().map(|(info, _)| info);
+        let all = infos.filter(|info| stored(info.ggml_dtype));
         all.map(|info| info.shape.elem_count()).sum()
     };
     let [half, brain] = [weights(|t| t == GgmlDType::F16), weights(|t| t == GgmlDType::BF16)];
@@ -252,8 +254,8 @@ fn rope_scaling(source: &Source, head_dim: usize) -> Result<Value> {
 /// The numbers of a small tensor.
 fn table(source: &Source, tensor: &str) -> Result<Vec<f64>> {
     let read = || -> candle_core::Result<Vec<f32>> {
-        let tensor = source.content.tensor(&mut &source.file, tensor, &Device::Cpu)?;
-        tensor.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1()
+        let info = source.info(tensor).ok_or_else(|| candle_core::Error::msg("is missing"))?;
+        source.read(tensor, info)?.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1()
     };
     let numbers = read().map_err(|e| source.about(tensor, e))?;
     // With as few digits as tell them.

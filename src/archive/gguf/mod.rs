@@ -9,6 +9,7 @@ mod config;
 mod metadata;
 mod pre_tokenizer;
 mod source;
+mod split;
 mod tensors;
 mod tokenizer;
 
@@ -18,6 +19,7 @@ use crate::clock::Instant;
 use crate::{Error, Result, file};
 use serde_json::Value;
 use source::Source;
+pub use split::gguf_parts;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
@@ -58,12 +60,13 @@ pub fn is_gguf(path: impl AsRef<Path>) -> bool {
 ///
 /// | read | |
 /// |---|---|
-/// | architectures | llama (with experts: Mixtral), qwen2, qwen3, qwen3moe, phi3, gemma2, gemma3, smollm3, olmo2, granite, gpt2 |
+/// | files | one, or with one of `NAME-00001-of-00003.gguf` and on all ([`gguf_parts`]) |
+/// | architectures | llama (with experts: Mixtral), qwen2, qwen3, qwen3moe, phi3, gemma, gemma2, gemma3, smollm3, olmo2, granite, gpt2 |
 /// | tensor types | those of Candle: F32, F16, BF16, `Q4_0` to `Q8_1`, `Q2_K` to `Q8_K` |
 /// | tokenizers | `llama` (SentencePiece's BPE), `gpt2` (BPE of bytes) with the pre-tokenizers of those models |
 ///
 /// # Errors
-/// The file is damaged, or of an architecture, tensor type or tokenizer that is not in the table; a field that its architecture
+/// A file is damaged or missing, or of an architecture, tensor type or tokenizer that is not in the table; a field that its architecture
 /// needs is missing or says what a configuration cannot; a tensor has another name than the architecture's; `watch` asks to stop.
 pub fn unpack_gguf(
     input: impl AsRef<Path>,

@@ -45,9 +45,7 @@ enum Undo {
 pub(super) fn plan(source: &Source) -> Result<Vec<Part>> {
     let mut parts = Vec::new();
     let tied = repeats_table(source)?;
-    let mut tensors: Vec<_> = source.content.tensor_infos.iter().collect();
-    tensors.sort_by_key(|(tensor, _)| *tensor);
-    for (tensor, info) in tensors {
+    for (tensor, (info, _)) in &source.tensors {
         if OF_ROTATION.contains(&tensor.as_str()) || (tied && tensor == HEAD) {
             continue;
         }
@@ -65,13 +63,12 @@ pub(super) const HEAD: &str = "output.weight";
 
 /// Whether the file holds the token table a second time as the head.
 pub(super) fn repeats_table(source: &Source) -> Result<bool> {
-    let infos = &source.content.tensor_infos;
-    let (Some(table), Some(head)) = (infos.get(TABLE), infos.get(HEAD)) else { return Ok(false) };
+    let (Some(table), Some(head)) = (source.info(TABLE), source.info(HEAD)) else { return Ok(false) };
     if table.ggml_dtype != head.ggml_dtype || table.shape != head.shape {
         return Ok(false);
     }
     let read = |tensor: &str, info: &TensorInfo| {
-        let read = info.read(&mut &source.file, source.content.tensor_data_offset, &Device::Cpu);
+        let read = source.read(tensor, info);
         let bytes = read.and_then(|read| Ok(read.data()?.into_owned()));
         bytes.map_err(|e| source.about(tensor, first_line(&e)))
     };
@@ -176,8 +173,7 @@ impl Part {
     }
 
     fn decode(&self, source: &Source, info: &TensorInfo) -> candle_core::Result<Tensor> {
-        let read = info.read(&mut &source.file, source.content.tensor_data_offset, &Device::Cpu)?;
-        let stored = read.dequantize(&Device::Cpu)?;
+        let stored = source.read(&self.tensor, info)?.dequantize(&Device::Cpu)?;
         let undone = match self.undo {
             Undo::Nothing => stored,
             Undo::AddedOne => (stored - 1.0)?,

@@ -92,7 +92,7 @@ impl Compress {
         work.stage.commit().with_context(|| self.failed())?;
         if archive::is_gguf(&given) {
             // Not of what it was unpacked to.
-            report.bytes_before = given.metadata()?.len();
+            report.bytes_before = bytes_of_parts(&given)?;
         }
         print::warn_of(&report.non_finite);
         for line in &report.tensors {
@@ -230,6 +230,17 @@ fn bound_on<'l>(divergence: f64, text: &Path, original: &'l Language) -> anyhow:
     let text = Passage::open(text, &language::tokenizer(&original.path)?, Windows::default())?;
     text.suits(original)?;
     Ok(Bound { divergence, text, original })
+}
+
+/// What a GGUF file takes, or all files of a model that is split.
+fn bytes_of_parts(path: &Path) -> anyhow::Result<u64> {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let parts = archive::gguf_parts(&name);
+    match &parts[..] {
+        // Its own name may be no text.
+        [_] => Ok(path.metadata()?.len()),
+        parts => parts.iter().map(|part| Ok(path.with_file_name(part).metadata()?.len())).sum(),
+    }
 }
 
 /// How near the compressed model is to be, and to what on which text.

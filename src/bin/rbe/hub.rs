@@ -24,7 +24,7 @@ mod online {
     use crate::bar::Bar;
     use crate::interrupt;
     use anyhow::{Context, bail, ensure};
-    use candle_rbe::archive::{COMPANIONS, INDEX_FILE, MODEL_FILE};
+    use candle_rbe::archive::{COMPANIONS, INDEX_FILE, MODEL_FILE, gguf_parts};
     use hf_hub::api::Progress;
     use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
     use hf_hub::{Cache, CacheRepo, Repo, RepoType};
@@ -88,9 +88,11 @@ mod online {
     /// The directory of a commit, or the file in it, where it has a model.
     fn complete(directory: PathBuf, repository: &Repository) -> anyhow::Result<PathBuf> {
         if let Some(file) = &repository.file {
-            let path = directory.join(file);
-            ensure!(path.is_file(), "there is no {}", path.display());
-            return Ok(path);
+            for part in gguf_parts(file) {
+                let path = directory.join(part);
+                ensure!(path.is_file(), "there is no {}", path.display());
+            }
+            return Ok(directory.join(file));
         }
         let has_model = [MODEL_FILE, INDEX_FILE].iter().any(|name| directory.join(name).is_file());
         ensure!(has_model, "there is neither {MODEL_FILE} nor {INDEX_FILE} in {}", directory.display());
@@ -106,7 +108,16 @@ mod online {
                 names.contains(file.as_str()),
                 "the repository has no {file}; its GGUF files are: {others}"
             );
-            return Ok(vec![file.clone()]);
+            // Of a model in several files all.
+            let parts = gguf_parts(file);
+            let missing = parts.iter().find(|part| !names.contains(part.as_str()));
+            ensure!(
+                missing.is_none(),
+                "{file} is one of {}, of which the repository has no {}",
+                parts.len(),
+                missing.map_or("", String::as_str)
+            );
+            return Ok(parts);
         }
         let companions = COMPANIONS.iter().copied().filter(|name| names.contains(name)).map(str::to_owned);
         let mut wanted: Vec<String> = companions.collect();

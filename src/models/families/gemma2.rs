@@ -2,11 +2,12 @@
 //! `Gemma2ForCausalLM`.
 
 use super::Family;
+use super::gemma::first_gemma;
 use super::shared::{Shared, with_defaults};
+use crate::Result;
 use crate::models::Config;
 use crate::models::config::from_fields;
-use crate::models::decoder::{Norm, NormNames};
-use crate::{Error, Result};
+use crate::models::decoder::NormNames;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -18,7 +19,6 @@ struct Own {
     query_pre_attn_scalar: f64,
     attn_logit_softcapping: Option<f64>,
     final_logit_softcapping: Option<f64>,
-    use_bidirectional_attention: Option<bool>,
 }
 
 fn read(json: Value) -> Result<Config> {
@@ -39,24 +39,8 @@ fn read(json: Value) -> Result<Config> {
 
 /// What the second and the third generation share: all but windows and ropes.
 pub(super) fn gemma(json: &Value, model_type: &'static str) -> Result<(Shared, Config)> {
-    let mut json = json.clone();
-    // Both names may stand in a file, and this one counts.
-    if let Some(fields) = json.as_object_mut().filter(|fields| fields.contains_key("hidden_activation")) {
-        fields.remove("hidden_act");
-        // Null in the first files, for what is the default.
-        if fields["hidden_activation"].is_null() {
-            fields.insert("hidden_activation".into(), "gelu_pytorch_tanh".into());
-        }
-    }
-    let (shared, own) = (Shared::read(&json)?, from_fields::<Own>(json)?);
-    if own.use_bidirectional_attention == Some(true) {
-        return Err(Error::unsupported(
-            "use_bidirectional_attention; this decoder sees what is before a token",
-        ));
-    }
-    let mut config = shared.decoder(model_type)?;
-    config.norm = Norm::RmsAroundOne(shared.rms_norm_eps);
-    config.embedding_multiplier = Some((shared.hidden_size as f64).sqrt());
+    let own = from_fields::<Own>(json.clone())?;
+    let (shared, mut config) = first_gemma(json, model_type)?;
     config.logits_softcap = own.final_logit_softcapping;
     for layer in &mut config.layers {
         layer.norms = NormNames {

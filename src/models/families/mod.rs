@@ -3,6 +3,7 @@
 //! A file says what Hugging Face's configuration class defaults to, and in what the family differs from LLaMA. Its defaults
 //! and meanings are those of transformers 5, which reads the files of version 4 too.
 
+mod gemma;
 mod gemma2;
 mod gemma3;
 pub(crate) mod gpt2;
@@ -33,7 +34,8 @@ pub(super) struct Family {
 }
 
 /// Every supported family.
-pub(super) const FAMILIES: [Family; 14] = [
+pub(super) const FAMILIES: [Family; 15] = [
+    gemma::FAMILY,
     gemma2::FAMILY,
     gemma3::FAMILY,
     gemma3::WITH_IMAGES,
