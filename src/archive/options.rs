@@ -1,10 +1,12 @@
 //! What is asked of a conversion: which tensors, and how they are written.
 
+use super::roles::is_patch_embedding;
 use super::{Entry, measure};
 use crate::{Error, Result};
 use regex::Regex;
 
-/// Which tensors are compressed: matrices of weights, chosen by size and by name.
+/// Which tensors are compressed: matrices of weights, chosen by size and by name. A convolution's kernel of one position is one, and so
+/// is a patch embedding's (by its name), `(out, in height width)`: where patches do not overlap it is multiplied as such.
 #[derive(Clone, Debug)]
 pub struct Selection {
     include: Option<Regex>,
@@ -42,12 +44,20 @@ impl Selection {
 
     /// Whether a dense tensor is to be compressed.
     pub fn takes(&self, entry: &Entry) -> bool {
+        let least = self.min_side.max(1);
         measure::is_float(entry.dtype)
-            && entry.shape.len() == 2
-            && entry.shape.iter().all(|&side| side >= self.min_side.max(1))
+            && (entry.shape.len() == 2 || is_kernel(entry))
+            && entry.matrix().is_some_and(|(rows, cols)| rows >= least && cols >= least)
             && self.include.as_ref().is_none_or(|pattern| pattern.is_match(&entry.name))
             && !self.exclude.as_ref().is_some_and(|pattern| pattern.is_match(&entry.name))
     }
+}
+
+/// Whether a tensor of more than two sides is the kernel of a convolution without patches that overlap, as far as can be known.
+fn is_kernel(entry: &Entry) -> bool {
+    let positions = entry.shape.get(2..).filter(|positions| !positions.is_empty());
+    positions
+        .is_some_and(|positions| positions.iter().all(|&side| side == 1) || is_patch_embedding(&entry.name))
 }
 
 /// How [`compress`](super::compress()) goes about it.

@@ -96,7 +96,10 @@ fn pruned(
     original: Option<&Archive>,
 ) -> Result<(RbeTensor, PruneReport)> {
     let weight = match original {
-        Some(archive) => Some(archive.tensor(archive.entry(&entry.name)?, &Device::Cpu)?),
+        Some(archive) => {
+            let weight = archive.tensor(archive.entry(&entry.name)?, &Device::Cpu)?;
+            Some(if weight.rank() > 2 { weight.flatten_from(1)? } else { weight })
+        }
         None => None,
     };
     tensor.prune_coefficients(threshold, weight.as_ref()).map_err(|e| e.in_tensor(&entry.name))

@@ -44,6 +44,19 @@ impl Entry {
         if self.tied_to.is_none() { self.bytes } else { 0 }
     }
 
+    /// The sides of the matrix that the tensor is to a payload: its own two, or of a kernel its first and the others in one.
+    pub(super) fn matrix(&self) -> Option<(usize, usize)> {
+        match self.shape.split_first()? {
+            (_, []) => None,
+            (&rows, others) => Some((rows, super::element_count(others)?)),
+        }
+    }
+
+    /// Whether a payload of this shape is the tensor's.
+    fn fits(&self, payload: &[usize]) -> bool {
+        payload == self.shape || self.matrix().is_some_and(|(rows, cols)| payload == [rows, cols])
+    }
+
     /// Number of weights.
     pub fn elements(&self) -> usize {
         // Dense shapes were multiplied with checks when the header was read, compressed ones in `open`.
@@ -382,7 +395,8 @@ impl Archive {
     }
 
     /// Reads and checks a compressed tensor; it lives on the CPU. Its payload stays where it is: in the file, which must be neither
-    /// truncated nor written over while the tensor is there, or in the memory that the archive was opened from.
+    /// truncated nor written over while the tensor is there, or in the memory that the archive was opened from. A kernel of more than two
+    /// sides is the matrix whose columns are all but the first.
     ///
     /// # Errors
     /// The tensor is dense, its payload is damaged, or of another shape than the header says.
@@ -392,7 +406,7 @@ impl Archive {
         }
         let read = RbeTensor::read(self.payload(entry), &Device::Cpu);
         let tensor = read.map_err(|e| self.about(entry, e))?;
-        if tensor.shape().dims() != entry.shape {
+        if !entry.fits(tensor.shape().dims()) {
             let (payload, header) = (tensor.shape().dims(), &entry.shape);
             return Err(
                 self.about(entry, format!("the payload has shape {payload:?}, the header says {header:?}"))
@@ -404,7 +418,8 @@ impl Archive {
     /// A tensor as Candle's: dense ones as they are stored, compressed ones decoded to F32.
     pub fn tensor(&self, entry: &Entry, device: &Device) -> Result<Tensor> {
         let tensor = if entry.compressed {
-            self.rbe(entry)?.dequantize().and_then(|tensor| Ok(tensor.to_device(device)?))
+            let shape = entry.shape.as_slice();
+            self.rbe(entry)?.dequantize().and_then(|tensor| Ok(tensor.reshape(shape)?.to_device(device)?))
         } else {
             let part = self.part(entry);
             let read = DType::try_from(entry.dtype)

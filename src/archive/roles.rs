@@ -41,6 +41,11 @@ impl Depth {
     }
 }
 
+/// Whether a kernel is that of a convolution that cuts images into patches which do not overlap.
+pub(super) fn is_patch_embedding(name: &str) -> bool {
+    name.split('.').any(|part| part.contains("patch_embed") || part == "patch_conv")
+}
+
 /// The number of the layer that a weight belongs to: the first number in its name.
 pub(super) fn layer(name: &str) -> Option<usize> {
     name.split('.').find_map(|part| part.parse().ok())
@@ -116,6 +121,19 @@ mod tests {
         ] {
             assert_eq!(Role::of(name, tied), role, "{name}");
         }
+    }
+
+    #[test]
+    fn patch_embeddings_are_known_by_their_names() {
+        for name in [
+            "vision_model.embeddings.patch_embedding.weight",
+            "vit.embeddings.patch_embeddings.projection.weight",
+            "visual.patch_embed.proj.weight",
+            "patch_conv.weight",
+        ] {
+            assert!(is_patch_embedding(name), "{name}");
+        }
+        assert!(!is_patch_embedding("model.encoder.conv1.weight"));
     }
 
     #[test]

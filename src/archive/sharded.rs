@@ -87,9 +87,14 @@ impl ShardedArchive {
     /// Rows or columns of a compressed tensor.
     fn decode_part(&self, entry: &Entry, dim: usize, range: Range<usize>, device: &Device) -> Result<Tensor> {
         let mut shape = entry.shape.clone();
-        let width = if shape.len() == 2 { shape[1] } else { 1 };
+        let (height, width) = entry.matrix().unwrap_or((entry.elements(), 1));
         shape[dim] = range.len();
-        let (rows, columns) = if dim == 0 { (range, 0..width) } else { (0..entry.shape[0], range) };
+        // Of a kernel, what one number of the second side stands for.
+        let inner = width / entry.shape.get(1).copied().unwrap_or(1).max(1);
+        let (rows, columns) = match dim {
+            0 => (range, 0..width),
+            _ => (0..height, range.start * inner..range.end * inner),
+        };
         let mut values = Vec::with_capacity(element_count(&shape).unwrap_or_default());
         let mut row = 0;
         self.0.rbe(entry)?.decode_in_bands(|band| {

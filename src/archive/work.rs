@@ -41,7 +41,9 @@ impl<'a> Matrices<'a> {
     /// A matrix as (out, in).
     fn weight(&self, name: &str) -> Result<Tensor> {
         // In its own type: the encoder refuses what F32 cannot hold.
-        let weight = self.archive.tensor(self.archive.entry(name)?, &Device::Cpu)?;
+        let entry = self.archive.entry(name)?;
+        let weight = self.archive.tensor(entry, &Device::Cpu)?;
+        let weight = if entry.shape.len() > 2 { weight.flatten_from(1)? } else { weight };
         if self.conv1d && is_conv1d(name) { Ok(weight.t()?.contiguous()?) } else { Ok(weight) }
     }
 
@@ -88,8 +90,8 @@ impl Work<'_, '_> {
         let scalings = self.scalings(matrices)?;
         let layers = matrices.names.iter().filter_map(|name| layer(name)).max().map_or(0, |last| last + 1);
         let shares = (0..matrices.names.len()).map(|at| {
-            let shape = &matrices.archive.entry(matrices.names[at])?.shape;
-            let side_bits = side_bits(shape[0], shape[1], &scalings[at]);
+            let (rows, cols) = matrices.archive.entry(matrices.names[at])?.matrix().unwrap_or((1, 1));
+            let side_bits = side_bits(rows, cols, &scalings[at]);
             let depth = Depth::of(matrices.names[at], layers);
             Ok(Share { role: matrices.role(at), depth, weights: matrices.elements(at)?, side_bits })
         });

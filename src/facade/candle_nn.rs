@@ -52,9 +52,10 @@
 //! |---|---|
 //! | [`Linear`], [`linear()`], [`linear_no_bias`], [`linear_b`] | this crate's |
 //! | [`Embedding`], [`embedding()`] | this crate's |
+//! | [`Conv1d`], [`Conv2d`], [`conv1d`], [`conv1d_no_bias`], [`conv2d`], [`conv2d_no_bias`] | this crate's: products where patches do not overlap (a kernel of one position, a patch embedding), else Candle's on the decoded weight |
 //! | everything else | Candle's own: what asks its `VarBuilder` for a compressed tensor gets it decoded |
 //!
-//! `Linear::weight` and `Embedding::embeddings` return a [`Weight`](crate::nn::Weight) where Candle has a `Tensor`. It
+//! `weight` of a layer and `Embedding::embeddings` return a [`Weight`](crate::nn::Weight) where Candle has a `Tensor`. It
 //! dereferences to one and clones into the constructors; where a type is written out, write `Weight` or dereference.
 //!
 //! A file that takes its layers from `candle_transformers::models::with_tracing` swaps that too:
@@ -62,7 +63,16 @@
 
 pub use ::candle_nn::*;
 
-pub use crate::nn::{Embedding, Linear, embedding, linear, linear_b, linear_no_bias};
+pub use crate::nn::{
+    Conv1d, Conv2d, Embedding, Linear, conv1d, conv1d_no_bias, conv2d, conv2d_no_bias, embedding, linear,
+    linear_b, linear_no_bias,
+};
+
+/// Candle's module of convolutions, with this crate's.
+pub mod conv {
+    pub use crate::nn::{Conv1d, Conv2d, conv1d, conv1d_no_bias, conv2d, conv2d_no_bias};
+    pub use ::candle_nn::conv::*;
+}
 
 /// Candle's module of linear layers, with this crate's.
 pub mod linear {

@@ -26,8 +26,8 @@ use crate::nn::{self, Weight};
 use candle_core::{Module, Result, Tensor};
 use candle_nn::VarBuilder;
 
-pub use crate::nn::{Linear, linear, linear_b, linear_no_bias};
-pub use candle_nn::{Conv2d, LayerNorm, conv2d, layer_norm};
+pub use crate::nn::{Conv2d, Linear, conv2d, linear, linear_b, linear_no_bias};
+pub use candle_nn::{LayerNorm, layer_norm};
 
 /// An [`Embedding`](nn::Embedding) with the constructors of `with_tracing`.
 #[derive(Clone, Debug)]

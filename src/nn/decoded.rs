@@ -16,6 +16,8 @@ pub enum DecodeReason {
     LookedAt,
     /// The model computes in F64, which compressed products do not: Candle's product with the decoded weight does.
     DoublePrecision,
+    /// A convolution whose patches overlap, or in groups: Candle's with the decoded weight does it.
+    Convolution,
     /// A builder of shards was asked for a part of it.
     Shard,
 }
@@ -26,6 +28,7 @@ impl fmt::Display for DecodeReason {
             Self::AskedByName => "asked for by its plain name: is the layer Candle's own, not swapped?",
             Self::LookedAt => "the model used its layer's weight as a tensor",
             Self::DoublePrecision => "products in F64 are Candle's",
+            Self::Convolution => "convolutions whose patches overlap, or in groups, are Candle's",
             Self::Shard => "asked for in shards",
         })
     }

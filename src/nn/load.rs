@@ -3,10 +3,10 @@
 use super::counters::register;
 use super::handle::{HANDLE_SUFFIX, payload_of};
 use super::mode::{LayerConfig, default_layer_config};
-use super::{Embedding, Layer, Linear, RBE_SUFFIX, RbeLinear, Weight};
+use super::{Conv1d, Conv2d, Embedding, Layer, Linear, RBE_SUFFIX, RbeLinear, Weight};
 use crate::{Error, RbeTensor};
 use candle_core::{DType, Device, Result, Shape, Storage, Tensor};
-use candle_nn::{Init, VarBuilder};
+use candle_nn::{Conv1dConfig, Conv2dConfig, Init, VarBuilder};
 
 /// A linear layer from `weight` (or `weight.rbe`) of shape `(out_dim, in_dim)` and `bias` of shape `(out_dim)`, as
 /// `candle_nn::linear`.
@@ -77,6 +77,108 @@ pub fn embedding(in_size: usize, out_size: usize, vb: VarBuilder) -> Result<Embe
         Some((_, table)) => Ok(Embedding::new(table, out_size)),
         None => Ok(candle_nn::embedding(in_size, out_size, vb)?.into()),
     }
+}
+
+/// A convolution from `weight` of shape `(out_channels, in_channels / groups, kernel_size)`, or `weight.rbe`, the matrix with the last
+/// two sides in one, and `bias` of shape `(out_channels)`, as `candle_nn::conv1d`.
+///
+/// # Errors
+/// As [`linear`].
+pub fn conv1d(
+    in_channels: usize,
+    out_channels: usize,
+    kernel_size: usize,
+    config: Conv1dConfig,
+    vb: VarBuilder,
+) -> Result<Conv1d> {
+    match compressed_conv1d([in_channels, out_channels, kernel_size], config, true, &vb)? {
+        Some(conv) => Ok(conv),
+        None => Ok(candle_nn::conv1d(in_channels, out_channels, kernel_size, config, vb)?.into()),
+    }
+}
+
+/// The same without bias, as `candle_nn::conv1d_no_bias`.
+///
+/// # Errors
+/// As [`linear`].
+pub fn conv1d_no_bias(
+    in_channels: usize,
+    out_channels: usize,
+    kernel_size: usize,
+    config: Conv1dConfig,
+    vb: VarBuilder,
+) -> Result<Conv1d> {
+    match compressed_conv1d([in_channels, out_channels, kernel_size], config, false, &vb)? {
+        Some(conv) => Ok(conv),
+        None => Ok(candle_nn::conv1d_no_bias(in_channels, out_channels, kernel_size, config, vb)?.into()),
+    }
+}
+
+/// A convolution from `weight` of shape `(out_channels, in_channels / groups, kernel_size, kernel_size)`, or `weight.rbe`, the matrix
+/// with the last three sides in one, and `bias` of shape `(out_channels)`, as `candle_nn::conv2d`.
+///
+/// # Errors
+/// As [`linear`].
+pub fn conv2d(
+    in_channels: usize,
+    out_channels: usize,
+    kernel_size: usize,
+    config: Conv2dConfig,
+    vb: VarBuilder,
+) -> Result<Conv2d> {
+    match compressed_conv2d([in_channels, out_channels, kernel_size], config, true, &vb)? {
+        Some(conv) => Ok(conv),
+        None => Ok(candle_nn::conv2d(in_channels, out_channels, kernel_size, config, vb)?.into()),
+    }
+}
+
+/// The same without bias, as `candle_nn::conv2d_no_bias`.
+///
+/// # Errors
+/// As [`linear`].
+pub fn conv2d_no_bias(
+    in_channels: usize,
+    out_channels: usize,
+    kernel_size: usize,
+    config: Conv2dConfig,
+    vb: VarBuilder,
+) -> Result<Conv2d> {
+    match compressed_conv2d([in_channels, out_channels, kernel_size], config, false, &vb)? {
+        Some(conv) => Ok(conv),
+        None => Ok(candle_nn::conv2d_no_bias(in_channels, out_channels, kernel_size, config, vb)?.into()),
+    }
+}
+
+fn compressed_conv1d(
+    [inputs, outputs, kernel]: [usize; 3],
+    config: Conv1dConfig,
+    bias: bool,
+    vb: &VarBuilder,
+) -> Result<Option<Conv1d>> {
+    let columns = inputs / config.groups * kernel;
+    let Some((tensor, matrix)) = compressed(vb, "weight", (outputs, columns))? else { return Ok(None) };
+    let weight = matrix.reshaped((outputs, inputs / config.groups, kernel))?;
+    let bias = bias.then(|| vb.get(outputs, "bias")).transpose()?;
+    Ok(Some(match Conv1d::has_product(&weight, &config) {
+        true => Conv1d::of(weight, layer(tensor, matrix, bias, vb)?, config),
+        false => Conv1d::new(weight, bias, config),
+    }))
+}
+
+fn compressed_conv2d(
+    [inputs, outputs, kernel]: [usize; 3],
+    config: Conv2dConfig,
+    bias: bool,
+    vb: &VarBuilder,
+) -> Result<Option<Conv2d>> {
+    let columns = inputs / config.groups * kernel * kernel;
+    let Some((tensor, matrix)) = compressed(vb, "weight", (outputs, columns))? else { return Ok(None) };
+    let weight = matrix.reshaped((outputs, inputs / config.groups, kernel, kernel))?;
+    let bias = bias.then(|| vb.get(outputs, "bias")).transpose()?;
+    Ok(Some(match Conv2d::has_product(&weight, &config) {
+        true => Conv2d::of(weight, layer(tensor, matrix, bias, vb)?, config),
+        false => Conv2d::new(weight, bias, config),
+    }))
 }
 
 /// A layer as the process's default configuration has it, listed under the weight's path.

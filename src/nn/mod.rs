@@ -6,7 +6,7 @@
 //!
 //! | to | layer |
 //! |---|---|
-//! | run dense or compressed weights, by what the file holds | [`Linear`], [`Embedding`]; their [`Weight`] |
+//! | run dense or compressed weights, by what the file holds | [`Linear`], [`Embedding`], [`Conv1d`], [`Conv2d`]; their [`Weight`] |
 //! | see what was decoded all the same, and why | [`decoded_weights`] |
 //! | run a compressed weight | [`RbeLinear`] |
 //! | choose how the weight is used, and see what was done | [`DecodeMode`], [`LayerConfig`], [`layer_counts`] |
@@ -23,6 +23,7 @@ mod adapter;
 mod attention;
 mod cache;
 mod checked;
+mod conv;
 mod counters;
 pub(crate) mod decoded;
 mod dropout;
@@ -47,13 +48,17 @@ pub use adapter::{AdapterConfig, Positions, SpectralAdapter};
 pub use attention::{AttentionPass, Projections, QueryKeyNorm, RbeAttention, Scoring};
 pub use cache::KvCache;
 pub use checked::{ForwardChecks, ForwardCounts};
+pub use conv::{Conv1d, Conv2d};
 pub use counters::{Counts, LayerCounts, layer_counts, reset_layer_counts};
 pub use decoded::{DecodeReason, DecodedWeight, decoded_weights, reset_decoded_weights};
 pub use dropout::RbeDropout;
 pub use embedding::Embedding;
 pub use layer::{ForwardHook, Layer, Linear};
 pub use linear::RbeLinear;
-pub use load::{embedding, linear, linear_b, linear_conv1d, linear_no_bias};
+pub use load::{
+    conv1d, conv1d_no_bias, conv2d, conv2d_no_bias, embedding, linear, linear_b, linear_conv1d,
+    linear_no_bias,
+};
 pub use mlp::RbeMlp;
 pub use mode::{DecodeMode, LayerConfig, default_layer_config, set_default_layer_config};
 pub use norm::{RbeLayerNorm, RbeRmsNorm, layer_norm, rms_norm, rms_norm_around_one};

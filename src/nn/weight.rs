@@ -1,7 +1,7 @@
 //! A weight as models hold and pass it on: dense, or compressed until somebody looks at it as a tensor.
 
 use super::decoded::{DecodeReason, note};
-use crate::{RbeTensor, Result};
+use crate::{Error, RbeTensor, Result};
 use candle_core::shape::Dim;
 use candle_core::{DType, Device, Shape, Tensor, TensorId};
 use std::borrow::Borrow;
@@ -48,6 +48,8 @@ enum Form {
 
 struct Compressed {
     tensor: RbeTensor,
+    /// The tensor's, or one of as many elements whose first side is the matrix' rows.
+    shape: Shape,
     /// The type of the dense copy.
     dtype: DType,
     /// The path in the model; empty where the weight came from nowhere.
@@ -68,7 +70,7 @@ impl Compressed {
         if let Some(dense) = self.dense.get() {
             return Ok(dense);
         }
-        let dense = self.tensor.dequantize()?.to_dtype(self.dtype)?;
+        let dense = self.tensor.dequantize()?.reshape(&self.shape)?.to_dtype(self.dtype)?;
         note(&self.name, &dense, reason);
         Ok(self.dense.get_or_init(|| dense))
     }
@@ -107,7 +109,40 @@ impl Weight {
 
     /// The same with its path in the model.
     pub(super) fn named(tensor: RbeTensor, dtype: DType, name: String) -> Self {
-        Self(Form::Compressed(Arc::new(Compressed { tensor, dtype, name, dense: OnceLock::new() })))
+        let shape = tensor.shape().clone();
+        Self::of(Compressed { tensor, shape, dtype, name, dense: OnceLock::new() })
+    }
+
+    fn of(compressed: Compressed) -> Self {
+        Self(Form::Compressed(Arc::new(compressed)))
+    }
+
+    /// The weight with its elements in another shape: as a kernel `(out, in, height, width)` a compressed matrix
+    /// `(out, in height width)`, which is shared.
+    ///
+    /// # Errors
+    /// When the shape has another number of elements; when a compressed weight's has not as many elements in its first side.
+    pub fn reshaped(&self, shape: impl Into<Shape>) -> Result<Self> {
+        let shape = shape.into();
+        match &self.0 {
+            Form::Dense(tensor) => Ok(tensor.reshape(shape)?.into()),
+            Form::Compressed(compressed) => {
+                let own = &compressed.shape;
+                if (own.dims().first(), own.elem_count()) != (shape.dims().first(), shape.elem_count()) {
+                    return Err(Error::shape(format!(
+                        "a compressed weight of shape {own:?} is none of {shape:?}"
+                    )));
+                }
+                let Compressed { tensor, dtype, name, .. } = &**compressed;
+                let (tensor, name) = (tensor.clone(), name.clone());
+                Ok(Self::of(Compressed { tensor, shape, dtype: *dtype, name, dense: OnceLock::new() }))
+            }
+        }
+    }
+
+    /// A compressed weight in the shape of its matrix; `None` of a dense one.
+    pub(super) fn matrix(&self) -> Option<Self> {
+        self.rbe().and_then(|tensor| self.reshaped(tensor.shape().clone()).ok())
     }
 
     /// The compressed tensor; `None` of a dense weight.
@@ -138,7 +173,7 @@ impl Weight {
     pub fn shape(&self) -> &Shape {
         match &self.0 {
             Form::Dense(tensor) => tensor.shape(),
-            Form::Compressed(compressed) => compressed.tensor.shape(),
+            Form::Compressed(compressed) => &compressed.shape,
         }
     }
 
