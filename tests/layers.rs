@@ -319,3 +319,49 @@ fn a_payload_of_the_wrong_shape_or_damaged_names_its_tensor() -> Result<()> {
     assert!(error.contains("model.up.weight") && error.contains("checksum"), "{error}");
     Ok(())
 }
+
+/// What a layer of each type takes, as Candle's takes it: vectors and batches, views, no rows at all.
+#[test]
+fn inputs_of_every_kind_are_what_they_are_to_candles_layer() -> Result<()> {
+    let (weight, bias) =
+        (encode(EncoderConfig::from(Rate::BitsPerWeight(5.0)), &weight(72, 48)?), input(72)?);
+    let decoded = weight.dequantize()?;
+    // The types that the builder of a model may have, and how near two products in one come.
+    for (dtype, near) in [(DType::F32, 1e-6), (DType::F64, 1e-12), (DType::F16, 2e-3), (DType::BF16, 1.5e-2)]
+    {
+        let bias = bias.to_dtype(dtype)?;
+        let ours = candle_rbe::Linear::new(Weight::compressed(weight.clone(), dtype), Some(bias.clone()));
+        let ours = match ours.into_layer() {
+            candle_rbe::nn::Layer::Rbe(layer) if dtype != DType::F64 => {
+                layer.with_precision(Precision::Exact).into()
+            }
+            _ => candle_rbe::Linear::new(Weight::compressed(weight.clone(), dtype), Some(bias.clone())),
+        };
+        let theirs = Linear::new(decoded.to_dtype(dtype)?, Some(bias));
+        let wide = input((4, 3, 96))?.to_dtype(dtype)?;
+        let inputs = [
+            ("a batch", input((2, 3, 48))?.to_dtype(dtype)?),
+            ("a row", input((1, 48))?.to_dtype(dtype)?),
+            ("four axes", input((2, 1, 3, 48))?.to_dtype(dtype)?),
+            ("columns of a wider tensor", wide.narrow(2, 17, 48)?),
+            ("every other row", wide.narrow(2, 0, 48)?.transpose(0, 1)?),
+            ("a transpose", input((48, 5))?.to_dtype(dtype)?.t()?),
+            ("a row for all", input((1, 48))?.to_dtype(dtype)?.broadcast_as((3, 48))?),
+        ];
+        for (what, x) in inputs {
+            let (y, expected) = (ours.forward(&x)?, theirs.forward(&x.contiguous()?)?);
+            assert_eq!((y.dims(), y.dtype()), (expected.dims(), dtype), "{dtype:?}, {what}");
+            let error = relative_error(&y, &expected)?;
+            assert!(error <= near, "{dtype:?}, {what}: {error:e}");
+        }
+        // Candle's own layer, which has F64, refuses batches of no rows.
+        let empty = [&[0, 48][..], &[2, 0, 48]];
+        for shape in &empty[..if dtype == DType::F64 { 1 } else { 2 }] {
+            let y = ours.forward(&Tensor::zeros(*shape, dtype, &Device::Cpu)?)?;
+            assert_eq!((y.dims(), y.dtype()), (&[&shape[..shape.len() - 1], &[72]].concat()[..], dtype));
+        }
+        assert!(ours.forward(&Tensor::zeros((2, 47), dtype, &Device::Cpu)?).is_err());
+        assert!(ours.forward(&Tensor::zeros((2, 48), DType::U32, &Device::Cpu)?).is_err());
+    }
+    Ok(())
+}
