@@ -1,14 +1,15 @@
 //! From a dense model to a compressed one, one matrix in memory at a time.
 
 use super::beside::{config, tied};
-use super::layers::{self, Made};
+use super::layers;
 use super::options::{CompressOptions, Selection};
+use super::parts::{Made, Part, joined};
 use super::progress::{OnProgress, ProgressReporter};
 use super::stage::Stage;
 use super::work::{Matrices, Work};
 use super::{
     Archive, Dtype, Entry, FORMAT_KEY, FORMAT_VERSION, NonFinite, Original, SUFFIX, SafetensorsWriter, Slot,
-    TENSORS_KEY, TIED_KEY, measure,
+    TENSORS_KEY, TIED_KEY,
 };
 use crate::clock::Instant;
 use crate::models::Walk;
@@ -237,10 +238,10 @@ fn write_model(
     });
     let mut writer = SafetensorsWriter::new(model, output, slots.collect(), metadata)?;
 
-    let names: Vec<&str> = chosen.clone().map(|entry| entry.name.as_str()).collect();
-    let matrices = Matrices::new(archive, names, config.as_ref());
+    let parts = Part::all(chosen);
+    let matrices = Matrices::new(archive, &parts, config.as_ref());
     let plan = work.plan(&matrices)?;
-    let mut pace = ProgressReporter::new(watch, output, chosen);
+    let mut pace = ProgressReporter::new(watch, output, parts.iter().map(Part::elements));
     let mut made_before = match work.walk.take() {
         Some((walk, file)) => Some(layers::encode(work, &matrices, &plan, (walk, file), &mut pace)?),
         None => None,
@@ -263,20 +264,21 @@ fn write_model(
             bytes_after: entry.bytes as u64,
         };
         if line.compressed {
-            let (payload, made) = match &mut made_before {
-                Some(made) => made.read(taken)?,
+            let mut make = |at: usize| match &mut made_before {
+                Some(made) => made.read(at),
                 None => {
-                    pace.tell(Some(entry))?;
-                    let tensor = work.encode(&matrices, taken, &plan[taken], None)?;
-                    Made::of(&tensor, work.options.plain)?
+                    pace.tell(Some((matrices.names[at], matrices.elements(at))))?;
+                    let tensor = work.encode(&matrices, at, &plan[at], None)?;
+                    Made::of(&tensor, work.options.plain)
                 }
             };
-            taken += 1;
+            let made = (taken..taken + entry.parts()).map(&mut make).collect::<Result<_>>()?;
+            taken += entry.parts();
+            let (payload, made, norm) = joined(archive, entry, made)?;
             writer.write(&[payload.len()], &payload)?;
             line.bits_per_weight = 8.0 * payload.len() as f64 / weights as f64;
             line.bytes_after = payload.len() as u64;
 
-            let norm = measure::squared_norm(archive.bytes(entry), entry.dtype);
             squared_norm += norm;
             squared_error += norm * made.relative_error.powi(2);
             line.relative_error = Some(made.relative_error);

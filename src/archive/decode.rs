@@ -125,21 +125,24 @@ fn write_model(
 ) -> Result<()> {
     let plan = archive.entries().map(|entry| Slot::dense(&entry.name, target(entry, dtype), &entry.shape));
     let mut writer = SafetensorsWriter::new(model, output, plan.collect(), archive.metadata())?;
-    let mut pace = ProgressReporter::new(watch, output, archive.entries().filter(|entry| entry.compressed));
+    let mut pace = ProgressReporter::new(
+        watch,
+        output,
+        archive.entries().filter(|entry| entry.compressed).map(|entry| entry.elements() as u64),
+    );
     while let Some(slot) = writer.next_slot() {
         let entry = archive.entry(&slot.name)?;
         let dtype = slot.dtype;
         if entry.compressed {
-            pace.tell(Some(entry))?;
+            pace.tell(Some((&entry.name, entry.elements() as u64)))?;
         }
         if !entry.compressed && entry.dtype == dtype {
             writer.write(&entry.shape, archive.bytes(entry))?;
         } else if entry.compressed {
-            let tensor = archive.rbe(entry)?;
             let bytes = usize::try_from(dense_bytes(entry, Some(dtype))).unwrap_or(usize::MAX);
             let mut held = Held::by(dtype);
             let written = writer.write_pieces(&entry.shape, bytes, |write| {
-                tensor.decode_in_bands(|band| {
+                decode_parts(archive, entry, &mut |band| {
                     let band = Tensor::from_slice(band, band.len(), &Device::Cpu)?;
                     held.add(&band);
                     write(&View::data(&band.to_dtype(DType::try_from(dtype)?)?))
@@ -165,6 +168,11 @@ fn write_model(
     writer.finish().map(drop)
 }
 
+/// Decodes a tensor, a few rows at a time.
+fn decode_parts(archive: &Archive, entry: &Entry, take: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
+    (0..entry.parts()).try_for_each(|index| archive.part(entry, index)?.decode_in_bands(&mut *take))
+}
+
 /// The type of a tensor in the output.
 fn target(entry: &Entry, dtype: Option<Dtype>) -> Dtype {
     dtype.filter(|_| measure::is_float(entry.dtype)).unwrap_or(entry.dtype)
@@ -187,7 +195,7 @@ fn refuse_loss(archive: &Archive, entry: &Entry, held: &Held) -> Result<()> {
     for other in [Dtype::BF16, Dtype::F16, Dtype::F32].into_iter().filter(|other| *other != dtype) {
         let mut held = Held::by(other);
         match entry.compressed {
-            true => archive.rbe(entry)?.decode_in_bands(|band| {
+            true => decode_parts(archive, entry, &mut |band| {
                 held.add(&Tensor::from_slice(band, band.len(), &Device::Cpu)?);
                 Ok(())
             })?,

@@ -1,6 +1,7 @@
 //! Calibrated conversion layer by layer: matrices are encoded in the order in which a forward comes to them, and written in that
 //! of the file.
 
+use super::parts::Made;
 use super::progress::ProgressReporter;
 use super::work::{Matrices, Plan, Work};
 use crate::models::Walk;
@@ -8,23 +9,6 @@ use crate::{Error, RbeTensor, Result};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
-
-/// What is reported of a matrix that was encoded.
-#[derive(Clone, Debug)]
-pub(super) struct Made {
-    pub summary: String,
-    pub relative_error: f64,
-    pub warning: Option<String>,
-}
-
-impl Made {
-    /// The payload of a tensor, and what is reported of it.
-    pub(super) fn of(tensor: &RbeTensor, plain: bool) -> Result<(Vec<u8>, Self)> {
-        let payload = if plain { tensor.to_plain_bytes()? } else { tensor.to_bytes()? };
-        let (summary, warning) = (tensor.summary().to_owned(), tensor.errors().warning());
-        Ok((payload, Self { summary, relative_error: tensor.relative_error(), warning }))
-    }
-}
 
 /// What the file of payloads, which has no name, is called in errors.
 const NAME: &str = "the file of payloads";
@@ -78,10 +62,10 @@ pub(super) fn encode(
     let plain = work.options.plain;
     let mut make = |at: usize, statistics: Option<&_>, walk: &mut Walk| -> Result<()> {
         let name = matrices.names[at];
-        pace.tell(Some(matrices.archive.entry(name)?))?;
+        pace.tell(Some((name, matrices.elements(at))))?;
         let tensor = work.encode(matrices, at, &plan[at], statistics)?;
         payloads.keep(at, &tensor, plain)?;
-        walk.put(name, &matrices.as_stored(name, tensor)?)
+        walk.put(name, &matrices.as_stored(at, tensor)?)
     };
     let met: BTreeSet<String> = walk.names().into_iter().collect();
     let all = || 0..matrices.names.len();
@@ -89,7 +73,7 @@ pub(super) fn encode(
         make(at, None, &mut walk)?;
     }
     let mut left: BTreeSet<usize> = all().filter(|at| met.contains(matrices.names[*at])).collect();
-    let at = |name: &str| all().find(|at| matrices.names[*at] == name);
+    let at = |name: &str| matrices.position(name);
     while let Some(seen) = walk.step(|name| at(name).is_some())? {
         for (name, statistics) in seen {
             if let Some(at) = at(&name).filter(|at| left.remove(at)) {

@@ -1,6 +1,6 @@
 //! Compressed models as ordinary safetensors files.
 //!
-//! A compressed matrix `NAME` is one `U8` tensor `NAME.rbe`; every other tensor keeps its name, type, shape and
+//! A compressed matrix `NAME`, or a stack of experts' matrices, is one `U8` tensor `NAME.rbe`; every other tensor keeps its name, type, shape and
 //! bytes. So each safetensors reader opens the file, and a layer is dense or compressed per tensor, by what the
 //! file holds. `FORMAT.md` in the crate `rbe-core` gives every byte.
 //!
@@ -33,6 +33,7 @@ mod layers;
 mod measure;
 mod mix;
 mod options;
+mod parts;
 mod progress;
 mod prune;
 mod read;

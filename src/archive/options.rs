@@ -5,8 +5,11 @@ use super::{Entry, measure};
 use crate::{Error, Result};
 use regex::Regex;
 
-/// Which tensors are compressed: matrices of weights, chosen by size and by name. A convolution's kernel of one position is one, and so
-/// is a patch embedding's (by its name), `(out, in height width)`: where patches do not overlap it is multiplied as such.
+/// Which tensors are compressed: matrices of weights, chosen by size and by name.
+///
+/// A convolution's kernel of one position is a matrix, and so is a patch embedding's (by its name), `(out, in height width)`: where
+/// patches do not overlap it is multiplied as such. The experts of a layer in one tensor `(experts, ., .)` (by its name) are
+/// compressed matrix by matrix.
 #[derive(Clone, Debug)]
 pub struct Selection {
     include: Option<Regex>,
@@ -46,7 +49,8 @@ impl Selection {
     pub fn takes(&self, entry: &Entry) -> bool {
         let least = self.min_side.max(1);
         measure::is_float(entry.dtype)
-            && (entry.shape.len() == 2 || is_kernel(entry))
+            && (entry.shape.len() == 2 || entry.stacked || is_kernel(entry))
+            && !entry.name.ends_with("bias")
             && entry.matrix().is_some_and(|(rows, cols)| rows >= least && cols >= least)
             && self.include.as_ref().is_none_or(|pattern| pattern.is_match(&entry.name))
             && !self.exclude.as_ref().is_some_and(|pattern| pattern.is_match(&entry.name))

@@ -1,6 +1,5 @@
 //! How a conversion tells where it stands, and is stopped.
 
-use super::Entry;
 use crate::{Error, Result};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -36,20 +35,21 @@ pub(super) struct ProgressReporter<'a, 'b> {
 }
 
 impl<'a, 'b> ProgressReporter<'a, 'b> {
-    pub(super) fn new<'e>(
+    /// `work` has the weights of each tensor.
+    pub(super) fn new(
         watch: &'a mut OnProgress<'b>,
         output: &'a Path,
-        work: impl Iterator<Item = &'e Entry> + Clone,
+        work: impl Iterator<Item = u64> + Clone,
     ) -> Self {
         // Saturating, since a file's word on shapes is not checked before its payloads are read.
-        let weights = work.clone().fold(0u64, |sum, entry| sum.saturating_add(entry.elements() as u64));
+        let weights = work.clone().fold(0u64, u64::saturating_add);
         Self { watch, output, tensors_done: 0, tensors: work.count(), weights_done: 0, weights }
     }
 
-    /// Before `next`, or at the end with `None`.
-    pub(super) fn tell(&mut self, next: Option<&Entry>) -> Result<()> {
+    /// Before a tensor of this name and so many weights, or at the end with `None`.
+    pub(super) fn tell(&mut self, next: Option<(&str, u64)>) -> Result<()> {
         let &mut Self { tensors_done, tensors, weights_done, weights, .. } = self;
-        let name = next.map_or("", |entry| &entry.name);
+        let name = next.map_or("", |(name, _)| name);
         let stop = (self.watch)(Progress { name, tensors_done, tensors, weights_done, weights });
         if stop.is_break() {
             let kind = std::io::ErrorKind::Interrupted;
@@ -58,9 +58,9 @@ impl<'a, 'b> ProgressReporter<'a, 'b> {
                 std::io::Error::new(kind, "stopped on request; nothing is written"),
             ));
         }
-        if let Some(entry) = next {
+        if let Some((_, weights)) = next {
             self.tensors_done += 1;
-            self.weights_done = self.weights_done.saturating_add(entry.elements() as u64);
+            self.weights_done = self.weights_done.saturating_add(weights);
         }
         Ok(())
     }

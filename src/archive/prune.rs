@@ -1,16 +1,15 @@
 //! A compressed model with fewer coefficients.
 
+use super::parts::{Part, in_one};
 use super::progress::{OnProgress, ProgressReporter};
 use super::stage::{Stage, inputs};
 use super::{
-    Archive, Entry, FORMAT_KEY, FORMAT_VERSION, Original, SUFFIX, SafetensorsWriter, Slot, TENSORS_KEY,
-    TIED_KEY,
+    Archive, FORMAT_KEY, FORMAT_VERSION, Original, SUFFIX, SafetensorsWriter, Slot, TENSORS_KEY, TIED_KEY,
 };
 use crate::{Error, RbeTensor, Result};
 use candle_core::Device;
 use rbe_core::codec::ParameterKind;
 use rbe_core::encode::PruneReport;
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -56,7 +55,7 @@ pub fn prune(
         false => Slot::dense(&entry.name, entry.dtype, &entry.shape),
     });
     let mut writer = SafetensorsWriter::new(stage.model()?, output, plan.collect(), metadata)?;
-    let mut pace = ProgressReporter::new(watch, output, compressed);
+    let mut pace = ProgressReporter::new(watch, output, compressed.map(|entry| entry.elements() as u64));
     let mut reports = BTreeMap::new();
     while let Some(slot) = writer.next_slot() {
         let entry = archive.entry(slot.name.strip_suffix(SUFFIX).unwrap_or(&slot.name))?;
@@ -64,16 +63,20 @@ pub fn prune(
             writer.write(&entry.shape, archive.bytes(entry))?;
             continue;
         }
-        pace.tell(Some(entry))?;
-        let tensor = archive.rbe(entry)?;
-        let payload = match has_sparse(&tensor) {
-            false => Cow::from(archive.bytes(entry)),
-            true => {
-                let (pruned, report) = pruned(&tensor, entry, threshold, original.as_ref())?;
-                reports.insert(entry.name.clone(), report);
-                pruned.to_bytes()?.into()
-            }
-        };
+        pace.tell(Some((&entry.name, entry.elements() as u64)))?;
+        let mut payloads = vec![];
+        for part in Part::all(std::iter::once(entry)) {
+            let tensor = archive.part(entry, part.index)?;
+            payloads.push(match has_sparse(&tensor) {
+                false => archive.payload_part(entry, part.index)?.bytes.to_vec(),
+                true => {
+                    let (pruned, report) = pruned(&tensor, &part, threshold, original.as_ref())?;
+                    reports.insert(part.name, report);
+                    pruned.to_bytes()?
+                }
+            });
+        }
+        let payload = in_one(&archive, entry, payloads)?;
         writer.write(&[payload.len()], &payload)?;
     }
     pace.tell(None)?;
@@ -91,16 +94,17 @@ fn has_sparse(tensor: &RbeTensor) -> bool {
 
 fn pruned(
     tensor: &RbeTensor,
-    entry: &Entry,
+    part: &Part,
     threshold: f32,
     original: Option<&Archive>,
 ) -> Result<(RbeTensor, PruneReport)> {
     let weight = match original {
         Some(archive) => {
-            let weight = archive.tensor(archive.entry(&entry.name)?, &Device::Cpu)?;
+            let weight = archive.tensor(archive.entry(&part.entry.name)?, &Device::Cpu)?;
+            let weight = if part.entry.stacked { weight.get(part.index)? } else { weight };
             Some(if weight.rank() > 2 { weight.flatten_from(1)? } else { weight })
         }
         None => None,
     };
-    tensor.prune_coefficients(threshold, weight.as_ref()).map_err(|e| e.in_tensor(&entry.name))
+    tensor.prune_coefficients(threshold, weight.as_ref()).map_err(|e| e.in_tensor(&part.name))
 }

@@ -1,13 +1,17 @@
 //! A model's tensors, memory mapped: one safetensors file, or a directory of one or many; or a file that is in memory.
 
 use super::adapters::{KIND, KIND_KEY};
+use super::roles::is_stack;
 use super::{FORMAT_KEY, FORMAT_VERSION, INDEX_FILE, MODEL_FILE, Original, SUFFIX, TENSORS_KEY, TIED_KEY};
 use crate::file::Bytes;
 use crate::tensor::{Origin, Unread};
 use crate::{Error, RbeTensor, Result, file};
 use candle_core::{DType, Device, Tensor};
+use rbe_core::codec::sizes::zeroed;
+use rbe_core::codec::stack::Stack;
 use safetensors::tensor::{Metadata, SafeTensors};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::path::{Component, Path, PathBuf};
 
 /// Bytes of the length that opens a safetensors file.
@@ -28,6 +32,8 @@ pub struct Entry {
     pub bytes: usize,
     /// The tensor that stands for this one, which is the same and is not stored again.
     pub tied_to: Option<String>,
+    /// Whether it is a stack of matrices, compressed or to be, and not one matrix.
+    pub(super) stacked: bool,
     shard: usize,
     offset: usize,
 }
@@ -44,9 +50,15 @@ impl Entry {
         if self.tied_to.is_none() { self.bytes } else { 0 }
     }
 
-    /// The sides of the matrix that the tensor is to a payload: its own two, or of a kernel its first and the others in one.
+    /// How many matrices it is: one, or of a stack (a layer's experts) as many as its first side says.
+    pub fn parts(&self) -> usize {
+        if self.stacked { self.shape[0] } else { 1 }
+    }
+
+    /// The sides of each matrix: its own two, of a stack the last two, of a kernel its first and the others in one.
     pub(super) fn matrix(&self) -> Option<(usize, usize)> {
-        match self.shape.split_first()? {
+        let shape = if self.stacked { &self.shape[1..] } else { &self.shape };
+        match shape.split_first()? {
             (_, []) => None,
             (&rows, others) => Some((rows, super::element_count(others)?)),
         }
@@ -54,7 +66,8 @@ impl Entry {
 
     /// Whether a payload of this shape is the tensor's.
     fn fits(&self, payload: &[usize]) -> bool {
-        payload == self.shape || self.matrix().is_some_and(|(rows, cols)| payload == [rows, cols])
+        (payload == self.shape && !self.stacked)
+            || self.matrix().is_some_and(|(rows, cols)| payload == [rows, cols])
     }
 
     /// Number of weights.
@@ -242,6 +255,7 @@ impl Archive {
                     compressed: false,
                     bytes: end - start,
                     tied_to: None,
+                    stacked: info.shape.len() == 3 && is_stack(&stored_name),
                     shard: index,
                     offset,
                 },
@@ -253,19 +267,20 @@ impl Archive {
                              compressed tensors, which are U8 of rank 1"
                         ));
                     }
+                    let bytes = &shard.bytes[offset..shard.data_start + end];
                     let original = match originals.remove(name) {
                         Some(original) => original,
                         // Written by another tool, without our metadata: the payload itself knows its shape.
                         None => {
-                            let bytes = &shard.bytes[offset..shard.data_start + end];
-                            let shape = RbeTensor::shape_in(bytes)
-                                .map_err(|e| Error::file(&shard.path, e.in_tensor(name)))?;
-                            Original { dtype: super::Dtype::F32, shape: shape.into_dims() }
+                            let shape =
+                                shape_of(bytes).map_err(|e| Error::file(&shard.path, e.in_tensor(name)))?;
+                            Original { dtype: super::Dtype::F32, shape }
                         }
                     };
                     if super::element_count(&original.shape).is_none() {
                         return refuse(format!("the recorded shape of tensor {name:?} overflows"));
                     }
+                    let stacked = original.shape.len() == 3 && Stack::begins(bytes);
                     Entry {
                         name: name.to_owned(),
                         dtype: original.dtype,
@@ -273,6 +288,7 @@ impl Archive {
                         compressed: true,
                         bytes: end - start,
                         tied_to: None,
+                        stacked,
                         shard: index,
                         offset,
                     }
@@ -384,14 +400,14 @@ impl Archive {
     }
 
     /// The part of the file that those are.
-    fn part(&self, entry: &Entry) -> Bytes {
+    fn bytes_of(&self, entry: &Entry) -> Bytes {
         self.shards[entry.shard].bytes.part(entry.offset..entry.offset + entry.bytes)
     }
 
     /// The payload of a compressed tensor, where it lies.
     pub(super) fn payload(&self, entry: &Entry) -> Unread {
         let origin = Origin { file: self.file_of(entry).to_owned(), tensor: entry.name.clone() };
-        Unread { bytes: self.part(entry), origin: Some(origin) }
+        Unread { bytes: self.bytes_of(entry), origin: Some(origin) }
     }
 
     /// Reads and checks a compressed tensor; it lives on the CPU. Its payload stays where it is: in the file, which must be neither
@@ -399,29 +415,98 @@ impl Archive {
     /// sides is the matrix whose columns are all but the first.
     ///
     /// # Errors
-    /// The tensor is dense, its payload is damaged, or of another shape than the header says.
+    /// The tensor is dense or a [stack](Self::part), its payload is damaged, or of another shape than the header says.
     pub fn rbe(&self, entry: &Entry) -> Result<RbeTensor> {
+        if entry.stacked {
+            let reason =
+                format!("is a stack of {} matrices; take them one by one, by Archive::part", entry.parts());
+            return Err(self.about(entry, reason));
+        }
+        self.part(entry, 0)
+    }
+
+    /// The same of one of a tensor's [`parts`](Entry::parts): of a stack the others' payloads are not read.
+    ///
+    /// # Errors
+    /// As there; there are not so many.
+    pub fn part(&self, entry: &Entry, index: usize) -> Result<RbeTensor> {
         if !entry.compressed {
             return Err(self.about(entry, "is not compressed"));
         }
-        let read = RbeTensor::read(self.payload(entry), &Device::Cpu);
-        let tensor = read.map_err(|e| self.about(entry, e))?;
+        let in_part = |reason: &dyn Display| match entry.stacked {
+            true => self.about(entry, format!("matrix {index}: {reason}")),
+            false => self.about(entry, reason),
+        };
+        let tensor =
+            RbeTensor::read(self.payload_part(entry, index)?, &Device::Cpu).map_err(|e| in_part(&e))?;
         if !entry.fits(tensor.shape().dims()) {
             let (payload, header) = (tensor.shape().dims(), &entry.shape);
-            return Err(
-                self.about(entry, format!("the payload has shape {payload:?}, the header says {header:?}"))
-            );
+            return Err(in_part(&format!("the payload has shape {payload:?}, the header says {header:?}")));
         }
         Ok(tensor)
+    }
+
+    /// The payload of a part, where it lies.
+    pub(super) fn payload_part(&self, entry: &Entry, index: usize) -> Result<Unread> {
+        let mut payload = self.payload(entry);
+        let none =
+            || self.about(entry, format!("has {} matrices, and none of the number {index}", entry.parts()));
+        if !entry.stacked {
+            return if index == 0 { Ok(payload) } else { Err(none()) };
+        }
+        let stack = Stack::from_bytes(&payload.bytes).map_err(|e| self.about(entry, e))?;
+        let (found, header) = (stack.shape(), &entry.shape);
+        if found[..] != header[..] {
+            let reason = format!("the payload has shape {found:?}, the header says {header:?}");
+            return Err(self.about(entry, reason));
+        }
+        let range = stack.ranges().into_iter().nth(index).ok_or_else(none)?;
+        payload.bytes = payload.bytes.part(range);
+        Ok(payload)
+    }
+
+    /// The bytes of a part of a dense tensor.
+    pub(super) fn part_bytes(&self, entry: &Entry, index: usize) -> &[u8] {
+        let bytes = entry.bytes / entry.parts().max(1);
+        &self.bytes(entry)[index * bytes..(index + 1) * bytes]
+    }
+
+    /// A part of a dense tensor, as the matrix that it is to a payload.
+    pub(super) fn dense_part(&self, entry: &Entry, index: usize) -> Result<Tensor> {
+        let shape = entry.matrix().ok_or_else(|| self.about(entry, "is no matrix"))?;
+        let tensor = DType::try_from(entry.dtype).and_then(|dtype| {
+            Tensor::from_raw_buffer(self.part_bytes(entry, index), dtype, &[shape.0, shape.1], &Device::Cpu)
+        });
+        self.bytes_of(entry).give_back();
+        tensor.map_err(|e| self.about(entry, e))
+    }
+
+    /// A compressed tensor, decoded on the CPU.
+    fn decoded(&self, entry: &Entry) -> Result<Tensor> {
+        let shape = entry.shape.as_slice();
+        if !entry.stacked {
+            return Ok(self.part(entry, 0)?.dequantize()?.reshape(shape)?);
+        }
+        let mut values: Vec<f32> = zeroed(shape, "a stack of decoded matrices")?;
+        let size = values.len() / entry.parts();
+        for (index, room) in values.chunks_exact_mut(size).enumerate() {
+            let mut done = 0;
+            self.part(entry, index)?.decode_in_bands(|band| {
+                room[done..done + band.len()].copy_from_slice(band);
+                done += band.len();
+                Ok(())
+            })?;
+        }
+        Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
     }
 
     /// A tensor as Candle's: dense ones as they are stored, compressed ones decoded to F32.
     pub fn tensor(&self, entry: &Entry, device: &Device) -> Result<Tensor> {
         let tensor = if entry.compressed {
-            let shape = entry.shape.as_slice();
-            self.rbe(entry)?.dequantize().and_then(|tensor| Ok(tensor.reshape(shape)?.to_device(device)?))
+            // Its errors name the tensor.
+            return Ok(self.decoded(entry)?.to_device(device)?);
         } else {
-            let part = self.part(entry);
+            let part = self.bytes_of(entry);
             let read = DType::try_from(entry.dtype)
                 .and_then(|dtype| Tensor::from_raw_buffer(&part, dtype, &entry.shape, device));
             part.give_back();
@@ -433,6 +518,14 @@ impl Archive {
     /// An error about one tensor, naming its file.
     pub(super) fn about(&self, entry: &Entry, reason: impl std::fmt::Display) -> Error {
         Error::file(self.file_of(entry), format!("tensor {:?}: {reason}", entry.name))
+    }
+}
+
+/// The shape that a payload says.
+fn shape_of(bytes: &[u8]) -> Result<Vec<usize>> {
+    match Stack::begins(bytes) {
+        true => Ok(Stack::from_bytes(bytes)?.shape().to_vec()),
+        false => Ok(RbeTensor::shape_in(bytes)?.into_dims()),
     }
 }
 

@@ -46,6 +46,11 @@ pub(super) fn is_patch_embedding(name: &str) -> bool {
     name.split('.').any(|part| part.contains("patch_embed") || part == "patch_conv")
 }
 
+/// Whether a tensor of three sides is a stack of experts' matrices.
+pub(super) fn is_stack(name: &str) -> bool {
+    name.split('.').any(|part| part.contains("expert") || part.contains("moe"))
+}
+
 /// The number of the layer that a weight belongs to: the first number in its name.
 pub(super) fn layer(name: &str) -> Option<usize> {
     name.split('.').find_map(|part| part.parse().ok())

@@ -91,21 +91,24 @@ impl ShardedArchive {
         shape[dim] = range.len();
         // Of a kernel, what one number of the second side stands for.
         let inner = width / entry.shape.get(1).copied().unwrap_or(1).max(1);
-        let (rows, columns) = match dim {
-            0 => (range, 0..width),
-            _ => (0..height, range.start * inner..range.end * inner),
+        let (parts, rows, columns) = match (entry.stacked, dim) {
+            (true, 0) => (range, 0..height, 0..width),
+            (true, _) | (false, 0) => (0..entry.parts(), range, 0..width),
+            (false, _) => (0..1, 0..height, range.start * inner..range.end * inner),
         };
         let mut values = Vec::with_capacity(element_count(&shape).unwrap_or_default());
-        let mut row = 0;
-        self.0.rbe(entry)?.decode_in_bands(|band| {
-            for weights in band.chunks_exact(width) {
-                if rows.contains(&row) {
-                    values.extend_from_slice(&weights[columns.clone()]);
+        for part in parts {
+            let mut row = 0;
+            self.0.part(entry, part)?.decode_in_bands(|band| {
+                for weights in band.chunks_exact(width) {
+                    if rows.contains(&row) {
+                        values.extend_from_slice(&weights[columns.clone()]);
+                    }
+                    row += 1;
                 }
-                row += 1;
-            }
-            Ok(())
-        })?;
+                Ok(())
+            })?;
+        }
         let part = Tensor::from_vec(values, shape, device)?;
         note(&entry.name, &part, DecodeReason::Shard);
         Ok(part)

@@ -25,7 +25,8 @@ pub struct CheckedTensor {
     pub relative_error: Option<f64>,
     /// The same as the encoder recorded it.
     pub recorded_error: Option<f64>,
-    /// The row of the stored matrix with the largest error relative to itself, and that error; rows of zeros have none.
+    /// The row of the stored matrix with the largest error relative to itself, and that error; rows of zeros have none. Of a stack, in
+    /// the matrix that has it.
     pub worst_row: Option<(usize, f64)>,
     /// The same of the blocks, counted in row-major order.
     pub worst_block: Option<(usize, f64)>,
@@ -130,6 +131,23 @@ struct Measured {
 }
 
 impl Measured {
+    /// Both together.
+    fn and(self, other: Self) -> Self {
+        let (a, b) = (&self.comparison, &other.comparison);
+        let recorded = |part: &Self| part.recorded_error.powi(2) * part.comparison.squared_norm;
+        let worst = |a: Option<(usize, f64)>, b: Option<(usize, f64)>| {
+            a.into_iter().chain(b).max_by(|a, b| a.1.total_cmp(&b.1))
+        };
+        let comparison = Comparison {
+            squared_error: a.squared_error + b.squared_error,
+            squared_norm: a.squared_norm + b.squared_norm,
+            worst_row: worst(a.worst_row, b.worst_row),
+            worst_block: worst(a.worst_block, b.worst_block),
+        };
+        let recorded_error = ratio(recorded(&self) + recorded(&other), comparison.squared_norm);
+        Self { comparison, recorded_error }
+    }
+
     fn problem(&self) -> Option<String> {
         let (measured, recorded) = (self.comparison.relative_error(), self.recorded_error);
         // Written so that a NaN on either side is a problem too.
@@ -162,14 +180,33 @@ fn compare(compressed: &Archive, entry: &Entry, original: &Archive) -> Result<Op
             false => Err("differs from the original, and is not compressed".into()),
         };
     }
+    let mut whole: Option<Measured> = None;
+    for index in 0..entry.parts() {
+        let part = compare_part((compressed, entry), (original, before), index)?;
+        if let Some(problem) = part.problem().filter(|_| entry.stacked) {
+            return Err(format!("matrix {index} {problem}"));
+        }
+        whole = Some(match whole {
+            None => part,
+            Some(whole) => whole.and(part),
+        });
+    }
+    Ok(whole)
+}
+
+fn compare_part(
+    (compressed, entry): (&Archive, &Entry),
+    (original, before): (&Archive, &Entry),
+    index: usize,
+) -> Result<Measured, String> {
     let text = |error: crate::Error| error.to_string();
-    let tensor = compressed.rbe(entry).map_err(text)?;
+    let tensor = compressed.part(entry, index).map_err(text)?;
     // As the matrix is stored: its rows are those that share nothing with one another.
     let transposed = tensor.is_transposed();
     let stored = if transposed { tensor.t().map_err(text)? } else { tensor.clone() };
     let decoded = stored.dequantize().map_err(text)?;
     let decoded = decoded.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(|e| e.to_string())?;
-    let (bytes, layout) = (original.bytes(before), tensor.layout());
+    let (bytes, layout) = (original.part_bytes(before, index), tensor.layout());
     let (rows, cols) = (layout.rows(), layout.cols());
     let value = |row: usize, col: usize| {
         let index = if transposed { col * rows + row } else { row * cols + col };
@@ -181,5 +218,5 @@ fn compare(compressed: &Archive, entry: &Entry, original: &Archive) -> Result<Op
             BlockRowErrors::new(layout, i, value, &decoded[rows.start * cols..rows.end * cols])
         })
         .collect();
-    Ok(Some(Measured { comparison: Comparison::new(&block_rows), recorded_error: tensor.relative_error() }))
+    Ok(Measured { comparison: Comparison::new(&block_rows), recorded_error: tensor.relative_error() })
 }

@@ -4,12 +4,14 @@ use super::Archive;
 use super::beside::{is_conv1d, model_type, ties_head};
 use super::mix::{Share, mix};
 use super::options::CompressOptions;
+use super::parts::{Part, is_in_out};
 use super::roles::{Depth, Role, layer, share_input};
 use crate::models::Walk;
 use crate::nn::{Calibration, Gathered};
 use crate::{Encoder, EncoderConfig, Error, Rate, RbeTensor, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use rbe_core::codec::AxisScales;
+use rbe_core::codec::stack::Stack;
 use rbe_core::encode::{
     Importance, LayerStatistics, MatrixRef, Offer, RowScales, Scaling, column_scales, column_squares, share,
 };
@@ -18,38 +20,67 @@ use std::fs::File;
 
 /// The matrices that are compressed, in the order of the file.
 pub(super) struct Matrices<'a> {
-    pub archive: &'a Archive,
+    archive: &'a Archive,
+    parts: &'a [Part<'a>],
     pub names: Vec<&'a str>,
+    positions: BTreeMap<&'a str, usize>,
     conv1d: bool,
     tied: bool,
 }
 
 impl<'a> Matrices<'a> {
-    pub(super) fn new(archive: &'a Archive, names: Vec<&'a str>, config: Option<&serde_json::Value>) -> Self {
+    pub(super) fn new(
+        archive: &'a Archive,
+        parts: &'a [Part<'a>],
+        config: Option<&serde_json::Value>,
+    ) -> Self {
         let conv1d = model_type(config) == Some("gpt2");
-        Self { archive, names, conv1d, tied: ties_head(config) }
+        let names: Vec<&str> = parts.iter().map(|part| part.name.as_str()).collect();
+        let positions = names.iter().enumerate().map(|(at, name)| (*name, at)).collect();
+        Self { archive, parts, names, positions, conv1d, tied: ties_head(config) }
+    }
+
+    /// Where the matrix of this name stands.
+    pub(super) fn position(&self, name: &str) -> Option<usize> {
+        self.positions.get(name).copied()
     }
 
     fn role(&self, at: usize) -> Role {
         Role::of(self.names[at], self.tied)
     }
 
-    fn elements(&self, at: usize) -> Result<u64> {
-        Ok(self.archive.entry(self.names[at])?.elements() as u64)
+    /// Its weights.
+    pub(super) fn elements(&self, at: usize) -> u64 {
+        self.parts[at].elements()
+    }
+
+    /// Bits a weight that a stack takes beside its matrices' payloads.
+    fn stack_bits(&self, at: usize) -> f64 {
+        let Part { entry, .. } = &self.parts[at];
+        let header = if entry.stacked { Stack::header_bytes(entry.parts()) } else { 0 };
+        8.0 * header as f64 / entry.elements() as f64
+    }
+
+    /// Whether the file has the transpose of what a layer multiplies by.
+    fn is_in_out(&self, at: usize) -> bool {
+        let Part { entry, name, .. } = &self.parts[at];
+        match entry.stacked {
+            true => is_in_out(self.archive, entry),
+            false => self.conv1d && is_conv1d(name),
+        }
     }
 
     /// A matrix as (out, in).
-    fn weight(&self, name: &str) -> Result<Tensor> {
+    fn weight(&self, at: usize) -> Result<Tensor> {
         // In its own type: the encoder refuses what F32 cannot hold.
-        let entry = self.archive.entry(name)?;
-        let weight = self.archive.tensor(entry, &Device::Cpu)?;
-        let weight = if entry.shape.len() > 2 { weight.flatten_from(1)? } else { weight };
-        if self.conv1d && is_conv1d(name) { Ok(weight.t()?.contiguous()?) } else { Ok(weight) }
+        let Part { entry, index, .. } = &self.parts[at];
+        let weight = self.archive.dense_part(entry, *index)?;
+        if self.is_in_out(at) { Ok(weight.t()?.contiguous()?) } else { Ok(weight) }
     }
 
     /// A matrix that was encoded as (out, in), as the file has it; and the other way round.
-    pub(super) fn as_stored(&self, name: &str, tensor: RbeTensor) -> Result<RbeTensor> {
-        if self.conv1d && is_conv1d(name) { tensor.t() } else { Ok(tensor) }
+    pub(super) fn as_stored(&self, at: usize, tensor: RbeTensor) -> Result<RbeTensor> {
+        if self.is_in_out(at) { tensor.t() } else { Ok(tensor) }
     }
 }
 
@@ -90,12 +121,12 @@ impl Work<'_, '_> {
         let scalings = self.scalings(matrices)?;
         let layers = matrices.names.iter().filter_map(|name| layer(name)).max().map_or(0, |last| last + 1);
         let shares = (0..matrices.names.len()).map(|at| {
-            let (rows, cols) = matrices.archive.entry(matrices.names[at])?.matrix().unwrap_or((1, 1));
-            let side_bits = side_bits(rows, cols, &scalings[at]);
+            let (rows, cols) = matrices.parts[at].entry.matrix().unwrap_or((1, 1));
+            let side_bits = side_bits(rows, cols, &scalings[at]) + matrices.stack_bits(at);
             let depth = Depth::of(matrices.names[at], layers);
-            Ok(Share { role: matrices.role(at), depth, weights: matrices.elements(at)?, side_bits })
+            Share { role: matrices.role(at), depth, weights: matrices.elements(at), side_bits }
         });
-        let shares = shares.collect::<Result<Vec<_>>>()?;
+        let shares = shares.collect::<Vec<_>>();
         let all = match self.encoder.config().mix {
             true => mix(&shares, bits).into_iter().map(Some).collect(),
             false => vec![None; shares.len()],
@@ -158,8 +189,8 @@ impl Work<'_, '_> {
             return Ok(Scaling { rows: Some(rows), cols: cols.clone() });
         }
         let (mut squares, mut height) = (Vec::new(), 0);
-        for name in group.iter().filter(|name| matrices.names.contains(&name.as_str())) {
-            let weight = matrices.weight(name)?;
+        for at in group.iter().filter_map(|name| matrices.position(name)) {
+            let weight = matrices.weight(at)?;
             let (rows, cols) = weight.dims2()?;
             let values = weight.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
             let own = column_squares(MatrixRef::new(&values, rows, cols));
@@ -187,13 +218,13 @@ impl Work<'_, '_> {
         for at in 0..names.len() {
             let mut offer = || -> Result<_> {
                 let Some(statistics) = calibration.statistics(&names[at..])? else { return Ok(Vec::new()) };
-                let weight = matrices.weight(names[at])?;
+                let weight = matrices.weight(at)?;
                 let mut offers = self.encoder.offers(&weight, statistics)?;
                 // Far below the others the expectation does not hold; see `FARTHEST`.
                 offers.retain(|offer| offer.bits_per_weight >= bits - FARTHEST);
                 Ok(offers)
             };
-            offers.push((matrices.elements(at)?, offer().map_err(|e| e.in_tensor(names[at]))?));
+            offers.push((matrices.elements(at), offer().map_err(|e| e.in_tensor(names[at]))?));
         }
         let (some, matrices): (Vec<usize>, Vec<(u64, &[Offer])>) = offers
             .iter()
@@ -221,21 +252,25 @@ impl Work<'_, '_> {
     ) -> Result<RbeTensor> {
         let name = matrices.names[at];
         let mut encode = || -> Result<RbeTensor> {
-            let weight = matrices.weight(name)?;
+            let weight = matrices.weight(at)?;
             let statistics = match (given, &mut self.calibration) {
                 (None, Some(calibration)) => calibration.statistics(&matrices.names[at..])?,
                 (given, _) => given,
             };
             let importance = Importance { statistics, scaling: plan.scaling.clone() };
-            let tensor = match plan.bits {
+            let own = match self.encoder.config().rate {
+                Rate::BitsPerWeight(bits) if matrices.stack_bits(at) > 0.0 => Some(bits),
+                _ => None,
+            };
+            let tensor = match plan.bits.or(own) {
                 Some(bits) => {
-                    let rate = Rate::BitsPerWeight(bits);
+                    let rate = Rate::BitsPerWeight(bits - matrices.stack_bits(at));
                     let config = EncoderConfig { rate, ..self.encoder.config().clone() };
                     Encoder::new(config)?.encode_for(&weight, &importance)?
                 }
                 None => self.encoder.encode_for(&weight, &importance)?,
             };
-            matrices.as_stored(name, tensor)
+            matrices.as_stored(at, tensor)
         };
         encode().map_err(|e| e.in_tensor(name))
     }

@@ -4,6 +4,7 @@ use super::counters::register;
 use super::handle::{HANDLE_SUFFIX, payload_of};
 use super::mode::{LayerConfig, default_layer_config};
 use super::{Conv1d, Conv2d, Embedding, Layer, Linear, RBE_SUFFIX, RbeLinear, Weight};
+use crate::tensor::Unread;
 use crate::{Error, RbeTensor};
 use candle_core::{DType, Device, Result, Shape, Storage, Tensor};
 use candle_nn::{Conv1dConfig, Conv2dConfig, Init, VarBuilder};
@@ -183,15 +184,25 @@ fn compressed_conv2d(
 
 /// A layer as the process's default configuration has it, listed under the weight's path.
 fn layer(tensor: RbeTensor, weight: Weight, bias: Option<Tensor>, vb: &VarBuilder) -> Result<Linear> {
+    named_layer(tensor, weight, bias, vb.prefix())
+}
+
+/// The same, listed under this name.
+pub(super) fn named_layer(
+    tensor: RbeTensor,
+    weight: Weight,
+    bias: Option<Tensor>,
+    name: String,
+) -> Result<Linear> {
     let LayerConfig { precision, mode } = default_layer_config();
     let layer = RbeLinear::new(tensor, bias).with_precision(precision).with_mode(mode);
-    let layer = layer.map_err(|error| error.in_tensor(vb.prefix()))?;
-    register(vb.prefix(), layer.counters());
+    let layer = layer.map_err(|error| error.in_tensor(name.clone()))?;
+    register(name, layer.counters());
     Ok(Linear::of(Layer::Rbe(layer), weight))
 }
 
 /// The name in the file of what is `name` to `vb`.
-fn path(vb: &VarBuilder, name: &str) -> String {
+pub(super) fn path(vb: &VarBuilder, name: &str) -> String {
     [&vb.prefix(), name].iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(".")
 }
 
@@ -209,15 +220,11 @@ fn compressed(
     if !vb.contains_tensor(&payload_name) {
         return Ok(None);
     }
-    // Payloads are read on the host; only what products need goes to the device.
-    let on_host = vb.clone().set_device(Device::Cpu);
-    let handle_name = format!("{payload_name}{HANDLE_SUFFIX}");
-    let asked = if vb.contains_tensor(&handle_name) { handle_name } else { payload_name };
-    let payload = on_host.get_unchecked_dtype(&asked, DType::U8)?;
+    let payload = payload_tensor(vb, &payload_name)?;
     let read = match (Weight::read_before(&payload, vb.device()), payload_of(&payload)) {
         (Some(tensor), _) => Ok(tensor),
         (None, Some(payload)) => RbeTensor::read((*payload).clone(), vb.device()),
-        (None, None) => parse(&payload, vb.device())?,
+        (None, None) => on_bytes(&payload, |bytes| RbeTensor::from_bytes_on(bytes, vb.device()))?,
     };
     let tensor = read.map_err(|error| error.in_tensor(path(vb, name)))?;
     let expected = expected.into();
@@ -230,15 +237,31 @@ fn compressed(
     Ok(Some((tensor, weight)))
 }
 
-/// The tensor of a payload that is a tensor on the host, of which a copy is kept.
-fn parse(payload: &Tensor, device: &Device) -> Result<crate::Result<RbeTensor>> {
+/// The tensor by which `vb` has a payload: its handle, or its bytes on the host; only what products need goes to the device.
+fn payload_tensor(vb: &VarBuilder, payload_name: &str) -> Result<Tensor> {
+    let handle_name = format!("{payload_name}{HANDLE_SUFFIX}");
+    let asked = if vb.contains_tensor(&handle_name) { &handle_name } else { payload_name };
+    vb.clone().set_device(Device::Cpu).get_unchecked_dtype(asked, DType::U8)
+}
+
+/// A payload of `vb` that nobody has looked into, where it lies; of a builder without handles a copy.
+pub(super) fn unread(vb: &VarBuilder, payload_name: &str) -> Result<Unread> {
+    let payload = payload_tensor(vb, payload_name)?;
+    match payload_of(&payload) {
+        Some(payload) => Ok((*payload).clone()),
+        None => on_bytes(&payload, |bytes| Unread { bytes: bytes.to_vec().into(), origin: None }),
+    }
+}
+
+/// What `read` makes of a payload that is a tensor on the host.
+fn on_bytes<T>(payload: &Tensor, read: impl FnOnce(&[u8]) -> T) -> Result<T> {
     let payload = payload.flatten_all()?.contiguous()?;
     let (storage, layout) = payload.storage_and_layout();
     let Storage::Cpu(storage) = &*storage else {
         candle_core::bail!("a payload on {:?}; it is read on the host", payload.device().location())
     };
     let (start, len) = (layout.start_offset(), layout.shape().elem_count());
-    Ok(RbeTensor::from_bytes_on(&storage.as_slice::<u8>()?[start..start + len], device))
+    Ok(read(&storage.as_slice::<u8>()?[start..start + len]))
 }
 
 #[cfg(test)]

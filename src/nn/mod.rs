@@ -40,6 +40,7 @@ mod recorder;
 mod rope;
 mod rope_parameters;
 mod shared_input;
+mod stack;
 mod trainable;
 mod weight;
 
@@ -66,6 +67,7 @@ pub use recorder::{Calibrate, Calibration, Gathered, Recorder};
 pub use rope::{Rope, RopeScaling};
 pub(crate) use rope_parameters::{RopeContext, RopeParameters};
 pub use shared_input::forward_all;
+pub(crate) use stack::Stack;
 pub use trainable::TrainableLinear;
 pub use weight::Weight;
 

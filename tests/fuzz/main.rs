@@ -9,6 +9,7 @@ mod random;
 mod samples;
 mod seeds;
 mod small;
+mod stacks;
 
 use check::check;
 use mutate::mutant;

@@ -29,6 +29,7 @@ pub mod scales;
 mod sides;
 pub mod signs;
 pub mod sizes;
+pub mod stack;
 pub mod term;
 pub mod transform;
 pub(crate) mod units;

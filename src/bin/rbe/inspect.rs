@@ -3,8 +3,10 @@
 use crate::print::{self, Table};
 use crate::source::Source;
 use candle_rbe::archive::{Archive, Dtype, Entry};
+use candle_rbe::codec::Errors;
 use clap::Args;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 /// List a model's tensors: shape, terms, bits per weight in the file and in memory, error
@@ -33,6 +35,7 @@ struct Line {
     plain_bytes: u64,
     /// In the layout that products read; of a dense tensor, in the file.
     memory_bytes: u64,
+    /// Of a stack that of the matrix which has the largest.
     relative_error: Option<f64>,
     /// The largest of a row of the stored matrix and of a block, relative to themselves; absent where they are not recorded.
     worst_row_error: Option<f32>,
@@ -112,13 +115,24 @@ fn line(archive: &Archive, entry: &Entry) -> candle_rbe::Result<Line> {
         (line.bytes, line.plain_bytes, line.memory_bytes, line.bits_per_weight) = (0, 0, 0, 0.0);
         line.summary = format!("the same as {other}");
     } else if entry.compressed {
-        let tensor = archive.rbe(entry)?;
-        line.summary = tensor.summary().to_owned();
-        line.bits_per_weight = 8.0 * entry.bytes as f64 / tensor.shape().elem_count() as f64;
-        line.plain_bytes = tensor.plain_size_in_bytes() as u64;
-        line.memory_bytes = tensor.memory_in_bytes() as u64;
-        line.relative_error = Some(tensor.relative_error());
-        let errors = tensor.errors();
+        (line.plain_bytes, line.memory_bytes) = (0, 0);
+        let (mut errors, mut summaries) = (Errors::default(), BTreeSet::new());
+        for index in 0..entry.parts() {
+            let part = archive.part(entry, index)?;
+            line.plain_bytes += part.plain_size_in_bytes() as u64;
+            line.memory_bytes += part.memory_in_bytes() as u64;
+            let own = part.errors();
+            errors.relative = errors.relative.max(own.relative);
+            errors.worst_row = errors.worst_row.max(own.worst_row);
+            errors.worst_block = errors.worst_block.max(own.worst_block);
+            summaries.insert(part.summary().to_owned());
+        }
+        line.summary = summaries.into_iter().collect::<Vec<_>>().join(", ");
+        if entry.parts() > 1 {
+            line.summary = format!("{} of {}", entry.parts(), line.summary);
+        }
+        line.bits_per_weight = 8.0 * entry.bytes as f64 / entry.elements() as f64;
+        line.relative_error = Some(errors.relative.into());
         line.worst_row_error = Some(errors.worst_row).filter(|error| *error > 0.0);
         line.worst_block_error = Some(errors.worst_block).filter(|error| *error > 0.0);
     }

@@ -205,6 +205,9 @@ pub struct ExpertsConfig {
     pub normalized: bool,
     /// An expert.
     pub expert: MlpConfig,
+    /// Where the weights of all experts lie in one tensor `(experts, out, in)` or `(experts, in, out)` each, what such a tensor's name
+    /// ends with after that of an expert's layer: nothing, or `.weight`. [`Model`](crate::models::Model) finds it out by the file.
+    pub stacked: Option<&'static str>,
 }
 
 impl Norm {

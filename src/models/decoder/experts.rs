@@ -1,9 +1,9 @@
 //! A mixture of experts: each token goes through the few feed-forward layers that a router finds likeliest.
 
-use super::config::{ExpertsConfig, MlpConfig};
+use super::config::{ExpertsConfig, MlpInputs};
 use super::projections::mlp;
 use crate::Error;
-use crate::nn::{Linear, RBE_SUFFIX, RbeMlp, linear_no_bias};
+use crate::nn::{Linear, RbeMlp, Stack, linear_no_bias};
 use candle_core::{D, DType, Result, Tensor};
 use candle_nn::{Module, VarBuilder, ops};
 
@@ -17,14 +17,17 @@ pub(super) struct Experts {
 
 impl Experts {
     pub(super) fn new(config: &ExpertsConfig, hidden_size: usize, vb: &VarBuilder) -> Result<Self> {
-        let &ExpertsConfig { router, count, chosen, normalized, ref expert } = config;
-        refuse_stacks(expert, vb)?;
-        let experts = vb.pp(expert.name);
+        let &ExpertsConfig { router, count, chosen, normalized, ref expert, stacked: end } = config;
+        let inside = vb.pp(expert.name);
         Ok(Self {
             router: linear_no_bias(hidden_size, count, vb.pp(router))?,
-            experts: (0..count)
-                .map(|index| mlp(expert, hidden_size, &experts.pp(index)))
-                .collect::<Result<_>>()?,
+            experts: match end {
+                Some(end) => stacked(config, hidden_size, end, &inside)?,
+                None => {
+                    let apart = (0..count).map(|index| mlp(expert, hidden_size, &inside.pp(index)));
+                    apart.collect::<Result<_>>()?
+                }
+            },
             chosen,
             normalized,
         })
@@ -88,21 +91,83 @@ impl Module for Experts {
     }
 }
 
-/// Experts in one tensor of three dimensions, which some programs write, are not read.
-fn refuse_stacks(expert: &MlpConfig, vb: &VarBuilder) -> Result<()> {
-    let experts = vb.pp(expert.name);
-    for stack in ["gate_up_proj", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"] {
-        for name in [stack.to_owned(), format!("{stack}.weight"), format!("{stack}{RBE_SUFFIX}")] {
-            if experts.contains_tensor(&name) {
-                return Err(Error::unsupported(format!(
-                    "tensor \"{}.{name}\", which stacks all experts; save the model with the tensors of each expert apart, \
-                     as {}.0 and on",
-                    experts.prefix(),
-                    experts.prefix()
-                ))
-                .into());
+/// What Hugging Face calls the tensors of all experts, and what they may end with.
+const JOINED: [&str; 2] = ["gate_up_proj", "down_proj"];
+const ENDS: [&str; 2] = ["", ".weight"];
+/// Where transformers 5 has experts and their router, whatever the family's files call them.
+const FIFTH: [&str; 2] = ["mlp.experts", "mlp.gate"];
+
+impl ExpertsConfig {
+    /// The experts as a file has them in a layer: apart, or in stacks.
+    pub(super) fn stored_in(&self, vb: &VarBuilder) -> Self {
+        let own = self.expert.linears();
+        let places = [[self.expert.name, self.router], FIFTH];
+        for ([name, router], end) in places.into_iter().flat_map(|place| ENDS.map(|end| (place, end))) {
+            let has = |linear: &str| Stack::is_in(&vb.pp(name), &format!("{linear}{end}"));
+            let mut found = Self { router, stacked: Some(end), ..self.clone() };
+            found.expert.name = name;
+            if has(JOINED[0]) {
+                found.expert.inputs = MlpInputs::Joined(JOINED[0]);
+                found.expert.output = JOINED[1];
+                return found;
+            }
+            if has(own[0]) {
+                return found;
             }
         }
+        self.clone()
     }
-    Ok(())
+}
+
+/// All experts of stacks whose names end so.
+fn stacked(config: &ExpertsConfig, hidden: usize, end: &str, vb: &VarBuilder) -> Result<Vec<RbeMlp>> {
+    let &ExpertsConfig { count, ref expert, .. } = config;
+    let (inner, activation) = (expert.intermediate_size, expert.activation);
+    if expert.bias {
+        return Err(
+            Error::unsupported(format!("biases of experts in stacks, under {:?}", vb.prefix())).into()
+        );
+    }
+    let both = if matches!(expert.inputs, MlpInputs::Joined(_)) { 2 * inner } else { inner };
+    let names = expert.linears();
+    let stacks =
+        names.iter().map(|name| Stack::read(vb, &format!("{name}{end}"))).collect::<Result<Vec<_>>>()?;
+    // The last one is the output's.
+    let sides = |at: usize| if at + 1 < names.len() { (both, hidden) } else { (hidden, inner) };
+    let lie = |in_out: bool| {
+        let mut all = stacks.iter().enumerate();
+        all.find(|(at, stack)| {
+            let (out, input) = sides(*at);
+            stack.shape() != if in_out { [count, input, out] } else { [count, out, input] }
+        })
+    };
+    let in_out = match (lie(false), lie(true)) {
+        (None, _) => false,
+        (_, None) => true,
+        (Some((at, stack)), _) => {
+            let (out, input) = sides(at);
+            return Err(stack.error(format!(
+                "expected [{count}, {out}, {input}], or [{count}, {input}, {out}] as all of the layer's stacks, the file holds {:?}",
+                stack.shape()
+            )));
+        }
+    };
+    let linears = stacks.into_iter().map(|stack| Ok(stack.linears(in_out)?.into_iter()));
+    let mut linears = linears.collect::<Result<Vec<_>>>()?;
+    let missing = || Error::config("a stack with fewer matrices than experts");
+    let expert = |_| {
+        let mut next = linears.iter_mut().map(|layers| layers.next().ok_or_else(missing));
+        let (first, second, third) = (next.next(), next.next(), next.next());
+        Ok(match (expert.inputs, first, second, third) {
+            (MlpInputs::Gated { .. }, Some(gate), Some(up), Some(down)) => {
+                RbeMlp::gated(gate?, up?, down?, activation)
+            }
+            (MlpInputs::Joined(_), Some(both), Some(down), None) => {
+                RbeMlp::gated_by_joined(both?, down?, activation)
+            }
+            (_, Some(up), Some(down), _) => RbeMlp::new(up?, down?, activation),
+            _ => return Err(missing().into()),
+        })
+    };
+    (0..count).map(expert).collect()
 }

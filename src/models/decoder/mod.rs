@@ -58,8 +58,9 @@ impl Model {
     /// The configuration contradicts itself; a tensor is missing or has another shape than it says.
     pub fn new(config: Config, vb: VarBuilder) -> Result<Self> {
         config.check()?;
+        let (body, inside) = body(&config.names, &vb);
+        let config = config.stored_in(&inside);
         let names = &config.names;
-        let (body, inside) = body(names, &vb);
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let tokens = embedding(vocab, hidden, inside.pp(names.tokens))?;
         let head = match config.tie_word_embeddings {
@@ -97,7 +98,7 @@ impl Model {
         let mut linears = Vec::new();
         for (index, (layer, config)) in self.layers.iter_mut().zip(&self.config.layers).enumerate() {
             let names = config.linears().into_iter();
-            let named = names.map(|name| format!("{body}{layers}.{index}.{name}.weight"));
+            let named = names.map(|name| format!("{body}{layers}.{index}.{name}"));
             linears.extend(named.zip(layer.linears_mut()));
         }
         if !self.config.tie_word_embeddings {
@@ -119,6 +120,18 @@ fn body<'v>(names: &Names, vb: &VarBuilder<'v>) -> (&'static str, VarBuilder<'v>
     let has = |body: &&&str| vb.contains_tensor(&format!("{}{}.weight", dotted(body), names.norm));
     let body = names.bodies.iter().find(has).or(names.bodies.first()).copied().unwrap_or_default();
     (body, if body.is_empty() { vb.clone() } else { vb.pp(body) })
+}
+
+impl Config {
+    /// The model as a file has it, whose body is `inside`.
+    fn stored_in(mut self, inside: &VarBuilder) -> Self {
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            if let FeedForwardConfig::Experts(experts) = &mut layer.feed_forward {
+                *experts = experts.stored_in(&inside.pp(self.names.layers).pp(index));
+            }
+        }
+        self
+    }
 }
 
 /// A layer from the builder of a model's body; `ropes` are those of [`Config::ropes`].

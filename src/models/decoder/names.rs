@@ -1,7 +1,8 @@
 //! What the weights of a decoder are called in its files, and what they are to it.
 
 use super::config::{
-    AttentionConfig, AttentionInputs, Config, FeedForwardConfig, LayerConfig, MlpConfig, MlpInputs,
+    AttentionConfig, AttentionInputs, Config, ExpertsConfig, FeedForwardConfig, LayerConfig, MlpConfig,
+    MlpInputs,
 };
 use std::ops::Range;
 
@@ -12,13 +13,13 @@ impl AttentionConfig {
             AttentionInputs::Separate(names) => &names[..],
             AttentionInputs::Joined(name) => &[*name],
         };
-        inputs.iter().chain([&self.output]).map(|&name| name.to_owned()).collect()
+        inputs.iter().chain([&self.output]).map(|&name| format!("{name}.weight")).collect()
     }
 }
 
 impl MlpConfig {
     /// The layers in the order of [`RbeMlp::linears_mut`](crate::nn::RbeMlp::linears_mut), without the name of the whole.
-    fn linears(&self) -> Vec<&'static str> {
+    pub(super) fn linears(&self) -> Vec<&'static str> {
         match self.inputs {
             MlpInputs::Plain(name) | MlpInputs::Joined(name) => vec![name, self.output],
             MlpInputs::Gated { gate, up } => vec![gate, up, self.output],
@@ -27,19 +28,23 @@ impl MlpConfig {
 }
 
 impl LayerConfig {
-    /// The linear layers, a router among them, by their names in the layer.
+    /// The weights of linear layers, a router's among them, by their names in the layer; of a stack with the number of the matrix.
     pub(super) fn linears(&self) -> Vec<String> {
         let mut names = self.attention.linears();
         match &self.feed_forward {
             FeedForwardConfig::Dense(mlp) => {
-                names.extend(mlp.linears().iter().map(|linear| format!("{}.{linear}", mlp.name)));
+                names.extend(mlp.linears().iter().map(|linear| format!("{}.{linear}.weight", mlp.name)));
             }
             FeedForwardConfig::Experts(experts) => {
-                names.push(experts.router.to_owned());
+                names.push(format!("{}.weight", experts.router));
                 for (index, linear) in (0..experts.count)
                     .flat_map(|index| experts.expert.linears().into_iter().map(move |linear| (index, linear)))
                 {
-                    names.push(format!("{}.{index}.{linear}", experts.expert.name));
+                    let name = experts.expert.name;
+                    names.push(match experts.stacked {
+                        Some(end) => format!("{name}.{linear}{end}.{index}"),
+                        None => format!("{name}.{index}.{linear}.weight"),
+                    });
                 }
             }
         }
@@ -58,10 +63,10 @@ impl LayerConfig {
         steps
     }
 
-    fn router(&self) -> Option<&'static str> {
+    fn experts(&self) -> Option<&ExpertsConfig> {
         match &self.feed_forward {
             FeedForwardConfig::Dense(_) => None,
-            FeedForwardConfig::Experts(experts) => Some(experts.router),
+            FeedForwardConfig::Experts(experts) => Some(experts),
         }
     }
 }
@@ -77,20 +82,31 @@ impl Config {
     /// layers of attention and of feed-forward layers, experts' too; no routers, no tables, no head.
     pub fn projections(&self) -> String {
         let mut names: Vec<String> = Vec::new();
+        let mut add = |pattern: String| {
+            if !names.contains(&pattern) {
+                names.push(pattern);
+            }
+        };
         for layer in &self.layers {
+            let experts = layer.experts();
             for name in layer.linears() {
                 let number = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
                 let parts = name.split('.').map(|part| match number(part) {
                     true => r"\d+".to_owned(),
                     false => regex::escape(part),
                 });
-                let pattern = parts.collect::<Vec<_>>().join(r"\.");
-                if layer.router() != Some(name.as_str()) && !names.contains(&pattern) {
-                    names.push(pattern);
+                let is_router =
+                    |experts: &ExpertsConfig| name.strip_suffix(".weight") == Some(experts.router);
+                if !experts.is_some_and(is_router) {
+                    add(parts.collect::<Vec<_>>().join(r"\."));
                 }
             }
+            if experts.is_some() {
+                // In stacks.
+                add(r"(\w+\.)*experts\.\w+(\.weight)?".into());
+            }
         }
-        format!(r"(^|\.){}\.\d+\.({})\.weight$", regex::escape(self.names.layers), names.join("|"))
+        format!(r"(^|\.){}\.\d+\.({})$", regex::escape(self.names.layers), names.join("|"))
     }
 }
 

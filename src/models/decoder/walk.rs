@@ -94,6 +94,7 @@ impl Walk {
             }
         }
         let (body, inside) = body(&config.names, &vb);
+        let config = config.stored_in(&inside);
         let (ropes, paths) = (config.ropes(), Default::default());
         let (place, tables) = (Place::Start, BTreeMap::new());
         Ok(Self { config, inside: Some(inside), body, ropes, windows, paths, place, tables })
@@ -114,7 +115,7 @@ impl Walk {
     fn names_in(&self, index: usize) -> Vec<String> {
         let (body, layers) = (dotted(self.body), self.config.names.layers);
         let names = self.config.layers[index].linears().into_iter();
-        names.map(|name| format!("{body}{layers}.{index}.{name}.weight")).collect()
+        names.map(|name| format!("{body}{layers}.{index}.{name}")).collect()
     }
 
     fn head_name(&self) -> String {

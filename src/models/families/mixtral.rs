@@ -33,6 +33,7 @@ fn read(json: Value) -> Result<Config> {
                 count: own.num_local_experts,
                 chosen: own.num_experts_per_tok,
                 normalized: true,
+                stacked: None,
                 expert: MlpConfig {
                     name: "block_sparse_moe.experts",
                     inputs: MlpInputs::Gated { gate: "w1", up: "w3" },

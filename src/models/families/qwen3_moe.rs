@@ -46,6 +46,7 @@ fn read(json: Value) -> Result<Config> {
                     count: own.num_experts,
                     chosen: own.num_experts_per_tok,
                     normalized: own.norm_topk_prob,
+                    stacked: None,
                     expert: MlpConfig {
                         name: "mlp.experts",
                         intermediate_size: own.moe_intermediate_size,

@@ -75,13 +75,18 @@ const ELEMENTS_PER_BYTE: usize = 1 << 13;
 /// Refuses a payload of so few bytes that decoding it is out of proportion to them.
 fn expect_proportion(layout: Layout, bytes: usize) -> Result<(), String> {
     let (rows, cols) = (layout.rows(), layout.cols());
-    if layout.elements() <= bytes.saturating_mul(ELEMENTS_PER_BYTE).saturating_add(FREE_ELEMENTS) {
+    if is_in_proportion(layout.elements(), bytes) {
         return Ok(());
     }
     Err(format!(
         "{rows}x{cols} elements in {bytes} bytes; a payload has at most {FREE_ELEMENTS}, and {ELEMENTS_PER_BYTE} more for \
          each byte, as all have with blocks of edge 128 or less"
     ))
+}
+
+/// Whether so many bytes may stand for so many elements.
+pub(super) fn is_in_proportion(elements: usize, bytes: usize) -> bool {
+    elements <= bytes.saturating_mul(ELEMENTS_PER_BYTE).saturating_add(FREE_ELEMENTS)
 }
 
 /// Whether a matrix seen through a view has a payload that its own reader takes.
