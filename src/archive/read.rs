@@ -471,9 +471,14 @@ impl Archive {
         &self.bytes(entry)[index * bytes..(index + 1) * bytes]
     }
 
-    /// A part of a dense tensor, as the matrix that it is to a payload.
-    pub(super) fn dense_part(&self, entry: &Entry, index: usize) -> Result<Tensor> {
-        let shape = entry.matrix().ok_or_else(|| self.about(entry, "is no matrix"))?;
+    /// One of a dense tensor's [`parts`](Entry::parts), as the matrix that is encoded: of a kernel all sides but the first in one.
+    ///
+    /// # Errors
+    /// The tensor is compressed, a vector or of a type that Candle has not; there are not so many.
+    pub fn dense_part(&self, entry: &Entry, index: usize) -> Result<Tensor> {
+        let shape = entry.matrix().filter(|_| !entry.compressed && index < entry.parts());
+        let shape =
+            shape.ok_or_else(|| self.about(entry, format!("has no dense matrix of the number {index}")))?;
         let tensor = DType::try_from(entry.dtype).and_then(|dtype| {
             Tensor::from_raw_buffer(self.part_bytes(entry, index), dtype, &[shape.0, shape.1], &Device::Cpu)
         });

@@ -272,6 +272,44 @@ fn block_edges_are_tried_and_ranked() {
     assert!(fail(&["blocks", MODEL, "--include", "nothing"]).contains("no matrix"));
 }
 
+/// Kernels that are matrices, and experts in one tensor, wherever a file is taken.
+#[test]
+fn kernels_and_stacks_are_matrices_to_every_command() {
+    let room = tempfile::tempdir().unwrap();
+    let [dense, out, back] =
+        ["dense.safetensors", "rbe.safetensors", "back.safetensors"].map(|name| room.path().join(name));
+    let (dense, out, back) = (string(&dense), string(&out), string(&back));
+    let numbers = |shape: &[usize]| {
+        let values = (0..shape.iter().product::<usize>()).map(|n| ((n * n + 7 * n) as f32 * 0.618).sin());
+        candle_core::Tensor::from_vec(values.collect::<Vec<_>>(), shape, &candle_core::Device::Cpu).unwrap()
+    };
+    let tensors = [
+        ("mlp.experts.down_proj", numbers(&[5, 40, 64])),
+        ("mlp.experts.down_proj_bias", numbers(&[64, 40])),
+        ("patch_embed.proj.weight", numbers(&[48, 3, 4, 4])),
+    ];
+    candle_core::safetensors::save(&tensors.into(), dense).unwrap();
+    let report = json(&["compress", dense, out, "--bits", "4.5", "--json"]);
+    assert_eq!(report["compressed_tensors"], 2);
+    assert!(report["bits_per_weight"].as_f64().unwrap() <= 4.5, "{report}");
+    let inspected = json(&["inspect", out, "--json"]);
+    let lines = inspected["tensors"].as_array().unwrap();
+    let [stack, bias, kernel] = &lines[..] else { panic!("{inspected}") };
+    assert_eq!(
+        (&stack["shape"], &kernel["shape"]),
+        (&serde_json::json!([5, 40, 64]), &serde_json::json!([48, 3, 4, 4]))
+    );
+    assert!(stack["summary"].as_str().unwrap().starts_with("5 of "), "{stack}");
+    assert!(stack["memory_bytes"].as_u64() > kernel["memory_bytes"].as_u64() && bias["compressed"] == false);
+    assert!((stack["bits_per_weight"].as_f64().unwrap() - 4.5).abs() < 0.3, "{stack}");
+    succeed(&["verify", out, "--against", dense]);
+    succeed(&["decode", out, back]);
+    let again = candle_core::safetensors::load(back, &candle_core::Device::Cpu).unwrap();
+    assert_eq!(again["patch_embed.proj.weight"].dims(), [48, 3, 4, 4]);
+    let edges = json(&["blocks", dense, "--bits", "4.5", "--samples", "2", "--term", "planes", "--json"]);
+    assert_eq!(edges["edges"].as_array().unwrap().len(), 4);
+}
+
 #[test]
 fn rows_that_lost_more_than_the_rest_are_told() {
     let room = tempfile::tempdir().unwrap();

@@ -4,7 +4,7 @@ use crate::encoder::EncoderArgs;
 use crate::print::{self, Table};
 use crate::source::Source;
 use anyhow::{Context, bail};
-use candle_core::{DType, Device};
+use candle_core::DType;
 use candle_rbe::BlockSizeWeights;
 use candle_rbe::archive::{Archive, Selection};
 use clap::Args;
@@ -51,8 +51,9 @@ impl Blocks {
         let mut matrices = Vec::new();
         for n in 0..count {
             let entry = chosen[n * chosen.len() / count];
-            let values = archive.tensor(entry, &Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?;
-            matrices.push((values.to_vec1::<f32>()?, entry.shape[0], entry.shape[1]));
+            let matrix = archive.dense_part(entry, n % entry.parts())?.to_dtype(DType::F32)?;
+            let (rows, cols) = matrix.dims2()?;
+            matrices.push((matrix.flatten_all()?.to_vec1::<f32>()?, rows, cols));
         }
         let samples: Vec<_> =
             matrices.iter().map(|(values, rows, cols)| (&values[..], *rows, *cols)).collect();

@@ -35,7 +35,7 @@ pub(crate) struct SamplingArgs {
 fn temperature(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if value.is_finite() && value > 0.0 => Ok(value),
-        _ => Err("a temperature is a number above 0".into()),
+        _ => Err("a temperature is a number above 0; always the likeliest token is --greedy".into()),
     }
 }
 
