@@ -3,6 +3,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use candle_rbe::archive::{self, CompressOptions, DecodeOptions};
+use candle_rbe::models::{CausalLm, Config, StreamedModel};
 use candle_rbe::{Encoder, EncoderConfig, Linear, Precision, Rate, RbeLinear, TermChoice, linear_no_bias};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::HashMap;
@@ -178,4 +179,50 @@ fn a_loaded_model_holds_what_products_take_and_its_payloads_stay_in_the_file() {
         drop(layers);
         assert_eq!(mapped_in_memory(&rbe), None, "nobody has the map any more");
     }
+}
+
+#[test]
+fn a_streamed_model_holds_one_layer_at_a_time() {
+    // A layer of 4 MB, beside which what threads keep for themselves is little.
+    const SIDE: usize = 384;
+    let _alone = ALONE.lock();
+    let room = tempfile::tempdir().unwrap();
+    let measure = |layers: usize| {
+        let config = format!(
+            r#"{{"model_type": "llama", "hidden_size": {SIDE}, "intermediate_size": {SIDE}, "num_attention_heads": 2,
+                "num_hidden_layers": {layers}, "rms_norm_eps": 1e-5, "vocab_size": 64, "tie_word_embeddings": true,
+                "max_position_embeddings": 32}}"#
+        );
+        let config = Config::from_json(&config).unwrap();
+        let weight = |rows: usize| Tensor::randn(0f32, 0.02, (rows, SIDE), &Device::Cpu).unwrap();
+        let norm = Tensor::ones(SIDE, DType::F32, &Device::Cpu).unwrap();
+        let mut tensors = HashMap::from([
+            ("model.embed_tokens.weight".to_owned(), weight(64)),
+            ("model.norm.weight".to_owned(), norm.clone()),
+        ]);
+        for layer in 0..layers {
+            let name = |name: &str| format!("model.layers.{layer}.{name}.weight");
+            for projection in ["q_proj", "k_proj", "v_proj", "o_proj"] {
+                tensors.insert(name(&format!("self_attn.{projection}")), weight(SIDE));
+            }
+            for projection in ["gate_proj", "up_proj", "down_proj"] {
+                tensors.insert(name(&format!("mlp.{projection}")), weight(SIDE));
+            }
+            for place in ["input_layernorm", "post_attention_layernorm"] {
+                tensors.insert(name(place), norm.clone());
+            }
+        }
+        let path = room.path().join(format!("{layers}"));
+        candle_core::safetensors::save(&tensors, &path).unwrap();
+        drop(tensors);
+        let weights = archive::open(path, DType::F32, &Device::Cpu).unwrap();
+        let model = StreamedModel::new(config, weights).unwrap();
+        let ids = Tensor::zeros((1, 16), DType::U32, &Device::Cpu).unwrap();
+        peak(|| drop(model.hidden_states(&ids, None).unwrap()))
+    };
+    measure(1);
+    let (few, many) = (measure(2), measure(6));
+    let layer = 7 * SIDE * SIDE * size_of::<f32>();
+    println!("2 layers: {few} bytes, 6: {many}; one layer: {layer}");
+    assert!(few > layer && many < few + layer, "{few} and {many}");
 }

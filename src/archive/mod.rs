@@ -9,6 +9,7 @@
 //! | compress a Hugging Face directory | [`compress`] |
 //! | the same, with the model's predictions on a text kept as close as the bits allow | [`compress_calibrated`] |
 //! | the same in little memory, layer by layer, of a decoder that [`models`](crate::models) knows | [`compress_layer_by_layer`] |
+//! | the same by what llama.cpp's `llama-imatrix` found | [`Imatrix`] and [`compress_calibrated`] |
 //! | get an ordinary model back, or one from a GGUF file | [`decode`], [`unpack_gguf`] |
 //! | run this crate's layers on the compressed weights | [`open`] and [`crate::linear`]; of a file in memory [`open_bytes`] |
 //! | run an unmodified Candle model | [`open`], which decodes what is asked for by its plain name |
@@ -50,7 +51,7 @@ pub use convert::{
     CompressReport, TensorReport, compress, compress_calibrated, compress_into, compress_layer_by_layer,
 };
 pub use decode::{DecodeOptions, DecodeReport, decode};
-pub use gguf::{UnpackReport, gguf_parts, is_gguf, unpack_gguf};
+pub use gguf::{Imatrix, UnpackReport, gguf_parts, is_gguf, unpack_gguf};
 pub use measure::NonFinite;
 pub use options::{CompressOptions, Selection};
 pub use progress::{OnProgress, Progress};

@@ -8,7 +8,7 @@ use rbe_core::codec::signs::{Side, Signs};
 /// How often every token is drawn anew.
 const ROUNDS: usize = 2;
 
-/// Token ids `(1, length)`, one for each window, that the model itself finds likely: all of the vocabulary at random at first,
+/// Token ids `(count, length)` that the model itself finds likely: all of the vocabulary at random at first,
 /// then twice each drawn anew from what the model predicts at its place, whole windows at a time.
 ///
 /// That is three forwards in place of one for every token, and no text of sense; but its tokens are as frequent as the model
@@ -19,38 +19,40 @@ const ROUNDS: usize = 2;
 /// The same model, windows and seed give the same tokens, on processors whose sums round alike.
 ///
 /// # Errors
-/// Windows of no token, or longer than the model's context; a forward fails; a logit is not finite. `progress` is told the
+/// No window, or windows of no token, or longer than the model's context; a forward fails; a logit is not finite. `progress` is told the
 /// windows done and all.
 pub fn own_text(
     model: &dyn CausalLm,
     windows: Windows,
     seed: u64,
     mut progress: impl FnMut(usize, usize),
-) -> Result<Vec<Tensor>> {
+) -> Result<Tensor> {
     let Windows { count, length } = windows;
-    if length == 0 || length > model.context_length() {
+    if count == 0 || length == 0 || length > model.context_length() {
         return Err(Error::Context { context: model.context_length(), past: 0, new: length });
     }
     let random = Signs::new(seed, Side::Cols);
     let vocabulary = model.vocab_size() as u64;
-    let mut texts = Vec::with_capacity(count);
-    for window in 0..count {
-        let mut draws = (0u64..).map(|n| random.word((window as u64) << 32 | n));
-        let mut tokens: Vec<u32> =
-            draws.by_ref().take(length).map(|word| (word % vocabulary) as u32).collect();
-        for _ in 0..ROUNDS {
-            let input = Tensor::new(&tokens[..], model.device())?.unsqueeze(0)?;
-            let logits = model.forward(&input, None)?.i(0)?;
+    let draws = |window: usize| (0u64..).map(move |n| random.word((window as u64) << 32 | n));
+    let mut draws: Vec<_> = (0..count).map(draws).collect();
+    let any = |draws: &mut dyn Iterator<Item = u64>| (draws.next().unwrap_or_default() % vocabulary) as u32;
+    let mut texts: Vec<Vec<u32>> =
+        draws.iter_mut().map(|draws| (0..length).map(|_| any(draws)).collect()).collect();
+    let batch = |texts: &[Vec<u32>]| Tensor::from_vec(texts.concat(), (count, length), model.device());
+    for round in 0..ROUNDS {
+        // All at once, as a streamed model reads its layers for each forward; logits window by window, which are much larger.
+        let hidden = model.hidden_states(&batch(&texts)?, None)?;
+        for (window, (tokens, draws)) in texts.iter_mut().zip(&mut draws).enumerate() {
+            let logits = model.head(&hidden.i(window)?)?;
             for (at, token) in tokens.iter_mut().enumerate().skip(1) {
                 let word = draws.next().unwrap_or_default();
                 let logits: Vec<f32> = logits.i(at - 1)?.to_vec1()?;
                 *token = draw(&logits, (word >> 11) as f64 / (1u64 << 53) as f64)?;
             }
+            progress(round * count + window + 1, ROUNDS * count);
         }
-        texts.push(Tensor::new(&tokens[..], model.device())?.unsqueeze(0)?);
-        progress(window + 1, count);
     }
-    Ok(texts)
+    Ok(batch(&texts)?)
 }
 
 /// The token at which the sum of probabilities passes `share`, from 0 to 1.

@@ -63,7 +63,8 @@ pub enum Gathered {
 /// Statistics of a model's layers over samples, in bounded memory: where they do not fit at once, the samples are read
 /// again.
 pub struct Calibration<'m> {
-    model: &'m dyn Calibrate,
+    /// What is run; without, all is known.
+    model: Option<&'m dyn Calibrate>,
     samples: Vec<Tensor>,
     memory: u64,
     gathered: Gathered,
@@ -75,11 +76,25 @@ impl<'m> Calibration<'m> {
     /// Samples are what [`Calibrate::record`] takes, such as token ids `(1, 256)`.
     pub fn new(model: &'m dyn Calibrate, samples: Vec<Tensor>) -> Self {
         Self {
-            model,
+            model: Some(model),
             samples,
             memory: 4 << 30,
             gathered: Gathered::Guided,
             recorder: None,
+            progress: Box::new(|_, _| {}),
+        }
+    }
+
+    /// Of squares of inputs that are known already ([`LayerStatistics::of_squares`]), by the names of the layers' weights; nothing is
+    /// run.
+    pub fn known(statistics: BTreeMap<String, LayerStatistics>) -> Self {
+        let recorder = Some(Recorder { layers: statistics, ..Recorder::default() });
+        Self {
+            model: None,
+            samples: Vec::new(),
+            memory: 0,
+            gathered: Gathered::Squares,
+            recorder,
             progress: Box::new(|_, _| {}),
         }
     }
@@ -129,9 +144,9 @@ impl<'m> Calibration<'m> {
     }
 
     fn read(&mut self, names: &[&str]) -> Result<Recorder> {
-        if self.samples.is_empty() {
+        let Some(model) = self.model.filter(|_| !self.samples.is_empty()) else {
             return Err(Error::config("calibration without samples; the text may be too short"));
-        }
+        };
         let wanted = names.iter().map(|name| (*name).to_owned()).collect();
         let mut recorder = Recorder::new(Some((names[0].to_owned(), wanted)), self.memory);
         lock(&recorder.ledger).inputs = match self.gathered {
@@ -139,7 +154,7 @@ impl<'m> Calibration<'m> {
             gathered => Some(Inputs::new(gathered == Gathered::Products)),
         };
         for (n, sample) in self.samples.iter().enumerate() {
-            let logits = self.model.record(sample, &mut recorder)?;
+            let logits = model.record(sample, &mut recorder)?;
             recorder.learn(&logits)?;
             (self.progress)(n + 1, self.samples.len());
         }
@@ -249,6 +264,13 @@ impl Recorder {
     pub fn of_products() -> Self {
         let recorder = Self::default();
         lock(&recorder.ledger).inputs = Some(Inputs::new(true));
+        recorder
+    }
+
+    /// The same of the squares of inputs alone ([`LayerStatistics::of_squares`]).
+    pub fn of_squares() -> Self {
+        let recorder = Self::default();
+        lock(&recorder.ledger).inputs = Some(Inputs::new(false));
         recorder
     }
 

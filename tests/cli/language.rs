@@ -312,3 +312,22 @@ fn profile_counts_every_layer() {
     assert!(fail(&["profile", MODEL, "--text", TEXT]).contains("has no compressed layer"));
     assert!(fail(&["profile", model, "--text", TEXT, "--mode", "half"]).contains("full:MIB"));
 }
+
+#[test]
+fn an_importance_matrix_stands_in_for_a_run() {
+    let room = tempfile::tempdir().unwrap();
+    let (imatrix, output) = (room.path().join("imatrix.gguf"), room.path().join("rbe"));
+    let said = succeed(&["imatrix", MODEL, string(&imatrix)]);
+    assert!(said.contains("the inputs of 43 layers over 16 windows of 128 tokens"), "{said}");
+    let error = fail(&["imatrix", MODEL, string(&imatrix), "--text", TEXT]);
+    assert!(error.contains("exists"), "{error}");
+    let compress = |flags: &[&str]| {
+        let arguments = ["compress", MODEL, string(&output), "--force", "--include", "layers.0.mlp"];
+        succeed(&[&arguments, flags].concat());
+        std::fs::read(output.join("model.safetensors")).unwrap()
+    };
+    // It was made as the default makes its own.
+    assert_eq!(compress(&["--imatrix", string(&imatrix)]), compress(&[]));
+    succeed(&["imatrix", MODEL, string(&imatrix), "--text", TEXT, "--samples", "4", "--force"]);
+    assert_ne!(compress(&["--imatrix", string(&imatrix)]), compress(&["--weights-only"]));
+}

@@ -295,10 +295,11 @@ impl MatrixEncoder {
         let Target::Bits(bits) = self.config.rate.target(weights.elements(), 0.0) else { return Ok(None) };
         let Some(bits) = bits.checked_sub(scales.bits()) else { return Ok(None) };
         let even = scales.even(weights);
-        let even = MatrixRef::new(&even, weights.rows(), weights.cols());
         let trials = Trials { sparse: false, dense: true };
-        let (preparation, quantizer) = search::choose(&self.config, even, trials)?;
-        let spectrum = search::prepare(&self.config, &preparation, even)?;
+        let (rows, cols) = weights.shape();
+        let chosen = search::choose(&self.config, MatrixRef::new(&even, rows, cols), trials)?;
+        let (preparation, quantizer) = chosen;
+        let spectrum = search::prepare_owned(&self.config, &preparation, even, (rows, cols))?;
         let statistics = statistics.map(|statistics| scales.scaled(statistics));
         let feedback = feedback(&spectrum, statistics.as_ref());
         let encoded = search::quantize(&spectrum, feedback.as_ref(), &*quantizer, Target::Bits(bits))?;

@@ -324,7 +324,7 @@ mod tests {
     fn a_gaussian_costs_what_theory_says() {
         let values = gaussian(256 * 256);
         let layout = Layout::new(256, 256, 64).unwrap();
-        let spectrum = Spectrum::new(&values, layout, Transform::Dct, None, false);
+        let spectrum = Spectrum::new(values.clone(), layout, Transform::Dct, None, false);
         let total = energy(&values);
         for planes in 1..=MAX_PLANES {
             let encoded = quantized(&spectrum, planes);
@@ -339,7 +339,7 @@ mod tests {
         let mut values = gaussian(200 * 300);
         values.iter_mut().take(40 * 300).for_each(|value| *value *= 10.0);
         let layout = Layout::new(200, 300, 32).unwrap();
-        let spectrum = Spectrum::new(&values, layout, Transform::Dct, Some(1), false);
+        let spectrum = Spectrum::new(values.clone(), layout, Transform::Dct, Some(1), false);
         for bits in [60_000, 150_000, 333_333] {
             let encoded = encode(&task(&spectrum, Target::Bits(bits)), ScaleGroup::Block).unwrap();
             let spent = 8 * (encoded.term.size_in_bytes() + 1);
@@ -352,7 +352,7 @@ mod tests {
     fn an_error_bound_is_kept_without_waste() {
         let values = gaussian(256 * 256);
         let layout = Layout::new(256, 256, 32).unwrap();
-        let spectrum = Spectrum::new(&values, layout, Transform::Dct, Some(1), false);
+        let spectrum = Spectrum::new(values.clone(), layout, Transform::Dct, Some(1), false);
         for relative in [0.5f64, 0.1, 0.03, 0.012] {
             let bound = relative * relative * energy(&values);
             let encoded = encode(&task(&spectrum, Target::SquaredError(bound)), ScaleGroup::Block).unwrap();

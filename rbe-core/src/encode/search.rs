@@ -284,8 +284,21 @@ pub(super) fn prepare(
     preparation: &Preparation,
     weights: MatrixRef,
 ) -> Result<Spectrum> {
-    let layout = Layout::new(weights.rows(), weights.cols(), preparation.block)?;
-    Ok(Spectrum::new(weights.values(), layout, config.transform, preparation.seed, preparation.basis))
+    prepare_owned(config, preparation, weights.values().to_vec(), weights.shape())
+}
+
+/// The same of values that are not needed any more.
+///
+/// # Errors
+/// As [`prepare`].
+pub(super) fn prepare_owned(
+    config: &EncoderConfig,
+    preparation: &Preparation,
+    values: Vec<f32>,
+    (rows, cols): (usize, usize),
+) -> Result<Spectrum> {
+    let layout = Layout::new(rows, cols, preparation.block)?;
+    Ok(Spectrum::new(values, layout, config.transform, preparation.seed, preparation.basis))
 }
 
 /// What a quantizer comes to.

@@ -44,7 +44,7 @@ impl MatrixEncoder {
         let edge = self.config().block.or(enough).unwrap_or(BLOCK_EDGES[BLOCK_EDGES.len() - 1]);
         let layout = Layout::new(rows, cols, edge)?;
         let seed = self.config().signs.unwrap_or(true).then_some(self.config().seed);
-        let spectrum = Spectrum::new(weights.values(), layout, self.config().transform, seed, false);
+        let spectrum = Spectrum::new(weights.values().to_vec(), layout, self.config().transform, seed, false);
         let axes = Axes::new(layout, self.config().transform, seed);
         let feedback = Feedback::new(statistics, layout, &axes.cols);
         let other_bits = 8 * Matrix::new(layout, self.config().transform, seed, vec![], 0.0).size_in_bytes();

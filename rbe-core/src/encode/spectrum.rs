@@ -18,17 +18,17 @@ pub(super) struct Spectrum {
 }
 
 impl Spectrum {
-    /// Fits and subtracts the basis term where asked for, then transforms every block.
+    /// Fits and subtracts the basis term where asked for, then transforms every block: `values` (row-major) in their place, as
+    /// another copy of the largest matrix is what an encoder takes most memory for.
     pub(super) fn new(
-        values: &[f32],
+        values: Vec<f32>,
         layout: Layout,
         transform: Transform,
         seed: Option<u64>,
         with_basis: bool,
     ) -> Self {
-        let mut spectrum =
-            Self { layout, transform, seed, basis: None, coefficients: vec![0.0; values.len()] };
-        spectrum.cut(values);
+        let mut spectrum = Self { layout, transform, seed, basis: None, coefficients: values };
+        spectrum.cut();
         if with_basis {
             spectrum.subtract_basis();
         }
@@ -60,8 +60,8 @@ impl Spectrum {
         &self.coefficients
     }
 
-    /// Calls `f` on every block and its coefficients, on all cores.
-    fn for_each_block(&mut self, f: impl Fn(Block, &mut [f32]) + Sync) {
+    /// Calls `f` on every block row, by its number, and its coefficients, on all cores.
+    fn for_each_band(&mut self, f: impl Fn(usize, &mut [f32]) + Sync) {
         let layout = self.layout;
         let mut rest = &mut self.coefficients[..];
         let bands: Vec<_> = layout
@@ -73,7 +73,13 @@ impl Spectrum {
                 band
             })
             .collect();
-        bands.into_par_iter().enumerate().for_each(|(i, mut band)| {
+        bands.into_par_iter().enumerate().for_each(|(i, band)| f(i, band));
+    }
+
+    /// Calls `f` on every block and its coefficients, on all cores.
+    fn for_each_block(&mut self, f: impl Fn(Block, &mut [f32]) + Sync) {
+        let layout = self.layout;
+        self.for_each_band(|i, mut band| {
             for j in 0..layout.block_cols() {
                 let block = layout.block_at(i, j);
                 let tile;
@@ -83,11 +89,19 @@ impl Spectrum {
         });
     }
 
-    fn cut(&mut self, values: &[f32]) {
-        let cols = self.layout.cols();
-        self.for_each_block(|block, tile| {
-            for (row, tile) in tile.chunks_exact_mut(block.width).enumerate() {
-                tile.copy_from_slice(&values[(block.row + row) * cols + block.col..][..block.width]);
+    /// Puts block after block what lies row after row.
+    fn cut(&mut self) {
+        let layout = self.layout;
+        self.for_each_band(|i, band| {
+            let rows = band.to_vec();
+            let mut rest = band;
+            for j in 0..layout.block_cols() {
+                let block = layout.block_at(i, j);
+                let tile;
+                (tile, rest) = rest.split_at_mut(block.len());
+                for (tile, row) in tile.chunks_exact_mut(block.width).zip(rows.chunks_exact(layout.cols())) {
+                    tile.copy_from_slice(&row[block.col..][..block.width]);
+                }
             }
         });
     }

@@ -227,6 +227,38 @@ impl Architecture {
         })
     }
 
+    /// That of models of a kind of Hugging Face's.
+    pub(super) fn of_kind(kind: &str) -> Option<&'static Self> {
+        let others = [&MISTRAL, &MIXTRAL];
+        let mut all = ARCHITECTURES.iter().chain(others);
+        // Gemma 3's text is a kind of its own, and a part of another.
+        all.find(|known| known.model_type == kind || (known.name == kind && known.name != LLAMA.name))
+    }
+
+    /// What a weight of Hugging Face's is called in a file, and the number of an expert that is stacked there: the reverse of
+    /// [`place`](Self::place). What stands before the layers may be missing, or be more.
+    pub(super) fn tensor(&self, weight: &str) -> Option<(String, Option<usize>)> {
+        let parts: Vec<&str> = weight.strip_suffix(".weight")?.split('.').collect();
+        let last = |name: &'static str| name.rsplit('.').next().unwrap_or(name);
+        let number = |at: usize| parts.get(at).and_then(|part| part.parse::<usize>().ok());
+        let layer = (1..parts.len()).find(|at| parts[at - 1] == last(self.layers) && number(*at).is_some());
+        let Some(at) = layer else {
+            let own = |(_, there): &&(&str, &'static str)| parts.last() == Some(&last(there));
+            return self.outside.iter().find(own).map(|(here, _)| (format!("{here}.weight"), None));
+        };
+        let (layer, inside) = (number(at)?, parts[at + 1..].join("."));
+        self.inside.iter().copied().flatten().find_map(|(here, there)| {
+            let expert = match there.split_once("{}") {
+                None => (inside == *there).then_some(None),
+                Some((before, after)) => {
+                    let number = inside.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
+                    number.and_then(|number| number.parse().ok()).map(Some)
+                }
+            };
+            expert.map(|expert| (format!("blk.{layer}.{here}.weight"), expert))
+        })
+    }
+
     /// What a tensor of the file is to the model; `None` where the model has no such tensor.
     pub(super) fn place(&self, tensor: &str) -> Option<Place> {
         let (stem, end) = tensor.rsplit_once('.')?;

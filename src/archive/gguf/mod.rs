@@ -6,12 +6,15 @@
 mod alignment;
 mod architecture;
 mod config;
+mod imatrix;
 mod metadata;
 mod pre_tokenizer;
 mod source;
 mod split;
 mod tensors;
 mod tokenizer;
+
+pub use imatrix::Imatrix;
 
 use super::progress::{OnProgress, Progress};
 use super::{Dtype, MODEL_FILE, SafetensorsWriter, Slot};

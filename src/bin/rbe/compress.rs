@@ -10,12 +10,13 @@ use crate::print;
 use crate::source::{self, Source};
 use anyhow::{Context, ensure};
 use candle_core::{DType, Device, Tensor};
-use candle_rbe::archive::{self, Archive, CompressOptions, CompressReport, Selection, Stage};
+use candle_rbe::archive::{self, Archive, CompressOptions, CompressReport, Imatrix, Selection, Stage};
 use candle_rbe::encode::fewest_bits;
-use candle_rbe::models::{CausalLm, Config, Walk, Windows, own_text};
+use candle_rbe::models::{CausalLm, Config, StreamedModel, Walk, Windows, own_text};
 use candle_rbe::nn::Calibration;
 use candle_rbe::{Encoder, EncoderConfig, Rate};
 use clap::Args;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Compress a model: a Hugging Face directory or a GGUF file into a directory, or one safetensors file into a file
@@ -37,6 +38,10 @@ pub(crate) struct Compress {
     /// Look at the weights alone: do not run the model on text of its own making to see how large each layer's inputs are
     #[arg(long, conflicts_with = "calibrate")]
     weights_only: bool,
+    /// An importance matrix of llama.cpp (GGUF, or the older .dat) that says how large each layer's inputs are, in place of
+    /// running the model
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["calibrate", "weights_only"])]
+    imatrix: Option<PathBuf>,
     /// Keep the model's predictions on this text as close as the bits allow, layer by layer: each by what it sees behind the
     /// layers in front of it as they are compressed (a model directory of a known architecture)
     #[arg(long, value_name = "TEXT")]
@@ -74,14 +79,17 @@ impl Compress {
         let source = Source::beside(&given, &self.output)?;
         let input = source.path();
         let stage = self.begin(input).with_context(|| self.failed())?;
-        let language = self.language(input, &encoder)?;
+        let language = self.kl.map(|_| Language::open(input)).transpose()?;
         let bound = match (self.kl, &self.text, &language) {
             (Some(bound), Some(text), Some(language)) => Some(bound_on(bound, text, language)?),
             _ => None,
         };
         let known = match (&self.calibrate, &language) {
+            _ if self.imatrix.is_some() => self.of_imatrix(input)?,
             (Some(text), _) => Known::Text(self.calibration(input, text)?),
-            (None, Some(language)) if self.looks_at_inputs(&encoder) => Known::Inputs(of_own_text(language)?),
+            (None, _) if self.looks_at_inputs(&encoder) && is_model(input)? => {
+                Known::Inputs(of_own_text(input)?)
+            }
             _ => Known::Nothing,
         };
         let mut work = Work { compress: self, input, options, stage, known };
@@ -111,24 +119,6 @@ impl Compress {
             && matches!(encoder.config().rate, Rate::BitsPerWeight(_))
     }
 
-    /// The model, where something needs it to run, or is better if it does.
-    fn language(&self, input: &Path, encoder: &Encoder) -> anyhow::Result<Option<Language>> {
-        if self.kl.is_some() {
-            return Language::open(input).map(Some);
-        }
-        if self.calibrate.is_some() {
-            return Ok(None);
-        }
-        let runs = self.looks_at_inputs(encoder) && input.join("config.json").is_file() && {
-            let archive = Archive::open(input)?;
-            language::obstacle(&archive).is_none() && has_room(&archive)
-        };
-        match runs {
-            true => Language::open(input).map(Some),
-            false => Ok(None),
-        }
-    }
-
     fn failed(&self) -> String {
         format!("cannot compress {}", self.input.display())
     }
@@ -150,7 +140,8 @@ impl Compress {
                 print::harmless(&obstacle)
             ));
         }
-        let texts: Vec<&Path> = [&self.calibrate, &self.text].into_iter().flatten().map(|p| &**p).collect();
+        let texts: Vec<&Path> =
+            [&self.calibrate, &self.text, &self.imatrix].into_iter().flatten().map(|p| &**p).collect();
         Ok(Stage::like(&input, &self.output, self.force, &texts)?)
     }
 
@@ -159,6 +150,13 @@ impl Compress {
             .with_context(|| format!("cannot load {}", self.input.display()))?;
         let windows = language::samples(&config, &language::tokenizer(input)?, text, self.samples)?;
         Ok(Calibrated { config, windows })
+    }
+
+    /// What the importance matrix says of the model's layers.
+    fn of_imatrix(&self, input: &Path) -> anyhow::Result<Known<'static>> {
+        let Some(imatrix) = &self.imatrix else { return Ok(Known::Nothing) };
+        let known = Imatrix::read(imatrix)?.statistics(&Archive::open(input)?)?;
+        Ok(Known::Inputs(Calibration::known(known)))
     }
 
     fn describe(&self, report: &CompressReport) -> String {
@@ -198,16 +196,24 @@ impl Calibrated {
     }
 }
 
-/// Whether the whole model fits into memory in F32, with as much for one more half; else that is said, and what to do.
+/// Whether the input is a model that this program runs, and there is the memory to; else what is missing is said.
+fn is_model(input: &Path) -> anyhow::Result<bool> {
+    if !input.join("config.json").is_file() {
+        return Ok(false);
+    }
+    let archive = Archive::open(input)?;
+    Ok(language::obstacle(&archive).is_none() && has_room(&archive))
+}
+
+/// Whether what runs the model layer by layer fits into memory; else that is said, and what to do.
 fn has_room(archive: &Archive) -> bool {
-    let bytes = archive.entries().fold(0u64, |sum, entry| sum.saturating_add(4 * entry.elements() as u64));
-    let takes = bytes.saturating_add(bytes / 2);
+    let takes = streamed_bytes(archive);
     let short = memory::available().filter(|available| *available < takes);
     if let Some(available) = short {
         let gigabytes = |bytes: u64| bytes as f64 / 1e9;
         print::note(&format!(
             "note: to run the model takes {:.1} GB and there are {:.1}, so it is not run to see its layers' inputs, as with \
-             --weights-only; --calibrate TEXT is better, and walks through it in the memory of a layer",
+             --weights-only",
             gigabytes(takes),
             gigabytes(available)
         ));
@@ -215,15 +221,37 @@ fn has_room(archive: &Archive) -> bool {
     short.is_none()
 }
 
+/// What stands outside of layers and the largest layer, in F32, and half as much for states and what is read.
+fn streamed_bytes(archive: &Archive) -> u64 {
+    let mut layers: BTreeMap<Option<usize>, u64> = BTreeMap::new();
+    for entry in archive.entries() {
+        // The first number in a name is the layer's.
+        let layer = entry.name.split('.').find_map(|part| part.parse().ok());
+        let bytes = layers.entry(layer).or_default();
+        *bytes = bytes.saturating_add(4 * entry.elements() as u64);
+    }
+    let outside = layers.remove(&None).unwrap_or_default();
+    let bytes = outside.saturating_add(layers.into_values().max().unwrap_or_default());
+    bytes.saturating_add(bytes / 2)
+}
+
 /// What the model shows of its layers' inputs on text of its own making.
-fn of_own_text(language: &Language) -> anyhow::Result<Calibration<'_>> {
+fn of_own_text(input: &Path) -> anyhow::Result<Calibration<'static>> {
+    let run = || -> anyhow::Result<_> {
+        let weights = archive::open(input, DType::F32, &Device::Cpu)?;
+        let model = StreamedModel::new(Config::read(language::directory(input))?, weights)?;
+        let text = own_text_of(&model)?;
+        Ok(Calibration::known(model.input_squares(&[text])?))
+    };
+    run().with_context(|| format!("cannot run {}; --weights-only does without", input.display()))
+}
+
+/// Sixteen windows of text of the model's own making.
+pub(crate) fn own_text_of(model: &StreamedModel) -> anyhow::Result<Tensor> {
     let bar = Bar::new("running")?;
     let progress = |done: usize, of: usize| bar.set(done as u64, of as u64, String::new());
-    let model = &language.model;
     let windows = Windows { count: 16, length: model.context_length().min(128) };
-    let texts = own_text(model, windows, EncoderConfig::default().seed, progress)
-        .with_context(|| format!("cannot run {}; --weights-only does without", language.path.display()))?;
-    Ok(Calibration::new(model, texts).of_squares())
+    Ok(own_text(model, windows, EncoderConfig::default().seed, progress)?)
 }
 
 fn bound_on<'l>(divergence: f64, text: &Path, original: &'l Language) -> anyhow::Result<Bound<'l>> {

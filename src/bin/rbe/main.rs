@@ -15,6 +15,7 @@ mod encoder;
 mod eval;
 mod generate;
 mod hub;
+mod imatrix;
 mod inspect;
 mod interrupt;
 mod language;
@@ -61,6 +62,7 @@ enum Command {
     Bench(bench::Bench),
     Blocks(blocks::Blocks),
     Prune(prune::Prune),
+    Imatrix(imatrix::WriteImatrix),
     Completions(completions::Completions),
 }
 
@@ -91,6 +93,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Bench(command) => command.run(),
         Command::Blocks(command) => command.run(),
         Command::Prune(command) => command.run(),
+        Command::Imatrix(command) => command.run(),
         Command::Completions(command) => command.run(Cli::command()),
     }
 }

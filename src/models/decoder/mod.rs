@@ -6,6 +6,7 @@ mod experts;
 mod layer;
 mod names;
 mod projections;
+mod streamed;
 mod walk;
 
 pub(super) use config::check_layers;
@@ -13,6 +14,7 @@ pub use config::{
     AttentionConfig, AttentionInputs, Config, ExpertsConfig, FeedForwardConfig, LayerConfig, MlpConfig,
     MlpInputs, Names, Norm, NormNames, NormOver, Stored,
 };
+pub use streamed::StreamedModel;
 pub use walk::{Seen, Walk};
 
 use super::{CausalLm, KvCache, pass};
@@ -57,8 +59,17 @@ impl Model {
     /// # Errors
     /// The configuration contradicts itself; a tensor is missing or has another shape than it says.
     pub fn new(config: Config, vb: VarBuilder) -> Result<Self> {
+        let mut model = Self::without_layers(config, &vb)?;
+        let (_, inside) = body(&model.config.names, &vb);
+        let layer = |index| load_layer(&model.config, index, &model.ropes, &inside);
+        model.layers = (0..model.config.layers.len()).map(layer).collect::<candle_core::Result<_>>()?;
+        Ok(model)
+    }
+
+    /// What a model has beside its layers.
+    fn without_layers(config: Config, vb: &VarBuilder) -> Result<Self> {
         config.check()?;
-        let (body, inside) = body(&config.names, &vb);
+        let (body, inside) = body(&config.names, vb);
         let config = config.stored_in(&inside);
         let names = &config.names;
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
@@ -68,16 +79,13 @@ impl Model {
             false => linear_no_bias(hidden, vocab, vb.pp(names.head))?,
         };
         let positions = |name| embedding(config.max_position_embeddings, hidden, inside.pp(name));
-        let ropes = config.ropes();
-        let layer = |index| load_layer(&config, index, &ropes, &inside);
-        let layers = (0..config.layers.len()).map(layer).collect::<candle_core::Result<_>>()?;
         Ok(Self {
             positions: names.positions.map(positions).transpose()?,
             norm: AnyNorm::new(config.norm, hidden, inside.pp(names.norm))?,
             tokens,
-            layers,
+            layers: Vec::new(),
             head,
-            ropes,
+            ropes: config.ropes(),
             device: vb.device().clone(),
             config,
             body,
@@ -167,18 +175,31 @@ fn embed(
     Ok(h)
 }
 
-impl CausalLm for Model {
-    fn hidden_states(&self, input_ids: &Tensor, cache: Option<&mut KvCache>) -> candle_core::Result<Tensor> {
-        let mut pass = pass::begin(input_ids, cache, self.layers.len(), self.context_length())?;
+impl Model {
+    /// The states after the final norm, where `layer` does what each layer does to the residual stream.
+    fn through(
+        &self,
+        input_ids: &Tensor,
+        cache: Option<&mut KvCache>,
+        mut layer: impl FnMut(usize, &Tensor, &mut AttentionPass) -> candle_core::Result<Tensor>,
+    ) -> candle_core::Result<Tensor> {
+        let layers = self.config.layers.len();
+        let mut pass = pass::begin(input_ids, cache, layers, self.context_length())?;
         let mut h = embed(&self.config, &self.tokens, self.positions.as_ref(), input_ids, &pass)?;
         for (rope, head_dim) in &self.ropes {
             pass = pass.rotated(rope, *head_dim, h.dtype(), &self.device)?;
         }
-        for (index, layer) in self.layers.iter().enumerate() {
-            h = layer.forward(&h, index, &mut pass)?;
+        for index in 0..layers {
+            h = layer(index, &h, &mut pass)?;
         }
         pass.finish();
         self.norm.forward(&h)
+    }
+}
+
+impl CausalLm for Model {
+    fn hidden_states(&self, input_ids: &Tensor, cache: Option<&mut KvCache>) -> candle_core::Result<Tensor> {
+        self.through(input_ids, cache, |index, h, pass| self.layers[index].forward(h, index, pass))
     }
 
     fn head(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {

@@ -16,7 +16,7 @@ fn gaussian_values(count: usize) -> Vec<f32> {
 }
 
 fn spectrum(rows: usize, cols: usize, edge: usize, values: &[f32]) -> Spectrum {
-    Spectrum::new(values, Layout::new(rows, cols, edge).unwrap(), Transform::Dct, Some(1), false)
+    Spectrum::new(values.to_vec(), Layout::new(rows, cols, edge).unwrap(), Transform::Dct, Some(1), false)
 }
 
 const QUANTIZER: TrellisQuantizer = TrellisQuantizer { state_bits: 12 };
