@@ -230,6 +230,32 @@ fn hooks_see_every_forward_in_the_order_they_came() -> Result<()> {
 }
 
 #[test]
+fn rows_are_decoded_with_their_blocks_alone() -> Result<()> {
+    let config = EncoderConfig { block: Some(32), ..EncoderConfig::from(Rate::BitsPerWeight(4.5)) };
+    let tensor = Encoder::new(config).unwrap().encode(&random((300, 160))).unwrap();
+    for tensor in [tensor.clone(), tensor.t().unwrap()] {
+        let whole = tensor.dequantize()?;
+        for (wanted, given) in
+            [(40..70, 32..96), (64..96, 64..96), (0..1, 0..32), (5..5, 0..0), (159..500, 128..300)]
+        {
+            let (mut rows, mut next) = (Vec::new(), None);
+            let read = tensor.decode_rows(wanted.clone(), |first, band| {
+                assert_eq!(*next.get_or_insert(first), first);
+                next = Some(first + band.len() / whole.dim(1)?);
+                rows.extend_from_slice(band);
+                Ok(())
+            });
+            read.unwrap();
+            let given = given.start..given.end.min(whole.dim(0)?);
+            assert_eq!(rows.len(), given.len() * whole.dim(1)?, "{wanted:?}");
+            let expected = whole.narrow(0, given.start, given.len())?.flatten_all()?.to_vec1::<f32>()?;
+            assert!(rows == expected, "{wanted:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn shards_are_parts_of_the_decoded_tensor_or_refused_with_a_cure() -> Result<()> {
     use ::candle_nn::var_builder::Shard;
     let vector = Tensor::arange(0f32, 64., &CPU)?;

@@ -15,7 +15,7 @@ pub struct ShardedArchive(Archive);
 /// Opens a model, compressed or not, in the place of Candle's `ShardedSafeTensors::var_builder`.
 ///
 /// A tensor that is asked for with a [`Shard`] of several is cut along side 0 or 1, as there. A compressed one is decoded, a
-/// few rows at a time: each process holds its part alone. Payloads are not cut.
+/// few rows at a time, along side 0 with its own blocks alone: each process holds its part. Payloads are not cut.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -98,13 +98,11 @@ impl ShardedArchive {
         };
         let mut values = Vec::with_capacity(element_count(&shape).unwrap_or_default());
         for part in parts {
-            let mut row = 0;
-            self.0.part(entry, part)?.decode_in_bands(|band| {
-                for weights in band.chunks_exact(width) {
+            self.0.part(entry, part)?.decode_rows(rows.clone(), |first, band| {
+                for (row, weights) in (first..).zip(band.chunks_exact(width)) {
                     if rows.contains(&row) {
                         values.extend_from_slice(&weights[columns.clone()]);
                     }
-                    row += 1;
                 }
                 Ok(())
             })?;

@@ -14,6 +14,7 @@ use rbe_core::codec::{Errors, Layout, Matrix, ParameterGroup, Sides, matrix::Ori
 use rbe_core::cpu::{Oriented, PackedMatrix, Rayon, requested_level};
 use rbe_core::encode::PruneReport;
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 
 #[cfg(feature = "cuda")]
@@ -362,13 +363,28 @@ impl RbeTensor {
     /// When there is no memory for the rows of one block; what `take` says; of a tensor on another device, as
     /// [`to_matrix`](Self::to_matrix).
     pub fn decode_in_bands(&self, mut take: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
+        self.decode_rows(0..usize::MAX, |_, band| take(band))
+    }
+
+    /// The same of these rows alone, with all of the blocks that have one of them: `take` gets the number of the first row that it
+    /// gets, too. What is cut along the borders of blocks is decoded once, whatever it is cut into.
+    ///
+    /// # Errors
+    /// As [`decode_in_bands`](Self::decode_in_bands).
+    pub fn decode_rows(
+        &self,
+        wanted: Range<usize>,
+        mut take: impl FnMut(usize, &[f32]) -> Result<()>,
+    ) -> Result<()> {
         let here = self.to_device(&Device::Cpu)?;
         let (matrix, transposed) = (here.on_cpu()?, self.is_transposed());
         let sides = Sides::new(self.layout(), transposed);
-        let (bands, length) = (sides.output().blocks(), sides.input().elements());
+        let (blocks, length) = (sides.output().blocks(), sides.input().elements());
         let rows = |band: usize| sides.output().range(band);
-        let (mut first, mut weights) = (0, Vec::new());
-        while first < bands {
+        let mut first = (0..blocks).find(|band| rows(*band).end > wanted.start).unwrap_or(blocks);
+        let bands = (first..blocks).find(|band| rows(*band).start >= wanted.end).unwrap_or(blocks);
+        let mut weights = Vec::new();
+        while first < bands && !wanted.is_empty() {
             let start = rows(first).start;
             let enough = |end: &usize| (rows(*end - 1).end - start).saturating_mul(length) >= BAND_ELEMENTS;
             let end = (first + 1..bands).find(enough).unwrap_or(bands);
@@ -378,7 +394,7 @@ impl RbeTensor {
                 weights = zeroed(&sides, "rows of a decoded matrix")?;
             }
             matrix.decode_band(transposed, first..end, &mut weights, &Rayon);
-            take(&weights)?;
+            take(start, &weights)?;
             first = end;
         }
         Ok(())
