@@ -180,14 +180,18 @@ pub(in crate::cpu) struct PeriodBytes<'a, I: Windows> {
 impl<'a, I: Windows> PeriodBytes<'a, I> {
     #[inline(always)]
     pub(in crate::cpu) fn new(isa: I, bundle: Bundle<'a>, bits: usize, part: usize) -> Self {
-        let (own, after) = bundle.lines.split_at(2 * bits);
-        let following = if bundle.packing.is_full() {
-            let lanes = bundle.packing.tiles();
-            [isa.load_next(&own[0], part, lanes), isa.load_next(&own[1], part, lanes)]
-        } else {
-            [isa.load(&after[0], part), isa.load(&after[1], part)]
-        };
-        Self { isa, lines: own, part, following }
+        if bundle.packing.is_full() {
+            return Self::of_full(isa, &bundle.lines[..2 * bits], part, bundle.packing.tiles());
+        }
+        let (lines, after) = bundle.lines.split_at(2 * bits);
+        Self { isa, lines, part, following: [isa.load(&after[0], part), isa.load(&after[1], part)] }
+    }
+
+    /// [`new`](Self::new) of columns that fill so many lanes.
+    #[inline(always)]
+    pub(in crate::cpu) fn of_full(isa: I, lines: &'a [Line], part: usize, lanes: usize) -> Self {
+        let following = [isa.load_next(&lines[0], part, lanes), isa.load_next(&lines[1], part, lanes)];
+        Self { isa, lines, part, following }
     }
 
     #[inline(always)]
@@ -219,7 +223,9 @@ pub(in crate::cpu) fn decode_bundle<I: Windows, const BITS: usize, const STATE: 
         each!(ROW in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15] {
             let ahead = const { ROW + rows_ahead(BITS, STATE) };
             windows[ahead] = code.window(&bytes, ahead);
-            isa.store(code.codes(&windows, ROW), &mut codes[ROW * stride], part);
+            // SAFETY: there are as many lines, by the assertion above.
+            let line = unsafe { codes.get_unchecked_mut(ROW * stride) };
+            isa.store(code.codes(&windows, ROW), line, part);
         });
     }
 }

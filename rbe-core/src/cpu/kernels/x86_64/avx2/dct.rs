@@ -1,21 +1,25 @@
 //! The transforms: the generic recursion.
 
 use super::isa::Avx2;
+use crate::cpu::kernels::frame::align_frame;
 use crate::cpu::kernels::generic::dct::{self, Recursive};
 use crate::cpu::layout::Element;
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 pub(super) fn dct2<L: Element>(x: &mut [L], scratch: &mut [L]) {
+    align_frame();
     dct::dct2(Avx2::new(), x, scratch);
 }
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 pub(super) fn dct3<L: Element>(x: &mut [L], scratch: &mut [L]) {
+    align_frame();
     dct::dct3(Avx2::new(), x, scratch);
 }
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 fn dct4<L: Element>(x: &mut [L], scratch: &mut [L]) {
+    align_frame();
     dct::dct4(Avx2::new(), x, scratch);
 }
 

@@ -7,6 +7,7 @@
 
 use super::isa::Avx2;
 use crate::codec::Block;
+use crate::cpu::kernels::frame::align_frame;
 use crate::cpu::kernels::generic::planes::{self as generic, Digits, DotTile, MAX_DIGITS, Tile};
 use crate::cpu::kernels::generic::unpack::unpack;
 use crate::cpu::kernels::unroll::{dispatch, each};
@@ -27,6 +28,7 @@ pub(super) fn product(
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 pub(super) fn transposed(tiles: &PackedPlanes, block: Block, g: Input, acc: &mut [f32]) {
+    align_frame();
     generic::transposed::<Avx2>(tiles, block, g, acc);
 }
 

@@ -6,17 +6,21 @@
 use super::isa::Avx2;
 use super::trellis_many;
 use crate::codec::Block;
+use crate::cpu::kernels::frame::align_frame;
 use crate::cpu::kernels::generic::trellis::{self as generic, Decode, GroupRows, GroupSlices};
 use crate::cpu::kernels::generic::windows::{self, MOST_AHEAD, PeriodBytes, WindowCode, Windows, rows_ahead};
 use crate::cpu::kernels::isa::Bytes;
 use crate::cpu::kernels::unroll::{dispatch_code, each};
-use crate::cpu::layout::planes::{Line, QUAD, TILE_COLS};
+use crate::cpu::layout::planes::{Line, QUAD, TILE_COLS, TILE_ROWS};
 use crate::cpu::layout::trellis::{BIAS, Bundle, PERIOD, PackedGroup, PackedTrellis, Packing};
 use crate::cpu::layout::{Input, QuantizedRows, RowSums};
 use std::arch::x86_64::*;
+use std::hint::black_box;
 use std::ops::Range;
 
-/// One digit of a vector: a scale group is multiplied as it is decoded, without a way through memory. More: [`trellis_many`].
+/// The most digits that a scale group is multiplied with as it is decoded, without a way through memory. More: [`trellis_many`].
+const FUSED_MAX_DIGITS: usize = 2;
+
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 pub(super) fn product(
     term: &PackedTrellis,
@@ -26,19 +30,20 @@ pub(super) fn product(
     sums: &mut [RowSums],
 ) {
     let packing = Packing::new(term.layout().row_range(i).len());
-    if x.slices() > 1 || !packing.is_full() || packing.groups() > 4 {
+    if x.slices() > FUSED_MAX_DIGITS || !packing.is_full() || packing.groups() > 4 {
         return trellis_many::product(term, i, blocks, x, sums);
     }
     for j in blocks {
         for (first, scale_group) in term.block_groups(term.layout().block_at(i, j)) {
             let digits = GroupSlices::new(x, j, first, scale_group.scale, BIAS);
-            dispatch_code!(scale_group.code, add_group(&scale_group, &digits, sums))
+            dispatch_code!(scale_group.code, add_group(&scale_group, x, &digits, sums))
         }
     }
 }
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 pub(super) fn transposed(term: &PackedTrellis, block: Block, g: Input, acc: &mut [f32]) {
+    align_frame();
     generic::transposed(Avx2::new(), term, block, g, acc);
 }
 
@@ -126,50 +131,70 @@ fn decode_bundle(bundle: Bundle, codes: &mut [Line], stride: usize) {
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 fn decode<const BITS: usize, const STATE: usize>(bundle: Bundle, codes: &mut [Line], stride: usize) {
+    align_frame();
+    prefetch_next(bundle.lines);
     windows::decode_bundle::<_, BITS, STATE>(Avx2::new(), bundle, codes, stride);
 }
 
-/// Adds a scale group's product with one digit to the sums of its tiles.
+/// Asks for as many lines as these, which follow them.
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-fn add_group<const BITS: usize, const STATE: usize>(
-    scale_group: &PackedGroup,
-    digits: &GroupSlices<1>,
-    sums: &mut [RowSums],
-) {
-    assert!(digits.values.len() >= TILE_COLS && sums.len() >= scale_group.packing.tiles());
-    match scale_group.packing.groups() {
-        1 => add_rows::<BITS, STATE, 1>(scale_group, digits, sums),
-        2 => add_rows::<BITS, STATE, 2>(scale_group, digits, sums),
-        _ => add_rows::<BITS, STATE, 4>(scale_group, digits, sums),
+#[inline]
+fn prefetch_next(lines: &[Line]) {
+    for line in lines {
+        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).wrapping_add(lines.len()).cast());
     }
 }
 
-/// [`add_group`] in registers of `SIDE_BY_SIDE` groups. Half of the sixteen dot products lie in memory: it takes less than to make some
+/// Adds a scale group's products with one digit or two to the sums of each vector's tiles.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+fn add_group<const BITS: usize, const STATE: usize>(
+    scale_group: &PackedGroup,
+    x: QuantizedRows,
+    digits: &GroupSlices<FUSED_MAX_DIGITS>,
+    sums: &mut [RowSums],
+) {
+    assert!(digits.values.len() >= (x.slices() - 1) * x.stride() + TILE_COLS);
+    assert!(sums.len() >= x.batch() * scale_group.packing.tiles());
+    match (scale_group.packing.groups(), x.slices()) {
+        (1, 1) => add_rows::<BITS, STATE, 1, 1>(scale_group, x, digits, sums),
+        (1, _) => add_rows::<BITS, STATE, 1, 2>(scale_group, x, digits, sums),
+        (2, 1) => add_rows::<BITS, STATE, 2, 1>(scale_group, x, digits, sums),
+        (2, _) => add_rows::<BITS, STATE, 2, 2>(scale_group, x, digits, sums),
+        (_, 1) => add_rows::<BITS, STATE, 4, 1>(scale_group, x, digits, sums),
+        _ => add_rows::<BITS, STATE, 4, 2>(scale_group, x, digits, sums),
+    }
+}
+
+/// [`add_group`] in registers of `SIDE_BY_SIDE` groups. The dot products of sixteen rows lie in memory: it takes less than to make some
 /// windows twice, for eight rows and for the other eight.
 #[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-fn add_rows<const BITS: usize, const STATE: usize, const SIDE_BY_SIDE: usize>(
+fn add_rows<const BITS: usize, const STATE: usize, const SIDE_BY_SIDE: usize, const DIGITS: usize>(
     scale_group: &PackedGroup,
-    digits: &GroupSlices<1>,
+    x: QuantizedRows,
+    digits: &GroupSlices<FUSED_MAX_DIGITS>,
     sums: &mut [RowSums],
 ) {
     let isa = Avx2::new();
     let code = WindowCode::<_, BITS, STATE>::new(isa, scale_group.code);
+    let tiles = const { TILE_ROWS / SIDE_BY_SIDE };
     // Halves of a line are rows of their own, or groups whose products add up.
     let (apart, together) = if SIDE_BY_SIDE == 1 { (2, 1) } else { (1, 2) };
     for half in 0..apart {
-        let mut dots = [_mm256_setzero_si256(); PERIOD];
+        let mut dots = [[_mm256_setzero_si256(); DIGITS]; PERIOD];
+        // In memory whatever the optimiser thinks, which could not hold them all.
+        let dots = black_box(&mut dots);
         for (n, bundle) in scale_group.bundles().enumerate() {
-            assert!(bundle.lines.len() >= 2 * BITS);
+            let lines = &bundle.lines[..2 * BITS];
             if half == 0 {
-                // All lines once in their order, which the hardware knows how to go on from.
-                for line in bundle.lines {
-                    _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).cast());
-                }
+                prefetch_next(lines);
             }
             for part in half..half + together {
-                let x = activations::<SIDE_BY_SIDE>(digits.values, n, part);
-                let bytes = PeriodBytes::new(isa, bundle, BITS, part);
+                let mut fours = [_mm256_setzero_si256(); DIGITS];
+                for (digit, fours) in fours.iter_mut().enumerate() {
+                    *fours = activations::<SIDE_BY_SIDE>(&digits.values[digit * x.stride()..], n, part);
+                }
+                let bytes = PeriodBytes::of_full(isa, lines, part, tiles);
                 let mut windows = [_mm256_setzero_si256(); PERIOD + MOST_AHEAD];
                 each!(N in [0 1 2 3 4 5 6 7 8 9 10 11] if N < rows_ahead(BITS, STATE) {
                     windows[N] = code.window(&bytes, N);
@@ -177,12 +202,19 @@ fn add_rows<const BITS: usize, const STATE: usize, const SIDE_BY_SIDE: usize>(
                 each!(S in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15] {
                     let ahead = S + const { rows_ahead(BITS, STATE) };
                     windows[ahead] = code.window(&bytes, ahead);
-                    dots[S] = _mm256_add_epi32(dots[S], products(code.codes(&windows, S), x));
+                    let codes = code.codes(&windows, S);
+                    for (dot, fours) in dots[S].iter_mut().zip(fours) {
+                        *dot = _mm256_add_epi32(*dot, products(codes, fours));
+                    }
                 });
             }
         }
-        for (s, dots) in dots.into_iter().enumerate() {
-            add_share::<SIDE_BY_SIDE>(sums, s, half, dots, digits);
+        for digit in 0..DIGITS {
+            let sums = &mut sums[digit / x.slices_per_row() * tiles..][..TILE_ROWS / SIDE_BY_SIDE];
+            let (bias, factor) = (digits.biases[digit], digits.factors[digit]);
+            for (s, dots) in dots.iter().enumerate() {
+                add_share::<SIDE_BY_SIDE>(sums, (s, half), dots[digit], bias, factor);
+            }
         }
     }
 }
@@ -212,17 +244,16 @@ fn activations<const SIDE_BY_SIDE: usize>(values: &[i8], n: usize, part: usize) 
     }
 }
 
-/// `sums += (dots - bias) * factor` for row `s` of the periods in a register, in this order of operations on every level.
+/// `sums += (dots - bias) * factor` for row `s` of the periods in a register or its half, in this order of operations on every level.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn add_share<const SIDE_BY_SIDE: usize>(
     sums: &mut [RowSums],
-    s: usize,
-    half: usize,
+    (s, half): (usize, usize),
     dots: __m256i,
-    digits: &GroupSlices<1>,
+    bias: i32,
+    factor: f32,
 ) {
-    let ([bias], [factor]) = (digits.biases, digits.factors);
     if SIDE_BY_SIDE == 4 {
         let dots = _mm_add_epi32(_mm256_castsi256_si128(dots), _mm256_extracti128_si256::<1>(dots));
         let share = _mm_cvtepi32_ps(_mm_sub_epi32(dots, _mm_set1_epi32(bias)));

@@ -12,6 +12,7 @@ use crate::cpu::layout::planes::{Line, QUAD, QUADS, TILE_COLS};
 use crate::cpu::layout::trellis::{BIAS, GROUP_LINES, GroupCodes, PackedGroup, PackedTrellis};
 use crate::cpu::layout::{QuantizedRows, RowSums};
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Turns a signed byte into one that is 128 more, unsigned.
@@ -56,17 +57,32 @@ pub(super) fn product(
     x: QuantizedRows,
     sums: &mut [RowSums],
 ) {
+    if x.batch() <= DIGITS_AT_ONCE / x.slices_per_row() {
+        multiply_blocks::<1>(term, i, blocks, x, sums);
+    } else {
+        multiply_blocks::<MOST_GROUPS>(term, i, blocks, x, sums);
+    }
+}
+
+/// [`product`] with so many scale groups decoded at a time.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+fn multiply_blocks<const GROUPS: usize>(
+    term: &PackedTrellis,
+    i: usize,
+    blocks: Range<usize>,
+    x: QuantizedRows,
+    sums: &mut [RowSums],
+) {
     let batch_at_once = DIGITS_AT_ONCE / x.slices_per_row();
     let tiles = sums.len() / x.batch();
-    let groups_at_once = if x.batch() <= batch_at_once { 1 } else { MOST_GROUPS };
-    let mut codes = [[Line([0; 64]); GROUP_LINES]; MOST_GROUPS];
-    let mut digits = [GroupDigits::NONE; MOST_GROUPS];
+    let mut codes = [[Line([0; 64]); GROUP_LINES]; GROUPS];
+    let mut digits = [GroupDigits::NONE; GROUPS];
     for j in blocks {
         let mut groups = term.block_groups(term.layout().block_at(i, j));
         loop {
-            let mut places = [(0, 0.0); MOST_GROUPS];
+            let mut places = [(0, 0.0); GROUPS];
             let mut count = 0;
-            for (first, scale_group) in groups.by_ref().take(groups_at_once) {
+            for (first, scale_group) in groups.by_ref().take(GROUPS) {
                 decode(&scale_group, &mut codes[count]);
                 places[count] = (first, scale_group.scale);
                 count += 1;
@@ -81,11 +97,9 @@ pub(super) fn product(
                     digits.fill(x, j, *col, *scale);
                 }
                 for tile in 0..tiles {
-                    for half in 0..2 {
-                        for (codes, digits) in codes[..count].iter().zip(&digits) {
-                            let codes = &codes[tile * QUADS..][..QUADS];
-                            multiply_half(codes, half, x, digits, &mut sums[tile..], tiles);
-                        }
+                    for (codes, digits) in codes[..count].iter().zip(&digits) {
+                        let codes = &codes[tile * QUADS..][..QUADS];
+                        multiply_tile(codes, x, digits, &mut sums[tile..], tiles);
                     }
                 }
             }
@@ -100,54 +114,97 @@ fn decode(scale_group: &PackedGroup, codes: &mut GroupCodes) {
     decode_group(Avx2::new(), scale_group, codes);
 }
 
-/// Adds the products of a half of a tile's rows with all digits to the vectors' sums, `stride` apart.
+/// Quads that are multiplied at a time: as many as have the values of all sixteen rows in half of the registers.
+const QUADS_AT_ONCE: usize = QUADS / 2;
+
+/// Adds the products of a tile with all digits to the vectors' sums, `stride` apart.
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 #[inline]
-fn multiply_half(
+fn multiply_tile(
     codes: &[Line],
-    half: usize,
     x: QuantizedRows,
     digits: &GroupDigits,
     sums: &mut [RowSums],
     stride: usize,
 ) {
-    let isa = Avx2::new();
-    let mut values = [_mm256_setzero_si256(); QUADS];
-    for (values, line) in values.iter_mut().zip(codes) {
-        *values = _mm256_sub_epi8(isa.load(line, half), _mm256_set1_epi8(BIAS as i8));
+    let mut dots = [MaybeUninit::uninit(); DIGITS_AT_ONCE];
+    let values = Values::new(&codes[..QUADS_AT_ONCE]);
+    for (digit, dots) in digits.values[..x.slices()].iter().zip(&mut dots) {
+        dots.write(values.dot(digit));
     }
-    // What 128 in every activation makes of two quads.
-    let mut excess = [_mm256_setzero_si256(); QUADS / 2];
-    for (excess, values) in excess.iter_mut().zip(values.as_chunks::<2>().0) {
-        let all = _mm256_set1_epi8(TO_UNSIGNED.cast_signed());
-        *excess =
-            _mm256_add_epi16(_mm256_maddubs_epi16(all, values[0]), _mm256_maddubs_epi16(all, values[1]));
-    }
+    let values = Values::new(&codes[QUADS_AT_ONCE..]);
     // The digits of a vector are added to its sums one after another.
     let (per_row, mut left, mut at) = (x.slices_per_row(), x.slices_per_row(), 0);
-    for (digit, factor) in digits.values[..x.slices()].iter().zip(&digits.factors) {
-        let mut dots = _mm256_setzero_si256();
-        for (n, (values, excess)) in values.as_chunks::<2>().0.iter().zip(excess).enumerate() {
-            let four = |quad: usize| {
-                let at = digit[QUAD * quad..].as_ptr();
-                // SAFETY: a digit has eight quads.
-                _mm256_set1_epi32(unsafe { at.cast::<i32>().read_unaligned() })
-            };
-            let first = _mm256_maddubs_epi16(four(2 * n), values[0]);
-            let second = _mm256_maddubs_epi16(four(2 * n + 1), values[1]);
-            let both = _mm256_sub_epi16(_mm256_add_epi16(first, second), excess);
-            dots = _mm256_add_epi32(dots, _mm256_madd_epi16(both, _mm256_set1_epi16(1)));
-        }
-        let share = _mm256_mul_ps(_mm256_cvtepi32_ps(dots), _mm256_set1_ps(*factor));
-        let sums = &mut sums[at].0[HALF * half..][..HALF];
-        // SAFETY: eight sums.
-        unsafe {
-            let sum = _mm256_add_ps(_mm256_loadu_ps(sums.as_ptr()), share);
-            _mm256_storeu_ps(sums.as_mut_ptr(), sum);
+    let all = digits.values[..x.slices()].iter().zip(&digits.factors).zip(&dots);
+    for ((digit, factor), dots) in all {
+        // SAFETY: written above, for as many digits.
+        let dots = unsafe { dots.assume_init() };
+        let (factor, rest) = (_mm256_set1_ps(*factor), values.dot(&digit[QUAD * QUADS_AT_ONCE..]));
+        let sums = &mut sums[at].0;
+        for half in 0..2 {
+            let dots = _mm256_add_epi32(dots[half], rest[half]);
+            let share = _mm256_mul_ps(_mm256_cvtepi32_ps(dots), factor);
+            let sums = &mut sums[HALF * half..][..HALF];
+            // SAFETY: eight sums.
+            unsafe {
+                let sum = _mm256_add_ps(_mm256_loadu_ps(sums.as_ptr()), share);
+                _mm256_storeu_ps(sums.as_mut_ptr(), sum);
+            }
         }
         left -= 1;
         if left == 0 {
             (left, at) = (per_row, at + stride);
         }
+    }
+}
+
+/// The values of [`QUADS_AT_ONCE`] quads in the two halves of a tile's rows, and what 128 in every activation makes of each two quads.
+struct Values {
+    values: [[__m256i; 2]; QUADS_AT_ONCE],
+    excess: [[__m256i; 2]; QUADS_AT_ONCE / 2],
+}
+
+impl Values {
+    #[target_feature(enable = "avx2,fma,f16c,popcnt")]
+    #[inline]
+    fn new(codes: &[Line]) -> Self {
+        let isa = Avx2::new();
+        let mut values = [[_mm256_setzero_si256(); 2]; QUADS_AT_ONCE];
+        for (values, line) in values.iter_mut().zip(codes) {
+            for (half, values) in values.iter_mut().enumerate() {
+                *values = _mm256_sub_epi8(isa.load(line, half), _mm256_set1_epi8(BIAS as i8));
+            }
+        }
+        let mut excess = [[_mm256_setzero_si256(); 2]; QUADS_AT_ONCE / 2];
+        let all = _mm256_set1_epi8(TO_UNSIGNED.cast_signed());
+        for (excess, [first, second]) in excess.iter_mut().zip(values.as_chunks().0) {
+            for half in 0..2 {
+                let first = _mm256_maddubs_epi16(all, first[half]);
+                excess[half] = _mm256_add_epi16(first, _mm256_maddubs_epi16(all, second[half]));
+            }
+        }
+        Self { values, excess }
+    }
+
+    /// For each row the sum of its products with the activations of these quads.
+    #[target_feature(enable = "avx2,fma,f16c,popcnt")]
+    #[inline]
+    fn dot(&self, digit: &[u8]) -> [__m256i; 2] {
+        let mut dots = [_mm256_setzero_si256(); 2];
+        for (n, ([first, second], excess)) in self.values.as_chunks().0.iter().zip(&self.excess).enumerate() {
+            let four = |quad: usize| {
+                let four = &digit[QUAD * quad..][..QUAD];
+                _mm256_set1_epi32(i32::from_le_bytes([four[0], four[1], four[2], four[3]]))
+            };
+            let x = [four(2 * n), four(2 * n + 1)];
+            for half in 0..2 {
+                let first = _mm256_maddubs_epi16(x[0], first[half]);
+                let both = _mm256_add_epi16(first, _mm256_maddubs_epi16(x[1], second[half]));
+                let both = _mm256_sub_epi16(both, excess[half]);
+                let four = _mm256_madd_epi16(both, _mm256_set1_epi16(1));
+                dots[half] = if n == 0 { four } else { _mm256_add_epi32(dots[half], four) };
+            }
+        }
+        dots
     }
 }

@@ -1,21 +1,25 @@
 //! The transforms: the generic recursion.
 
 use super::isa::Avx512;
+use crate::cpu::kernels::frame::align_frame;
 use crate::cpu::kernels::generic::dct::{self, Recursive};
 use crate::cpu::layout::Element;
 
 #[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
 pub(super) fn dct2<L: Element>(x: &mut [L], scratch: &mut [L]) {
+    align_frame();
     dct::dct2(Avx512::new(), x, scratch);
 }
 
 #[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
 pub(super) fn dct3<L: Element>(x: &mut [L], scratch: &mut [L]) {
+    align_frame();
     dct::dct3(Avx512::new(), x, scratch);
 }
 
 #[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
 fn dct4<L: Element>(x: &mut [L], scratch: &mut [L]) {
+    align_frame();
     dct::dct4(Avx512::new(), x, scratch);
 }
 

@@ -1,20 +1,24 @@
 //! Norms, exponentials and activations: the generic loops.
 
+use crate::cpu::kernels::frame::align_frame;
 use crate::cpu::kernels::generic::norm::{NormGradient, NormRow};
 use crate::cpu::kernels::generic::{activations, norm};
 
 #[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
 pub(super) fn norm(row: NormRow, bias: &[f32], out: &mut [f32]) {
+    align_frame();
     norm::norm(row, bias, out);
 }
 
 #[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
 pub(super) fn norm_gradient(row: NormRow, g: &[f32], out: NormGradient) {
+    align_frame();
     norm::norm_gradient(row, g, out);
 }
 
 #[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
 pub(super) fn exp(x: &mut [f32], shift: f32) -> f32 {
+    align_frame();
     norm::exp(x, shift)
 }
 

@@ -7,6 +7,7 @@
 
 use super::isa::Avx512;
 use crate::codec::Block;
+use crate::cpu::kernels::frame::align_frame;
 use crate::cpu::kernels::generic::dot::{self, Broadcast, dot_registers};
 use crate::cpu::kernels::generic::planes::{self as generic, Digits, DotTile, Tile};
 use crate::cpu::kernels::unroll::dispatch;
@@ -89,6 +90,7 @@ fn planes_run<const PLANES: usize, const DIGITS: usize>(
 
 #[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
 pub(super) fn transposed(tiles: &PackedPlanes, block: Block, g: Input, acc: &mut [f32]) {
+    align_frame();
     generic::transposed::<Avx512>(tiles, block, g, acc);
 }
 
@@ -97,6 +99,7 @@ impl DotTile for Avx512 {
 
     #[inline(always)]
     fn dot_tile(self, tile: Tile, x: Digits, dots: &mut [RowDots]) -> usize {
+        align_frame();
         // SAFETY: the token proves the instructions.
         unsafe { dot_tile(tile, x, dots) }
     }

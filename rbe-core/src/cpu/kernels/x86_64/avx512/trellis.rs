@@ -8,6 +8,7 @@
 use super::isa::Avx512;
 use crate::codec::Block;
 use crate::codec::term::trellis::{Code, GROUP_COLS};
+use crate::cpu::kernels::frame::align_frame;
 use crate::cpu::kernels::generic::decode::PerCode;
 use crate::cpu::kernels::generic::trellis::{
     self as generic, Decode, DecodedStrips, GroupRows, GroupSlices, MultiplyTile,
@@ -37,6 +38,7 @@ pub(super) fn product(
 
 #[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
 pub(super) fn transposed(term: &PackedTrellis, block: Block, g: Input, acc: &mut [f32]) {
+    align_frame();
     generic::transposed(Avx512::new(), term, block, g, acc);
 }
 
@@ -181,6 +183,7 @@ fn decode_bundle(bundle: Bundle, codes: &mut [Line], stride: usize) {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,gfni")]
 fn decode<const BITS: usize, const STATE: usize>(bundle: Bundle, codes: &mut [Line], stride: usize) {
+    align_frame();
     let Bundle { lines, code, packing } = bundle;
     let decoder = Decoder::<BITS, STATE>::new(code);
     let next_lane = packing.is_full().then(|| next_lane(packing.tiles()));
@@ -204,6 +207,7 @@ fn adds_groups(packing: Packing, x: QuantizedRows) -> bool {
 /// Few digits: a scale group's products are made as it is decoded.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,gfni")]
 fn add_groups(term: &PackedTrellis, i: usize, blocks: Range<usize>, x: QuantizedRows, sums: &mut [RowSums]) {
+    align_frame();
     for j in blocks {
         for (first, scale_group) in term.block_groups(term.layout().block_at(i, j)) {
             let digits = GroupSlices::new(x, j, first, scale_group.scale, BIAS);
@@ -220,6 +224,7 @@ fn add_group(
     digits: &GroupSlices<FUSED_MAX_DIGITS>,
     sums: &mut [RowSums],
 ) {
+    align_frame();
     assert!(x.slices() > 0 && adds_groups(scale_group.packing, x));
     assert!(digits.values.len() >= (x.slices() - 1) * x.stride() + GROUP_COLS);
     assert!(sums.len() >= x.batch() * scale_group.packing.tiles());
@@ -233,6 +238,7 @@ fn add_code<const BITS: usize, const STATE: usize>(
     digits: &GroupSlices<FUSED_MAX_DIGITS>,
     sums: &mut [RowSums],
 ) {
+    align_frame();
     match (scale_group.packing.groups(), x.slices()) {
         (1, 1) => add::<BITS, STATE, true, 1>(scale_group, x, digits, sums),
         (1, 2) => add::<BITS, STATE, true, 2>(scale_group, x, digits, sums),
@@ -251,6 +257,7 @@ fn add_side_by_side<const BITS: usize, const STATE: usize>(
     digits: &GroupSlices<FUSED_MAX_DIGITS>,
     sums: &mut [RowSums],
 ) {
+    align_frame();
     match x.slices() {
         1 => add::<BITS, STATE, false, 1>(scale_group, x, digits, sums),
         2 => add::<BITS, STATE, false, 2>(scale_group, x, digits, sums),
