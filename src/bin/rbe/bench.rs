@@ -5,16 +5,18 @@ use crate::print;
 use anyhow::{Context, Result, ensure};
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{DType, Device, Module, Tensor};
+use candle_rbe::cpu::{level, levels};
 use candle_rbe::{Budget, Encoder, EncoderConfig, Precision, Rate, RbeLinear, RbeTensor, TermChoice};
 use clap::Args;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::hint::black_box;
+use std::process::{Command, exit};
 use std::time::{Duration, Instant};
 
 /// Time products on compressed weights beside Candle's dense and quantised ones, in the same run
 ///
-/// Without options everything is timed, which takes about ten minutes.
+/// Without options everything is timed, which takes about ten minutes. At a lower level (RBE_CPU) Candle's kernels are held to AVX2.
 #[derive(Args)]
 pub(crate) struct Bench {
     /// Shape of the weight, OUTxIN; may be given several times
@@ -98,13 +100,28 @@ struct Row<'a> {
     read_gb_s: f64,
 }
 
+/// What holds Candle's kernels for `q4k`, `q6k` and `q8_0` to AVX2: else they are those of the best level that the processor has,
+/// whatever `RBE_CPU` says. It is read once.
+const HOLD_CANDLE_TO_AVX2: (&str, &str) = ("MISTRALRS_FORCE_AVX2", "1");
+
 impl Bench {
     pub(crate) fn run(&self) -> Result<()> {
+        let is_lower = levels().last().is_some_and(|best| best.name() != level().name());
+        let (variable, value) = HOLD_CANDLE_TO_AVX2;
+        let is_held = std::env::var(variable).as_deref() == Ok(value);
+        if cfg!(target_arch = "x86_64") && is_lower && !is_held {
+            // Set for a process of its own: nothing may change the variables of one that has threads.
+            let arguments = std::env::args_os().skip(1);
+            let again =
+                Command::new(std::env::current_exe()?).args(arguments).env(variable, value).status()?;
+            exit(again.code().unwrap_or(1));
+        }
         let read_gb_s = read_bandwidth();
+        let candle = if is_held { ", Candle's for AVX2" } else { "" };
         let note = format!(
-            "{} threads, RBE kernels for {}, memory read at {read_gb_s:.1} GB/s",
+            "{} threads, RBE kernels for {}{candle}, memory read at {read_gb_s:.1} GB/s",
             candle_core::utils::get_num_threads(),
-            candle_rbe::cpu::level().name()
+            level().name()
         );
         print::note(&note);
         for &(out, input) in &self.shapes {
