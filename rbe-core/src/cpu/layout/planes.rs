@@ -20,6 +20,7 @@ use crate::codec::term::Planes;
 use crate::codec::term::planes::{MAX_PLANES, ScaleGroup};
 use crate::codec::{Block, Layout};
 use half::f16;
+use std::ops::Range;
 
 /// Rows of a tile: the lanes of a 64-byte register.
 pub(in crate::cpu) const TILE_ROWS: usize = 16;
@@ -38,6 +39,15 @@ pub(in crate::cpu) struct Line(pub [u8; 64]);
 /// Bits of the parts that `planes` bits are split into, most significant first.
 pub(in crate::cpu) const fn parts(planes: u8) -> [u8; 4] {
     [planes & 8, planes & 4, planes & 2, planes & 1]
+}
+
+/// A row tile of a block.
+pub(in crate::cpu) struct RowTile<'a> {
+    pub planes: u8,
+    /// Those of its tiles, one after another.
+    pub lines: &'a [Line],
+    /// Half the steps of its rows; 0 for rows below the block.
+    pub half_steps: [f32; TILE_ROWS],
 }
 
 /// The bit-planes of every block in tiles.
@@ -159,12 +169,40 @@ impl PackedPlanes {
         &self.lines[first + row_tile * width + self.offsets[block.index]..][..self.lines_across(block)]
     }
 
-    /// The lines of a row tile of block row `i` over the whole width, and where each block's begin.
+    /// Neighbouring blocks of block row `i` with as many planes, and how many; those without any are left out.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-    pub(in crate::cpu) fn band(&self, i: usize, row_tile: usize) -> (&[Line], &[usize]) {
-        let ((first, width), blocks) = (self.bands[i], self.layout.block_cols());
+    pub(in crate::cpu) fn runs(&self, i: usize) -> impl Iterator<Item = (u8, Range<usize>)> {
+        let blocks = self.layout.block_cols();
+        let runs = self.planes[i * blocks..][..blocks].chunk_by(|one, next| one == next);
+        let place = |end: &mut usize, run: &[u8]| {
+            let first = std::mem::replace(end, *end + run.len());
+            Some((run[0], first..*end))
+        };
+        runs.scan(0, place).filter(|(planes, _)| *planes > 0)
+    }
+
+    /// Row tile `row_tile` of some blocks of block row `i`, from left to right.
+    #[inline(always)]
+    pub(in crate::cpu) fn row_tiles_across(
+        &self,
+        i: usize,
+        row_tile: usize,
+        blocks: Range<usize>,
+    ) -> impl Iterator<Item = RowTile<'_>> {
+        let ((first, width), all) = (self.bands[i], self.layout.block_cols());
         let lines = &self.lines[first + row_tile * width..][..width];
-        (lines, &self.offsets[i * blocks..(i + 1) * blocks])
+        let (planes, offsets) = (&self.planes[i * all..][..all], &self.offsets[i * all..][..all]);
+        let rows = self.layout.row_range(i);
+        blocks.map(move |j| {
+            let end = offsets.get(j + 1).copied().unwrap_or(width);
+            let half_steps = match self.group {
+                ScaleGroup::Block => [self.half_steps[i * all + j]; TILE_ROWS],
+                ScaleGroup::Row => {
+                    self.half_steps_of_rows(rows.start * all + j * rows.len(), row_tile, rows.len())
+                }
+            };
+            RowTile { planes: planes[j], lines: &lines[offsets[j]..end], half_steps }
+        })
     }
 
     /// Half the steps of the sixteen rows of a row tile; 0 for rows below the block.
@@ -174,12 +212,18 @@ impl PackedPlanes {
             ScaleGroup::Block => [self.half_steps[block.index]; TILE_ROWS],
             ScaleGroup::Row => {
                 let first = block.row * self.layout.block_cols() + self.layout.place(block).1 * block.height;
-                std::array::from_fn(|lane| {
-                    let row = row_tile * TILE_ROWS + lane;
-                    if row < block.height { 0.5 * self.scales[first + row].to_f32() * self.unit } else { 0.0 }
-                })
+                self.half_steps_of_rows(first, row_tile, block.height)
             }
         }
+    }
+
+    /// [`half_steps`](Self::half_steps) of a block of so many rows, whose scales begin with number `first`.
+    #[inline(always)]
+    fn half_steps_of_rows(&self, first: usize, row_tile: usize, height: usize) -> [f32; TILE_ROWS] {
+        std::array::from_fn(|lane| {
+            let row = row_tile * TILE_ROWS + lane;
+            if row < height { 0.5 * self.scales[first + row].to_f32() * self.unit } else { 0.0 }
+        })
     }
 
     /// Visits the codes of a row tile as `(row, column, code)` in the block.

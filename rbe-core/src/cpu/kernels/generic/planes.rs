@@ -3,7 +3,9 @@
 use super::columns::{COLUMN_SUMS_MAX_BATCH, add_column_sums, add_rows};
 use crate::codec::Block;
 use crate::cpu::kernels::isa::Isa;
-use crate::cpu::layout::planes::{Line, PackedPlanes, QUAD, QUADS, TILE_COLS, TILE_ROWS, row_tiles, unpack};
+use crate::cpu::layout::planes::{
+    Line, PackedPlanes, QUAD, QUADS, RowTile, TILE_COLS, TILE_ROWS, row_tiles, unpack,
+};
 use crate::cpu::layout::{EDGE, Input, QuantizedRows, RowDots, RowSums};
 
 /// The most digits that a micro-kernel takes.
@@ -53,16 +55,13 @@ pub(in crate::cpu) fn product<I: DotTile>(
     x: QuantizedRows,
     sums: &mut [RowSums],
 ) {
-    let layout = tiles.layout();
     let mut dots = [RowDots::ZERO; MAX_DIGITS];
-    for j in 0..layout.block_cols() {
-        let block = layout.block_at(i, j);
-        let planes = tiles.planes(block);
+    let all = 0..tiles.layout().block_cols();
+    for (j, RowTile { planes, lines, half_steps }) in tiles.row_tiles_across(i, row_tile, all).enumerate() {
         if planes == 0 {
             continue;
         }
-        let tile = Tile { lines: tiles.row_tile(block, row_tile), planes };
-        let half_steps = tiles.half_steps(block, row_tile);
+        let tile = Tile { lines, planes };
         let offset = 1 - (1i32 << planes) + if planes == 8 { 2 * I::BYTE_BIAS } else { 0 };
         let all = Digits { values: x.values(0, j, 0), stride: x.stride(), count: x.slices() };
         let mut digit = 0;

@@ -11,10 +11,14 @@ use crate::cpu::kernels::frame::align_frame;
 use crate::cpu::kernels::generic::planes::{self as generic, Digits, DotTile, MAX_DIGITS, Tile};
 use crate::cpu::kernels::generic::unpack::unpack;
 use crate::cpu::kernels::unroll::{dispatch, each};
-use crate::cpu::layout::planes::{Line, PackedPlanes, QUAD, QUADS, TILE_COLS};
+use crate::cpu::layout::planes::{Line, PackedPlanes, QUAD, QUADS, RowTile, TILE_COLS};
 use crate::cpu::layout::{Input, QuantizedRows, RowDots, RowSums};
 use std::arch::x86_64::*;
 
+/// Rows of half a line.
+const HALF: usize = 8;
+
+/// As [`generic::product`]; one digit's products stay in registers, neighbouring blocks with as many planes in one go.
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 pub(super) fn product(
     tiles: &PackedPlanes,
@@ -23,7 +27,44 @@ pub(super) fn product(
     x: QuantizedRows,
     sums: &mut [RowSums],
 ) {
-    generic::product(Avx2::new(), tiles, i, row_tile, x, sums);
+    if x.slices() > 1 {
+        generic::product(Avx2::new(), tiles, i, row_tile, x, sums);
+        return;
+    }
+    for (planes, blocks) in tiles.runs(i) {
+        let row_tiles = tiles.row_tiles_across(i, row_tile, blocks.clone()).zip(blocks);
+        dispatch!(planes, 1, planes_run(row_tiles, x, &mut sums[0]), [1]);
+    }
+}
+
+/// Adds the products of neighbouring blocks, each with its number, with one digit.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+fn planes_run<'a, const PLANES: usize, const DIGITS: usize>(
+    blocks: impl Iterator<Item = (RowTile<'a>, usize)>,
+    x: QuantizedRows,
+    sums: &mut RowSums,
+) {
+    let offset = 1 - (1i32 << PLANES);
+    let (sums, _) = sums.0.as_chunks_mut::<HALF>();
+    // SAFETY: eight numbers.
+    let mut held = [0, 1].map(|part: usize| unsafe { _mm256_loadu_ps(sums[part].as_ptr()) });
+    for (RowTile { lines, half_steps, .. }, j) in blocks {
+        let (bias, scale) = (_mm256_set1_epi32(offset * x.sum(0, j)), _mm256_set1_ps(x.scale(0, j)));
+        let digit = Digits { values: x.values(0, j, 0), stride: x.stride(), count: 1 };
+        for (part, held) in held.iter_mut().enumerate() {
+            let mut dots = [_mm256_setzero_si256()];
+            add_tiles::<PLANES>(lines, part, digit, &mut dots);
+            let levels = _mm256_add_epi32(_mm256_slli_epi32::<1>(dots[0]), bias);
+            // SAFETY: as above.
+            let half_steps = unsafe { _mm256_loadu_ps(half_steps[HALF * part..][..HALF].as_ptr()) };
+            let share = _mm256_mul_ps(_mm256_cvtepi32_ps(levels), _mm256_mul_ps(half_steps, scale));
+            *held = _mm256_add_ps(*held, share);
+        }
+    }
+    for (sums, held) in sums.iter_mut().zip(held) {
+        // SAFETY: as above.
+        unsafe { _mm256_storeu_ps(sums.as_mut_ptr(), held) };
+    }
 }
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
@@ -51,31 +92,37 @@ fn dot_tile(tile: Tile, x: Digits, dots: &mut [RowDots]) -> usize {
 /// `AT_LEAST` so many digits, which are one if it is 1.
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 fn dot<const PLANES: usize, const AT_LEAST: usize>(lines: &[Line], x: Digits, dots: &mut [RowDots]) -> usize {
-    let (isa, tiles) = (Avx2::new(), lines.as_chunks::<PLANES>().0);
     let count = if AT_LEAST == 1 { 1 } else { x.count.min(MAX_DIGITS) };
     for part in 0..2 {
         let mut sums = [_mm256_setzero_si256(); MAX_DIGITS];
         let sums = &mut sums[..count];
-        for (t, tile) in tiles.iter().enumerate() {
-            let codes = unpack::<_, PLANES>(isa, tile, part);
-            let x = Digits { values: &x.values[t * TILE_COLS..], ..x };
-            if PLANES < 8 {
-                add_products::<PLANES>(codes, x, 1, sums);
-            } else {
-                let nibble = _mm256_set1_epi8(0x0f);
-                let low = codes.map(|codes| _mm256_and_si256(codes, nibble));
-                let high = codes.map(|codes| _mm256_and_si256(_mm256_srli_epi16::<4>(codes), nibble));
-                add_products::<4>(low, x, 1, sums);
-                add_products::<4>(high, x, 16, sums);
-            }
-        }
+        add_tiles::<PLANES>(lines, part, x, sums);
         for (sums, dots) in sums.iter().zip(&mut *dots) {
-            let dots = &mut dots.0[8 * part..][..8];
+            let dots = &mut dots.0[HALF * part..][..HALF];
             // SAFETY: eight numbers.
             unsafe { _mm256_storeu_si256(dots.as_mut_ptr().cast(), *sums) };
         }
     }
     count
+}
+
+/// Adds the products of a half of the rows of a block's row tile with each digit.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+#[inline]
+fn add_tiles<const PLANES: usize>(lines: &[Line], part: usize, x: Digits, sums: &mut [__m256i]) {
+    for (t, tile) in lines.as_chunks::<PLANES>().0.iter().enumerate() {
+        let codes = unpack::<_, PLANES>(Avx2::new(), tile, part);
+        let x = Digits { values: &x.values[t * TILE_COLS..], ..x };
+        if PLANES < 8 {
+            add_products::<PLANES>(codes, x, 1, sums);
+        } else {
+            let nibble = _mm256_set1_epi8(0x0f);
+            let low = codes.map(|codes| _mm256_and_si256(codes, nibble));
+            let high = codes.map(|codes| _mm256_and_si256(_mm256_srli_epi16::<4>(codes), nibble));
+            add_products::<4>(low, x, 1, sums);
+            add_products::<4>(high, x, 16, sums);
+        }
+    }
 }
 
 /// Quads of codes of so many bits whose products add up in 16 bits.

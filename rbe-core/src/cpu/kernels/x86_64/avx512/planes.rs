@@ -11,7 +11,7 @@ use crate::cpu::kernels::frame::align_frame;
 use crate::cpu::kernels::generic::dot::{self, Broadcast, dot_registers};
 use crate::cpu::kernels::generic::planes::{self as generic, Digits, DotTile, Tile};
 use crate::cpu::kernels::unroll::dispatch;
-use crate::cpu::layout::planes::{Line, PackedPlanes, TILE_COLS};
+use crate::cpu::layout::planes::{Line, PackedPlanes, RowTile};
 use crate::cpu::layout::{Input, QuantizedRows, RowDots, RowSums};
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -32,18 +32,9 @@ pub(super) fn product(
         generic::product(Avx512::new(), tiles, i, row_tile, x, sums);
         return;
     }
-    let layout = tiles.layout();
-    let blocks = layout.block_cols();
-    let planes_of = |j: usize| tiles.planes(layout.block_at(i, j));
-    let mut j = 0;
-    while j < blocks {
-        let planes = planes_of(j);
-        let end = (j + 1..blocks).find(|j| planes_of(*j) != planes).unwrap_or(blocks);
-        if planes > 0 {
-            let run = BlockRun { i, row_tile, blocks: j..end };
-            dispatch!(planes, x.slices(), planes_run(tiles, run, x, sums), [3, 2, 1]);
-        }
-        j = end;
+    for (planes, blocks) in tiles.runs(i) {
+        let run = BlockRun { i, row_tile, blocks };
+        dispatch!(planes, x.slices(), planes_run(tiles, run, x, sums), [3, 2, 1]);
     }
 }
 
@@ -61,13 +52,16 @@ fn planes_run<const PLANES: usize, const DIGITS: usize>(
     x: QuantizedRows,
     sums: &mut [RowSums],
 ) {
-    let layout = tiles.layout();
-    let (lines, offsets) = tiles.band(run.i, run.row_tile);
     let offset = 1 - (1i32 << PLANES);
-    for j in run.blocks {
-        let block = layout.block_at(run.i, j);
-        let lines = &lines[offsets[j]..][..PLANES * block.width.div_ceil(TILE_COLS)];
-        let half_steps = tiles.half_steps(block, run.row_tile);
+    // Either one digit a vector, or all are one vector's.
+    let of_digit = |digit: usize| if x.slices_per_row() == 1 { digit } else { 0 };
+    let mut held = [_mm512_setzero_ps(); DIGITS];
+    for (held, sums) in held.iter_mut().zip(&*sums) {
+        // SAFETY: sixteen sums are 64 aligned bytes.
+        *held = unsafe { _mm512_load_ps(sums.0.as_ptr()) };
+    }
+    let row_tiles = tiles.row_tiles_across(run.i, run.row_tile, run.blocks.clone());
+    for (j, RowTile { lines, half_steps, .. }) in run.blocks.zip(row_tiles) {
         // SAFETY: sixteen numbers.
         let half_steps = unsafe { _mm512_loadu_ps(half_steps.as_ptr()) };
         let digits = Digits { values: x.values(0, j, 0), stride: x.stride(), count: DIGITS };
@@ -77,14 +71,12 @@ fn planes_run<const PLANES: usize, const DIGITS: usize>(
             let levels = _mm512_add_epi32(_mm512_slli_epi32::<1>(dots), bias);
             let factor = _mm512_mul_ps(half_steps, _mm512_set1_ps(x.scale(digit, j)));
             let share = _mm512_mul_ps(_mm512_cvtepi32_ps(levels), factor);
-            // Either one digit a vector, or all are one vector's.
-            let sums = &mut sums[if x.slices_per_row() == 1 { digit } else { 0 }];
-            // SAFETY: `sums` is 64 aligned bytes.
-            unsafe {
-                let sum = _mm512_load_ps(sums.0.as_ptr());
-                _mm512_store_ps(sums.0.as_mut_ptr(), _mm512_add_ps(sum, share));
-            }
+            held[of_digit(digit)] = _mm512_add_ps(held[of_digit(digit)], share);
         }
+    }
+    for (held, sums) in held.iter().zip(sums) {
+        // SAFETY: as above.
+        unsafe { _mm512_store_ps(sums.0.as_mut_ptr(), *held) };
     }
 }
 
@@ -99,7 +91,6 @@ impl DotTile for Avx512 {
 
     #[inline(always)]
     fn dot_tile(self, tile: Tile, x: Digits, dots: &mut [RowDots]) -> usize {
-        align_frame();
         // SAFETY: the token proves the instructions.
         unsafe { dot_tile(tile, x, dots) }
     }
@@ -113,6 +104,7 @@ fn dot_tile(tile: Tile, x: Digits, dots: &mut [RowDots]) -> usize {
 
 #[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
 fn dot<const PLANES: usize, const BATCH: usize>(lines: &[Line], x: Digits, dots: &mut [RowDots]) -> usize {
+    align_frame();
     dot::dot::<_, PLANES, BATCH>(Avx512::new(), lines, x, dots)
 }
 
