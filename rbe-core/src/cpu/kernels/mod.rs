@@ -15,7 +15,6 @@ mod aarch64;
     not(any(all(target_arch = "aarch64", target_endian = "little"), target_arch = "x86_64")),
     allow(dead_code)
 )]
-mod frame;
 mod generic;
 mod isa;
 mod level;

@@ -1,8 +1,8 @@
 //! The transforms: the generic recursion.
 
 use super::isa::Avx2;
-use crate::cpu::kernels::frame::align_frame;
 use crate::cpu::kernels::generic::dct::{self, Recursive};
+use crate::cpu::kernels::x86_64::frame::align_frame;
 use crate::cpu::layout::Element;
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]

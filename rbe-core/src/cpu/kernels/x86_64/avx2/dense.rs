@@ -1,8 +1,8 @@
 //! Norms, exponentials and activations: the generic loops.
 
-use crate::cpu::kernels::frame::align_frame;
 use crate::cpu::kernels::generic::norm::{NormGradient, NormRow};
 use crate::cpu::kernels::generic::{activations, norm};
+use crate::cpu::kernels::x86_64::frame::align_frame;
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 pub(super) fn norm(row: NormRow, bias: &[f32], out: &mut [f32]) {

@@ -7,10 +7,10 @@
 
 use super::isa::Avx2;
 use crate::codec::Block;
-use crate::cpu::kernels::frame::align_frame;
 use crate::cpu::kernels::generic::planes::{self as generic, Digits, DotTile, MAX_DIGITS, Tile};
 use crate::cpu::kernels::generic::unpack::unpack;
 use crate::cpu::kernels::unroll::{dispatch, each};
+use crate::cpu::kernels::x86_64::frame::align_frame;
 use crate::cpu::layout::planes::{Line, PackedPlanes, QUAD, QUADS, RowTile, TILE_COLS};
 use crate::cpu::layout::{Input, QuantizedRows, RowDots, RowSums};
 use std::arch::x86_64::*;

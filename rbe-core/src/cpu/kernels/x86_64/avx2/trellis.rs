@@ -6,11 +6,11 @@
 use super::isa::Avx2;
 use super::trellis_many;
 use crate::codec::Block;
-use crate::cpu::kernels::frame::align_frame;
 use crate::cpu::kernels::generic::trellis::{self as generic, Decode, GroupRows, GroupSlices};
 use crate::cpu::kernels::generic::windows::{self, MOST_AHEAD, PeriodBytes, WindowCode, Windows, rows_ahead};
 use crate::cpu::kernels::isa::Bytes;
 use crate::cpu::kernels::unroll::{dispatch_code, each};
+use crate::cpu::kernels::x86_64::frame::align_frame;
 use crate::cpu::layout::planes::{Line, QUAD, TILE_COLS, TILE_ROWS};
 use crate::cpu::layout::trellis::{BIAS, Bundle, PERIOD, PackedGroup, PackedTrellis, Packing};
 use crate::cpu::layout::{Input, QuantizedRows, RowSums};

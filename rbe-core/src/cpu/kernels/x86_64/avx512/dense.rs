@@ -1,8 +1,8 @@
 //! Norms, exponentials and activations: the generic loops.
 
-use crate::cpu::kernels::frame::align_frame;
 use crate::cpu::kernels::generic::norm::{NormGradient, NormRow};
 use crate::cpu::kernels::generic::{activations, norm};
+use crate::cpu::kernels::x86_64::frame::align_frame;
 
 #[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
 pub(super) fn norm(row: NormRow, bias: &[f32], out: &mut [f32]) {

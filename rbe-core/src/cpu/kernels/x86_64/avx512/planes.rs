@@ -7,10 +7,10 @@
 
 use super::isa::Avx512;
 use crate::codec::Block;
-use crate::cpu::kernels::frame::align_frame;
 use crate::cpu::kernels::generic::dot::{self, Broadcast, dot_registers};
 use crate::cpu::kernels::generic::planes::{self as generic, Digits, DotTile, Tile};
 use crate::cpu::kernels::unroll::dispatch;
+use crate::cpu::kernels::x86_64::frame::align_frame;
 use crate::cpu::layout::planes::{Line, PackedPlanes, RowTile};
 use crate::cpu::layout::{Input, QuantizedRows, RowDots, RowSums};
 use std::arch::x86_64::*;

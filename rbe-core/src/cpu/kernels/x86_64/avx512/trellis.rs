@@ -8,12 +8,12 @@
 use super::isa::Avx512;
 use crate::codec::Block;
 use crate::codec::term::trellis::{Code, GROUP_COLS};
-use crate::cpu::kernels::frame::align_frame;
 use crate::cpu::kernels::generic::decode::PerCode;
 use crate::cpu::kernels::generic::trellis::{
     self as generic, Decode, DecodedStrips, GroupRows, GroupSlices, MultiplyTile,
 };
 use crate::cpu::kernels::unroll::{dispatch_batch, dispatch_code, each, per_code};
+use crate::cpu::kernels::x86_64::frame::align_frame;
 use crate::cpu::layout::planes::{Line, QUAD, QUADS};
 use crate::cpu::layout::trellis::{BIAS, Bundle, FOLLOWING, PERIOD, PackedGroup, PackedTrellis, Packing};
 use crate::cpu::layout::{Input, QuantizedRows, RowSums};
