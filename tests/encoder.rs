@@ -281,9 +281,9 @@ fn what_cannot_be_done_is_an_error_that_says_what_to_do() {
         assert!(error.to_string().contains(text), "{error}");
     }
     let planes = EncoderConfig { term: TermChoice::Planes, ..Rate::Coefficients(9).into() };
-    assert!(refused(planes, &weight).to_string().contains("planes keep every coefficient"));
+    assert!(refused(planes, &weight).to_string().contains("the term planes holds every coefficient"));
     let trellis = EncoderConfig { term: TermChoice::Trellis, ..Rate::Coefficients(9).into() };
-    assert!(refused(trellis, &weight).to_string().contains("a trellis keeps every coefficient"));
+    assert!(refused(trellis, &weight).to_string().contains("the term trellis holds every coefficient"));
     let states = EncoderConfig { trellis_state_bits: 17, ..EncoderConfig::default() };
     assert!(refused(states, &weight).to_string().contains("allowed are 12 to 16"));
     let block = EncoderConfig { block: Some(48), ..EncoderConfig::default() };

@@ -17,7 +17,6 @@ use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Init, Module, VarBuilder};
 use rbe_core::codec::matrix::Orientation;
 use rbe_core::codec::term::sparse::{Entry, Format, Sparse};
-use rbe_core::codec::term::{Domain, Kind, Term};
 use rbe_core::codec::{Layout, Matrix, ParameterGroup, ParameterKind, Transform};
 
 /// Which coefficients are trained.
@@ -284,9 +283,5 @@ fn add_sparse(weight: &RbeTensor, adapter: &RbeTensor) -> Result<RbeTensor> {
         .collect();
     // A sum of formats is held by the general one.
     let merged = Sparse::pack(base.layout(), Format::Word32, &blocks).map_err(Error::from)?;
-    let mut terms: Vec<Term> = base.terms().iter().filter(|t| Sparse::of(t).is_none()).cloned().collect();
-    let at = terms.iter().take_while(|term| term.domain() == Domain::Weights).count();
-    terms.insert(at, merged.into());
-    let matrix = base.with_terms(terms, 1.0);
-    Ok(RbeTensor::from_matrix(&matrix, weight.orientation())?)
+    Ok(RbeTensor::from_matrix(&base.with_term(merged, 1.0), weight.orientation())?)
 }

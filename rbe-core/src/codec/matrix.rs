@@ -59,6 +59,18 @@ impl Matrix {
         Self { terms, errors: Errors::default(), axes: self.axes.clone(), ..*self }.with_errors(errors.into())
     }
 
+    /// The same with this term in the place of those of its kind, or where they would stand.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new).
+    #[must_use]
+    pub fn with_term(&self, term: impl Into<Term>, errors: impl Into<Errors>) -> Self {
+        let term = term.into();
+        let others = self.terms.iter().filter(|other| other.code() != term.code());
+        let (before, after): (Vec<_>, Vec<_>) = others.cloned().partition(|other| other.code() < term.code());
+        self.with_terms([before, vec![term], after].concat(), errors)
+    }
+
     /// The same with these scales of rows and columns ([`AxisScales`]): the matrix is what it was, each row and column
     /// times its scale, but for a basis term, which they leave as it is.
     ///
@@ -402,6 +414,23 @@ mod tests {
         {
             build(terms).unwrap();
         }
+    }
+
+    #[test]
+    fn a_term_stands_where_its_kind_does() {
+        let own = layout(40, 70, 32);
+        let (b, s, t) = (basis(own), sparse(own), trellis(own));
+        let with = |terms: &[&Term], term: &Term| {
+            let terms = terms.iter().map(|term| (*term).clone()).collect();
+            let matrix = Matrix::new(own, Transform::Dct, Some(1), terms, 0.0).with_term(term.clone(), 1.0);
+            matrix.terms().iter().map(Term::name).collect::<Vec<_>>()
+        };
+        assert_eq!(with(&[], &s), ["sparse"]);
+        assert_eq!(with(&[&t], &s), ["sparse", "trellis"]);
+        assert_eq!(with(&[&b, &t, &t], &s), ["basis", "sparse", "trellis", "trellis"]);
+        assert_eq!(with(&[&b, &s, &t], &s), ["basis", "sparse", "trellis"]);
+        assert_eq!(with(&[&b, &t, &t], &t), ["basis", "trellis"]);
+        assert_eq!(with(&[&s], &b), ["basis", "sparse"]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::feedback::Feedback;
 use super::importance::Importance;
 use super::matrix_ref::MatrixRef;
 use super::quantizer::Trial;
-use super::rate::{Rate, Target, TermChoice};
+use super::rate::{Holds, Rate, Target, TermChoice};
 use super::scales::Scales;
 use super::search::{self, Trials};
 use super::spectrum::{self, Spectrum};
@@ -89,13 +89,11 @@ impl MatrixEncoder {
         }
         let mut config = config;
         if let Rate::Coefficients(k) = config.rate {
-            let keeps_all = match config.term {
-                TermChoice::Planes => Some("planes keep"),
-                TermChoice::Trellis => Some("a trellis keeps"),
-                TermChoice::Auto | TermChoice::Sparse => None,
-            };
-            if let Some(keeps) = keeps_all {
-                return Err(Error::config(format!("{keeps} every coefficient; ask for bits or an error")));
+            if config.term.holds() == Some(Holds::All) {
+                return Err(Error::config(format!(
+                    "the term {} holds every coefficient; ask for bits or an error",
+                    config.term.name()
+                )));
             }
             let block = *config.block.get_or_insert(64);
             if k > block * block {
@@ -149,10 +147,11 @@ impl MatrixEncoder {
             let rate = self.config.rate;
             return Err(Error::config(format!("calibration towards {rate}; it takes bits per weight only")));
         }
-        if self.config.term == TermChoice::Sparse {
-            return Err(Error::config(
-                "calibration of a sparse term; planes and a trellis can be calibrated",
-            ));
+        if self.config.term.holds() == Some(Holds::Few) {
+            return Err(Error::config(format!(
+                "calibration of the term {}, which holds few coefficients; those that hold all can be calibrated",
+                self.config.term.name()
+            )));
         }
         Ok(())
     }
@@ -277,7 +276,7 @@ impl MatrixEncoder {
         if !self.may_be_scaled() {
             return Ok(false);
         }
-        let sparse = sparse && matches!(config.term, TermChoice::Auto | TermChoice::Sparse);
+        let sparse = sparse && config.term.holds() != Some(Holds::All);
         if !sparse {
             return Ok(true);
         }

@@ -1,8 +1,8 @@
 //! Fewer coefficients after the fact: small ones go, and what the basis functions can say of them stays.
 
+use crate::codec::term::Sparse;
 use crate::codec::term::basis::{Basis, FUNCTIONS, Fit};
 use crate::codec::term::sparse::Entry;
-use crate::codec::term::{Sparse, Term};
 use crate::codec::{Block, Matrix};
 use crate::error::{Error, Result};
 
@@ -31,11 +31,7 @@ pub struct PruneReport {
 impl PruneReport {
     /// The report of two matrices and, where there is one, the original's weights.
     pub fn new(before: &Matrix, after: &Matrix, original: Option<&[f32]>) -> Self {
-        let coefficients = |matrix: &Matrix| {
-            let counts =
-                matrix.terms().iter().map(|t| if let Term::Sparse(s) = t { s.coefficients() } else { 0 });
-            counts.sum()
-        };
+        let coefficients = |matrix: &Matrix| matrix.term::<Sparse>().map_or(0, Sparse::coefficients);
         let distance = |a: &[f32], b: &[f32]| -> f64 {
             a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum()
         };
@@ -85,13 +81,10 @@ impl PruneReport {
 /// When the matrix has no sparse term, or what the basis functions absorb is not finite in F32.
 pub fn prune(matrix: &Matrix, threshold: f32) -> Result<Matrix> {
     let layout = matrix.layout();
-    let sparse =
-        matrix.terms().iter().find_map(|term| if let Term::Sparse(s) = term { Some(s) } else { None });
-    let Some(sparse) = sparse else {
+    let Some(sparse) = matrix.term::<Sparse>() else {
         return Err(Error::config("only a sparse term can be pruned; this matrix has none"));
     };
-    let old_basis =
-        matrix.terms().iter().find_map(|term| if let Term::Basis(b) = term { Some(b) } else { None });
+    let old_basis = matrix.term::<Basis>();
 
     let (mut kept, mut theta) = (Vec::new(), Vec::new());
     let mut fits: Vec<((usize, usize), Fit)> = Vec::new();
@@ -112,12 +105,9 @@ pub fn prune(matrix: &Matrix, threshold: f32) -> Result<Matrix> {
         kept.push(large);
         theta.push(parameters);
     }
-    let mut terms = vec![
-        Term::Basis(Basis::checked(layout, &theta, false)?),
-        Term::Sparse(Sparse::pack(layout, sparse.format(), &kept)?),
-    ];
-    terms.extend(matrix.terms().iter().filter(|t| !matches!(t, Term::Basis(_) | Term::Sparse(_))).cloned());
-    Ok(matrix.with_terms(terms, matrix.errors()))
+    let basis = Basis::checked(layout, &theta, false)?;
+    let sparse = Sparse::pack(layout, sparse.format(), &kept)?;
+    Ok(matrix.with_term(basis, matrix.errors()).with_term(sparse, matrix.errors()))
 }
 
 /// A block's weights from some of its coefficients.

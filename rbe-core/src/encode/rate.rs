@@ -119,17 +119,60 @@ pub enum Budget {
     Memory,
 }
 
-/// Which term carries the coefficients.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum TermChoice {
+/// How many coefficients a term holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Holds {
+    /// Every one.
+    All,
+    /// The few that matter most.
+    Few,
+}
+
+/// The choices of a term: each with its name, what is said of it on the command line, and how many coefficients it holds.
+macro_rules! term_choices {
+    ($($(#[$meta:meta])* $Choice:ident, $name:literal, $title:literal, $holds:expr;)*) => {
+        /// Which term carries the coefficients.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub enum TermChoice {
+            $($(#[$meta])* $Choice,)*
+        }
+
+        impl TermChoice {
+            /// All there are.
+            pub const ALL: &[Self] = &[$(Self::$Choice,)*];
+
+            /// The name used on the command line.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$Choice => $name,)*
+                }
+            }
+
+            /// A few words on what it is.
+            pub fn title(self) -> &'static str {
+                match self {
+                    $(Self::$Choice => $title,)*
+                }
+            }
+
+            /// How many coefficients the term holds, where one is chosen.
+            pub(super) fn holds(self) -> Option<Holds> {
+                match self {
+                    $(Self::$Choice => $holds,)*
+                }
+            }
+        }
+    };
+}
+term_choices! {
     /// Whichever has the smaller error at the rate, or the fewer bytes at the error.
     #[default]
-    Auto,
+    Auto, "auto", "Whichever is smaller at the error, or better at the size", None;
     /// Every coefficient at n bits.
-    Planes,
+    Planes, "planes", "Every coefficient at n bits, in bit-planes", Some(Holds::All);
     /// The largest coefficients.
-    Sparse,
+    Sparse, "sparse", "The K largest coefficients", Some(Holds::Few);
     /// Every coefficient at up to 8 bits, trellis-coded (beyond 4 in two terms): the smallest error there is, and the
     /// longest time to encode.
-    Trellis,
+    Trellis, "trellis", "Every coefficient at 1 to 8 bits that it shares with others", Some(Holds::All);
 }

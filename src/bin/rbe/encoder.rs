@@ -1,6 +1,7 @@
 //! The encoder's settings, as the commands that encode share them.
 
 use candle_rbe::{Budget, Encoder, EncoderConfig, Quality, Rate, TermChoice, Transform};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 
 #[derive(Args)]
@@ -28,8 +29,12 @@ pub(crate) struct EncoderArgs {
     #[arg(long)]
     pub(crate) plain: bool,
     /// What carries the coefficients
-    #[arg(long, value_enum, default_value = "auto")]
-    term: TermArg,
+    #[arg(
+        long,
+        value_parser = one_of(TermChoice::ALL, TermChoice::name, TermChoice::title),
+        default_value = TermChoice::default().name()
+    )]
+    term: TermChoice,
     /// Edge of a block: 32, 64, 128 or 256 [default: the best of them, 64 with --k]
     #[arg(long, value_name = "N")]
     block: Option<usize>,
@@ -43,8 +48,12 @@ pub(crate) struct EncoderArgs {
     #[arg(long)]
     no_mix: bool,
     /// Transform of the blocks
-    #[arg(long, value_enum, default_value = "dct")]
-    transform: TransformArg,
+    #[arg(
+        long,
+        value_parser = one_of(Transform::ALL, Transform::name, Transform::title),
+        default_value = Transform::default().name()
+    )]
+    transform: Transform,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -59,26 +68,17 @@ enum QualityArg {
     Fast,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum TermArg {
-    /// Whichever is smaller at the error, or better at the size
-    Auto,
-    /// Every coefficient at n bits, in bit-planes
-    Planes,
-    /// The K largest coefficients
-    Sparse,
-    /// Every coefficient at 1 to 8 bits that it shares with others
-    Trellis,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum TransformArg {
-    /// Discrete cosine
-    Dct,
-    /// Haar wavelet
-    Haar,
-    /// Daubechies' wavelet with four taps
-    Db4,
+/// One of a list, by its name.
+fn one_of<T: Copy + Send + Sync + 'static>(
+    all: &'static [T],
+    name: fn(T) -> &'static str,
+    title: fn(T) -> &'static str,
+) -> impl TypedValueParser<Value = T> {
+    let values = all.iter().map(move |value| PossibleValue::new(name(*value)).help(title(*value)));
+    PossibleValuesParser::new(values).try_map(move |given| {
+        let is_given = |value: &T| name(*value) == given;
+        all.iter().copied().find(is_given).ok_or("no such name")
+    })
 }
 
 impl EncoderArgs {
@@ -96,20 +96,10 @@ impl EncoderArgs {
             .or(self.k.map(Rate::Coefficients))
             .or(self.quality.map(|name| quality(name).into()))
             .unwrap_or(EncoderConfig::default().rate);
-        let term = match self.term {
-            TermArg::Auto => TermChoice::Auto,
-            TermArg::Planes => TermChoice::Planes,
-            TermArg::Sparse => TermChoice::Sparse,
-            TermArg::Trellis => TermChoice::Trellis,
-        };
-        let transform = match self.transform {
-            TransformArg::Dct => Transform::Dct,
-            TransformArg::Haar => Transform::Haar,
-            TransformArg::Db4 => Transform::Daubechies4,
-        };
         let budget = if self.in_memory || self.plain { Budget::Memory } else { Budget::File };
         let default = EncoderConfig::default();
         let trellis_state_bits = self.state_bits.unwrap_or(default.trellis_state_bits);
+        let (term, transform) = (self.term, self.transform);
         let (block, scales, mix) = (self.block, !self.no_scales, !self.no_mix);
         Encoder::new(EncoderConfig {
             rate,

@@ -1,5 +1,6 @@
 //! The orthonormal DCT-II of any length, by `rustdct`'s fast algorithms.
 
+use super::planned::Planned;
 use rustdct::{DctPlanner, TransformType2And3};
 use std::sync::Arc;
 
@@ -24,25 +25,27 @@ impl Dct {
         }
     }
 
-    pub(super) fn scratch_len(&self) -> usize {
+    fn scale(&self, x: &mut [f32], first: f32) {
+        x[0] *= first;
+        x[1..].iter_mut().for_each(|x| *x *= self.rest);
+    }
+}
+
+impl Planned for Dct {
+    fn scratch_len(&self, _: usize) -> usize {
         self.algorithm.get_scratch_len()
     }
 
     /// rustdct's DCT-II is the plain sum of cosines: scale its result.
-    pub(super) fn forward(&self, x: &mut [f32], scratch: &mut [f32]) {
+    fn forward(&self, x: &mut [f32], scratch: &mut [f32]) {
         self.algorithm.process_dct2_with_scratch(x, &mut scratch[..self.algorithm.get_scratch_len()]);
         self.scale(x, self.first);
     }
 
     /// rustdct's DCT-III halves its first input: scale the input, that one doubly.
-    pub(super) fn inverse(&self, x: &mut [f32], scratch: &mut [f32]) {
+    fn inverse(&self, x: &mut [f32], scratch: &mut [f32]) {
         self.scale(x, 2.0 * self.first);
         self.algorithm.process_dct3_with_scratch(x, &mut scratch[..self.algorithm.get_scratch_len()]);
-    }
-
-    fn scale(&self, x: &mut [f32], first: f32) {
-        x[0] *= first;
-        x[1..].iter_mut().for_each(|x| *x *= self.rest);
     }
 }
 

@@ -16,6 +16,8 @@
 //! the last average, then the details from the coarsest level to the finest. At two samples D4's period wraps
 //! onto itself and it is Haar.
 
+use super::planned::Planned;
+
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Wavelet {
     Haar,
@@ -35,22 +37,6 @@ impl Wavelet {
                 let h = [1.0 + root, 3.0 + root, 3.0 - root, 1.0 - root].map(|tap| (tap * scale) as f32);
                 (h, [h[3], -h[2], h[1], -h[0]])
             }
-        }
-    }
-
-    pub(super) fn forward(self, x: &mut [f32], scratch: &mut [f32]) {
-        let mut len = x.len();
-        while len > 1 {
-            self.split(&mut x[..len], scratch);
-            len = len.div_ceil(2);
-        }
-    }
-
-    pub(super) fn inverse(self, x: &mut [f32], scratch: &mut [f32]) {
-        let levels = usize::BITS - (x.len() - 1).leading_zeros();
-        for level in (0..levels).rev() {
-            let len = x.len().div_ceil(1 << level);
-            self.join(&mut x[..len], scratch);
         }
     }
 
@@ -92,5 +78,27 @@ impl Wavelet {
             out[x.len() - 1] = x[half];
         }
         x.copy_from_slice(out);
+    }
+}
+
+impl Planned for Wavelet {
+    fn scratch_len(&self, len: usize) -> usize {
+        len
+    }
+
+    fn forward(&self, x: &mut [f32], scratch: &mut [f32]) {
+        let mut len = x.len();
+        while len > 1 {
+            self.split(&mut x[..len], scratch);
+            len = len.div_ceil(2);
+        }
+    }
+
+    fn inverse(&self, x: &mut [f32], scratch: &mut [f32]) {
+        let levels = usize::BITS - (x.len() - 1).leading_zeros();
+        for level in (0..levels).rev() {
+            let len = x.len().div_ceil(1 << level);
+            self.join(&mut x[..len], scratch);
+        }
     }
 }

@@ -5,45 +5,70 @@
 
 mod dct;
 mod dwt;
+mod planned;
 
 use dct::Dct;
 use dwt::Wavelet;
+use planned::Planned;
+use std::sync::Arc;
 
-/// Which orthonormal transform.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub enum Transform {
+/// The list of transforms: each with its code in a payload, its name, that in full, and what it does to vectors of a length.
+macro_rules! transforms {
+    ($($(#[$meta:meta])* $code:literal => $Transform:ident, $name:literal, $title:literal, $plan:expr;)*) => {
+        /// Which orthonormal transform.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+        pub enum Transform {
+            $($(#[$meta])* $Transform,)*
+        }
+
+        impl Transform {
+            /// All there are.
+            pub const ALL: &[Self] = &[$(Self::$Transform,)*];
+
+            /// The name used on the command line and in reports.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$Transform => $name,)*
+                }
+            }
+
+            /// The name in full.
+            pub fn title(self) -> &'static str {
+                match self {
+                    $(Self::$Transform => $title,)*
+                }
+            }
+
+            /// The code of this transform in a payload.
+            pub(crate) fn code(self) -> u8 {
+                match self {
+                    $(Self::$Transform => $code,)*
+                }
+            }
+
+            fn plan(self, len: usize) -> Arc<dyn Planned> {
+                match self {
+                    $(Self::$Transform => Arc::new($plan(len)),)*
+                }
+            }
+        }
+    };
+}
+transforms! {
     /// The discrete cosine transform DCT-II: `T[k][n] = s_k cos(pi k (2n + 1) / 2N)`. For transformer
     /// weights (with random signs) and for smooth data.
     #[default]
-    Dct,
+    0 => Dct, "dct", "Discrete cosine", Dct::new;
     /// Haar's wavelet, all levels: for data with jumps.
-    Haar,
+    1 => Haar, "haar", "Haar wavelet", |_| Wavelet::Haar;
     /// Daubechies' wavelet with four taps (D4, two vanishing moments), all levels, periodic: for data
     /// that is smooth in pieces.
-    Daubechies4,
+    2 => Daubechies4, "db4", "Daubechies' wavelet with four taps", |_| Wavelet::Daubechies4;
 }
 
 impl Transform {
-    /// The name used on the command line and in reports.
-    pub fn name(self) -> &'static str {
-        match self {
-            Transform::Dct => "dct",
-            Transform::Haar => "haar",
-            Transform::Daubechies4 => "db4",
-        }
-    }
-
-    /// The code of this transform in a payload.
-    pub(crate) fn code(self) -> u8 {
-        match self {
-            Transform::Dct => 0,
-            Transform::Haar => 1,
-            Transform::Daubechies4 => 2,
-        }
-    }
-
     pub(crate) fn from_code(code: u8) -> Option<Self> {
-        [Transform::Dct, Transform::Haar, Transform::Daubechies4].into_iter().find(|t| t.code() == code)
+        Self::ALL.iter().copied().find(|transform| transform.code() == code)
     }
 }
 
@@ -51,24 +76,13 @@ impl Transform {
 #[derive(Clone, Debug)]
 pub struct Plan {
     len: usize,
-    kind: Kind,
-}
-
-#[derive(Clone, Debug)]
-enum Kind {
-    Dct(Dct),
-    Wavelet(Wavelet),
+    plan: Arc<dyn Planned>,
 }
 
 impl Plan {
     /// The transform of vectors of `len >= 1` elements.
     pub fn new(transform: Transform, len: usize) -> Self {
-        let kind = match transform {
-            Transform::Dct => Kind::Dct(Dct::new(len)),
-            Transform::Haar => Kind::Wavelet(Wavelet::Haar),
-            Transform::Daubechies4 => Kind::Wavelet(Wavelet::Daubechies4),
-        };
-        Self { len, kind }
+        Self { len, plan: transform.plan(len) }
     }
 
     /// The vector length.
@@ -83,10 +97,7 @@ impl Plan {
 
     /// How many elements of scratch [`forward`](Self::forward) and [`inverse`](Self::inverse) need.
     pub fn scratch_len(&self) -> usize {
-        match &self.kind {
-            Kind::Dct(dct) => dct.scratch_len(),
-            Kind::Wavelet(_) => self.len,
-        }
+        self.plan.scratch_len(self.len)
     }
 
     /// `x <- T x`.
@@ -95,10 +106,7 @@ impl Plan {
     /// When `x` is not [`len`](Self::len) long or `scratch` is shorter than [`scratch_len`](Self::scratch_len).
     pub fn forward(&self, x: &mut [f32], scratch: &mut [f32]) {
         assert_eq!(x.len(), self.len);
-        match &self.kind {
-            Kind::Dct(dct) => dct.forward(x, scratch),
-            Kind::Wavelet(wavelet) => wavelet.forward(x, scratch),
-        }
+        self.plan.forward(x, scratch);
     }
 
     /// `x <- T' x`, undoing [`forward`](Self::forward).
@@ -107,10 +115,7 @@ impl Plan {
     /// As `forward`.
     pub fn inverse(&self, x: &mut [f32], scratch: &mut [f32]) {
         assert_eq!(x.len(), self.len);
-        match &self.kind {
-            Kind::Dct(dct) => dct.inverse(x, scratch),
-            Kind::Wavelet(wavelet) => wavelet.inverse(x, scratch),
-        }
+        self.plan.inverse(x, scratch);
     }
 }
 
@@ -119,7 +124,6 @@ mod tests {
     use super::*;
 
     const LENGTHS: [usize; 16] = [1, 2, 3, 4, 5, 7, 31, 32, 33, 63, 64, 97, 127, 128, 255, 256];
-    const ALL: [Transform; 3] = [Transform::Dct, Transform::Haar, Transform::Daubechies4];
 
     /// The rows of `T`: row k is `T' e_k`.
     fn matrix(plan: &Plan) -> Vec<Vec<f32>> {
@@ -136,7 +140,7 @@ mod tests {
 
     #[test]
     fn every_transform_of_every_length_is_orthonormal() {
-        for transform in ALL {
+        for &transform in Transform::ALL {
             for n in LENGTHS {
                 let t = matrix(&Plan::new(transform, n));
                 for a in 0..n {
@@ -153,7 +157,7 @@ mod tests {
 
     #[test]
     fn forward_is_the_matrix() {
-        for transform in ALL {
+        for &transform in Transform::ALL {
             for n in LENGTHS {
                 let plan = Plan::new(transform, n);
                 let x: Vec<f32> = (0..n).map(|i| ((i * i + 3 * i) as f32 * 0.7).sin()).collect();
