@@ -101,13 +101,10 @@ impl Model {
     /// [`SpectralAdapter`](crate::SpectralAdapter), a [`TrainableLinear`](crate::TrainableLinear), a merged layer.
     /// A tied head is the table's and not among them. A layer is `(out, in)`, also where the file holds the transpose.
     pub fn linears_mut(&mut self) -> Vec<(String, &mut Linear)> {
-        let Names { layers, head, .. } = self.config.names;
-        let body = dotted(self.body);
+        let Names { head, .. } = self.config.names;
         let mut linears = Vec::new();
-        for (index, (layer, config)) in self.layers.iter_mut().zip(&self.config.layers).enumerate() {
-            let names = config.linears().into_iter();
-            let named = names.map(|name| format!("{body}{layers}.{index}.{name}"));
-            linears.extend(named.zip(layer.linears_mut()));
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            linears.extend(self.config.linears_of(index, self.body).into_iter().zip(layer.linears_mut()));
         }
         if !self.config.tie_word_embeddings {
             linears.push((format!("{head}.weight"), &mut self.head));

@@ -72,6 +72,12 @@ impl LayerConfig {
 }
 
 impl Config {
+    /// The weights of a layer's [linear layers](LayerConfig::linears), by their names in a file that has this body.
+    pub(super) fn linears_of(&self, index: usize, body: &str) -> Vec<String> {
+        let before = format!("{}{}.{index}", dotted(body), self.names.layers);
+        self.layers[index].linears().into_iter().map(|name| format!("{before}.{name}")).collect()
+    }
+
     /// The names that the token table may have in a file.
     pub fn token_tables(&self) -> Vec<String> {
         let name = |body: &&str| format!("{}{}.weight", dotted(body), self.names.tokens);

@@ -1,6 +1,5 @@
 //! A decoder whose layers are read as a forward comes to them.
 
-use super::names::dotted;
 use super::{Config, Model, body, load_layer};
 use crate::Result;
 use crate::models::{CausalLm, KvCache};
@@ -44,17 +43,14 @@ impl StreamedModel {
     pub fn input_squares(&self, texts: &[Tensor]) -> Result<BTreeMap<String, LayerStatistics>> {
         let Self { frame, inside } = self;
         let mut recorder = Recorder::of_squares();
-        let names = |index: usize| {
-            let (body, layers) = (dotted(frame.body), frame.config.names.layers);
-            let names = frame.config.layers[index].linears().into_iter();
-            names.map(move |name| format!("{body}{layers}.{index}.{name}.weight"))
-        };
         let head = frame.tied_table().unwrap_or_else(|| format!("{}.weight", frame.config.names.head));
         for input_ids in texts {
             let hidden = frame.through(input_ids, None, |index, h, pass| {
                 let mut layer = load_layer(&frame.config, index, &frame.ropes, inside)?;
-                for (name, linear) in names(index).zip(layer.linears_mut()) {
-                    recorder.watch(&name, linear);
+                for (name, linear) in
+                    frame.config.linears_of(index, frame.body).iter().zip(layer.linears_mut())
+                {
+                    recorder.watch(name, linear);
                 }
                 layer.forward(h, index, pass)
             })?;

@@ -113,9 +113,7 @@ impl Walk {
 
     /// Those of a layer, in the order of its linears.
     fn names_in(&self, index: usize) -> Vec<String> {
-        let (body, layers) = (dotted(self.body), self.config.names.layers);
-        let names = self.config.layers[index].linears().into_iter();
-        names.map(|name| format!("{body}{layers}.{index}.{name}")).collect()
+        self.config.linears_of(index, self.body)
     }
 
     fn head_name(&self) -> String {
