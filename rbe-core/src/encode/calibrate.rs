@@ -31,8 +31,37 @@ pub struct LayerStatistics {
     /// `sum g^2` of each output.
     gradients: Vec<f64>,
     count: u64,
-    /// `sum d x'`, where inputs were `x + d` before layers in front were compressed; shared as products are.
-    pub(super) drift: Option<Arc<Vec<f32>>>,
+    /// What inputs lost to the layers in front; shared as products are.
+    pub(super) drift: Option<Arc<Drift>>,
+}
+
+/// What inputs `x` lost that were `x + d`: sums over tokens, and those over a part of them that is held out to judge the rest by.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Drift {
+    /// `sum d x'`.
+    pub sums: Vec<f32>,
+    /// The same, of every second addition.
+    pub held_out: Vec<f32>,
+    /// `sum x x'` of those.
+    pub held_out_products: Vec<f32>,
+    additions: usize,
+}
+
+impl Drift {
+    fn new(inputs: usize) -> Self {
+        let zeros = || vec![0.0; inputs * inputs];
+        Self { sums: zeros(), held_out: zeros(), held_out_products: zeros(), additions: 0 }
+    }
+
+    fn add(&mut self, products: &[f32], drift: &[f32]) -> Result<()> {
+        add_finite(&mut self.sums, drift)?;
+        if !self.additions.is_multiple_of(2) {
+            add_finite(&mut self.held_out, drift)?;
+            add_finite(&mut self.held_out_products, products)?;
+        }
+        self.additions += 1;
+        Ok(())
+    }
 }
 
 /// Sums over tokens of what inputs are.
@@ -94,18 +123,19 @@ impl LayerStatistics {
         Ok(())
     }
 
-    /// Adds how far inputs are from what they would be in the model that is compressed: `products` `sum d x'` (`inputs x inputs`,
-    /// row-major) over the tokens of [`add_products`](Self::add_products), whose inputs `x` were `x + d` there. The encoder then makes
-    /// up for it.
+    /// [`add_products`](Self::add_products), with how far these inputs are from what they would be in the model that is compressed:
+    /// `drift` `sum d x'` (`inputs x inputs`, row-major), whose inputs `x` were `x + d` there. The encoder then makes up for it, as far
+    /// as what some of these additions show holds for the others: there are two at least, each of another part of the text.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when a number is not finite.
     ///
     /// # Panics
-    /// When the slice has another length.
-    pub fn add_drift(&mut self, products: &[f32]) -> Result<()> {
-        let drift = self.drift.get_or_insert_with(|| Arc::new(vec![0.0; self.inputs * self.inputs]));
-        add_finite(Arc::make_mut(drift).as_mut_slice(), products)
+    /// When the statistics are of squares, or a slice has another length.
+    pub fn add_drifted(&mut self, products: &[f32], drift: &[f32], count: u64) -> Result<()> {
+        self.add_products(products, count)?;
+        let known = self.drift.get_or_insert_with(|| Arc::new(Drift::new(self.inputs)));
+        Arc::make_mut(known).add(products, drift)
     }
 
     /// The same inputs of a layer with so many outputs, of which all weigh the same; products are shared.
@@ -212,15 +242,16 @@ impl LayerStatistics {
     /// # Panics
     /// When products are not known.
     pub(super) fn damped(&self) -> (Vec<f64>, f64) {
+        damped(self.products(), self.inputs)
+    }
+
+    /// `sum w x x'`.
+    ///
+    /// # Panics
+    /// When products are not known.
+    pub(super) fn products(&self) -> &[f32] {
         let Moments::Products(moments) = &self.moments else { panic!("products of squares") };
-        let len = self.inputs;
-        let mean = (0..len).map(|i| f64::from(moments[i * (len + 1)])).sum::<f64>() / len as f64;
-        if mean <= 0.0 {
-            return (vec![0.0; len * len], 0.0);
-        }
-        let mut damped: Vec<f64> = moments.par_iter().map(|value| f64::from(*value) / mean).collect();
-        (0..len).for_each(|i| damped[i * (len + 1)] += DAMPING * damped[i * (len + 1)] + LEAST);
-        (damped, mean)
+        moments
     }
 
     /// `A H A'` of an input axis, with what is added to the diagonal of `H` before, divided by the mean of that diagonal, and that mean.
@@ -250,12 +281,24 @@ impl LayerStatistics {
     }
 }
 
+/// Products of inputs with what is added to their diagonal, divided by the mean of the diagonal before, and that mean; zeros where all
+/// inputs are.
+pub(super) fn damped(moments: &[f32], len: usize) -> (Vec<f64>, f64) {
+    let mean = (0..len).map(|i| f64::from(moments[i * (len + 1)])).sum::<f64>() / len as f64;
+    if mean <= 0.0 {
+        return (vec![0.0; len * len], 0.0);
+    }
+    let mut damped: Vec<f64> = moments.par_iter().map(|value| f64::from(*value) / mean).collect();
+    (0..len).for_each(|i| damped[i * (len + 1)] += DAMPING * damped[i * (len + 1)] + LEAST);
+    (damped, mean)
+}
+
 /// # Errors
 /// When a number is not finite.
 ///
 /// # Panics
 /// When the slices differ in length.
-fn add_finite(sums: &mut [f32], more: &[f32]) -> Result<()> {
+pub(super) fn add_finite(sums: &mut [f32], more: &[f32]) -> Result<()> {
     assert_eq!(sums.len(), more.len());
     if !more.iter().all(|value| value.is_finite()) {
         return Err(not_finite());

@@ -15,6 +15,7 @@
 use super::calibrate::LayerStatistics;
 use super::matrix_ref::MatrixRef;
 use crate::codec::AxisScales;
+use rayon::prelude::*;
 
 /// Scales that a matrix is to have in front of a trellis or planes.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -60,16 +61,21 @@ fn axis_scales(squares: &[f64], weights: &[f64], others: usize) -> Option<AxisSc
     if_they_pay(&octaves, -0.5 * (root * root / (all * weight)).log2(), others)
 }
 
-/// The scales `W^(1/4)` of rows, but of those that are much smaller than the others the root: with noise of one size in all of `N`, a
-/// row's own relative error is `W^(-1/4)` of the whole's, and is kept at [`WORST`]. Where a row would lose [`UNEVEN`] without scales, they
-/// are there whatever they save.
-fn row_scales(squares: &[f64], others: usize) -> Option<AxisScales> {
-    let (count, sum) = (squares.len() as f64, squares.iter().sum::<f64>());
-    let sizes: Vec<f64> = squares.iter().map(|square| 0.5 * (square * count / sum).log2()).collect();
-    let octaves: Vec<f64> = sizes.iter().map(|size| (0.5 * size).min(size + WORST)).collect();
-    if sizes.iter().any(|size| size.is_finite() && *size < -UNEVEN) {
+/// The scales `W^(1/4)` of rows, but no more than is right for the row's own error: with noise of one size in all of `N` that is as the
+/// scale to the row's size in `W` itself, before the columns' scales (`own`), and is kept at [`WORST`]. Where a row would lose
+/// [`UNEVEN`] without scales, they are there whatever they save.
+fn row_scales(squares: &[f64], own: &[f64], others: usize) -> Option<AxisScales> {
+    let sizes = |squares: &[f64]| -> Vec<f64> {
+        let mean = squares.iter().sum::<f64>() / squares.len() as f64;
+        squares.iter().map(|square| 0.5 * (square / mean).log2()).collect()
+    };
+    let own = sizes(own);
+    let scales = sizes(squares).into_iter().zip(&own);
+    let octaves: Vec<f64> = scales.map(|(size, own)| (0.5 * size).min(own + WORST)).collect();
+    if own.iter().any(|size| size.is_finite() && *size < -UNEVEN) {
         return from_octaves(&octaves);
     }
+    let (count, sum) = (squares.len() as f64, squares.iter().sum::<f64>());
     let root: f64 = squares.iter().map(|square| square.sqrt()).sum();
     if_they_pay(&octaves, -0.5 * (root * root / (sum * count)).log2(), others)
 }
@@ -120,15 +126,19 @@ impl Scales {
     /// Those of a matrix; `None` where there are none.
     pub(super) fn new(scaling: &Scaling, weights: MatrixRef) -> Option<Self> {
         let col_scales = scaling.cols.as_ref().map(AxisScales::values);
-        // Of what the columns' scales leave.
-        let squares = |row: &[f32]| -> f64 {
+        let squares = |col_scales: &Option<Vec<f32>>| -> Vec<f64> {
             let scale = |col: usize| f64::from(col_scales.as_ref().map_or(1.0, |scales| scales[col]));
-            row.iter().enumerate().map(|(col, value)| (f64::from(*value) / scale(col)).powi(2)).sum()
+            let squares = |row: &[f32]| {
+                row.iter().enumerate().map(|(col, value)| (f64::from(*value) / scale(col)).powi(2)).sum()
+            };
+            (0..weights.rows()).map(|row| squares(weights.row(row))).collect()
         };
+        let own = || squares(&None);
         let rows = scaling.rows.and_then(|power| {
-            let squares: Vec<f64> = (0..weights.rows()).map(|row| squares(weights.row(row))).collect();
+            // Of what the columns' scales leave.
+            let squares = squares(&col_scales);
             match power {
-                RowScales::SquareRoot => row_scales(&squares, weights.cols()),
+                RowScales::SquareRoot => row_scales(&squares, &own(), weights.cols()),
                 RowScales::Full => full_scales(&squares, weights.cols()),
             }
         });
@@ -152,12 +162,12 @@ impl Scales {
         let (row_scales, col_scales) = (self.rows.as_ref(), self.cols.as_ref());
         let row_scales = row_scales.map(AxisScales::values);
         let col_scales = col_scales.map_or_else(|| vec![1.0; weights.cols()], AxisScales::values);
-        let even = (0..weights.rows()).flat_map(|row| {
+        let mut even = weights.values().to_vec();
+        even.par_chunks_exact_mut(weights.cols()).enumerate().for_each(|(row, values)| {
             let scale = row_scales.as_ref().map_or(1.0, |scales| scales[row]);
-            let values = weights.row(row).iter().zip(&col_scales);
-            values.map(move |(value, own)| value / (scale * own)).collect::<Vec<_>>()
+            values.iter_mut().zip(&col_scales).for_each(|(value, own)| *value /= scale * own);
         });
-        even.collect()
+        even
     }
 }
 
@@ -220,6 +230,22 @@ mod tests {
         let rows = Scales::new(&scaling, MatrixRef::new(&values, 64, 48)).unwrap().rows.unwrap().values();
         // By the root alone its error, relative to it, would be 3.5 times that of the others.
         let ratio = 12.0 * rows[0] / rows[1];
+        assert!((1.6..2.4).contains(&ratio), "{ratio}");
+    }
+
+    #[test]
+    fn rows_that_live_in_small_columns_are_nearly_as_exact_as_the_others() {
+        // The first row is of the usual size where columns have been made even, and a sixteenth of it in the matrix.
+        let (rows, cols) = (64, 48);
+        let small = |col: usize| if col < cols / 2 { 1.0 } else { 1.0 / 16.0 };
+        let mut values: Vec<f32> = (0..rows * cols).map(|n| small(n % cols)).collect();
+        values[..cols / 2].fill(0.0);
+        let weights = MatrixRef::new(&values, rows, cols);
+        let col_scales = AxisScales::new(&(0..cols).map(small).collect::<Vec<_>>()).unwrap();
+        let scaling = Scaling { rows: Some(RowScales::SquareRoot), cols: Some(col_scales) };
+        let rows = Scales::new(&scaling, weights).unwrap().rows.unwrap().values();
+        // Without a bound it would have nearly the others' scale, and sixteen times their error.
+        let ratio = 16.0 * rows[0] / rows[1];
         assert!((1.6..2.4).contains(&ratio), "{ratio}");
     }
 

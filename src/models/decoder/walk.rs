@@ -182,9 +182,13 @@ impl Walk {
                             Ok(())
                         })?;
                         drop(inside);
-                        let seen = vec![(name, self.products(self.config.vocab_size)?)];
+                        let mut seen = self.products(self.config.vocab_size)?;
+                        if self.config.tie_word_embeddings {
+                            // What it makes up for as the head it would do to the vectors of tokens too.
+                            seen = seen.without_drift();
+                        }
                         self.paths = Default::default();
-                        return Ok(Some(seen));
+                        return Ok(Some(vec![(name, seen)]));
                     }
                 }
                 Place::Start | Place::End => {
@@ -343,8 +347,8 @@ impl Walk {
             let (own, dense) = (rows(own)?, rows(dense)?);
             let products =
                 |x: &Tensor| -> Result<Vec<f32>> { Ok(x.t()?.matmul(&own)?.flatten_all()?.to_vec1()?) };
-            statistics.add_products(&products(&own)?, own.dim(0)? as u64)?;
-            statistics.add_drift(&products(&(dense - &own)?)?)?;
+            let (drift, count) = (products(&(dense - &own)?)?, own.dim(0)? as u64);
+            statistics.add_drifted(&products(&own)?, &drift, count)?;
         }
         Ok(statistics)
     }
