@@ -4,24 +4,35 @@ use super::machine::{Arg, Dense, Element, Launch, Machine, Module};
 use crate::error::{Error, Result};
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaFunction, CudaSlice, DevicePtr, LaunchConfig, PushKernelArg, SyncOnDrop, sys,
+    CudaFunction, CudaModule, CudaSlice, DevicePtr, LaunchConfig, PushKernelArg, SyncOnDrop, sys,
 };
+use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
 use candle_core::{CudaDevice, CudaStorage, Layout};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use sys::CUdevice_attribute as Attribute;
 
-/// The oldest cards that the PTX runs on, `(major, minor)`.
+/// The oldest cards that the kernels run on, `(major, minor)`.
 const COMPUTE_CAPABILITY: (i32, i32) = (8, 0);
+
+/// What is loaded on each device, by its number: once in a process, whatever tensors and Candle devices there are.
+static LOADED: LazyLock<Mutex<HashMap<usize, Loaded>>> = LazyLock::new(Mutex::default);
+
+/// Modules and kernels of a device, by name.
+#[derive(Default)]
+struct Loaded {
+    modules: HashMap<&'static str, Arc<CudaModule>>,
+    functions: HashMap<String, CudaFunction>,
+}
+
 /// A Candle device, and what launches need to know of it.
 #[derive(Clone, Debug)]
 pub(crate) struct CudaMachine {
     device: CudaDevice,
     multiprocessors: usize,
     shared_bytes_limit: usize,
-    /// Kernels that were launched before, by name.
-    functions: Arc<Mutex<HashMap<String, CudaFunction>>>,
 }
 
 /// Memory of this crate's own, or the address of a Candle tensor's elements, whom the caller keeps alive.
@@ -62,22 +73,28 @@ impl CudaMachine {
             device: device.clone(),
             multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             shared_bytes_limit: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
-            functions: Arc::default(),
         })
     }
 
     /// A kernel, looked up once; it may have as much shared memory as the device gives.
     fn function(&self, module: Module, kernel: &str) -> Result<CudaFunction> {
-        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        let stream = self.device.cuda_stream();
+        let context = stream.context();
+        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        let Loaded { modules, functions } = loaded.entry(context.ordinal()).or_default();
         if let Some(function) = functions.get(kernel) {
             return Ok(function.clone());
         }
-        let module_name = format!("rbe-{}", module.name());
-        let function = self.device.get_or_load_custom_func(kernel, &module_name, ptx(module))?;
+        let module = match modules.entry(module.name()) {
+            Entry::Occupied(module) => module.into_mut(),
+            Entry::Vacant(place) => {
+                place.insert(context.load_module(Ptx::from_binary(fatbin(module).to_vec())).w()?)
+            }
+        };
+        let function = module.load_function(kernel).w()?;
         let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         let bytes = i32::try_from(self.shared_bytes_limit).unwrap_or(i32::MAX);
         function.set_attribute(attribute, bytes).w()?;
-        let function = function.into_cuda_function();
         functions.insert(kernel.to_owned(), function.clone());
         Ok(function)
     }
@@ -149,18 +166,19 @@ fn release(storage: CudaStorage) -> (u64, usize) {
     }
 }
 
-fn ptx(module: Module) -> &'static str {
-    macro_rules! ptx {
+/// A module's kernels: machine code for some cards, and PTX for those that came later.
+fn fatbin(module: Module) -> &'static [u8] {
+    macro_rules! fatbin {
         ($name:literal) => {
-            include_str!(concat!(env!("OUT_DIR"), "/", $name, ".ptx"))
+            include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".fatbin"))
         };
     }
     match module {
-        Module::Transform => ptx!("transform"),
-        Module::Basis => ptx!("basis"),
-        Module::Sparse => ptx!("sparse"),
-        Module::Planes => ptx!("planes"),
-        Module::Trellis => ptx!("trellis"),
+        Module::Transform => fatbin!("transform"),
+        Module::Basis => fatbin!("basis"),
+        Module::Sparse => fatbin!("sparse"),
+        Module::Planes => fatbin!("planes"),
+        Module::Trellis => fatbin!("trellis"),
     }
 }
 
