@@ -219,26 +219,9 @@ fn write_model(
     let selection = &work.options.selection;
     let config = config(archive)?;
     let tied = tied(archive, selection, config.as_ref());
-    let stored = archive.entries().filter(|entry| !tied.contains_key(entry.name.as_str()));
-    let chosen = stored.clone().filter(|entry| selection.takes(entry));
-    let originals: BTreeMap<&str, Original> = chosen
-        .clone()
-        .map(|entry| (entry.name.as_str(), Original { dtype: entry.dtype, shape: entry.shape.clone() }))
-        .collect();
-    let mut metadata = archive.metadata();
-    metadata.insert(FORMAT_KEY.into(), FORMAT_VERSION.into());
-    metadata
-        .insert(TENSORS_KEY.into(), serde_json::to_string(&originals).map_err(|e| Error::file(output, e))?);
-    if !tied.is_empty() {
-        metadata.insert(TIED_KEY.into(), serde_json::to_string(&tied).map_err(|e| Error::file(output, e))?);
-    }
-    let slots = stored.map(|entry| match selection.takes(entry) {
-        true => Slot::payload(&entry.name),
-        false => Slot::dense(&entry.name, entry.dtype, &entry.shape),
-    });
-    let mut writer = SafetensorsWriter::new(model, output, slots.collect(), metadata)?;
-
-    let parts = Part::all(chosen);
+    let mut writer = begin(archive, output, model, selection, &tied)?;
+    let chosen = archive.entries().filter(|entry| !tied.contains_key(entry.name.as_str()));
+    let parts = Part::all(chosen.filter(|entry| selection.takes(entry)));
     let matrices = Matrices::new(archive, &parts, config.as_ref());
     let plan = work.plan(&matrices)?;
     let mut pace = ProgressReporter::new(watch, output, parts.iter().map(Part::elements));
@@ -250,20 +233,8 @@ fn write_model(
     let (mut squared_error, mut squared_norm) = (0.0, 0.0);
     while let Some(slot) = writer.next_slot() {
         let entry = archive.entry(slot.name.strip_suffix(SUFFIX).unwrap_or(&slot.name))?;
-        let weights = entry.elements() as u64;
-        let mut line = TensorReport {
-            name: entry.name.clone(),
-            shape: entry.shape.clone(),
-            dtype: entry.dtype,
-            compressed: selection.takes(entry),
-            summary: format!("dense {}", entry.dtype),
-            bits_per_weight: entry.dtype.bitsize() as f64,
-            relative_error: None,
-            warning: None,
-            bytes_before: entry.bytes as u64,
-            bytes_after: entry.bytes as u64,
-        };
-        if line.compressed {
+        let mut line = TensorReport::of_dense(entry);
+        if selection.takes(entry) {
             let mut make = |at: usize| match &mut made_before {
                 Some(made) => made.read(at),
                 None => {
@@ -276,23 +247,13 @@ fn write_model(
             taken += entry.parts();
             let (payload, made, norm) = joined(archive, entry, made)?;
             writer.write(&[payload.len()], &payload)?;
-            line.bits_per_weight = 8.0 * payload.len() as f64 / weights as f64;
-            line.bytes_after = payload.len() as u64;
-
             squared_norm += norm;
             squared_error += norm * made.relative_error.powi(2);
-            line.relative_error = Some(made.relative_error);
-            (line.summary, line.warning) = (made.summary, made.warning);
-            report.compressed_tensors += 1;
-            report.compressed_weights += weights;
-            report.bits_per_weight += 8.0 * payload.len() as f64;
+            line.compressed_to(payload.len(), made);
         } else {
             writer.write(&entry.shape, archive.bytes(entry))?;
         }
-        report.weights += weights;
-        report.bytes_before += line.bytes_before;
-        report.bytes_after += line.bytes_after;
-        report.tensors.push(line);
+        report.add(line);
     }
     pace.tell(None)?;
     for (name, other) in tied {
@@ -304,7 +265,79 @@ fn write_model(
     writer.finish().map(drop)
 }
 
+/// A writer of the tensors that are stored, payloads in the place of those chosen, and what the file says of them.
+fn begin(
+    archive: &Archive,
+    output: &Path,
+    model: File,
+    selection: &Selection,
+    tied: &BTreeMap<&str, &str>,
+) -> Result<SafetensorsWriter<File>> {
+    let stored = archive.entries().filter(|entry| !tied.contains_key(entry.name.as_str()));
+    let original = |entry: &Entry| Original { dtype: entry.dtype, shape: entry.shape.clone() };
+    let chosen = stored.clone().filter(|entry| selection.takes(entry));
+    let originals: BTreeMap<&str, Original> =
+        chosen.map(|entry| (entry.name.as_str(), original(entry))).collect();
+    let text = |said: Result<String, serde_json::Error>| said.map_err(|e| Error::file(output, e));
+    let mut metadata = archive.metadata();
+    metadata.insert(FORMAT_KEY.into(), FORMAT_VERSION.into());
+    metadata.insert(TENSORS_KEY.into(), text(serde_json::to_string(&originals))?);
+    if !tied.is_empty() {
+        metadata.insert(TIED_KEY.into(), text(serde_json::to_string(tied))?);
+    }
+    let slots = stored.map(|entry| match selection.takes(entry) {
+        true => Slot::payload(&entry.name),
+        false => Slot::dense(&entry.name, entry.dtype, &entry.shape),
+    });
+    SafetensorsWriter::new(model, output, slots.collect(), metadata)
+}
+
+impl TensorReport {
+    /// Of a tensor that is stored as it was.
+    fn of_dense(entry: &Entry) -> Self {
+        Self {
+            name: entry.name.clone(),
+            shape: entry.shape.clone(),
+            dtype: entry.dtype,
+            compressed: false,
+            summary: format!("dense {}", entry.dtype),
+            bits_per_weight: entry.dtype.bitsize() as f64,
+            relative_error: None,
+            warning: None,
+            bytes_before: entry.bytes as u64,
+            bytes_after: entry.bytes as u64,
+        }
+    }
+
+    fn weights(&self) -> u64 {
+        self.shape.iter().map(|side| *side as u64).product()
+    }
+
+    /// It was compressed to so many bytes.
+    fn compressed_to(&mut self, bytes: usize, made: Made) {
+        self.compressed = true;
+        self.bits_per_weight = 8.0 * bytes as f64 / self.weights() as f64;
+        self.bytes_after = bytes as u64;
+        self.relative_error = Some(made.relative_error);
+        (self.summary, self.warning) = (made.summary, made.warning);
+    }
+}
+
 impl CompressReport {
+    /// Adds a tensor that is stored; until all are, `bits_per_weight` is their bits.
+    fn add(&mut self, line: TensorReport) {
+        let weights = line.weights();
+        if line.compressed {
+            self.compressed_tensors += 1;
+            self.compressed_weights += weights;
+            self.bits_per_weight += 8.0 * line.bytes_after as f64;
+        }
+        self.weights += weights;
+        self.bytes_before += line.bytes_before;
+        self.bytes_after += line.bytes_after;
+        self.tensors.push(line);
+    }
+
     /// Adds a tensor that is not stored since `other` stands for it.
     fn add_tied(&mut self, entry: &Entry, other: &str) {
         let twin = self.tensors.iter().find(|line| line.name == other);

@@ -9,7 +9,7 @@ use crate::{Error, RbeTensor, Result, file};
 use candle_core::{DType, Device, Tensor};
 use rbe_core::codec::sizes::zeroed;
 use rbe_core::codec::stack::Stack;
-use safetensors::tensor::{Metadata, SafeTensors};
+use safetensors::tensor::{Metadata, SafeTensors, TensorInfo};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::path::{Component, Path, PathBuf};
@@ -92,6 +92,52 @@ impl Drop for Shard {
 }
 
 impl Shard {
+    /// The entry of a tensor of this shard, which has that number; of one that is compressed, what it was is taken out of `originals`.
+    fn entry(
+        &self,
+        index: usize,
+        (stored_name, info): (&str, &TensorInfo),
+        originals: &mut BTreeMap<String, Original>,
+    ) -> Result<Entry> {
+        let refuse = |reason: String| Err(Error::file(&self.path, reason));
+        let (start, end) = info.data_offsets;
+        let place = self.data_start + start..self.data_start + end;
+        let entry = Entry {
+            name: stored_name.to_owned(),
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+            compressed: false,
+            bytes: place.len(),
+            tied_to: None,
+            stacked: info.shape.len() == 3 && is_stack(stored_name),
+            shard: index,
+            offset: place.start,
+        };
+        let Some(name) = stored_name.strip_suffix(SUFFIX) else { return Ok(entry) };
+        if info.dtype != super::Dtype::U8 || info.shape.len() != 1 {
+            let (dtype, shape) = (info.dtype, &info.shape);
+            return refuse(format!(
+                "tensor {stored_name:?} is {dtype} of shape {shape:?}; a name in {SUFFIX} is kept for compressed tensors, which \
+                 are U8 of rank 1"
+            ));
+        }
+        let bytes = &self.bytes[place];
+        let original = match originals.remove(name) {
+            Some(original) => original,
+            // Written by another tool, without our metadata: the payload itself knows its shape.
+            None => {
+                let shape = shape_of(bytes).map_err(|e| Error::file(&self.path, e.in_tensor(name)))?;
+                Original { dtype: super::Dtype::F32, shape }
+            }
+        };
+        if super::element_count(&original.shape).is_none() {
+            return refuse(format!("the recorded shape of tensor {name:?} overflows"));
+        }
+        let stacked = original.shape.len() == 3 && Stack::begins(bytes);
+        let Original { dtype, shape } = original;
+        Ok(Entry { name: name.to_owned(), dtype, shape, compressed: true, stacked, ..entry })
+    }
+
     fn open(path: PathBuf) -> Result<Self> {
         let file = file::open(&path)?;
         let bytes = Bytes::of(&file).map_err(|e| Error::io(&path, e))?;
@@ -245,55 +291,7 @@ impl Archive {
                 continue;
             }
             let refuse = |reason: String| Err(Error::file(&shard.path, reason));
-            let (start, end) = info.data_offsets;
-            let offset = shard.data_start + start;
-            let entry = match stored_name.strip_suffix(SUFFIX) {
-                None => Entry {
-                    name: stored_name.clone(),
-                    dtype: info.dtype,
-                    shape: info.shape.clone(),
-                    compressed: false,
-                    bytes: end - start,
-                    tied_to: None,
-                    stacked: info.shape.len() == 3 && is_stack(&stored_name),
-                    shard: index,
-                    offset,
-                },
-                Some(name) => {
-                    if info.dtype != super::Dtype::U8 || info.shape.len() != 1 {
-                        let (dtype, shape) = (info.dtype, &info.shape);
-                        return refuse(format!(
-                            "tensor {stored_name:?} is {dtype} of shape {shape:?}; a name in {SUFFIX} is kept for \
-                             compressed tensors, which are U8 of rank 1"
-                        ));
-                    }
-                    let bytes = &shard.bytes[offset..shard.data_start + end];
-                    let original = match originals.remove(name) {
-                        Some(original) => original,
-                        // Written by another tool, without our metadata: the payload itself knows its shape.
-                        None => {
-                            let shape =
-                                shape_of(bytes).map_err(|e| Error::file(&shard.path, e.in_tensor(name)))?;
-                            Original { dtype: super::Dtype::F32, shape }
-                        }
-                    };
-                    if super::element_count(&original.shape).is_none() {
-                        return refuse(format!("the recorded shape of tensor {name:?} overflows"));
-                    }
-                    let stacked = original.shape.len() == 3 && Stack::begins(bytes);
-                    Entry {
-                        name: name.to_owned(),
-                        dtype: original.dtype,
-                        shape: original.shape,
-                        compressed: true,
-                        bytes: end - start,
-                        tied_to: None,
-                        stacked,
-                        shard: index,
-                        offset,
-                    }
-                }
-            };
+            let entry = shard.entry(index, (&stored_name, info), &mut originals)?;
             if let Some(other) = self.entries.insert(entry.name.clone(), entry) {
                 let name = &other.name;
                 let there = if other.shard == index { shard } else { &self.shards[other.shard] };

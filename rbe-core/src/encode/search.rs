@@ -173,48 +173,95 @@ pub(super) fn choose(config: &EncoderConfig, weights: MatrixRef, trials: Trials)
         false => weights,
     };
     let energy = energy(tried.values());
-    let target = config.rate.target(tried.elements(), energy);
-    let cost = |outcome: Outcome| {
-        let memory = match config.term {
+    let mut contest = Contest {
+        config,
+        tried,
+        untried: 1.0 - tried.elements() as f64 / weights.elements() as f64,
+        target: config.rate.target(tried.elements(), energy),
+        costs: vec![Vec::new(); candidates.len()],
+        candidates,
+    };
+    contest.try_all(Trial::ByModel)?;
+    if !contest.has_costs() || (trials.dense && contest.models_fail()?) {
+        contest.try_all(Trial::WhereModelsFail)?;
+    }
+    contest.try_all(Trial::OfFewCoefficients)?;
+    contest.best().ok_or_else(|| unreachable_rate(config, tried.elements(), energy))
+}
+
+/// Candidates for some weights, and what those cost that were tried.
+struct Contest<'a> {
+    config: &'a EncoderConfig,
+    /// The weights, or a sample of them.
+    tried: MatrixRef<'a>,
+    /// The part of the weights that is not in the sample.
+    untried: f64,
+    target: Target,
+    candidates: Vec<(Preparation, Vec<Arc<dyn Quantizer>>)>,
+    /// For each preparation.
+    costs: Vec<Vec<(f64, Candidate)>>,
+}
+
+impl Contest<'_> {
+    /// What is to be as little as possible; `None` where it takes too much memory.
+    fn cost(&self, outcome: Outcome) -> Option<f64> {
+        let memory = match self.config.term {
             TermChoice::Auto => outcome.memory_bits as f64 / MOST_IN_MEMORY,
             _ => 0.0,
         };
-        match target {
+        match self.target {
             Target::Bits(bits) if memory > bits as f64 => None,
             Target::Bits(bits) => {
                 // What a sample's few blocks or scale groups leave of the last bit, those of the whole can spend but for as much.
-                let unspent = (bits as f64 - outcome.memory_bits as f64) / tried.elements() as f64;
-                let spendable = unspent.clamp(0.0, LAST_BIT)
-                    * (1.0 - tried.elements() as f64 / weights.elements() as f64);
+                let unspent = (bits as f64 - outcome.memory_bits as f64) / self.tried.elements() as f64;
+                let spendable = unspent.clamp(0.0, LAST_BIT) * self.untried;
                 Some(outcome.squared_error / (1.0 + SAVED_BY_A_BIT * spendable))
             }
             Target::PerBlock(_) => Some(outcome.squared_error),
             Target::SquaredError(_) => Some(memory.max(outcome.bits as f64)),
         }
-    };
-    let mut costs: Vec<Vec<(f64, Candidate)>> = vec![Vec::new(); candidates.len()];
-    for trial in [Trial::ByModel, Trial::WhereModelsFail, Trial::OfFewCoefficients] {
-        let is_due = |quantizer: &&Arc<dyn Quantizer>| quantizer.trial() == trial;
-        if trial == Trial::WhereModelsFail && costs.iter().any(|costs| !costs.is_empty()) {
-            if !trials.dense
-                || !candidates.iter().any(|(_, quantizers)| quantizers.iter().any(|q| is_due(&q)))
-            {
-                continue;
-            }
-            let excess = |candidate: &Candidate| excess(config, candidate, tried);
-            let best = costs.iter().flatten().min_by(|a, b| a.0.total_cmp(&b.0));
-            let (least, its) =
-                best.map_or(Ok((0.0, 1.0)), |(cost, best)| excess(best).map(|its| (*cost, its)))?;
-            if its <= TRUSTED {
-                continue;
-            }
-            // It is not the same for every block edge, so those are measured too that the best may turn out to be.
-            for (cost, candidate) in costs.iter_mut().flatten() {
-                *cost *= if *cost < least * its { excess(candidate)? } else { its };
-            }
+    }
+
+    fn has_costs(&self) -> bool {
+        self.costs.iter().any(|costs| !costs.is_empty())
+    }
+
+    /// The least cost until now.
+    fn least(&self) -> f64 {
+        self.costs.iter().flatten().fold(f64::INFINITY, |least, (cost, _)| least.min(*cost))
+    }
+
+    /// Whether models said so much too little that other terms may be better. Costs are then put right.
+    ///
+    /// # Errors
+    /// As [`excess`].
+    fn models_fail(&mut self) -> Result<bool> {
+        let waits = |quantizer: &Arc<dyn Quantizer>| quantizer.trial() == Trial::WhereModelsFail;
+        if !self.candidates.iter().any(|(_, quantizers)| quantizers.iter().any(waits)) {
+            return Ok(false);
         }
-        let least = costs.iter().flatten().fold(f64::INFINITY, |least, (cost, _)| least.min(*cost));
-        let worth = |spectrum: &Spectrum, quantizer: &dyn Quantizer| match target {
+        let (config, tried) = (self.config, self.tried);
+        let excess = |candidate: &Candidate| excess(config, candidate, tried);
+        let best = self.costs.iter().flatten().min_by(|a, b| a.0.total_cmp(&b.0));
+        let (least, its) =
+            best.map_or(Ok((0.0, 1.0)), |(cost, best)| excess(best).map(|its| (*cost, its)))?;
+        if its <= TRUSTED {
+            return Ok(false);
+        }
+        // It is not the same for every block edge, so those are measured too that the best may turn out to be.
+        for (cost, candidate) in self.costs.iter_mut().flatten() {
+            *cost *= if *cost < least * its { excess(candidate)? } else { its };
+        }
+        Ok(true)
+    }
+
+    /// Tries all of a kind that may still be the best.
+    ///
+    /// # Errors
+    /// As [`prepare`] and [`try_out`].
+    fn try_all(&mut self, trial: Trial) -> Result<()> {
+        let (config, least) = (self.config, self.least());
+        let worth = |spectrum: &Spectrum, quantizer: &dyn Quantizer| match self.target {
             Target::Bits(bits) => {
                 let most_in_memory =
                     (config.term == TermChoice::Auto).then_some((bits as f64 * MOST_IN_MEMORY) as usize);
@@ -222,32 +269,34 @@ pub(super) fn choose(config: &EncoderConfig, weights: MatrixRef, trials: Trials)
             }
             _ => true,
         };
-        let try_all = |((preparation, quantizers), costs): (&(Preparation, Vec<_>), &mut Vec<_>)| {
-            let mut quantizers = quantizers.iter().filter(is_due).peekable();
+        let try_out_all = |(preparation, quantizers): &(Preparation, Vec<Arc<dyn Quantizer>>)| {
+            let mut costs = Vec::new();
+            let mut quantizers = quantizers.iter().filter(|quantizer| quantizer.trial() == trial).peekable();
             if quantizers.peek().is_none() {
-                return Ok(());
+                return Ok(costs);
             }
-            let spectrum = prepare(config, preparation, tried)?;
+            let spectrum = prepare(config, preparation, self.tried)?;
             for quantizer in quantizers.filter(|quantizer| worth(&spectrum, &***quantizer)) {
-                let outcome = try_out(&spectrum, &**quantizer, target, config.budget)?;
-                costs.extend(outcome.and_then(cost).map(|cost| (cost, (*preparation, quantizer.clone()))));
+                let outcome = try_out(&spectrum, &**quantizer, self.target, config.budget)?;
+                let cost = outcome.and_then(|outcome| self.cost(outcome));
+                costs.extend(cost.map(|cost| (cost, (*preparation, quantizer.clone()))));
             }
-            Ok::<_, Error>(())
+            Ok::<_, Error>(costs)
         };
-        candidates.par_iter().zip(&mut costs).try_for_each(try_all)?;
+        let found: Vec<_> = self.candidates.par_iter().map(try_out_all).collect::<Result<_>>()?;
+        self.costs.iter_mut().zip(found).for_each(|(costs, found)| costs.extend(found));
+        Ok(())
     }
-    let costs = costs.concat();
-    let margin = match target {
-        Target::SquaredError(_) => LARGE_BLOCK_MARGIN_IN_BYTES,
-        Target::Bits(_) | Target::PerBlock(_) => LARGE_BLOCK_MARGIN,
-    };
-    // Candidates come with the largest blocks and the simplest form first.
-    let best_of = |costs: &[(f64, Candidate)]| {
-        let least = costs.iter().fold(f64::INFINITY, |least, (cost, _)| least.min(*cost));
-        costs.iter().find(|(cost, _)| *cost <= least * margin).cloned()
-    };
-    let chosen = best_of(&costs).ok_or_else(|| unreachable_rate(config, tried.elements(), energy))?;
-    Ok(chosen.1)
+
+    /// The first of those that cost nearly the least: the largest blocks and the simplest form come first.
+    fn best(&self) -> Option<Candidate> {
+        let margin = match self.target {
+            Target::SquaredError(_) => LARGE_BLOCK_MARGIN_IN_BYTES,
+            Target::Bits(_) | Target::PerBlock(_) => LARGE_BLOCK_MARGIN,
+        };
+        let good = self.least() * margin;
+        self.costs.iter().flatten().find(|(cost, _)| *cost <= good).map(|(_, candidate)| candidate.clone())
+    }
 }
 
 /// How many times a trellis' expected cost its real one may be for planes not to be tried: they cost 1.12 times as much in a file

@@ -114,17 +114,9 @@ impl Codebooks {
         ((energy / count as f64 * kept).sqrt() / deviation) as f32
     }
 
-    /// Quantises one column: `codes` gets what [`Trellis::pack`] takes, `values` what `scale` multiplies.
-    pub(super) fn column(
-        &self,
-        search: &mut Search,
-        bits: u8,
-        target: &[f32],
-        scale: f32,
-        codes: &mut [u8],
-        values: &mut [i8],
-    ) {
-        search.column(&self.books[usize::from(bits) - 1], target, scale, codes, values);
+    /// That of a trellis of so many bits.
+    pub(super) fn of(&self, bits: u8) -> &Codebook {
+        &self.books[usize::from(bits) - 1]
     }
 }
 
@@ -357,7 +349,7 @@ fn quantize_group(
         for (index, half) in made.halves[..=last].iter_mut().enumerate() {
             let values = &mut values[column.clone()];
             let codes = &mut half.codes[column.clone()];
-            books.column(search, half.bits, &target, half.scale, codes, values);
+            search.column(books.of(half.bits), &target, half.scale, codes, values);
             let decoded = &mut scale_group.decoded[column.clone()];
             for (((target, decoded), before), value) in
                 target.iter_mut().zip(decoded).zip(&mut before[column.clone()]).zip(values)
