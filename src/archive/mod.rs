@@ -30,6 +30,7 @@ mod beside;
 mod convert;
 mod decode;
 mod gguf;
+mod index;
 mod layers;
 mod measure;
 mod mix;
