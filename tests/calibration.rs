@@ -357,6 +357,79 @@ fn layer_by_layer_whole_models_predict_better_at_the_same_size() -> Result<()> {
     Ok(())
 }
 
+/// A conversion layer by layer that is stopped when it has encoded so many matrices: the bytes of the output, what is kept in
+/// its place, and the weights that it found done.
+fn stopped_after(
+    most: usize,
+    model: &str,
+    bits: f64,
+    output: &std::path::Path,
+) -> Result<(Option<Vec<u8>>, Vec<std::path::PathBuf>, u64)> {
+    let (input, (_, text)) = (format!("{ROOT}/models/{model}"), read(model, "calibration.txt", 800));
+    let windows = Windows { count: 4, length: 128 }.samples(&text, &Device::Cpu)?;
+    let walk = Walk::new(Config::read(&input)?, archive::open(&input, DType::F32, &Device::Cpu)?, windows)?;
+    let selection =
+        Selection::new(Some(r"(layers|h)\.[01]\.(self_attn|attn|mlp\.down_proj|mlp\.c_proj)|wpe"), None)?;
+    let options = CompressOptions { selection, ..CompressOptions::default() };
+    let (mut kept, mut encoded) = (0, 0);
+    let watch = &mut |step: archive::Progress<'_>| {
+        kept = step.weights_kept;
+        encoded += usize::from(step.weights_done > step.weights_kept);
+        if encoded >= most { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let stage = Stage::directory(output, false, &[])?;
+    let report = archive::compress_layer_by_layer(
+        &input,
+        &stage,
+        &encoder(bits, TermChoice::Auto),
+        &options,
+        walk,
+        watch,
+    );
+    let whole = match report {
+        Err(error) => {
+            assert!(error.to_string().contains("stopped on request"), "{error}");
+            None
+        }
+        Ok(_) => {
+            stage.commit()?;
+            Some(std::fs::read(output.join("model.safetensors")).unwrap())
+        }
+    };
+    let mine = archive::kept_layers().into_iter().filter(|path| path.parent() == output.parent());
+    Ok((whole, mine.collect(), kept))
+}
+
+#[test]
+fn what_is_stopped_goes_on_where_it_was_and_ends_the_same() -> Result<()> {
+    for model in ["llama-books", "gpt2-books"] {
+        let room = tempfile::tempdir().unwrap();
+        let (once, often) = (room.path().join("once"), room.path().join("often"));
+        let (whole, kept, _) = stopped_after(usize::MAX, model, 3.02, &once)?;
+        assert!(whole.is_some() && kept.is_empty());
+        // Between two matrices of one input, and between layers.
+        let mut done = 0;
+        for most in [2, 1] {
+            let (none, kept, found) = stopped_after(most, model, 3.02, &often)?;
+            assert!(none.is_none() && kept.len() == 1 && !often.exists());
+            assert!(if most == 2 { found == 0 } else { found > done }, "{found} after {done}");
+            done = found;
+        }
+        // Killed while it wrote.
+        let (_, kept, _) = stopped_after(2, model, 3.02, &often)?;
+        let file = std::fs::File::options().write(true).open(&kept[0]).unwrap();
+        file.set_len(file.metadata().unwrap().len() - 100).unwrap();
+        drop(file);
+        // Other settings have nothing of it.
+        let (_, both, found) = stopped_after(1, model, 3.5, &often)?;
+        assert_eq!((both.len(), found), (2, 0));
+        let (other, left, found) = stopped_after(usize::MAX, model, 3.02, &often)?;
+        assert!(found > 0 && other == whole, "{model}: another output than of a run that was not stopped");
+        assert_eq!((left.len(), left.contains(&kept[0])), (1, false));
+    }
+    Ok(())
+}
+
 #[test]
 fn a_model_makes_a_text_of_its_own() -> Result<()> {
     let (model, real) = read("llama-books", "evaluation.txt", 2000);

@@ -212,6 +212,36 @@ fn an_interrupt_at_any_time_leaves_nothing() {
 }
 
 #[test]
+fn an_interrupted_calibration_goes_on_where_it_was() {
+    let room = Room::new();
+    let part =
+        ["--include", r"layers\.[01]\.self_attn", "--calibrate", "models/calibration.txt", "--samples", "2"];
+    let (once, twice) = (room.string("once"), room.string("twice"));
+    let [once, twice] = [&once, &twice].map(|output| [&["compress", MODEL, output][..], &part].concat());
+    succeed(&once);
+    let kept =
+        || room.names().into_iter().find(|name| name.starts_with(".twice.") && name.ends_with(".layers"));
+    // Killed, interrupted: after a matrix or more.
+    for signal in ["-KILL", "-INT"] {
+        let mut rbe = Running::start(&twice);
+        let before = kept().map_or(200, |name| std::fs::metadata(room.path(&name)).unwrap().len());
+        rbe.wait_for(|| (std::fs::metadata(room.path(&kept()?)).ok()?.len() > before).then_some(()));
+        rbe.signal(signal);
+        let (status, errors) = rbe.end();
+        if signal == "-INT" {
+            assert_eq!(status, Some(130), "{errors}");
+            assert!(errors.contains("nothing is written") && errors.contains(&kept().unwrap()), "{errors}");
+            assert!(errors.contains("the same command goes on"), "{errors}");
+            assert_eq!(room.names().len(), 2, "{:?}", room.names());
+        }
+    }
+    succeed(&twice);
+    assert_eq!(room.names(), ["once", "twice"]);
+    let file = |output: &str| std::fs::read(room.path(output).join("model.safetensors")).unwrap();
+    assert!(file("once") == file("twice"), "another output than of a run that was not interrupted");
+}
+
+#[test]
 fn an_interrupt_ends_a_program_that_nobody_listens_to() {
     let room = Room::new();
     let out = room.string("out");

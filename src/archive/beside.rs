@@ -7,15 +7,16 @@ use crate::models::ties_by_default;
 use crate::{Error, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// `config.json` beside the weights, where there is one.
+pub(super) fn config_file(archive: &Archive) -> Option<PathBuf> {
+    archive.files().next().map(|file| file.with_file_name("config.json")).filter(|path| path.is_file())
+}
+
+/// What it says.
 pub(super) fn config(archive: &Archive) -> Result<Option<Value>> {
-    let Some(path) = archive.files().next().map(|file| file.with_file_name("config.json")) else {
-        return Ok(None);
-    };
-    if !path.is_file() {
-        return Ok(None);
-    }
+    let Some(path) = config_file(archive) else { return Ok(None) };
     let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
     serde_json::from_str(&text).map(Some).map_err(|e| Error::file(&path, e))
 }

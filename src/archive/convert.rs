@@ -152,8 +152,13 @@ pub fn compress_into(
 /// model. The rate must be [`Rate::BitsPerWeight`](crate::Rate), shared out as [`compress`] does. Matrices that the walk does
 /// not come to (a token table that is not the head) are encoded as by [`compress`].
 ///
+/// Matrices that are encoded are kept in a hidden file beside the destination until the stage is committed ([`kept_layers`](super::kept_layers)). If that
+/// does not come to pass, the same call goes on from there, with the same output to the byte: what is the same is told by the
+/// contents of the input, the configuration, the encoder's settings, the selection, the tokens, this crate's version and the
+/// processor's [`level`](crate::cpu::level).
+///
 /// # Errors
-/// As [`compress`]; another rate, or the sparse term; what [`Walk::step`] refuses.
+/// As [`compress`]; another rate, or the sparse term; what [`Walk::step`] refuses; the same conversion is under way.
 pub fn compress_layer_by_layer(
     input: impl AsRef<Path>,
     stage: &Stage,
@@ -162,8 +167,10 @@ pub fn compress_layer_by_layer(
     walk: Walk,
     watch: &mut OnProgress<'_>,
 ) -> Result<CompressReport> {
-    let mut work = Work { encoder, options, calibration: None, walk: Some((walk, stage.side_file()?)) };
-    run(&Archive::open(input)?, stage, &mut work, watch)
+    let archive = Archive::open(input)?;
+    let kept = stage.kept(&layers::identity(&archive, encoder, options, &walk)?)?;
+    let mut work = Work { encoder, options, calibration: None, walk: Some((walk, kept)) };
+    run(&archive, stage, &mut work, watch)
 }
 
 fn run(
@@ -226,7 +233,7 @@ fn write_model(
     let plan = work.plan(&matrices)?;
     let mut pace = ProgressReporter::new(watch, output, parts.iter().map(Part::elements));
     let mut made_before = match work.walk.take() {
-        Some((walk, file)) => Some(layers::encode(work, &matrices, &plan, (walk, file), &mut pace)?),
+        Some(walk) => Some(layers::encode(work, &matrices, &plan, walk, &mut pace)?),
         None => None,
     };
     let mut taken = 0;
@@ -236,7 +243,7 @@ fn write_model(
         let mut line = TensorReport::of_dense(entry);
         if selection.takes(entry) {
             let mut make = |at: usize| match &mut made_before {
-                Some(made) => made.read(at),
+                Some(made) => made.read(matrices.names[at], at),
                 None => {
                     pace.tell(Some((matrices.names[at], matrices.elements(at))))?;
                     let tensor = work.encode(&matrices, at, &plan[at], None)?;

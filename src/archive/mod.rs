@@ -19,6 +19,7 @@
 //! | keep what was fine-tuned, apart from the model | [`save_adapters`], [`load_adapters`] |
 //! | compare a compressed model with its original | [`verify`] |
 //! | write any output whole or not at all, replacing only what may be replaced | [`Stage`], [`abandon_outputs`] |
+//! | know where a calibrated conversion that was interrupted goes on from | [`kept_layers`] |
 //! | write a safetensors file without holding it in memory | [`SafetensorsWriter`] |
 //!
 //! Nothing is ever written half: every output is a [`Stage`], assembled beside its destination, synced, and given its name
@@ -60,7 +61,7 @@ pub use prune::prune;
 pub use read::{Archive, Entry};
 pub use safetensors::Dtype;
 pub use sharded::{ShardedArchive, open_sharded};
-pub use stage::{COMPANIONS, Scratch, Stage, abandon_outputs};
+pub use stage::{COMPANIONS, Scratch, Stage, abandon_outputs, kept_layers};
 pub use var_builder::{open, open_bytes, open_decoded};
 pub use verify::{CheckedTensor, VerifyReport, verify};
 pub use write::{SafetensorsWriter, Slot};

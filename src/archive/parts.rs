@@ -40,8 +40,13 @@ impl Made {
     /// The payload of a tensor, and what is reported of it.
     pub(super) fn of(tensor: &RbeTensor, plain: bool) -> Result<(Vec<u8>, Self)> {
         let payload = if plain { tensor.to_plain_bytes()? } else { tensor.to_bytes()? };
+        Ok((payload, Self::of_tensor(tensor)))
+    }
+
+    /// What is reported of a tensor.
+    pub(super) fn of_tensor(tensor: &RbeTensor) -> Self {
         let (summary, warning) = (tensor.summary().to_owned(), tensor.errors().warning());
-        Ok((payload, Self { summary, relative_error: tensor.relative_error(), warning }))
+        Self { summary, relative_error: tensor.relative_error(), warning }
     }
 }
 

@@ -6,6 +6,7 @@ use super::mix::{Share, mix};
 use super::options::CompressOptions;
 use super::parts::{Part, is_in_out};
 use super::roles::{Depth, Role, layer, share_input};
+use super::stage::Kept;
 use crate::models::Walk;
 use crate::nn::{Calibration, Gathered};
 use crate::{Encoder, EncoderConfig, Error, Rate, RbeTensor, Result};
@@ -16,7 +17,6 @@ use rbe_core::encode::{
     Importance, LayerStatistics, MatrixRef, Offer, RowScales, Scaling, column_scales, column_squares, share,
 };
 use std::collections::BTreeMap;
-use std::fs::File;
 
 /// The matrices that are compressed, in the order of the file.
 pub(super) struct Matrices<'a> {
@@ -89,8 +89,8 @@ pub(super) struct Work<'a, 'm> {
     pub encoder: &'a Encoder,
     pub options: &'a CompressOptions,
     pub calibration: Option<&'a mut Calibration<'m>>,
-    /// Through the model whose layers are to be calibrated one after another, and a file to keep payloads in.
-    pub walk: Option<(Walk, File)>,
+    /// Through the model whose layers are to be calibrated one after another, and what keeps their payloads.
+    pub walk: Option<(Walk, Kept)>,
 }
 
 /// How one matrix is encoded.

@@ -127,7 +127,9 @@ fn write_model(
     let (mut tensors_done, mut weights_done) = (0, 0);
     let mut tell = |part: Option<&Part>| {
         let name = part.map_or("", |part| &part.name);
-        if watch(Progress { name, tensors_done, tensors: parts.len(), weights_done, weights }).is_break() {
+        let tensors = parts.len();
+        let step = Progress { name, tensors_done, tensors, weights_done, weights, weights_kept: 0 };
+        if watch(step).is_break() {
             let stopped = std::io::Error::new(
                 std::io::ErrorKind::Interrupted,
                 "stopped on request; nothing is written",

@@ -1,16 +1,21 @@
 //! Outputs that appear whole or not at all: assembled beside the destination, synced, and given their name in one step.
 
+mod kept;
 mod rename;
 mod scratch;
 
+pub(super) use kept::Kept;
+pub use kept::kept_layers;
 pub use scratch::{Scratch, abandon_outputs};
 
 use super::{Archive, INDEX_FILE, MODEL_FILE};
 use crate::{Error, Result};
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// The files of a Hugging Face model directory that travel along when its weights are compressed.
 pub const COMPANIONS: [&str; 17] = [
@@ -34,7 +39,8 @@ pub const COMPANIONS: [&str; 17] = [
 ];
 
 /// One output under way, assembled in a [`Scratch`] directory beside its destination. Dropped before
-/// [`commit`](Self::commit), it leaves nothing behind.
+/// [`commit`](Self::commit), it leaves nothing behind but what a calibrated conversion keeps to go on with (hidden files
+/// `.NAME.*.layers`, [`kept_layers`]), which goes when the output is there.
 ///
 /// Every path that writes an output goes through here, so that all keep the same promises: what is at the destination stays
 /// there, whole, until the new output takes its name in one step; only what `overwrite` allows is replaced, and never a
@@ -49,6 +55,8 @@ pub struct Stage {
     destination: PathBuf,
     overwrite: bool,
     kind: Kind,
+    /// Files of what is kept, to be removed when the output is there.
+    kept: Mutex<BTreeSet<PathBuf>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -116,7 +124,7 @@ impl Stage {
         }
         refuse_foreign(&destination, &destination, kind)?;
         let scratch = Scratch::without_sweep(&destination)?;
-        Ok(Self { scratch, destination, overwrite, kind })
+        Ok(Self { scratch, destination, overwrite, kind, kept: Mutex::default() })
     }
 
     /// Where to write the output: a file that is not there yet, or a directory that is there and empty.
@@ -138,12 +146,21 @@ impl Stage {
         self.create(&path)
     }
 
-    /// A file without a name for what is needed until the output is done, on the output's disk.
+    /// What a run of the conversion that these hexadecimal digits identify has done, to go on with and to add to.
     ///
     /// # Errors
-    /// The system's.
-    pub(super) fn side_file(&self) -> Result<File> {
-        tempfile::tempfile_in(self.scratch.path()).map_err(|e| Error::io(&self.destination, e))
+    /// Another run of it is under way; the system's.
+    pub(super) fn kept(&self, identity: &str) -> Result<Kept> {
+        let path = kept::place(&self.destination, identity);
+        let kept = Kept::open(path.clone(), identity)?;
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).insert(path);
+        Ok(kept)
+    }
+
+    /// Files beside the destination of other conversions to it that did not finish: of other settings, another text or another model.
+    pub fn kept_by_others(&self) -> Vec<PathBuf> {
+        let own = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept::places(&self.destination).into_iter().filter(|path| !own.contains(path)).collect()
     }
 
     fn create(&self, path: &Path) -> Result<File> {
@@ -178,7 +195,7 @@ impl Stage {
     /// Nothing was written; something came to the destination meanwhile that is not to be replaced; on Windows, a model is loaded
     /// from what is to be replaced; the system's. The destination is then as it was.
     pub fn commit(self) -> Result<()> {
-        let (output, Self { scratch, destination, overwrite, kind }) = (self.path(), self);
+        let (output, Self { scratch, destination, overwrite, kind, kept }) = (self.path(), self);
         let failed = |e| Error::io(&destination, e);
         match kind {
             Kind::File => sync(&output).map_err(failed)?,
@@ -192,7 +209,9 @@ impl Stage {
         scratch.finish(&destination, || {
             place(&output, &destination, overwrite, kind)?;
             sync_directory(parent_of(&destination)).map_err(failed)
-        })
+        })?;
+        kept.into_inner().unwrap_or_else(PoisonError::into_inner).iter().for_each(|path| kept::remove(path));
+        Ok(())
     }
 }
 

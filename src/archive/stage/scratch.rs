@@ -23,16 +23,19 @@ const SUFFIX: &str = ".partial";
 /// How often a new directory is tried; another run takes away one that is not locked yet.
 const ATTEMPTS: usize = 16;
 
-/// The scratch directories of this process.
-struct Live {
+/// The scratch directories of this process, and what is kept beside its outputs.
+pub(super) struct Live {
     paths: BTreeSet<PathBuf>,
+    /// Files of work that is not finished.
+    pub(super) kept: BTreeSet<PathBuf>,
     /// Set by [`abandon_outputs`]: nothing is begun or finished any more.
     abandoned: bool,
 }
 
-static LIVE: Mutex<Live> = Mutex::new(Live { paths: BTreeSet::new(), abandoned: false });
+static LIVE: Mutex<Live> =
+    Mutex::new(Live { paths: BTreeSet::new(), kept: BTreeSet::new(), abandoned: false });
 
-fn live() -> MutexGuard<'static, Live> {
+pub(super) fn live() -> MutexGuard<'static, Live> {
     // The set is sound after every statement, so a panic elsewhere does not spoil it.
     LIVE.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -114,7 +117,8 @@ impl Drop for Scratch {
 }
 
 /// Removes all unfinished outputs of this process; the number of them. For a handler of interrupts, which then ends the
-/// process: nothing can be begun or finished any more, and who tries is told so by an error.
+/// process: nothing can be begun or finished any more, and who tries is told so by an error. [`kept_layers`](super::kept_layers)
+/// stay.
 pub fn abandon_outputs() -> usize {
     let mut live = live();
     live.abandoned = true;
@@ -166,12 +170,15 @@ pub(super) fn sweep(destination: &Path) {
 
 /// Whether `entry` is `.NAME.??????.partial`.
 fn is_scratch(entry: &OsStr, name: &OsStr) -> bool {
-    let inside = |entry: &[u8]| -> Option<Vec<u8>> {
-        let rest = entry.strip_prefix(b".")?.strip_prefix(name.as_encoded_bytes())?.strip_prefix(b".")?;
-        Some(rest.strip_suffix(SUFFIX.as_bytes())?.to_vec())
-    };
-    inside(entry.as_encoded_bytes())
+    without_end(entry, name, SUFFIX)
         .is_some_and(|inside| inside.len() == 6 && inside.iter().all(u8::is_ascii_alphanumeric))
+}
+
+/// What stands between `.NAME.` and `end` in the name of an entry.
+pub(super) fn without_end<'a>(entry: &'a OsStr, name: &OsStr, end: &str) -> Option<&'a [u8]> {
+    let entry = entry.as_encoded_bytes().strip_prefix(b".")?;
+    let rest = entry.strip_prefix(name.as_encoded_bytes())?.strip_prefix(b".")?;
+    rest.strip_suffix(end.as_bytes())
 }
 
 fn remove_abandoned(directory: &Path, destination: &Path) {

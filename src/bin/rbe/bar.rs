@@ -26,6 +26,11 @@ impl Bar {
     /// For a conversion to tell its steps to; never stops it, since an interrupt does that by itself.
     pub(crate) fn step(&self, step: Progress<'_>) -> ControlFlow<()> {
         self.set(step.weights_done, step.weights, step.name.to_owned());
+        if step.weights_kept > 0 && step.weights_kept == step.weights_done {
+            // What an earlier run did says nothing of the time that is left.
+            self.0.tick();
+            self.0.reset_eta();
+        }
         ControlFlow::Continue(())
     }
 

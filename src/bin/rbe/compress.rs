@@ -43,7 +43,8 @@ pub(crate) struct Compress {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["calibrate", "weights_only"])]
     imatrix: Option<PathBuf>,
     /// Keep the model's predictions on this text as close as the bits allow, layer by layer: each by what it sees behind the
-    /// layers in front of it as they are compressed (a model directory of a known architecture)
+    /// layers in front of it as they are compressed (a model directory of a known architecture). Layers that are done are kept
+    /// in a hidden file beside the output until it is there: the same command, typed again, goes on from them
     #[arg(long, value_name = "TEXT")]
     calibrate: Option<PathBuf>,
     /// Most windows of 256 tokens taken from the calibration text, spread evenly
@@ -93,15 +94,18 @@ impl Compress {
             _ => Known::Nothing,
         };
         let mut work = Work { compress: self, input, options, stage, known };
-        let mut report = match bound {
-            Some(bound) => work.compress_within(&bound, &encoder)?,
-            None => work.compress(&encoder)?,
+        let report = match bound {
+            Some(bound) => work.compress_within(&bound, &encoder),
+            None => work.compress(&encoder),
         };
+        let mut report = report.inspect_err(|_| print::kept(&archive::kept_layers()))?;
+        let others = work.stage.kept_by_others();
         work.stage.commit().with_context(|| self.failed())?;
         if archive::is_gguf(&given) {
             // Not of what it was unpacked to.
             report.bytes_before = bytes_of_parts(&given)?;
         }
+        print::kept_by_others(&others);
         print::warn_of(&report.non_finite);
         for line in &report.tensors {
             line.warning.iter().for_each(|warning| print::warn(&line.name, warning));

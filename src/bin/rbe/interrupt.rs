@@ -1,8 +1,8 @@
 //! What an interrupt (Ctrl-C, or being told to end) does to a command that writes: what it had begun is taken back, whatever
-//! it is in the midst of, and the process ends at once.
+//! it is in the midst of, and the process ends at once. What a calibration goes on from stays, and is named.
 
 use crate::{bar, print};
-use candle_rbe::archive::abandon_outputs;
+use candle_rbe::archive::{abandon_outputs, kept_layers};
 use std::process;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,6 +29,7 @@ fn interrupt() {
     bar::clear();
     if abandoned > 0 {
         print::note("error: stopped on request; nothing is written");
+        print::kept(&kept_layers());
     }
 }
 

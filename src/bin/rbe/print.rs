@@ -5,6 +5,7 @@ use candle_rbe::archive::NonFinite;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
+use std::path::PathBuf;
 
 /// Exactly one JSON object, and nothing else, on standard output.
 pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
@@ -28,6 +29,26 @@ pub(crate) fn line(text: &str) -> anyhow::Result<()> {
 /// A line on standard error, where somebody may read it: when it is closed, as a terminal that was shut is, nobody does.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// Says where a run that did not finish left what it had done.
+pub(crate) fn kept(files: &[PathBuf]) {
+    for file in files {
+        note(&format!(
+            "note: the layers that are done are kept in {}: the same command goes on from them; remove it if that is not wanted",
+            harmless(&file.display().to_string())
+        ));
+    }
+}
+
+/// Says what runs of other settings left, which the output does not need.
+pub(crate) fn kept_by_others(files: &[PathBuf]) {
+    for file in files {
+        note(&format!(
+            "note: {} keeps layers of an interrupted run with other settings; remove it if that is not to go on",
+            harmless(&file.display().to_string())
+        ));
+    }
 }
 
 /// A name or another text out of a file, on one line and without what could act on a terminal.

@@ -105,6 +105,18 @@ impl Walk {
         self.windows.iter().map(Tensor::elem_count).sum()
     }
 
+    /// The tokens of each window.
+    pub(crate) fn tokens_of_windows(&self) -> Result<Vec<Vec<u32>>> {
+        let tokens = |ids: &Tensor| Ok(ids.to_dtype(DType::U32)?.flatten_all()?.to_vec1()?);
+        self.windows.iter().map(tokens).collect()
+    }
+
+    /// All that decides what is seen but weights and tokens.
+    pub(crate) fn settings(&self) -> String {
+        let dtype = self.inside.as_ref().map(|inside| inside.dtype());
+        format!("{:?} {dtype:?} batches of {BATCH}", self.config)
+    }
+
     /// The weights of all layers that the walk comes to: linear layers, and the head or the table that is the head too.
     pub fn names(&self) -> Vec<String> {
         let layers = (0..self.config.layers.len()).flat_map(|index| self.names_in(index));
@@ -156,47 +168,71 @@ impl Walk {
     /// # Errors
     /// A tensor is missing or has another shape than the configuration says; an input is not finite; Candle's.
     pub fn step(&mut self, wanted: impl Fn(&str) -> bool) -> Result<Option<Seen>> {
-        loop {
-            self.place = self.next_place();
-            match self.place {
-                Place::Layer { index, step } => {
-                    self.enter(index, step)?;
-                    let range = self.config.layers[index].steps()[step].clone();
-                    let names = &self.names_in(index)[range.clone()];
-                    if names.iter().any(|name| wanted(name)) {
-                        return self.seen(index, names, range).map(Some);
-                    }
-                }
-                Place::Head => {
-                    self.finish_layer()?;
-                    let name = self.head_name();
-                    let inside = self.inside.take();
-                    if let Some(inside) = inside.filter(|_| wanted(&name)) {
-                        let norm = AnyNorm::new(
-                            self.config.norm,
-                            self.config.hidden_size,
-                            inside.pp(self.config.names.norm),
-                        )?;
-                        self.each(|path, _, window| {
-                            path.inputs[window] = norm.forward(&path.stream[window])?;
-                            Ok(())
-                        })?;
-                        drop(inside);
-                        let mut seen = self.products(self.config.vocab_size)?;
-                        if self.config.tie_word_embeddings {
-                            // What it makes up for as the head it would do to the vectors of tokens too.
-                            seen = seen.without_drift();
-                        }
-                        self.paths = Default::default();
-                        return Ok(Some(vec![(name, seen)]));
-                    }
-                }
-                Place::Start | Place::End => {
-                    self.paths = Default::default();
-                    return Ok(None);
-                }
+        while let Some(names) = self.go_on()? {
+            if names.iter().any(|name| wanted(name)) {
+                return self.seen().map(Some);
             }
         }
+        Ok(None)
+    }
+
+    /// Goes on to the next step, whatever it shows: the names of its layers' weights, `None` at the end. What they see,
+    /// [`seen`](Self::seen) says.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn go_on(&mut self) -> Result<Option<Vec<String>>> {
+        self.place = self.next_place();
+        match self.place {
+            Place::Layer { index, step } => {
+                self.enter(index, step)?;
+                let range = self.config.layers[index].steps()[step].clone();
+                Ok(Some(self.names_in(index)[range].to_vec()))
+            }
+            Place::Head => {
+                self.finish_layer()?;
+                Ok(Some(vec![self.head_name()]))
+            }
+            Place::Start | Place::End => {
+                (self.paths, self.inside) = (Default::default(), None);
+                Ok(None)
+            }
+        }
+    }
+
+    /// What the layers of the step that the walk is at see; of the head it says that once, since after it the model is not needed.
+    /// An expert that no token came to is left out.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn seen(&mut self) -> Result<Seen> {
+        match self.place {
+            Place::Layer { index, step } => {
+                let range = self.config.layers[index].steps()[step].clone();
+                let names = &self.names_in(index)[range.clone()];
+                self.seen_in(index, names, range)
+            }
+            Place::Head => self.seen_by_head(),
+            Place::Start | Place::End => Ok(Vec::new()),
+        }
+    }
+
+    fn seen_by_head(&mut self) -> Result<Seen> {
+        let Some(inside) = self.inside.take() else { return Ok(Vec::new()) };
+        let Config { norm, hidden_size, vocab_size, tie_word_embeddings, ref names, .. } = self.config;
+        let norm = AnyNorm::new(norm, hidden_size, inside.pp(names.norm))?;
+        self.each(|path, _, window| {
+            path.inputs[window] = norm.forward(&path.stream[window])?;
+            Ok(())
+        })?;
+        drop(inside);
+        let mut seen = self.products(vocab_size)?;
+        if tie_word_embeddings {
+            // What it makes up for as the head it would do to the vectors of tokens too.
+            seen = seen.without_drift();
+        }
+        self.paths = Default::default();
+        Ok(vec![(self.head_name(), seen)])
     }
 
     fn weights(&self) -> Result<&VarBuilder<'static>> {
@@ -302,7 +338,7 @@ impl Walk {
     }
 
     /// What the layers of a step see on the compressed path.
-    fn seen(&mut self, index: usize, names: &[String], range: Range<usize>) -> Result<Seen> {
+    fn seen_in(&mut self, index: usize, names: &[String], range: Range<usize>) -> Result<Seen> {
         let Some(layer) = &mut self.paths[COMPRESSED].layer else { return Ok(Vec::new()) };
         let linears = layer.linears_mut().into_iter().skip(range.start).take(range.len());
         let outputs: Vec<usize> = linears.map(|linear| linear.weight().dims()[0]).collect();
