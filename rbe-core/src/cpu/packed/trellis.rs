@@ -19,7 +19,7 @@ const GROUP_BATCH_TILE: usize = 256;
 /// Rows for which it is worth to decode a scale group again.
 const DECODE_WORTH_BATCH: usize = 32;
 /// Items that keep all threads busy to the end.
-const ENOUGH_ITEMS: usize = 16;
+const ENOUGH_ITEMS: usize = 32;
 
 thread_local! {
     /// Sums of all items, between products.
@@ -105,8 +105,8 @@ impl DenseTerm for PackedTrellis {
     }
 }
 
-/// How a product is cut into items: block row by block row. Where there are few block rows, their part of the batch or else
-/// their blocks are shared out too. How depends on the shape alone, so the sums are the same on any pool.
+/// How a product is cut into items: block row by block row. Where there are few block rows, their blocks are shared out too, and
+/// where these are few, their part of the batch. How depends on the shape alone, so the sums are the same on any pool.
 #[derive(Clone, Copy)]
 struct Items {
     layout: Layout,
@@ -123,9 +123,10 @@ struct Items {
 impl Items {
     fn new(layout: Layout, batch: usize) -> Self {
         let wanted = ENOUGH_ITEMS.div_ceil(layout.block_rows());
-        let batch_parts = wanted.min(batch / DECODE_WORTH_BATCH).max(batch.div_ceil(GROUP_BATCH_TILE)).max(1);
+        let tiles = batch.div_ceil(GROUP_BATCH_TILE);
+        let column_parts = wanted.div_ceil(tiles).clamp(1, layout.block_cols());
+        let batch_parts = (wanted / column_parts).min(batch / DECODE_WORTH_BATCH).max(tiles);
         let part_batch = batch.div_ceil(batch_parts);
-        let column_parts = (wanted / batch_parts).clamp(1, layout.block_cols());
         let stride = part_batch * Packing::new(layout.row_cut().longest()).tiles();
         Self { layout, batch, batch_parts, part_batch, column_parts, stride }
     }
