@@ -337,6 +337,7 @@ fn inputs_of_every_kind_are_what_they_are_to_candles_layer() -> Result<()> {
             }
             _ => candle_rbe::Linear::new(Weight::compressed(weight.clone(), dtype), Some(bias.clone())),
         };
+        let dense = candle_rbe::Linear::new(decoded.to_dtype(dtype)?, Some(bias.clone()));
         let theirs = Linear::new(decoded.to_dtype(dtype)?, Some(bias));
         let wide = input((4, 3, 96))?.to_dtype(dtype)?;
         let inputs = [
@@ -349,10 +350,13 @@ fn inputs_of_every_kind_are_what_they_are_to_candles_layer() -> Result<()> {
             ("a row for all", input((1, 48))?.to_dtype(dtype)?.broadcast_as((3, 48))?),
         ];
         for (what, x) in inputs {
-            let (y, expected) = (ours.forward(&x)?, theirs.forward(&x.contiguous()?)?);
-            assert_eq!((y.dims(), y.dtype()), (expected.dims(), dtype), "{dtype:?}, {what}");
-            let error = relative_error(&y, &expected)?;
-            assert!(error <= near, "{dtype:?}, {what}: {error:e}");
+            let expected = theirs.forward(&x.contiguous()?)?;
+            for (which, layer) in [("compressed", &ours), ("dense", &dense)] {
+                let (y, context) = (layer.forward(&x)?, format!("{which}, {dtype:?}, {what}"));
+                assert_eq!((y.dims(), y.dtype()), (expected.dims(), dtype), "{context}");
+                let error = relative_error(&y, &expected)?;
+                assert!(error <= near, "{context}: {error:e}");
+            }
         }
         // Candle's own layer, which has F64, refuses batches of no rows.
         let empty = [&[0, 48][..], &[2, 0, 48]];
@@ -362,6 +366,23 @@ fn inputs_of_every_kind_are_what_they_are_to_candles_layer() -> Result<()> {
         }
         assert!(ours.forward(&Tensor::zeros((2, 47), dtype, &Device::Cpu)?).is_err());
         assert!(ours.forward(&Tensor::zeros((2, 48), DType::U32, &Device::Cpu)?).is_err());
+    }
+    Ok(())
+}
+
+#[test]
+fn gradients_go_through_dense_layers_as_through_candles() -> Result<()> {
+    let (weight, bias) = (weight(24, 40)?, input(24)?);
+    let x = input((3, 40))?;
+    let gradients = |forward: &dyn Fn(&Tensor, &Tensor) -> Result<Tensor>| -> Result<[Tensor; 2]> {
+        let (weight, x) = (Var::from_tensor(&weight)?, Var::from_tensor(&x)?);
+        let gradients = forward(&weight, &x)?.sqr()?.sum_all()?.backward()?;
+        Ok([&weight, &x].map(|var| gradients.get(var).expect("a gradient").clone()))
+    };
+    let ours = gradients(&|w, x| candle_rbe::Linear::new(w.clone(), Some(bias.clone())).forward(x))?;
+    let theirs = gradients(&|w, x| Linear::new(w.clone(), Some(bias.clone())).forward(x))?;
+    for (ours, theirs) in ours.iter().zip(&theirs) {
+        assert!(relative_error(ours, theirs)? < 1e-6);
     }
     Ok(())
 }

@@ -48,6 +48,7 @@
 
 use super::mode::default_layer_config;
 use super::{DecodeReason, RbeLinear, SpectralAdapter, TrainableLinear, Weight};
+use crate::ops;
 use candle_core::{DType, Result, Tensor};
 use candle_nn::Module;
 use std::sync::Arc;
@@ -64,7 +65,7 @@ pub struct Linear {
 /// What a [`Linear`] multiplies with.
 #[derive(Clone, Debug)]
 pub enum Layer {
-    /// Candle's own layer.
+    /// Candle's own layer, multiplied on the threads of the compressed ones.
     Dense(candle_nn::Linear),
     /// The compressed layer.
     Rbe(RbeLinear),
@@ -150,7 +151,7 @@ impl Module for Linear {
     /// F64, is decoded at its first forward ([`DecodeReason::DoublePrecision`]).
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = match &self.layer {
-            Layer::Dense(linear) => linear.forward(x),
+            Layer::Dense(linear) => ops::dense_forward(linear, x),
             Layer::Rbe(linear) if in_f64(x, &self.weight) => {
                 let weight = self.weight.tensor_for(DecodeReason::DoublePrecision)?;
                 candle_nn::Linear::new(weight.clone(), linear.bias().cloned()).forward(x)

@@ -1,6 +1,7 @@
 //! Candle custom ops on compressed tensors.
 
 mod attention;
+mod dense;
 mod gather;
 mod matmul;
 mod matmul_all;
@@ -9,6 +10,7 @@ mod norm;
 mod parametric;
 
 pub use attention::{AttentionMask, attention};
+pub(crate) use dense::dense_forward;
 pub use gather::gather;
 pub use matmul::matmul;
 pub(crate) use matmul::matmul_with_gradient;

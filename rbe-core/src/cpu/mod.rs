@@ -16,6 +16,7 @@
 mod activations;
 mod attention;
 mod axis;
+mod dense;
 mod exec;
 mod features;
 mod gemm;
@@ -31,6 +32,7 @@ mod spmm;
 mod viterbi;
 
 pub use attention::{Attention, Heads, attention, attention_gradients};
+pub use dense::dense_matmul;
 pub use features::{Level, level, levels, requested_level};
 pub use layout::Precision;
 pub use matrix::PackedMatrix;

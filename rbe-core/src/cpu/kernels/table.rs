@@ -35,6 +35,7 @@ type TakeDigit = unsafe fn(&mut [f32], scale: f32, digits: &mut [i8]);
 type RowsToLanes = unsafe fn(rows: &[f32], stride: usize, lanes: &mut [Lanes; LANES]);
 type LanesToRows = unsafe fn(lanes: &[Lanes; LANES], rows: &mut [f32], stride: usize);
 type Norm = unsafe fn(NormRow, bias: &[f32], out: &mut [f32]);
+type Dot = unsafe fn(&[f32], &[f32]) -> f32;
 type Dct<L> = unsafe fn(&mut [L], &mut [L]);
 /// [`step`](super::generic::viterbi::step) with a number of bits.
 type Viterbi = unsafe fn(&[u16], &[i16], i16, next: &mut [u16]) -> u16;
@@ -72,6 +73,8 @@ pub(in crate::cpu) struct Kernels {
     pub(super) norm: Op<Norm>,
     pub(super) norm_gradient: Op<unsafe fn(NormRow, g: &[f32], NormGradient)>,
     pub(super) exp: Op<unsafe fn(&mut [f32], f32) -> f32>,
+    /// The dot product of dense vectors of one length.
+    pub(super) dot: Op<Dot>,
     /// For trellises of 1 to 4 bits.
     pub(super) viterbi: Op<[Viterbi; 4]>,
 }
@@ -79,7 +82,7 @@ pub(in crate::cpu) struct Kernels {
 #[cfg(test)]
 impl Kernels {
     /// Every operation with the level whose it is.
-    pub(in crate::cpu::kernels) fn levels(&self) -> [(&'static str, &'static str); 22] {
+    pub(in crate::cpu::kernels) fn levels(&self) -> [(&'static str, &'static str); 23] {
         // Whole, so that none is forgotten.
         let Self {
             planes,
@@ -103,6 +106,7 @@ impl Kernels {
             norm,
             norm_gradient,
             exp,
+            dot,
             viterbi,
         } = *self;
         [
@@ -127,6 +131,7 @@ impl Kernels {
             ("norm", norm.level),
             ("norm_gradient", norm_gradient.level),
             ("exp", exp.level),
+            ("dot", dot.level),
             ("viterbi", viterbi.level),
         ]
     }
@@ -213,6 +218,13 @@ impl Kernels {
     pub(in crate::cpu) fn exp(&self, x: &mut [f32], shift: f32) -> f32 {
         // SAFETY: as in `planes`.
         unsafe { (self.exp.run)(x, shift) }
+    }
+
+    /// The dot product of dense vectors.
+    pub(in crate::cpu) fn dot(&self, a: &[f32], b: &[f32]) -> f32 {
+        assert_eq!(a.len(), b.len());
+        // SAFETY: as in `planes`.
+        unsafe { (self.dot.run)(a, b) }
     }
 
     pub(in crate::cpu) fn largest(&self, x: &[f32]) -> f32 {

@@ -5,6 +5,7 @@ pub(super) mod activations;
 pub(super) mod columns;
 pub(super) mod dct;
 pub(super) mod decode;
+pub(super) mod dense;
 // NEON multiplies by lanes of a register instead.
 #[cfg(target_arch = "x86_64")]
 pub(super) mod dot;

@@ -5,7 +5,7 @@ mod isa;
 mod planes;
 mod trellis;
 
-use super::generic::{activations, lanes, norm, sparse, viterbi::plain_step};
+use super::generic::{activations, dense, lanes, norm, sparse, viterbi::plain_step};
 use super::level::LevelSpec;
 use super::table::{Kernels, Op};
 use isa::Scalar;
@@ -37,5 +37,6 @@ pub(super) const TABLE: Kernels = Kernels {
     norm: Op::new(NAME, norm::norm),
     norm_gradient: Op::new(NAME, norm::norm_gradient),
     exp: Op::new(NAME, norm::exp),
+    dot: Op::new(NAME, dense::dot),
     viterbi: Op::new(NAME, [plain_step::<2>, plain_step::<4>, plain_step::<8>, plain_step::<16>]),
 };

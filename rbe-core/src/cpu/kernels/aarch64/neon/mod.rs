@@ -31,6 +31,7 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
         "norm",
         "norm_gradient",
         "exp",
+        "dot",
     ],
 };
 

@@ -1,7 +1,7 @@
-//! Norms, exponentials and activations: the generic loops.
+//! Norms, exponentials, dot products and activations: the generic loops.
 
 use crate::cpu::kernels::generic::norm::{NormGradient, NormRow};
-use crate::cpu::kernels::generic::{activations, norm};
+use crate::cpu::kernels::generic::{activations, dense, norm};
 use crate::cpu::kernels::x86_64::frame::align_frame;
 
 #[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
@@ -20,6 +20,12 @@ pub(super) fn norm_gradient(row: NormRow, g: &[f32], out: NormGradient) {
 pub(super) fn exp(x: &mut [f32], shift: f32) -> f32 {
     align_frame();
     norm::exp(x, shift)
+}
+
+#[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    align_frame();
+    dense::dot(a, b)
 }
 
 #[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]

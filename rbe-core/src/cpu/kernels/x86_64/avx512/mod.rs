@@ -55,5 +55,6 @@ pub(super) const TABLE: Kernels = Kernels {
     norm: Op::new(NAME, dense::norm),
     norm_gradient: Op::new(NAME, dense::norm_gradient),
     exp: Op::new(NAME, dense::exp),
+    dot: Op::new(NAME, dense::dot),
     viterbi: Op::new(NAME, [viterbi::step::<2>, viterbi::step::<4>, viterbi::step::<8>, viterbi::step::<16>]),
 };
