@@ -77,6 +77,12 @@ impl Column<'_> {
         self.bits_from(row * usize::from(self.code.bits()))
     }
 
+    /// The cycle's bytes, where it has whole ones.
+    pub(crate) fn whole_bytes(&self) -> Option<&[u8]> {
+        let cycle = self.rows * usize::from(self.code.bits());
+        (self.first == 0 && cycle.is_multiple_of(8)).then(|| &self.bytes[..cycle / 8])
+    }
+
     /// Sixteen bits from bit `at` on; after the cycle's last bit it begins again.
     pub(crate) fn bits_from(&self, at: usize) -> u16 {
         let cycle = self.rows * usize::from(self.code.bits());

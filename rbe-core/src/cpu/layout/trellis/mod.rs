@@ -153,11 +153,21 @@ impl PackedTrellis {
                 let (group, member) = (col / QUAD, col % QUAD);
                 let bundle = packing.bundle_lines(k);
                 let lines = &mut lines[group / packing.groups() * bundle..][..bundle];
+                let first_lane = group % packing.groups() * packing.lanes;
+                let place = |period: usize| QUAD * (first_lane + period) + member;
+                // So are nearly all columns, and copying their bytes takes a tenth of the time.
+                if let Some(bytes) = column.whole_bytes().filter(|_| packing.is_full()) {
+                    for (period, bytes) in bytes.chunks_exact(lines.len()).enumerate() {
+                        for (line, byte) in lines.iter_mut().zip(bytes) {
+                            line.0[place(period)] = *byte;
+                        }
+                    }
+                    continue;
+                }
                 for period in 0..scale_group.height.div_ceil(PERIOD) {
-                    let lane = group % packing.groups() * packing.lanes + period;
                     for (byte, line) in lines.iter_mut().enumerate() {
                         let bits = column.bits_from(PERIOD * usize::from(k) * period + 8 * byte);
-                        line.0[QUAD * lane + member] = bits as u8;
+                        line.0[place(period)] = bits as u8;
                     }
                 }
             }
