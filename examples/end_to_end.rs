@@ -4,15 +4,15 @@
 //! cargo run --release --features cli --example end_to_end -- [BITS] [MODEL_DIR]
 //! ```
 //!
-//! The same weights as `candle_transformers`' LLaMA in F32, as its quantised LLaMA (a GGUF of each type, made here), and as
-//! this crate's with compressed projections. Embeddings, norms and the output head are F32 in all. Every model reads the
+//! The same weights as `candle_transformers`' LLaMA in F32, as its quantised LLaMA (a GGUF of each type whose blocks the matrices have
+//! room for, made here), and as this crate's compressed model: all matrices, the token table and the head too. Every model reads the
 //! same 384 tokens and writes 96 after them, four times; the best counts. Each runs in a process of its own (this program,
 //! called with its row's name), so that the peak of memory is its own; where the system does not tell, there is none.
 
 use anyhow::{Context, Result, ensure};
 use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
 use candle_core::{D, DType, Device, Tensor};
-use candle_rbe::archive::{self, CompressOptions, Selection};
+use candle_rbe::archive::{self, CompressOptions};
 use candle_rbe::models::{CausalLm, Model};
 use candle_rbe::{
     Budget, Encoder, EncoderConfig, LayerConfig, Precision, Rate, TermChoice, set_default_layer_config,
@@ -30,9 +30,10 @@ use tokenizers::Tokenizer;
 
 const PROMPT: usize = 384;
 const WRITTEN: usize = 96;
-const TYPES: [(&str, GgmlDType); 5] = [
+const TYPES: [(&str, GgmlDType); 6] = [
     ("Q2_K", GgmlDType::Q2K),
     ("Q3_K", GgmlDType::Q3K),
+    ("Q4_0", GgmlDType::Q4_0),
     ("Q4_K", GgmlDType::Q4K),
     ("Q6_K", GgmlDType::Q6K),
     ("Q8_0", GgmlDType::Q8_0),
@@ -49,8 +50,8 @@ const OURS: [(&str, TermChoice, Precision); 4] = [
 struct Measured {
     read_per_second: f64,
     written_per_second: f64,
-    /// Bytes of the projections as they lie in memory or in the file.
-    projections: usize,
+    /// Bytes of all matrices in the file.
+    matrices: usize,
     /// Largest resident memory of the process, from before its model was loaded on.
     peak: Option<u64>,
     /// Logits of the last token of the prompt.
@@ -61,7 +62,7 @@ struct Measured {
 type Forward<'m> = Box<dyn FnMut(&Tensor, usize) -> Result<Tensor> + 'm>;
 
 /// Reads and writes, four times.
-fn measure(mut forward: Forward, tokens: &[u32], projections: usize) -> Result<Measured> {
+fn measure(mut forward: Forward, tokens: &[u32], matrices: usize) -> Result<Measured> {
     let prompt = Tensor::new(&tokens[..PROMPT], &Device::Cpu)?.unsqueeze(0)?;
     let mut best = [f64::INFINITY; 2];
     let mut logits = vec![];
@@ -80,7 +81,7 @@ fn measure(mut forward: Forward, tokens: &[u32], projections: usize) -> Result<M
     Ok(Measured {
         read_per_second: PROMPT as f64 / best[0],
         written_per_second: WRITTEN as f64 / best[1],
-        projections,
+        matrices,
         peak: peak_memory(),
         logits,
     })
@@ -119,7 +120,7 @@ const GGUF_NAMES: [(&str, &str); 9] = [
     ("post_attention_layernorm", "ffn_norm"),
 ];
 
-/// A GGUF whose projections have a type.
+/// A GGUF whose matrices have a type.
 fn write_gguf(dir: &Path, config: &Config, dtype: GgmlDType, out: &Path) -> Result<()> {
     let weights = candle_core::safetensors::load(dir.join("model.safetensors"), &Device::Cpu)?;
     let mut tensors = HashMap::new();
@@ -128,9 +129,12 @@ fn write_gguf(dir: &Path, config: &Config, dtype: GgmlDType, out: &Path) -> Resu
         Ok(())
     };
     let weight = |name: &str| weights.get(name).with_context(|| format!("no {name}"));
-    put("token_embd.weight".into(), weight("model.embed_tokens.weight")?, GgmlDType::F32)?;
+    put("token_embd.weight".into(), weight("model.embed_tokens.weight")?, dtype)?;
     put("output_norm.weight".into(), weight("model.norm.weight")?, GgmlDType::F32)?;
-    put("output.weight".into(), weight("lm_head.weight")?, GgmlDType::F32)?;
+    // Where there is none, Candle's takes the table.
+    if let Some(head) = weights.get("lm_head.weight") {
+        put("output.weight".into(), head, dtype)?;
+    }
     for layer in 0..config.num_hidden_layers {
         for (theirs, short) in GGUF_NAMES {
             let mut value = weight(&format!("model.layers.{layer}.{theirs}.weight"))?.clone();
@@ -168,19 +172,19 @@ fn write_gguf(dir: &Path, config: &Config, dtype: GgmlDType, out: &Path) -> Resu
 fn quantized(gguf: &Path, tokens: &[u32]) -> Result<Measured> {
     let mut file = Cursor::new(std::fs::read(gguf)?);
     let content = gguf_file::Content::read(&mut file)?;
-    let projections = content.tensor_infos.values().filter(|info| info.ggml_dtype != GgmlDType::F32);
+    let matrices = content.tensor_infos.values().filter(|info| info.ggml_dtype != GgmlDType::F32);
     let bytes = |info: &gguf_file::TensorInfo| {
         info.shape.elem_count() / info.ggml_dtype.block_size() * info.ggml_dtype.type_size()
     };
-    let projections = projections.map(bytes).sum();
+    let matrices = matrices.map(bytes).sum();
     let mut model = ModelWeights::from_gguf(content, &mut file, &Device::Cpu)?;
     drop(file);
-    measure(Box::new(|ids, position| Ok(model.forward(ids, position)?)), tokens, projections)
+    measure(Box::new(|ids, position| Ok(model.forward(ids, position)?)), tokens, matrices)
 }
 
 fn compressed(dir: &Path, tokens: &[u32]) -> Result<Measured> {
     let file = archive::Archive::open(dir)?;
-    let projections = file.entries().filter(|entry| entry.compressed).map(|entry| entry.bytes).sum();
+    let matrices = file.entries().filter(|entry| entry.compressed).map(|entry| entry.bytes).sum();
     drop(file);
     let model = Model::load(dir, archive::open(dir, DType::F32, &Device::Cpu)?)?;
     let mut cache = model.new_cache();
@@ -190,7 +194,7 @@ fn compressed(dir: &Path, tokens: &[u32]) -> Result<Measured> {
         }
         Ok(model.forward_last(ids, Some(&mut cache))?)
     };
-    measure(Box::new(forward), tokens, projections)
+    measure(Box::new(forward), tokens, matrices)
 }
 
 /// One row, in a process of its own; `path` is what the row's model is loaded from.
@@ -228,23 +232,29 @@ fn main() -> Result<()> {
     let config = config(dir)?;
     let room = tempfile::tempdir()?;
     let mut rows = vec![("F32".to_owned(), dir.to_owned())];
-    for (name, dtype) in TYPES {
+    let has_room = |dtype: GgmlDType| {
+        [config.hidden_size, config.intermediate_size]
+            .iter()
+            .all(|cols| cols.is_multiple_of(dtype.block_size()))
+    };
+    for (name, dtype) in TYPES.into_iter().filter(|(_, dtype)| has_room(*dtype)) {
         let path = room.path().join(name);
         write_gguf(dir, &config, dtype, &path)?;
         rows.push((name.into(), path));
     }
     for (name, term, _) in OURS {
-        let path = room.path().join(name);
-        let encoder =
-            Encoder::new(EncoderConfig { term, budget: Budget::Memory, ..Rate::BitsPerWeight(bits).into() })?;
-        let selection = Selection::new(Some(r"_proj\.weight$"), None)?;
-        let options = CompressOptions { selection, plain: true, ..CompressOptions::default() };
-        archive::compress(dir, &path, &encoder, &options, &mut |_| ControlFlow::Continue(()))?;
+        let path = room.path().join(format!("{term:?}"));
+        if !path.exists() {
+            let config = EncoderConfig { term, budget: Budget::Memory, ..Rate::BitsPerWeight(bits).into() };
+            let options = CompressOptions { plain: true, ..CompressOptions::default() };
+            let mut go_on = |_: archive::Progress| ControlFlow::Continue(());
+            archive::compress(dir, &path, &Encoder::new(config)?, &options, &mut go_on)?;
+        }
         rows.push((name.into(), path));
     }
     println!(
         "{:<16} {:>10} {:>12} {:>13} {:>10} {:>9}",
-        "", "read / s", "written / s", "projections", "peak", "logits"
+        "", "read / s", "written / s", "matrices", "peak", "logits"
     );
     let mut expected: Option<Vec<f32>> = None;
     for (name, path) in rows {
@@ -261,7 +271,7 @@ fn main() -> Result<()> {
             "{name:<16} {:>10.0} {:>12.0} {:>13} {:>10} {error:>9.4}",
             measured.read_per_second,
             measured.written_per_second,
-            if measured.projections > 0 { megabytes(measured.projections as f64) } else { "-".into() },
+            if measured.matrices > 0 { megabytes(measured.matrices as f64) } else { "-".into() },
             measured.peak.map_or_else(|| "-".into(), |peak| megabytes(peak as f64)),
         );
     }
