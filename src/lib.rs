@@ -130,7 +130,7 @@
 //! | [`ops`] | Candle custom ops with gradients: products, norms, attention; gather |
 //! | [`RbeTensor`] | a compressed tensor on a Candle device |
 //! | [`encode`] | from a matrix to terms |
-//! | [`cpu`] | the fast kernels, chosen for the running processor (`RBE_CPU=scalar`, `avx2`, `avx512`, on ARM `neon`, `neon-dot`, asks for one of them) |
+//! | [`cpu`] | the fast kernels, chosen for the running processor (`RBE_CPU=scalar`, `avx2`, `avx-vnni`, `avx512-bw`, `avx512-vnni`, `avx512`, on ARM `neon`, `neon-dot`, asks for one of them) |
 //! | [`cuda`] | the same products on a CUDA device (feature `cuda`) |
 //! | [`codec`] | the definition, in plain Rust, and the bytes |
 //!
@@ -139,7 +139,8 @@
 //!
 //! # Targets
 //!
-//! Kernels are there for x86-64 and little-endian AArch64; every other processor runs plain Rust. On `wasm32-unknown-unknown`
+//! Kernels are there for x86-64, little-endian AArch64 and, in a module that is built with `-C target-feature=+simd128`,
+//! WebAssembly; every other processor runs plain Rust. On `wasm32-unknown-unknown`
 //! there are no files, threads or clock: take the feature `js`, which brings random numbers (Candle does not compile without)
 //! and the time from a browser or Node; [`RbeTensor::from_bytes`] and [`archive::open_bytes`] read what is in memory.
 //! Whatever takes a path is an error there. `examples/browser` is a page on which a compressed model writes.

@@ -13,9 +13,13 @@ use std::sync::OnceLock;
 /// |---|---|
 /// | every | `scalar`: what every processor of the target has |
 /// | x86-64 | `avx2`: AVX2, FMA and F16C (Haswell, Zen) |
-/// | | `avx512`: AVX-512 F, BW, DQ, VL, VBMI, VBMI2, VNNI and GFNI (Ice Lake, Zen 4) |
+/// | | `avx-vnni`: AVX2 and the dot products of bytes that are encoded like it (Alder Lake) |
+/// | | `avx512-bw`: AVX-512 F, BW, DQ and VL (Skylake-X) |
+/// | | `avx512-vnni`: that and VNNI (Cascade Lake) |
+/// | | `avx512`: that, VBMI, VBMI2 and GFNI (Ice Lake, Zen 4) |
 /// | AArch64, little-endian | `neon`: NEON (Cortex-A53, A72) |
 /// | | `neon-dot`: NEON and its dot products of bytes, `dotprod` (Cortex-A55, A76, Neoverse, Apple M1) |
+/// | wasm32 | `simd128`: registers of 128 bits, in a module that is built with `-C target-feature=+simd128` |
 #[derive(Clone, Copy)]
 pub struct Level(&'static LevelSpec);
 

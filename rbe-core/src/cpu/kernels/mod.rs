@@ -10,7 +10,7 @@
 // Bytes of a register are numbered from the lowest.
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 mod aarch64;
-// An architecture without kernels of its own needs a part of this and of `unroll` only.
+// An architecture without kernels of its own, or with few, needs a part of this and of `unroll` only.
 #[cfg_attr(
     not(any(all(target_arch = "aarch64", target_endian = "little"), target_arch = "x86_64")),
     allow(dead_code)
@@ -25,6 +25,8 @@ mod table;
     allow(unused_macros, unused_imports)
 )]
 mod unroll;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+mod wasm32;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
@@ -40,11 +42,21 @@ pub(super) static LEVELS: &[&LevelSpec] = &[
     #[cfg(target_arch = "x86_64")]
     &x86_64::avx2::LEVEL,
     #[cfg(target_arch = "x86_64")]
+    &x86_64::avx_vnni::LEVEL,
+    #[cfg(all(target_arch = "x86_64", test))]
+    &x86_64::avx_vnni::AS_AVX512_ENCODES_IT,
+    #[cfg(target_arch = "x86_64")]
+    &x86_64::avx512_bw::LEVEL,
+    #[cfg(target_arch = "x86_64")]
+    &x86_64::avx512_vnni::LEVEL,
+    #[cfg(target_arch = "x86_64")]
     &x86_64::avx512::LEVEL,
     #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
     &aarch64::neon::LEVEL,
     #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
     &aarch64::neon_dot::LEVEL,
+    #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+    &wasm32::simd128::LEVEL,
 ];
 
 #[cfg(test)]

@@ -7,8 +7,9 @@ pub(super) mod dct;
 pub(super) mod decode;
 pub(super) mod dense;
 // NEON multiplies by lanes of a register instead.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "wasm32", target_arch = "x86_64"))]
 pub(super) mod dot;
+pub(super) mod fused;
 pub(super) mod lanes;
 pub(super) mod norm;
 pub(super) mod planes;

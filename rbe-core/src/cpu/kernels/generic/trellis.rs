@@ -71,6 +71,14 @@ impl<'a> DecodedStrips<'a> {
     }
 }
 
+/// Which tile is multiplied, from which digit on, and how far apart the vectors' sums are.
+#[derive(Clone, Copy)]
+pub(in crate::cpu) struct Place {
+    pub tile: usize,
+    pub digit: usize,
+    pub stride: usize,
+}
+
 /// A level's way through a trellis.
 pub(in crate::cpu) trait Decode: Isa {
     /// The codes of one register's groups: `codes[s * stride]` has row `s` of each lane's period.
@@ -78,7 +86,10 @@ pub(in crate::cpu) trait Decode: Isa {
 }
 
 /// What multiplies decoded scale groups in [`product`].
-pub(in crate::cpu) trait MultiplyTile: Decode + DotTile {
+pub(in crate::cpu) trait MultiplyTile: Decode {
+    /// What codes have too much where they are multiplied.
+    const CODE_BIAS: i32;
+
     /// Adds the products of one tile of decoded scale groups with all their digits to the vectors' sums, `stride` apart:
     /// [`multiply_tile`], or a faster way.
     fn multiply_tile(self, scale_groups: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize);
@@ -130,7 +141,7 @@ pub(in crate::cpu) fn product<I: MultiplyTile>(
         for (n, sums) in sums.chunks_mut(batch_at_once * tiles).enumerate() {
             let first = n * batch_at_once;
             let x = x.part(first..first + sums.len() / tiles);
-            let scale_groups = DecodedStrips::new(&codes[..count], &places, x, j, BIAS - I::BYTE_BIAS);
+            let scale_groups = DecodedStrips::new(&codes[..count], &places, x, j, I::CODE_BIAS);
             for tile in 0..tiles {
                 isa.multiply_tile(&scale_groups, tile, sums, tiles);
             }
@@ -154,8 +165,7 @@ fn product_of_few<I: MultiplyTile>(
         for (first, scale_group) in term.block_groups(term.layout().block_at(i, j)) {
             decode_group(isa, &scale_group, &mut codes);
             let places = [(first, scale_group.scale); MOST_GROUPS];
-            let scale_groups =
-                DecodedStrips::new(std::slice::from_ref(&codes), &places, x, j, BIAS - I::BYTE_BIAS);
+            let scale_groups = DecodedStrips::new(std::slice::from_ref(&codes), &places, x, j, I::CODE_BIAS);
             for tile in 0..tiles {
                 isa.multiply_tile(&scale_groups, tile, sums, tiles);
             }
@@ -226,6 +236,11 @@ fn transposed_by_rows<I: Decode>(isa: I, term: &PackedTrellis, block: Block, g: 
             }
         }
     }
+}
+
+/// [`MultiplyTile::CODE_BIAS`] where it multiplies by the micro-kernel.
+pub(in crate::cpu) const fn code_bias<I: DotTile>() -> i32 {
+    BIAS - I::BYTE_BIAS
 }
 
 /// [`MultiplyTile::multiply_tile`] by the micro-kernel; `add` is [`add_dots`], compiled for the level.

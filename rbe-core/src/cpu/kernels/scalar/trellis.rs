@@ -36,6 +36,8 @@ impl Decode for Scalar {
 }
 
 impl MultiplyTile for Scalar {
+    const CODE_BIAS: i32 = generic::code_bias::<Self>();
+
     fn multiply_tile(self, scale_groups: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
         generic::multiply_tile(self, scale_groups, tile, sums, stride, add_dots);
     }

@@ -4,24 +4,41 @@ use crate::cpu::kernels::isa::{Bytes, Isa};
 use crate::cpu::layout::planes::Line;
 use std::arch::aarch64::*;
 
+/// NEON's registers, by a proof of its instructions, or of more: what multiplies them goes by that.
+#[derive(Clone, Copy)]
+pub(in crate::cpu::kernels::aarch64) struct Neon<P = Own>(P);
+
 /// Proof of the level's instructions.
 #[derive(Clone, Copy)]
-pub(super) struct Neon(());
+pub(in crate::cpu::kernels::aarch64) struct Own(());
+
+/// A proof of NEON's instructions.
+pub(in crate::cpu::kernels::aarch64) trait Proof: Copy {}
+
+impl Proof for Own {}
 
 impl Neon {
     /// To be had only where the compiler knows the instructions.
     #[target_feature(enable = "neon")]
     #[inline]
     pub(super) fn new() -> Self {
-        Self(())
+        Self(Own(()))
     }
 }
 
-impl Isa for Neon {
+impl<P: Proof> Neon<P> {
+    /// By a proof of more.
+    #[inline(always)]
+    pub(in crate::cpu::kernels::aarch64) fn of(proof: P) -> Self {
+        Self(proof)
+    }
+}
+
+impl<P: Proof> Isa for Neon<P> {
     const FMA: bool = true;
 }
 
-impl Bytes for Neon {
+impl<P: Proof> Bytes for Neon<P> {
     const PARTS: usize = 4;
     type Register = uint8x16_t;
 

@@ -1,6 +1,6 @@
 //! NEON as every AArch64 processor has it: Cortex-A53, A72.
 
-mod isa;
+pub(super) mod isa;
 pub(super) mod lanes;
 pub(super) mod planes;
 mod sparse;

@@ -21,7 +21,7 @@ pub(super) fn product(
     x: QuantizedRows,
     sums: &mut [RowSums],
 ) {
-    generic::product(NeonDot::new(), tiles, i, row_tile, x, sums);
+    generic::product(NeonDot::with_dot(), tiles, i, row_tile, x, sums);
 }
 
 impl DotTile for NeonDot {
@@ -94,7 +94,11 @@ fn dot_quarters<const PLANES: usize, const BATCH: usize, const QUARTERS: usize>(
 /// `sum[r] + sum over c of codes[4r + c] x[4 FOUR + c]`.
 #[target_feature(enable = "neon,dotprod")]
 #[inline]
-fn dot_of_four<const FOUR: usize>(mut sum: int32x4_t, codes: int8x16_t, x: int8x16_t) -> int32x4_t {
+pub(super) fn dot_of_four<const FOUR: usize>(
+    mut sum: int32x4_t,
+    codes: int8x16_t,
+    x: int8x16_t,
+) -> int32x4_t {
     // `vdotq_laneq_s32` by its instruction: the standard library does not offer it on stable compilers.
     // SAFETY: the instruction exists, by the function's features, and reads and writes only these registers.
     unsafe {

@@ -4,30 +4,65 @@ use crate::cpu::kernels::isa::{Bytes, Isa};
 use crate::cpu::layout::planes::Line;
 use std::arch::x86_64::*;
 
+/// AVX2's registers, by a proof of its instructions or of more.
+#[derive(Clone, Copy)]
+pub(in crate::cpu::kernels::x86_64) struct Avx2<P = Own>(P);
+
+/// A proof of AVX2's instructions or of more, and what products of bytes are made of by them.
+pub(in crate::cpu::kernels::x86_64) trait Proof: Copy {
+    /// Adds to each lane of `sums` four products of a code, at most 127, and an activation.
+    fn add_products(self, sums: __m256i, codes: __m256i, x: __m256i) -> __m256i;
+}
+
 /// Proof of the level's instructions.
 #[derive(Clone, Copy)]
-pub(super) struct Avx2(());
+pub(in crate::cpu::kernels::x86_64) struct Own(());
+
+impl Proof for Own {
+    #[inline(always)]
+    fn add_products(self, sums: __m256i, codes: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: here and below, the token proves the instructions. Two products, at most `2 * 127 * 127`, fit in 16 bits.
+        unsafe {
+            let pairs = _mm256_maddubs_epi16(codes, x);
+            _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        }
+    }
+}
 
 impl Avx2 {
     /// To be had only where the compiler knows the instructions.
     #[target_feature(enable = "avx2,fma,f16c,popcnt")]
     #[inline]
     pub(super) fn new() -> Self {
-        Self(())
+        Self(Own(()))
     }
 }
 
-impl Isa for Avx2 {
+impl<P: Proof> Avx2<P> {
+    /// By a proof of more.
+    #[inline(always)]
+    pub(in crate::cpu::kernels::x86_64) fn of(proof: P) -> Self {
+        Self(proof)
+    }
+
+    /// What products are made of.
+    #[inline(always)]
+    pub(in crate::cpu::kernels::x86_64) fn proof(self) -> P {
+        self.0
+    }
+}
+
+impl<P: Proof> Isa for Avx2<P> {
     const FMA: bool = true;
 }
 
-impl Bytes for Avx2 {
+impl<P: Proof> Bytes for Avx2<P> {
     const PARTS: usize = 2;
     type Register = __m256i;
 
     #[inline(always)]
     fn splat(self, byte: u8) -> __m256i {
-        // SAFETY: here and below, the token proves the instructions.
+        // SAFETY: as above.
         unsafe { _mm256_set1_epi8(byte.cast_signed()) }
     }
 

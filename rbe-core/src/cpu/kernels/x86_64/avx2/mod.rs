@@ -2,10 +2,10 @@
 
 mod dct;
 mod dense;
-mod isa;
-mod planes;
+pub(super) mod isa;
+pub(super) mod planes;
 mod sparse;
-mod trellis;
+pub(super) mod trellis;
 mod trellis_many;
 mod viterbi;
 

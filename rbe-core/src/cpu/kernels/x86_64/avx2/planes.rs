@@ -5,7 +5,7 @@
 //! with five, two with six. Codes of eight bits go through it as two nibbles. A tile is unpacked into registers once for up to
 //! sixteen digits.
 
-use super::isa::Avx2;
+use super::isa::{Avx2, Proof};
 use crate::codec::Block;
 use crate::cpu::kernels::generic::planes::{self as generic, Digits, DotTile, MAX_DIGITS, Tile};
 use crate::cpu::kernels::generic::unpack::unpack;
@@ -16,7 +16,7 @@ use crate::cpu::layout::{Input, QuantizedRows, RowDots, RowSums};
 use std::arch::x86_64::*;
 
 /// Rows of half a line.
-const HALF: usize = 8;
+pub(in crate::cpu::kernels::x86_64) const HALF: usize = 8;
 
 /// As [`generic::product`]; one digit's products stay in registers, neighbouring blocks with as many planes in one go.
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
@@ -37,28 +37,45 @@ pub(super) fn product(
     }
 }
 
-/// Adds the products of neighbouring blocks, each with its number, with one digit.
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 fn planes_run<'a, const PLANES: usize, const DIGITS: usize>(
     blocks: impl Iterator<Item = (RowTile<'a>, usize)>,
     x: QuantizedRows,
     sums: &mut RowSums,
 ) {
+    add_blocks::<_, PLANES>(Avx2::new(), blocks, x, sums, |lines, part, digit| {
+        let mut dots = [_mm256_setzero_si256()];
+        add_tiles::<PLANES>(lines, part, digit, &mut dots);
+        dots[0]
+    });
+}
+
+/// Adds the products of neighbouring blocks, each with its number, with one digit; `dot` makes those of a half of the rows of a block's row
+/// tile.
+#[inline(always)]
+pub(in crate::cpu::kernels::x86_64) fn add_blocks<'a, P: Proof, const PLANES: usize>(
+    _: Avx2<P>,
+    blocks: impl Iterator<Item = (RowTile<'a>, usize)>,
+    x: QuantizedRows,
+    sums: &mut RowSums,
+    dot: impl Fn(&[Line], usize, Digits) -> __m256i,
+) {
     let offset = 1 - (1i32 << PLANES);
     let (sums, _) = sums.0.as_chunks_mut::<HALF>();
-    // SAFETY: eight numbers.
+    // SAFETY: here and below, the token proves the instructions; eight numbers.
     let mut held = [0, 1].map(|part: usize| unsafe { _mm256_loadu_ps(sums[part].as_ptr()) });
     for (RowTile { lines, half_steps, .. }, j) in blocks {
-        let (bias, scale) = (_mm256_set1_epi32(offset * x.sum(0, j)), _mm256_set1_ps(x.scale(0, j)));
         let digit = Digits { values: x.values(0, j, 0), stride: x.stride(), count: 1 };
         for (part, held) in held.iter_mut().enumerate() {
-            let mut dots = [_mm256_setzero_si256()];
-            add_tiles::<PLANES>(lines, part, digit, &mut dots);
-            let levels = _mm256_add_epi32(_mm256_slli_epi32::<1>(dots[0]), bias);
+            let dots = dot(lines, part, digit);
             // SAFETY: as above.
-            let half_steps = unsafe { _mm256_loadu_ps(half_steps[HALF * part..][..HALF].as_ptr()) };
-            let share = _mm256_mul_ps(_mm256_cvtepi32_ps(levels), _mm256_mul_ps(half_steps, scale));
-            *held = _mm256_add_ps(*held, share);
+            unsafe {
+                let bias = _mm256_set1_epi32(offset * x.sum(0, j));
+                let levels = _mm256_add_epi32(_mm256_slli_epi32::<1>(dots), bias);
+                let half_steps = _mm256_loadu_ps(half_steps[HALF * part..][..HALF].as_ptr());
+                let factor = _mm256_mul_ps(half_steps, _mm256_set1_ps(x.scale(0, j)));
+                *held = _mm256_add_ps(*held, _mm256_mul_ps(_mm256_cvtepi32_ps(levels), factor));
+            }
         }
     }
     for (sums, held) in sums.iter_mut().zip(held) {
@@ -126,7 +143,7 @@ fn add_tiles<const PLANES: usize>(lines: &[Line], part: usize, x: Digits, sums: 
 }
 
 /// Quads of codes of so many bits whose products add up in 16 bits.
-const fn quads_in_16_bits(bits: usize) -> usize {
+pub(in crate::cpu::kernels::x86_64) const fn quads_in_16_bits(bits: usize) -> usize {
     let most = 2 * 127 * ((1 << bits) - 1);
     match i16::MAX as usize / most {
         // Codes of eight bits go through it as nibbles.

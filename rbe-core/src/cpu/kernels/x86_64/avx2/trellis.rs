@@ -3,24 +3,22 @@
 //! Windows and their tables are as [`windows`] has them, half a line at a time. Codes are 1 to 127: `vpmaddubsw` adds the products
 //! of two with activations and cannot overflow (2 * 127 * 127 < 2^15).
 
-use super::isa::Avx2;
+use super::isa::{Avx2, Proof};
 use super::trellis_many;
 use crate::codec::Block;
-use crate::cpu::kernels::generic::trellis::{self as generic, Decode, GroupRows, GroupSlices};
-use crate::cpu::kernels::generic::windows::{self, MOST_AHEAD, PeriodBytes, WindowCode, Windows, rows_ahead};
+use crate::cpu::kernels::generic::fused::{self, Fused, Multiply, dispatch_columns};
+use crate::cpu::kernels::generic::trellis::{self as generic, Decode, GroupRows};
+use crate::cpu::kernels::generic::windows::{self, Windows};
 use crate::cpu::kernels::isa::Bytes;
-use crate::cpu::kernels::unroll::{dispatch_code, each};
+use crate::cpu::kernels::unroll::dispatch_code;
 use crate::cpu::kernels::x86_64::frame::align_frame;
-use crate::cpu::layout::planes::{Line, QUAD, TILE_COLS, TILE_ROWS};
-use crate::cpu::layout::trellis::{BIAS, Bundle, PERIOD, PackedGroup, PackedTrellis, Packing};
+use crate::cpu::layout::planes::{Line, QUAD};
+use crate::cpu::layout::trellis::{Bundle, PERIOD, PackedGroup, PackedTrellis};
 use crate::cpu::layout::{Input, QuantizedRows, RowSums};
 use std::arch::x86_64::*;
-use std::hint::black_box;
 use std::ops::Range;
 
-/// The most digits that a scale group is multiplied with as it is decoded, without a way through memory. More: [`trellis_many`].
-const FUSED_MAX_DIGITS: usize = 2;
-
+/// One digit or two are multiplied as a scale group is decoded, without a way through memory. More: [`trellis_many`].
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 pub(super) fn product(
     term: &PackedTrellis,
@@ -29,16 +27,12 @@ pub(super) fn product(
     x: QuantizedRows,
     sums: &mut [RowSums],
 ) {
-    let packing = Packing::new(term.layout().row_range(i).len());
-    if x.slices() > FUSED_MAX_DIGITS || !packing.is_full() || packing.groups() > 4 {
+    if !fused::fuses(term, i, x) {
         return trellis_many::product(term, i, blocks, x, sums);
     }
-    for j in blocks {
-        for (first, scale_group) in term.block_groups(term.layout().block_at(i, j)) {
-            let digits = GroupSlices::new(x, j, first, scale_group.scale, BIAS);
-            dispatch_code!(scale_group.code, add_group(&scale_group, x, &digits, sums))
-        }
-    }
+    fused::product(term, i, blocks, x, |group| {
+        dispatch_columns!(group.scale_group, add_group(group, sums));
+    });
 }
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
@@ -60,7 +54,7 @@ impl Decode for Avx2 {
     }
 }
 
-impl Windows for Avx2 {
+impl<P: Proof> Windows for Avx2<P> {
     #[inline(always)]
     fn load_next(self, line: &Line, part: usize, lanes: usize) -> __m256i {
         let own = self.load(line, part);
@@ -125,7 +119,7 @@ impl Windows for Avx2 {
 }
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-fn decode_bundle(bundle: Bundle, codes: &mut [Line], stride: usize) {
+pub(in crate::cpu::kernels::x86_64) fn decode_bundle(bundle: Bundle, codes: &mut [Line], stride: usize) {
     dispatch_code!(bundle.code, decode(bundle, codes, stride))
 }
 
@@ -145,119 +139,70 @@ fn prefetch_next(lines: &[Line]) {
     }
 }
 
-/// Adds a scale group's products with one digit or two to the sums of each vector's tiles.
+/// As in [`fused`]. Registers hold no dot products of sixteen rows: to have them in memory takes less than to make some windows
+/// twice, for eight rows and for the other eight.
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-fn add_group<const BITS: usize, const STATE: usize>(
-    scale_group: &PackedGroup,
-    x: QuantizedRows,
-    digits: &GroupSlices<FUSED_MAX_DIGITS>,
-    sums: &mut [RowSums],
-) {
-    assert!(digits.values.len() >= (x.slices() - 1) * x.stride() + TILE_COLS);
-    assert!(sums.len() >= x.batch() * scale_group.packing.tiles());
-    match (scale_group.packing.groups(), x.slices()) {
-        (1, 1) => add_rows::<BITS, STATE, 1, 1>(scale_group, x, digits, sums),
-        (1, _) => add_rows::<BITS, STATE, 1, 2>(scale_group, x, digits, sums),
-        (2, 1) => add_rows::<BITS, STATE, 2, 1>(scale_group, x, digits, sums),
-        (2, _) => add_rows::<BITS, STATE, 2, 2>(scale_group, x, digits, sums),
-        (_, 1) => add_rows::<BITS, STATE, 4, 1>(scale_group, x, digits, sums),
-        _ => add_rows::<BITS, STATE, 4, 2>(scale_group, x, digits, sums),
+fn add_group<const BITS: usize, const STATE: usize, const TILES: usize>(group: Fused, sums: &mut [RowSums]) {
+    align_frame();
+    match group.x.slices() {
+        1 => add_digits::<BITS, STATE, TILES, 1>(group, sums),
+        _ => add_digits::<BITS, STATE, TILES, 2>(group, sums),
     }
 }
 
-/// [`add_group`] in registers of `SIDE_BY_SIDE` groups. The dot products of sixteen rows lie in memory: it takes less than to make some
-/// windows twice, for eight rows and for the other eight.
 #[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-fn add_rows<const BITS: usize, const STATE: usize, const SIDE_BY_SIDE: usize, const DIGITS: usize>(
-    scale_group: &PackedGroup,
-    x: QuantizedRows,
-    digits: &GroupSlices<FUSED_MAX_DIGITS>,
+fn add_digits<const BITS: usize, const STATE: usize, const TILES: usize, const DIGITS: usize>(
+    group: Fused,
     sums: &mut [RowSums],
 ) {
-    let isa = Avx2::new();
-    let code = WindowCode::<_, BITS, STATE>::new(isa, scale_group.code);
-    let tiles = const { TILE_ROWS / SIDE_BY_SIDE };
-    // Halves of a line are rows of their own, or groups whose products add up.
-    let (apart, together) = if SIDE_BY_SIDE == 1 { (2, 1) } else { (1, 2) };
-    for half in 0..apart {
-        let mut dots = [[_mm256_setzero_si256(); DIGITS]; PERIOD];
-        // In memory whatever the optimiser thinks, which could not hold them all.
-        let dots = black_box(&mut dots);
-        for (n, bundle) in scale_group.bundles().enumerate() {
-            let lines = &bundle.lines[..2 * BITS];
-            if half == 0 {
-                prefetch_next(lines);
-            }
-            for part in half..half + together {
-                let mut fours = [_mm256_setzero_si256(); DIGITS];
-                for (digit, fours) in fours.iter_mut().enumerate() {
-                    *fours = activations::<SIDE_BY_SIDE>(&digits.values[digit * x.stride()..], n, part);
-                }
-                let bytes = PeriodBytes::of_full(isa, lines, part, tiles);
-                let mut windows = [_mm256_setzero_si256(); PERIOD + MOST_AHEAD];
-                each!(N in [0 1 2 3 4 5 6 7 8 9 10 11] if N < rows_ahead(BITS, STATE) {
-                    windows[N] = code.window(&bytes, N);
-                });
-                each!(S in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15] {
-                    let ahead = S + const { rows_ahead(BITS, STATE) };
-                    windows[ahead] = code.window(&bytes, ahead);
-                    let codes = code.codes(&windows, S);
-                    for (dot, fours) in dots[S].iter_mut().zip(fours) {
-                        *dot = _mm256_add_epi32(*dot, products(codes, fours));
-                    }
-                });
-            }
-        }
-        for digit in 0..DIGITS {
-            let sums = &mut sums[digit / x.slices_per_row() * tiles..][..TILE_ROWS / SIDE_BY_SIDE];
-            let (bias, factor) = (digits.biases[digit], digits.factors[digit]);
-            for (s, dots) in dots.iter().enumerate() {
-                add_share::<SIDE_BY_SIDE>(sums, (s, half), dots[digit], bias, factor);
+    fused::add_group::<_, BITS, STATE, TILES, PERIOD, DIGITS>(Avx2::new(), group, sums);
+}
+
+impl<P: Proof> Multiply for Avx2<P> {
+    const HOLDS_DOTS: bool = false;
+
+    #[inline(always)]
+    fn ask_for_next(self, lines: &[Line]) {
+        // SAFETY: here and below, the token proves the instructions.
+        unsafe { prefetch_next(lines) }
+    }
+
+    #[inline(always)]
+    fn activations(self, x: &[i8], part: usize, tiles: usize) -> __m256i {
+        let four = |group: usize| {
+            let four = &x[group * QUAD..][..QUAD];
+            i32::from_le_bytes([four[0], four[1], four[2], four[3]].map(i8::cast_unsigned))
+        };
+        // SAFETY: as above.
+        unsafe {
+            match tiles {
+                16 => _mm256_set1_epi32(four(0)),
+                8 => _mm256_set1_epi32(four(part)),
+                _ => _mm256_set_m128i(_mm_set1_epi32(four(2 * part + 1)), _mm_set1_epi32(four(2 * part))),
             }
         }
     }
-}
 
-/// In each lane the sum of four products of a code and an activation. Codes are at most 127.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn products(codes: __m256i, x: __m256i) -> __m256i {
-    _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), _mm256_set1_epi16(1))
-}
+    #[inline(always)]
+    fn add_products(self, sums: __m256i, codes: __m256i, x: __m256i) -> __m256i {
+        self.proof().add_products(sums, codes, x)
+    }
 
-/// The four activations of each lane's group, for a half of the lines of bundle `n`.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn activations<const SIDE_BY_SIDE: usize>(values: &[i8], n: usize, part: usize) -> __m256i {
-    let four = |group: usize| {
-        let four = &values[group * QUAD..][..QUAD];
-        i32::from_le_bytes([four[0], four[1], four[2], four[3]].map(i8::cast_unsigned))
-    };
-    match SIDE_BY_SIDE {
-        1 => _mm256_set1_epi32(four(n)),
-        2 => _mm256_set1_epi32(four(2 * n + part)),
-        _ => {
-            let first = 4 * n + 2 * part;
-            _mm256_set_m128i(_mm_set1_epi32(four(first + 1)), _mm_set1_epi32(four(first)))
-        }
+    #[inline(always)]
+    fn add_share(self, sums: &mut [f32], dots: __m256i, bias: i32, factor: f32) {
+        // SAFETY: as above.
+        unsafe { add_share(sums, dots, bias, factor) }
     }
 }
 
-/// `sums += (dots - bias) * factor` for row `s` of the periods in a register or its half, in this order of operations on every level.
+/// `sums += (dots - bias) * factor` of eight rows, or of four, whose dot products are sums over the register's halves.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn add_share<const SIDE_BY_SIDE: usize>(
-    sums: &mut [RowSums],
-    (s, half): (usize, usize),
-    dots: __m256i,
-    bias: i32,
-    factor: f32,
-) {
-    if SIDE_BY_SIDE == 4 {
+pub(in crate::cpu::kernels::x86_64) fn add_share(sums: &mut [f32], dots: __m256i, bias: i32, factor: f32) {
+    if let Ok(sums) = <&mut [f32; 4]>::try_from(&mut *sums) {
         let dots = _mm_add_epi32(_mm256_castsi256_si128(dots), _mm256_extracti128_si256::<1>(dots));
         let share = _mm_cvtepi32_ps(_mm_sub_epi32(dots, _mm_set1_epi32(bias)));
-        let sums = &mut sums[s / 4].0[4 * (s % 4)..][..4];
         // SAFETY: four sums.
         unsafe {
             let sum = _mm_loadu_ps(sums.as_ptr());
@@ -266,18 +211,6 @@ fn add_share<const SIDE_BY_SIDE: usize>(
         }
         return;
     }
-    let sums = if SIDE_BY_SIDE == 1 {
-        &mut sums[s].0[8 * half..][..8]
-    } else {
-        &mut sums[s / 2].0[8 * (s % 2)..][..8]
-    };
-    add_eight(sums, dots, bias, factor);
-}
-
-/// `sums += (dots - bias) * factor`.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn add_eight(sums: &mut [f32], dots: __m256i, bias: i32, factor: f32) {
     assert_eq!(sums.len(), 8);
     let share = _mm256_cvtepi32_ps(_mm256_sub_epi32(dots, _mm256_set1_epi32(bias)));
     // SAFETY: eight sums, by the assertion above.

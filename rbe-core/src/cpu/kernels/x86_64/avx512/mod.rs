@@ -1,15 +1,10 @@
-//! AVX-512 F, BW, DQ, VL, VBMI, VBMI2, VNNI and GFNI: Ice Lake, Zen 4.
+//! AVX-512 with VBMI, VBMI2, VNNI and GFNI: Ice Lake, Zen 4.
 
-mod dct;
-mod dense;
 mod isa;
-mod lanes;
-mod planes;
 mod sparse;
 mod trellis;
-mod viterbi;
 
-use super::avx2;
+use super::avx512_vnni;
 use crate::cpu::kernels::level::LevelSpec;
 use crate::cpu::kernels::table::{Kernels, Op};
 use std::arch::is_x86_feature_detected as has;
@@ -18,43 +13,37 @@ const NAME: &str = "avx512";
 
 pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     name: NAME,
-    below: Some(&avx2::LEVEL),
-    detect: || {
-        has!("avx512f")
-            && has!("avx512bw")
-            && has!("avx512dq")
-            && has!("avx512vl")
-            && has!("avx512vbmi")
-            && has!("avx512vbmi2")
-            && has!("avx512vnni")
-            && has!("gfni")
-    },
+    below: Some(&avx512_vnni::LEVEL),
+    detect: || has!("avx512vbmi") && has!("avx512vbmi2") && has!("gfni"),
     kernels: &TABLE,
-    inherited: &[],
+    // What looks nothing up and multiplies no matrices of bits.
+    inherited: &[
+        "planes",
+        "planes_transposed",
+        "spmm",
+        "sddmm",
+        "largest",
+        "quantize_slice",
+        "rows_to_lanes",
+        "lanes_to_rows",
+        "dct2",
+        "dct3",
+        "dct2_of_four",
+        "dct3_of_four",
+        "norm",
+        "norm_gradient",
+        "exp",
+        "dot",
+        "viterbi",
+    ],
 };
 
 pub(super) const TABLE: Kernels = Kernels {
-    planes: Op::new(NAME, planes::product),
-    planes_transposed: Op::new(NAME, planes::transposed),
     trellis: Op::new(NAME, trellis::product),
     trellis_transposed: Op::new(NAME, trellis::transposed),
     trellis_rows: Op::new(NAME, trellis::rows),
     sparse: Op::new(NAME, sparse::product),
     sparse_transposed: Op::new(NAME, sparse::transposed),
     spmm_min_batch: Op::new(NAME, 64),
-    spmm: Op::new(NAME, sparse::spmm),
-    sddmm: Op::new(NAME, sparse::sddmm),
-    largest: Op::new(NAME, dense::largest),
-    quantize_slice: Op::new(NAME, dense::quantize_slice),
-    rows_to_lanes: Op::new(NAME, lanes::rows_to_lanes),
-    lanes_to_rows: Op::new(NAME, lanes::lanes_to_rows),
-    dct2: Op::new(NAME, dct::dct2),
-    dct3: Op::new(NAME, dct::dct3),
-    dct2_of_four: Op::new(NAME, dct::dct2),
-    dct3_of_four: Op::new(NAME, dct::dct3),
-    norm: Op::new(NAME, dense::norm),
-    norm_gradient: Op::new(NAME, dense::norm_gradient),
-    exp: Op::new(NAME, dense::exp),
-    dot: Op::new(NAME, dense::dot),
-    viterbi: Op::new(NAME, [viterbi::step::<2>, viterbi::step::<4>, viterbi::step::<8>, viterbi::step::<16>]),
+    ..avx512_vnni::TABLE
 };

@@ -4,13 +4,13 @@
 //! fields; `vpermi2ps` looks up sixteen inputs in two registers at once, one of these for every 32 columns. Lanes without an
 //! entry multiply by zero. With one vector that is about twenty instructions for a slot, whatever it holds.
 
-use super::isa::Avx512;
+use super::isa::Avx512Vbmi;
 use crate::codec::Block;
 use crate::codec::term::sparse::Format;
 use crate::codec::term::sparse::format::{LARGEST_FRACTION, MU_LAW};
 use crate::cpu::kernels::generic::sparse as generic;
+use crate::cpu::layout::Input;
 use crate::cpu::layout::sparse::{CHUNK_ROWS, Chunk, PackedSparse, SLACK};
-use crate::cpu::layout::{Input, LaneInput, Lanes, Place, SortedEntries};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
@@ -74,17 +74,7 @@ fn product_of<const PAIRS: usize>(term: &PackedSparse, block: Block, x: Input, a
 
 #[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
 pub(super) fn transposed(term: &PackedSparse, block: Block, g: Input, acc: &mut [f32]) {
-    generic::product::<Avx512, true>(term, block, g, acc);
-}
-
-#[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
-pub(super) fn spmm(entries: &SortedEntries, x: LaneInput, acc: &mut [Lanes], stride: usize) {
-    generic::spmm::<Avx512>(entries, x, acc, stride);
-}
-
-#[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
-pub(super) fn sddmm(places: &[Place], a: LaneInput, b: LaneInput, sums: &mut [f32]) {
-    generic::sddmm::<Avx512>(places, a, b, sums);
+    generic::product::<Avx512Vbmi, true>(term, block, g, acc);
 }
 
 /// The mask of the first `count` of sixteen lanes.

@@ -5,7 +5,7 @@
 //! seven bits up. From 3 bits on there are eight: the matrices turn the lower seven over where the eighth is set, and the value is
 //! the negative of theirs.
 
-use super::isa::Avx512;
+use super::isa::Avx512Vbmi;
 use crate::codec::Block;
 use crate::codec::term::trellis::{Code, GROUP_COLS};
 use crate::cpu::kernels::generic::decode::PerCode;
@@ -32,22 +32,22 @@ pub(super) fn product(
     if adds_groups(Packing::new(term.layout().row_range(i).len()), x) {
         add_groups(term, i, blocks, x, sums);
     } else {
-        generic::product(Avx512::new(), term, i, blocks, x, sums);
+        generic::product(Avx512Vbmi::with_vbmi(), term, i, blocks, x, sums);
     }
 }
 
 #[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
 pub(super) fn transposed(term: &PackedTrellis, block: Block, g: Input, acc: &mut [f32]) {
     align_frame();
-    generic::transposed(Avx512::new(), term, block, g, acc);
+    generic::transposed(Avx512Vbmi::with_vbmi(), term, block, g, acc);
 }
 
 #[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
 pub(super) fn rows(scale_group: &PackedGroup, rows: &mut GroupRows) {
-    generic::rows(Avx512::new(), scale_group, rows);
+    generic::rows(Avx512Vbmi::with_vbmi(), scale_group, rows);
 }
 
-impl Decode for Avx512 {
+impl Decode for Avx512Vbmi {
     #[inline(always)]
     fn decode_bundle(self, bundle: Bundle, codes: &mut [Line], stride: usize) {
         // SAFETY: the token proves the instructions.
@@ -55,7 +55,9 @@ impl Decode for Avx512 {
     }
 }
 
-impl MultiplyTile for Avx512 {
+impl MultiplyTile for Avx512Vbmi {
+    const CODE_BIAS: i32 = BIAS;
+
     #[inline(always)]
     fn multiply_tile(self, scale_groups: &DecodedStrips, tile: usize, sums: &mut [RowSums], stride: usize) {
         // SAFETY: as above.

@@ -4,36 +4,36 @@ use crate::cpu::kernels::generic::norm::{NormGradient, NormRow};
 use crate::cpu::kernels::generic::{activations, dense, norm};
 use crate::cpu::kernels::x86_64::frame::align_frame;
 
-#[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,popcnt")]
 pub(super) fn norm(row: NormRow, bias: &[f32], out: &mut [f32]) {
     align_frame();
     norm::norm(row, bias, out);
 }
 
-#[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,popcnt")]
 pub(super) fn norm_gradient(row: NormRow, g: &[f32], out: NormGradient) {
     align_frame();
     norm::norm_gradient(row, g, out);
 }
 
-#[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,popcnt")]
 pub(super) fn exp(x: &mut [f32], shift: f32) -> f32 {
     align_frame();
     norm::exp(x, shift)
 }
 
-#[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,popcnt")]
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     align_frame();
     dense::dot(a, b)
 }
 
-#[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,popcnt")]
 pub(super) fn largest(x: &[f32]) -> f32 {
     activations::largest(x)
 }
 
-#[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,popcnt")]
 pub(super) fn quantize_slice(x: &mut [f32], scale: f32, digits: &mut [i8]) {
     activations::quantize_slice(x, scale, digits);
 }

@@ -4,7 +4,7 @@ use super::isa::Avx512;
 use crate::cpu::kernels::generic::viterbi::{self as generic, CostLanes};
 use std::arch::x86_64::*;
 
-#[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,popcnt")]
 pub(super) fn step<const W: usize>(costs: &[u16], values: &[i16], target: i16, next: &mut [u16]) -> u16 {
     generic::step::<_, W>(Avx512::new(), costs, values, target, next)
 }

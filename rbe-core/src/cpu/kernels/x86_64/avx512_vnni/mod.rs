@@ -1,0 +1,49 @@
+//! AVX-512 with VNNI: Cascade Lake.
+
+mod isa;
+mod planes;
+mod trellis;
+
+use super::avx512_bw;
+use crate::cpu::kernels::level::LevelSpec;
+use crate::cpu::kernels::table::{Kernels, Op};
+use std::arch::is_x86_feature_detected as has;
+
+const NAME: &str = "avx512-vnni";
+
+pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
+    name: NAME,
+    below: Some(&avx512_bw::LEVEL),
+    detect: || has!("avx512vnni"),
+    kernels: &TABLE,
+    // Only integer products are made of it.
+    inherited: &[
+        "planes_transposed",
+        "trellis_transposed",
+        "trellis_rows",
+        "sparse",
+        "sparse_transposed",
+        "spmm_min_batch",
+        "spmm",
+        "sddmm",
+        "largest",
+        "quantize_slice",
+        "rows_to_lanes",
+        "lanes_to_rows",
+        "dct2",
+        "dct3",
+        "dct2_of_four",
+        "dct3_of_four",
+        "norm",
+        "norm_gradient",
+        "exp",
+        "dot",
+        "viterbi",
+    ],
+};
+
+pub(super) const TABLE: Kernels = Kernels {
+    planes: Op::new(NAME, planes::product),
+    trellis: Op::new(NAME, trellis::product),
+    ..avx512_bw::TABLE
+};

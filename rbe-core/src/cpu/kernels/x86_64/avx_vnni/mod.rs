@@ -1,0 +1,60 @@
+//! AVX-VNNI: Alder Lake and later, on whose desktops and laptops there is no AVX-512.
+//!
+//! Such processors have GFNI too, which is not asked for: a matrix product of bits makes no window and no look-up less, for a state's
+//! bits lie in two bytes, and `level ^ mix` costs as much by look-up.
+
+mod isa;
+mod kernels;
+mod multiply;
+
+use super::avx2;
+use crate::cpu::kernels::level::LevelSpec;
+use crate::cpu::kernels::table::{Kernels, Op, Planes, Trellis};
+use std::arch::is_x86_feature_detected as has;
+
+const INHERITED: &[&str] = &[
+    "planes_transposed",
+    "trellis_transposed",
+    "trellis_rows",
+    "sparse",
+    "sparse_transposed",
+    "spmm_min_batch",
+    "spmm",
+    "sddmm",
+    "largest",
+    "quantize_slice",
+    "rows_to_lanes",
+    "lanes_to_rows",
+    "dct2",
+    "dct3",
+    "dct2_of_four",
+    "dct3_of_four",
+    "norm",
+    "norm_gradient",
+    "exp",
+    "dot",
+    "viterbi",
+];
+
+const fn table(name: &'static str, planes: Planes, trellis: Trellis) -> Kernels {
+    Kernels { planes: Op::new(name, planes), trellis: Op::new(name, trellis), ..avx2::TABLE }
+}
+
+pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
+    name: "avx-vnni",
+    below: Some(&avx2::LEVEL),
+    detect: || has!("avxvnni"),
+    kernels: &table("avx-vnni", kernels::vex::planes, kernels::vex::trellis),
+    // Only integer products are made of it.
+    inherited: INHERITED,
+};
+
+/// The same kernels with the same instruction as AVX-512 encodes it: processors that tests run on have that more often.
+#[cfg(test)]
+pub(in crate::cpu::kernels) static AS_AVX512_ENCODES_IT: LevelSpec = LevelSpec {
+    name: "avx-vnni-evex",
+    below: Some(&avx2::LEVEL),
+    detect: || has!("avx512vnni") && has!("avx512vl"),
+    kernels: &table("avx-vnni-evex", kernels::evex::planes, kernels::evex::trellis),
+    inherited: INHERITED,
+};
