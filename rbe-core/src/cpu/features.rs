@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::sync::OnceLock;
 
-/// A set of instructions that kernels are built for. Ordered: a later level is never slower.
+/// A set of instructions that kernels are built for. Ordered: the last that a processor has is its default.
 ///
 /// | architecture | levels, lowest first |
 /// |---|---|
