@@ -15,7 +15,7 @@ pub struct EncoderConfig {
     pub term: TermChoice,
     /// Block edge: 32, 64, 128 or 256. With [`Rate::Coefficients`], `None` is 64: K belongs to an edge.
     pub block: Option<usize>,
-    /// Bits of a trellis state, 12 to 16: each more takes 1 % off the error at 2 bits, 2 % at 4, and doubles the time.
+    /// Bits of a trellis state, 12 to 16: 14 take 1 % off the error and 16 take 2 %; each doubles what is searched.
     pub trellis_state_bits: u8,
     /// The orthonormal transform.
     pub transform: Transform,

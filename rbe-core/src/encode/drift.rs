@@ -19,6 +19,9 @@
 //!
 //! within 0 and 1, `V` being `W* - W` of the one part and `E[d x']` and `H` of the other. `C / Q` would suit `V`, whose `Q` is `C` and
 //! noise; from both parts together there is half as much of it.
+//!
+//! A small row in the direction of a large drift would be changed by more than itself, on the word of that text alone: no row goes
+//! farther for its size than [`WORST_ROW`] times what the matrix goes for its own.
 
 use super::calibrate::{Drift, LayerStatistics, damped};
 use super::feedback::factorize;
@@ -26,6 +29,11 @@ use rayon::prelude::*;
 
 /// Rows that are solved for together, while a row of the factor is at hand.
 const TOGETHER: usize = 16;
+/// How many times the relative change of the matrix that of a row is at most: what is said of a row's error begins at three times
+/// ([`Errors::warning`](crate::codec::errors::Errors::warning)), and quantising has its part in that.
+const WORST_ROW: f64 = 2.0;
+/// What is taken from rows lessens the bound, and that more rows: how often it is looked at again.
+const BOUNDS: usize = 16;
 /// Of what holds for so little of another part of the text, nothing is done.
 const WORTH: f64 = 0.05;
 
@@ -38,6 +46,7 @@ impl LayerStatistics {
             return None;
         }
         let mut aim = solved(values, &drift.sums, self.products())?;
+        bound_rows(&mut aim, values, self.shape().1);
         aim.iter_mut().zip(values).for_each(|(sought, value)| *sought = value + share as f32 * *sought);
         Some(aim)
     }
@@ -65,6 +74,25 @@ impl LayerStatistics {
         let mut own = self.clone();
         own.drift = None;
         own
+    }
+}
+
+/// Shortens the rows of a change that are longer for their weights than the whole is, by more than [`WORST_ROW`].
+fn bound_rows(change: &mut [f32], weights: &[f32], len: usize) {
+    let energy = |row: &[f32]| row.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>();
+    let rows = change.chunks_exact(len).zip(weights.chunks_exact(len));
+    let rows: Vec<_> = rows.map(|(change, weights)| (energy(change), energy(weights))).collect();
+    let all: f64 = rows.iter().map(|(_, weights)| weights).sum();
+    let most = |bound: f64, (change, weights): &(f64, f64)| change.min(bound * weights);
+    let bound = (0..BOUNDS).fold(f64::INFINITY, |bound, _| {
+        let whole: f64 =
+            rows.iter().map(|row| if bound.is_finite() { most(bound, row) } else { row.0 }).sum();
+        WORST_ROW.powi(2) * whole / all
+    });
+    for (row, known) in change.chunks_exact_mut(len).zip(&rows).filter(|(_, known)| known.0 > bound * known.1)
+    {
+        let factor = (bound * known.1 / known.0).sqrt() as f32;
+        row.iter_mut().for_each(|value| *value *= factor);
     }
 }
 
@@ -189,6 +217,37 @@ mod tests {
         // From one part alone it is not known whether it holds; without drift there is nothing to make up for.
         assert_eq!(drifted(&full, &seen, 1).aim(&weights), None);
         assert_eq!(drifted(&full, &full, 4).aim(&weights), None);
+    }
+
+    #[test]
+    fn no_row_is_changed_out_of_proportion() {
+        // Input 0 lost four times input 1: rows that read little but that are to be four times as long.
+        let full = inputs(4000);
+        let lose = |x: &Vec<f32>| {
+            let mut seen = x.clone();
+            seen[0] -= 4.0 * x[1];
+            seen
+        };
+        let seen: Vec<Vec<f32>> = full.iter().map(lose).collect();
+        let mut weights: Vec<f32> = (0..OUTPUTS * INPUTS).map(|n| random(n + 77)).collect();
+        for row in [3, 11] {
+            weights[row * INPUTS..][..INPUTS].iter_mut().skip(1).for_each(|value| *value *= 0.01);
+        }
+        let statistics = drifted(&full, &seen, 4);
+        let aim = statistics.aim(&weights).unwrap();
+        let change: Vec<f32> = aim.iter().zip(&weights).map(|(aim, weight)| aim - weight).collect();
+        let size = |values: &[f32]| values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+        let whole = size(&change) / size(&weights);
+        let rows: Vec<f64> = (0..OUTPUTS)
+            .map(|row| row * INPUTS..(row + 1) * INPUTS)
+            .map(|row| size(&change[row.clone()]) / size(&weights[row]))
+            .collect();
+        let worst = rows.iter().copied().fold(0.0, f64::max);
+        assert!(worst < 1.001 * WORST_ROW * whole && rows[3] > 1.99 * whole, "{rows:?} of {whole}");
+        // The others still make up for all of theirs.
+        let all = solved(&weights, &statistics.drift.as_ref().unwrap().sums, statistics.products()).unwrap();
+        let (own, sought) = (&change[..INPUTS], &all[..INPUTS]);
+        assert!(size(own) > 0.95 * size(sought), "{} of {}", size(own), size(sought));
     }
 
     #[test]
