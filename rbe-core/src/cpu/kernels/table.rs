@@ -55,6 +55,8 @@ pub(in crate::cpu) struct Kernels {
     pub(super) trellis_transposed: Op<OfBlock<PackedTrellis>>,
     /// The coefficients of a scale group; columns beyond its width have no meaning.
     pub(super) trellis_rows: Op<unsafe fn(&PackedGroup, &mut GroupRows)>,
+    /// The digits of many vectors, with all terms together, that take more time than a product of floats.
+    pub(super) dense_digits: Op<usize>,
     pub(super) sparse: Op<OfBlock<PackedSparse>>,
     pub(super) sparse_transposed: Op<OfBlock<PackedSparse>>,
     /// The smallest batch that `spmm` takes less time for than `sparse`, the way into lanes included.
@@ -84,7 +86,7 @@ pub(in crate::cpu) struct Kernels {
 #[cfg(test)]
 impl Kernels {
     /// Every operation with the level whose it is.
-    pub(in crate::cpu::kernels) fn levels(&self) -> [(&'static str, &'static str); 23] {
+    pub(in crate::cpu::kernels) fn levels(&self) -> [(&'static str, &'static str); 24] {
         // Whole, so that none is forgotten.
         let Self {
             planes,
@@ -92,6 +94,7 @@ impl Kernels {
             trellis,
             trellis_transposed,
             trellis_rows,
+            dense_digits,
             sparse,
             sparse_transposed,
             spmm_min_batch,
@@ -117,6 +120,7 @@ impl Kernels {
             ("trellis", trellis.level),
             ("trellis_transposed", trellis_transposed.level),
             ("trellis_rows", trellis_rows.level),
+            ("dense_digits", dense_digits.level),
             ("sparse", sparse.level),
             ("sparse_transposed", sparse_transposed.level),
             ("spmm_min_batch", spmm_min_batch.level),
@@ -162,6 +166,11 @@ impl Kernels {
     ) {
         // SAFETY: as in `planes`.
         unsafe { (self.planes_transposed.run)(tiles, block, g, acc) }
+    }
+
+    /// Digits of many vectors, with all terms together, from which on a product of floats takes less time.
+    pub(in crate::cpu) fn dense_digits(&self) -> usize {
+        self.dense_digits.run
     }
 
     /// Vectors from which on a sparse product is faster [in lanes](Self::spmm).

@@ -28,6 +28,8 @@ use std::cell::RefCell;
 
 /// Multiply-adds below which one thread is done before the others have begun.
 const WORTH_SHARING: usize = 1 << 18;
+/// Vectors from which on a block may be worth its decoding to floats.
+const DENSE_MIN_BATCH: usize = 128;
 /// Segments' elements below which one thread transforms alone.
 const TRANSFORM_WORTH_SHARING: usize = 1 << 13;
 
@@ -209,8 +211,22 @@ impl Pass<'_> {
         Product { sides: self.matrix.sides(), batch: self.x.batch, slices: self.slices, parameters }
     }
 
+    /// Whether the blocks of all terms are added up and multiplied as floats: where the digits of many vectors with all terms take more
+    /// time than that.
+    fn is_dense(&self) -> bool {
+        if self.parameters.is_some() || self.matrix.transposed || self.x.batch < DENSE_MIN_BATCH {
+            return false;
+        }
+        let terms = self.matrix.terms(Domain::Coefficients);
+        let digits = terms.map(|(n, term)| term.reads(self.exec.kernels, &self.product(n)).slices);
+        digits.sum::<usize>() >= self.exec.kernels.dense_digits()
+    }
+
     /// The forms in which the terms in the coefficient domain read their input.
     fn forms(&self) -> Forms {
+        if self.is_dense() {
+            return Forms::FLOATS;
+        }
         let terms = self.matrix.terms(Domain::Coefficients);
         terms.fold(Forms::default(), |forms, (n, term)| {
             forms | term.reads(self.exec.kernels, &self.product(n))
@@ -220,6 +236,10 @@ impl Pass<'_> {
     /// Adds the shares of the terms in a domain.
     fn add_terms(&self, domain: Domain, x: &Inputs, out: &mut [f32]) {
         let exec = self.exec.shared_if(self.matrix.work(self.x.batch), WORTH_SHARING);
+        if domain == Domain::Coefficients && self.is_dense() {
+            let terms: Vec<_> = self.matrix.terms(domain).map(|(_, term)| term).collect();
+            return dense::add_sum(exec, &terms, self.matrix.sides(), x.rows, out);
+        }
         for (n, term) in self.matrix.terms(domain) {
             term.add_product(exec, &self.product(n), x, out);
         }

@@ -1,10 +1,13 @@
-//! The dense product against one in F64, and the same dot products on every level.
+//! The dense product against one in F64, the same dot products on every level, and compressed products that are done as dense ones.
 
+use super::{difference, largest, product, trellis};
+use crate::codec::term::sparse::FORMATS;
+use crate::codec::{Layout, Matrix, Transform};
 use crate::cpu::dense::run;
 use crate::cpu::exec::Exec;
 use crate::cpu::features::levels;
 use crate::cpu::kernels::Kernels;
-use crate::cpu::{Rayon, Rows, Serial};
+use crate::cpu::{PackedMatrix, Precision, Rayon, Rows, Serial};
 
 fn noise(count: usize, seed: usize) -> Vec<f32> {
     (0..count).map(|n| ((n * 37 + seed) as f32 * 0.71).sin()).collect()
@@ -63,4 +66,22 @@ fn a_weight_of_another_length_is_refused() {
         Rows::new(&[0.0; 4], 1, 4),
         &mut [0.0; 3],
     );
+}
+
+/// Two trellises and a sparse term take more digits than floats are worth on every level.
+#[test]
+fn many_vectors_and_digits_are_multiplied_as_floats() {
+    let layout = Layout::new(97, 172, 64).unwrap();
+    let terms = vec![super::sparse(layout, FORMATS[0]), trellis(layout), trellis(layout)];
+    let matrix = Matrix::new(layout, Transform::Dct, Some(7), terms, 0.1f32);
+    let packed = PackedMatrix::new(&matrix);
+    let x = noise(150 * 172, 4);
+    let expected: Vec<f32> = x.chunks(172).flat_map(|x| matrix.product(x)).collect();
+    for level in levels() {
+        let kernels = Kernels::new(level).unwrap();
+        let mut y = vec![f32::NAN; expected.len()];
+        product(&kernels, (&packed).into(), &x, &mut y, (Precision::Exact, &Rayon));
+        let error = difference(&y, &expected) / largest(&expected);
+        assert!(error <= 1e-5, "{level:?}: {error}");
+    }
 }

@@ -20,8 +20,8 @@
 //! With one digit or two a trellis is multiplied as it is decoded, 16 codes in ten instructions at four bits, a load and a dot product; for
 //! more it is decoded once, through memory. Whole products are counted in the documents (`docs/speed.md`).
 //!
-//! Matrix products of bytes (`i8mm`) are not used: the activations of two vectors would have to lie side by side, and of a trellis' product
-//! the scales of each 32 columns take as many instructions as they would save.
+//! Matrix products of bytes (`i8mm`) are not used: by count they would save a tenth of a trellis' instructions for many vectors, whose
+//! activations would have to lie in pairs.
 
 pub(super) mod neon;
 pub(super) mod neon_dot;

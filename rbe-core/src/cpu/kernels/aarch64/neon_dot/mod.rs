@@ -45,5 +45,6 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
 const TABLE: Kernels = Kernels {
     planes: Op::new(NAME, planes::product),
     trellis: Op::new(NAME, trellis::product),
+    dense_digits: Op::new(NAME, 6),
     ..neon::TABLE
 };

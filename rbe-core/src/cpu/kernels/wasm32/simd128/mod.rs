@@ -19,6 +19,7 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     // Plain Rust is compiled for these registers too.
     inherited: &[
         "planes_transposed",
+        "dense_digits",
         "sparse",
         "sparse_transposed",
         "spmm_min_batch",

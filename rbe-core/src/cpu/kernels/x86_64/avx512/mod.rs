@@ -42,6 +42,7 @@ pub(super) const TABLE: Kernels = Kernels {
     trellis: Op::new(NAME, trellis::product),
     trellis_transposed: Op::new(NAME, trellis::transposed),
     trellis_rows: Op::new(NAME, trellis::rows),
+    dense_digits: Op::new(NAME, 6),
     sparse: Op::new(NAME, sparse::product),
     sparse_transposed: Op::new(NAME, sparse::transposed),
     spmm_min_batch: Op::new(NAME, 64),

@@ -16,6 +16,7 @@ const INHERITED: &[&str] = &[
     "planes_transposed",
     "trellis_transposed",
     "trellis_rows",
+    "dense_digits",
     "sparse",
     "sparse_transposed",
     "spmm_min_batch",
