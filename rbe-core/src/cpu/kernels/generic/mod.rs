@@ -9,6 +9,12 @@ pub(super) mod dense;
 // NEON multiplies by lanes of a register instead.
 #[cfg(any(target_arch = "wasm32", target_arch = "x86_64"))]
 pub(super) mod dot;
+// Plain Rust decodes first.
+#[cfg(any(
+    target_arch = "aarch64",
+    target_arch = "x86_64",
+    all(target_arch = "wasm32", target_feature = "simd128")
+))]
 pub(super) mod fused;
 pub(super) mod lanes;
 pub(super) mod norm;
