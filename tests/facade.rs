@@ -150,7 +150,9 @@ fn dense_weights_are_candles_own() -> Result<()> {
         let (weight, bias, x) = (weight.to_dtype(dtype)?, bias.to_dtype(dtype)?, x.to_dtype(dtype)?);
         let ours = Linear::new(weight.clone(), Some(bias.clone()));
         let theirs = ::candle_nn::Linear::new(weight.clone(), Some(bias));
-        assert_eq!(relative_error(&ours.forward(&x)?, &theirs.forward(&x)?), 0.0);
+        // Sums of F32 are this crate's, in another order; products of other types are Candle's.
+        let most = if dtype == DType::F32 { 1e-6 } else { 0.0 };
+        assert!(relative_error(&ours.forward(&x)?, &theirs.forward(&x)?) <= most, "{dtype:?}");
         assert!(ours.weight().rbe().is_none() && ours.bias().is_some());
         assert_eq!(ours.weight().tensor().unwrap().id(), weight.id());
     }
