@@ -87,7 +87,7 @@ fn compress(dense: &Path, compressed: &Path) -> Result<usize> {
 #[test]
 fn swapped_models_run_on_payloads_and_agree() -> Result<()> {
     let room = tempfile::tempdir()?;
-    println!("{:<12} {:>10} {:>10} {:>7}", "model", "compressed", "difference", "decoded");
+    println!("{:<12} {:>10} {:>10} {:>7} {:>10}", "model", "compressed", "difference", "decoded", "dense");
     let mut faults = Vec::new();
     for ((name, theirs), (_, ours)) in theirs::RUNS.into_iter().zip(ours::RUNS) {
         let (dense, small) = (room.path().join(name), room.path().join(format!("{name}-rbe")));
@@ -105,9 +105,9 @@ fn agree(name: &str, (theirs, ours): (theirs::Run, ours::Run), dense: &Path, sma
     let matrices = compress(dense, small)?;
     let open = |path| archive::open(path, DType::F32, &Device::Cpu);
 
-    // On a file that holds nothing compressed the swapped model is Candle's.
-    let plain = ours(open(dense)?)?;
-    ensure!(relative_error(&plain, &original)? == 0.0, "dense: not Candle's own output");
+    // On a file that holds nothing compressed the swapped model is Candle's, but for the order in which dense products are added up.
+    let plain = relative_error(&ours(open(dense)?)?, &original)?;
+    ensure!(plain <= 1e-5, "dense: differs by {plain:.1e} from Candle's own output");
 
     // Unchanged files on a compressed one: right answers, and a list of what was decoded for them.
     reset_decoded_weights();
@@ -120,7 +120,7 @@ fn agree(name: &str, (theirs, ours): (theirs::Run, ours::Run), dense: &Path, sma
     let y = ours(open(small)?)?;
     let difference = relative_error(&y, &decoded)?;
     let decoded: Vec<String> = decoded_weights().into_iter().map(|weight| weight.name).collect();
-    println!("{name:<12} {matrices:>10} {difference:>10.1e} {:>7}", decoded.len());
+    println!("{name:<12} {matrices:>10} {difference:>10.1e} {:>7} {plain:>10.1e}", decoded.len());
     ensure!(difference <= 1e-5, "differs by {difference:.1e} from the decoded weights");
     ensure!(difference > 0.0, "equal to the last bit: did it run on the payloads?");
     let expected = DECODED.iter().find(|(model, _)| *model == name).map_or(&[][..], |(_, parts)| parts);
