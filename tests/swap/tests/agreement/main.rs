@@ -107,7 +107,7 @@ fn agree(name: &str, (theirs, ours): (theirs::Run, ours::Run), dense: &Path, sma
 
     // On a file that holds nothing compressed the swapped model is Candle's, but for the order in which dense products are added up.
     let plain = relative_error(&ours(open(dense)?)?, &original)?;
-    ensure!(plain <= 1e-5, "dense: differs by {plain:.1e} from Candle's own output");
+    ensure!(plain <= 2e-6, "dense: differs by {plain:.1e} from Candle's own output");
 
     // Unchanged files on a compressed one: right answers, and a list of what was decoded for them.
     reset_decoded_weights();
