@@ -2,6 +2,16 @@
 
 use super::table::Kernels;
 
+/// Operations that a level has together or not at all, for [`LevelSpec::inherited`]: with sparse terms.
+pub(super) const SPARSE: &[&str] = &["sparse", "sparse_transposed", "spmm_min_batch", "spmm", "sddmm"];
+/// That make bytes of activations.
+pub(super) const ACTIVATIONS: &[&str] = &["largest", "quantize_slice"];
+/// Between rows and lanes.
+pub(super) const LANES: &[&str] = &["rows_to_lanes", "lanes_to_rows"];
+/// With floats alone.
+pub(super) const FLOATS: &[&str] =
+    &["dct2", "dct3", "dct2_of_four", "dct3_of_four", "norm", "norm_gradient", "exp", "dot"];
+
 /// A set of instructions and its kernels.
 pub(in crate::cpu) struct LevelSpec {
     /// What `RBE_CPU` and people call it.
@@ -11,9 +21,10 @@ pub(in crate::cpu) struct LevelSpec {
     /// Whether the processor has what it adds.
     pub(super) detect: fn() -> bool,
     pub(super) kernels: &'static Kernels,
-    /// The operations that it has from the levels below, by their names in the table: that nothing is so by oversight.
+    /// The operations that it has from the levels below, by their names in the table, some together: that nothing is so by
+    /// oversight.
     #[cfg_attr(not(test), expect(dead_code, reason = "stated for a test"))]
-    pub(super) inherited: &'static [&'static str],
+    pub(super) inherited: &'static [&'static [&'static str]],
 }
 
 impl LevelSpec {

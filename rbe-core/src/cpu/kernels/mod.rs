@@ -17,6 +17,14 @@ mod aarch64;
 )]
 mod generic;
 mod isa;
+#[cfg_attr(
+    not(any(
+        all(target_arch = "aarch64", target_endian = "little"),
+        all(target_arch = "wasm32", target_feature = "simd128"),
+        target_arch = "x86_64"
+    )),
+    allow(dead_code)
+)]
 mod level;
 mod scalar;
 mod table;

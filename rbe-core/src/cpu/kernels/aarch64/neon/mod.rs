@@ -8,7 +8,7 @@ pub(super) mod trellis;
 pub(super) mod unpack;
 mod viterbi;
 
-use crate::cpu::kernels::level::LevelSpec;
+use crate::cpu::kernels::level::{ACTIVATIONS, FLOATS, LevelSpec};
 use crate::cpu::kernels::scalar;
 use crate::cpu::kernels::table::{Kernels, Op};
 use std::arch::is_aarch64_feature_detected as has;
@@ -21,18 +21,7 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     detect: || has!("neon"),
     kernels: &TABLE,
     // Plain Rust is compiled for NEON too, and none of these multiplies and adds in one.
-    inherited: &[
-        "largest",
-        "quantize_slice",
-        "dct2",
-        "dct3",
-        "dct2_of_four",
-        "dct3_of_four",
-        "norm",
-        "norm_gradient",
-        "exp",
-        "dot",
-    ],
+    inherited: &[ACTIVATIONS, FLOATS],
 };
 
 pub(super) const TABLE: Kernels = Kernels {

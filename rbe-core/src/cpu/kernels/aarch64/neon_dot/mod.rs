@@ -5,7 +5,7 @@ mod planes;
 mod trellis;
 
 use super::neon;
-use crate::cpu::kernels::level::LevelSpec;
+use crate::cpu::kernels::level::{ACTIVATIONS, FLOATS, LANES, LevelSpec, SPARSE};
 use crate::cpu::kernels::table::{Kernels, Op};
 use std::arch::is_aarch64_feature_detected as has;
 
@@ -18,27 +18,11 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     kernels: &TABLE,
     // Only integer products are made of dot products.
     inherited: &[
-        "planes_transposed",
-        "trellis_transposed",
-        "trellis_rows",
-        "sparse",
-        "sparse_transposed",
-        "spmm_min_batch",
-        "spmm",
-        "sddmm",
-        "largest",
-        "quantize_slice",
-        "rows_to_lanes",
-        "lanes_to_rows",
-        "dct2",
-        "dct3",
-        "dct2_of_four",
-        "dct3_of_four",
-        "norm",
-        "norm_gradient",
-        "exp",
-        "dot",
-        "viterbi",
+        &["planes_transposed", "trellis_transposed", "trellis_rows", "viterbi"],
+        SPARSE,
+        ACTIVATIONS,
+        LANES,
+        FLOATS,
     ],
 };
 

@@ -5,7 +5,7 @@ mod multiply;
 mod planes;
 mod trellis;
 
-use crate::cpu::kernels::level::LevelSpec;
+use crate::cpu::kernels::level::{ACTIVATIONS, FLOATS, LANES, LevelSpec, SPARSE};
 use crate::cpu::kernels::scalar;
 use crate::cpu::kernels::table::{Kernels, Op};
 
@@ -17,28 +17,7 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     detect: || true,
     kernels: &TABLE,
     // Plain Rust is compiled for these registers too.
-    inherited: &[
-        "planes_transposed",
-        "dense_digits",
-        "sparse",
-        "sparse_transposed",
-        "spmm_min_batch",
-        "spmm",
-        "sddmm",
-        "largest",
-        "quantize_slice",
-        "rows_to_lanes",
-        "lanes_to_rows",
-        "dct2",
-        "dct3",
-        "dct2_of_four",
-        "dct3_of_four",
-        "norm",
-        "norm_gradient",
-        "exp",
-        "dot",
-        "viterbi",
-    ],
+    inherited: &[&["planes_transposed", "dense_digits", "viterbi"], SPARSE, ACTIVATIONS, LANES, FLOATS],
 };
 
 const TABLE: Kernels = Kernels {

@@ -9,7 +9,7 @@ pub(super) mod trellis;
 mod trellis_many;
 mod viterbi;
 
-use crate::cpu::kernels::level::LevelSpec;
+use crate::cpu::kernels::level::{LANES, LevelSpec};
 use crate::cpu::kernels::scalar;
 use crate::cpu::kernels::table::{Kernels, Op};
 use std::arch::is_x86_feature_detected as has;
@@ -21,7 +21,7 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     below: Some(&scalar::LEVEL),
     detect: || has!("avx2") && has!("fma") && has!("f16c") && has!("popcnt"),
     kernels: &TABLE,
-    inherited: &["rows_to_lanes", "lanes_to_rows"],
+    inherited: &[LANES],
 };
 
 pub(super) const TABLE: Kernels = Kernels {

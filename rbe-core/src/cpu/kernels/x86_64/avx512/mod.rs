@@ -5,7 +5,7 @@ mod sparse;
 mod trellis;
 
 use super::avx512_vnni;
-use crate::cpu::kernels::level::LevelSpec;
+use crate::cpu::kernels::level::{ACTIVATIONS, FLOATS, LANES, LevelSpec};
 use crate::cpu::kernels::table::{Kernels, Op};
 use std::arch::is_x86_feature_detected as has;
 
@@ -17,25 +17,7 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     detect: || has!("avx512vbmi") && has!("avx512vbmi2") && has!("gfni"),
     kernels: &TABLE,
     // What looks nothing up and multiplies no matrices of bits.
-    inherited: &[
-        "planes",
-        "planes_transposed",
-        "spmm",
-        "sddmm",
-        "largest",
-        "quantize_slice",
-        "rows_to_lanes",
-        "lanes_to_rows",
-        "dct2",
-        "dct3",
-        "dct2_of_four",
-        "dct3_of_four",
-        "norm",
-        "norm_gradient",
-        "exp",
-        "dot",
-        "viterbi",
-    ],
+    inherited: &[&["planes", "planes_transposed", "spmm", "sddmm", "viterbi"], ACTIVATIONS, LANES, FLOATS],
 };
 
 pub(super) const TABLE: Kernels = Kernels {

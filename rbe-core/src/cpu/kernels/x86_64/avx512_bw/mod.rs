@@ -24,7 +24,7 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     detect: || has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl"),
     kernels: &TABLE,
     // Entries are put into lanes by instructions that come with VBMI2.
-    inherited: &["dense_digits", "sparse", "sparse_transposed", "spmm_min_batch"],
+    inherited: &[&["dense_digits", "sparse", "sparse_transposed", "spmm_min_batch"]],
 };
 
 pub(super) const TABLE: Kernels = Kernels {

@@ -8,33 +8,16 @@ mod kernels;
 mod multiply;
 
 use super::avx2;
-use crate::cpu::kernels::level::LevelSpec;
+use crate::cpu::kernels::level::{ACTIVATIONS, FLOATS, LANES, LevelSpec, SPARSE};
 use crate::cpu::kernels::table::{Kernels, Op, Planes, Trellis};
 use std::arch::is_x86_feature_detected as has;
 
-const INHERITED: &[&str] = &[
-    "planes_transposed",
-    "trellis_transposed",
-    "trellis_rows",
-    "dense_digits",
-    "sparse",
-    "sparse_transposed",
-    "spmm_min_batch",
-    "spmm",
-    "sddmm",
-    "largest",
-    "quantize_slice",
-    "rows_to_lanes",
-    "lanes_to_rows",
-    "dct2",
-    "dct3",
-    "dct2_of_four",
-    "dct3_of_four",
-    "norm",
-    "norm_gradient",
-    "exp",
-    "dot",
-    "viterbi",
+const INHERITED: &[&[&str]] = &[
+    &["planes_transposed", "trellis_transposed", "trellis_rows", "dense_digits", "viterbi"],
+    SPARSE,
+    ACTIVATIONS,
+    LANES,
+    FLOATS,
 ];
 
 const fn table(name: &'static str, planes: Planes, trellis: Trellis) -> Kernels {
