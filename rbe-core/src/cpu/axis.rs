@@ -1,4 +1,4 @@
-//! Many vectors through one side's operator, sixteen segments of blocks at a time.
+//! Vectors through the operators of sides, up to sixteen segments of blocks at a time.
 
 use super::exec::Exec;
 use super::kernels::{Kernels, supports};
@@ -47,19 +47,49 @@ enum Direction {
 /// `x <- A x` for every vector; `take(vector, block, segment)` receives each block's coefficients, once, on
 /// some thread.
 pub(super) fn forward(exec: Exec, axis: &Axis, x: &[f32], take: &Take) {
-    run(exec, axis, Direction::Forward, x, take);
+    run(exec, Direction::Forward, &[Source { axis, x }], &|_, vector, block, segment| {
+        take(vector, block, segment);
+    });
 }
 
-/// `y <- A' x` for every vector.
-pub(super) fn inverse(exec: Exec, axis: &Axis, x: &[f32], y: &mut [f32]) {
-    assert_eq!(x.len(), y.len());
-    let (len, cut) = (axis.len(), axis.cut());
-    let shared = Shared::new(y);
-    run(exec, axis, Direction::Inverse, x, &|vector, block, segment| {
-        let start = vector * len + cut.range(block).start;
+/// A way back: the operator, coefficients of some vectors, and where these go.
+pub(super) struct Back<'a> {
+    pub axis: &'a Axis,
+    pub x: &'a [f32],
+    pub y: &'a mut [f32],
+}
+
+/// `y <- A' x` for every vector of each.
+pub(super) fn inverse(exec: Exec, all: Vec<Back>) {
+    let way = |Back { axis, x, y }| {
+        assert_eq!(x.len(), y.len());
+        (Source { axis, x }, Shared::new(y))
+    };
+    let (sources, outputs): (Vec<_>, Vec<_>) = all.into_iter().map(way).unzip();
+    run(exec, Direction::Inverse, &sources, &|n, vector, block, segment| {
+        let axis = sources[n].axis;
+        let start = vector * axis.len() + axis.cut().range(block).start;
         // SAFETY: each vector's blocks are its own, and each is taken once.
-        unsafe { shared.part(start..start + segment.len()) }.copy_from_slice(segment);
+        unsafe { outputs[n].part(start..start + segment.len()) }.copy_from_slice(segment);
     });
+}
+
+/// Vectors of an operator.
+#[derive(Clone, Copy)]
+struct Source<'a> {
+    axis: &'a Axis,
+    x: &'a [f32],
+}
+
+impl<'a> Source<'a> {
+    fn batch(self) -> usize {
+        self.x.len() / self.axis.len()
+    }
+
+    /// A vector's block.
+    fn segment(self, (vector, block): (usize, usize)) -> &'a [f32] {
+        &self.x[vector * self.axis.len()..][self.axis.cut().range(block)]
+    }
 }
 
 /// Blocks of one length, which lie in one another's lanes: `count` of them, from block `first` on.
@@ -83,60 +113,90 @@ impl Alike {
         whole.into_iter().chain(short)
     }
 
-    /// Groups of sixteen that the segments of so many vectors fill.
+    /// Segments that go side by side: sixteen, or four where that makes few groups, which several threads may share.
+    fn lanes(self, batch: usize) -> usize {
+        if batch * self.count <= 2 * FOUR { FOUR } else { LANES }
+    }
+
+    /// Groups that the segments of so many vectors make.
     fn groups(self, batch: usize) -> usize {
-        (batch * self.count).div_ceil(LANES)
+        (batch * self.count).div_ceil(self.lanes(batch))
     }
 
     /// The group's segments, each with its vector and block.
     fn segments(self, group: usize, batch: usize) -> impl Iterator<Item = (usize, usize)> + Clone {
-        let end = ((group + 1) * LANES).min(batch * self.count);
-        (group * LANES..end).map(move |n| (n / self.count, self.first + n % self.count))
+        let lanes = self.lanes(batch);
+        let end = ((group + 1) * lanes).min(batch * self.count);
+        (group * lanes..end).map(move |n| (n / self.count, self.first + n % self.count))
     }
 }
 
-fn run(exec: Exec, axis: &Axis, direction: Direction, x: &[f32], take: &Take) {
-    let (len, cut) = (axis.len(), axis.cut());
-    let batch = x.len() / len;
-    let source = |(vector, block): (usize, usize)| &x[vector * len..][cut.range(block)];
-    let groups = Alike::all(cut).map(|alike| alike.groups(batch)).sum();
-
-    exec.pool.run(groups, &|range| {
-        WORKSPACE.with_borrow_mut(|Workspace { rows, by_lanes, scratch }| {
-            scratch.resize(axis.scratch_len(), 0.0);
+/// Takes the vectors of all sources through their operators; `take(source, vector, block, segment)` receives what becomes of them.
+fn run(
+    exec: Exec,
+    direction: Direction,
+    sources: &[Source],
+    take: &(dyn Fn(usize, usize, usize, &mut [f32]) + Sync),
+) {
+    let alike = || {
+        sources.iter().enumerate().flat_map(|(n, source)| {
+            Alike::all(source.axis.cut()).map(move |alike| (n, *source, alike, alike.groups(source.batch())))
+        })
+    };
+    exec.pool.run(alike().map(|(.., groups)| groups).sum(), &|range| {
+        WORKSPACE.with_borrow_mut(|workspace| {
             let mut before = 0;
-            for alike in Alike::all(cut) {
-                let groups = alike.groups(batch);
+            for (n, source, alike, groups) in alike() {
                 let own = range.start.max(before)..range.end.min(before + groups);
                 for group in own {
-                    let segments = alike.segments(group - before, batch);
-                    let in_lanes = axis.transform() == Transform::Dct && supports(alike.len);
-                    let mut count = 0;
-                    for (at, row) in segments.clone().zip(rows.iter_mut()) {
-                        let (row, source) = (&mut row[..alike.len], source(at));
-                        if in_lanes {
-                            begin(axis, direction, at.1, source, row);
-                        } else {
-                            row.copy_from_slice(source);
-                            one(axis, direction, at.1, row, scratch);
-                        }
-                        count += 1;
-                    }
-                    if in_lanes {
-                        transform(exec.kernels, direction, rows, count, alike.len, by_lanes);
-                    }
-                    for (at, row) in segments.zip(rows.iter_mut()) {
-                        let row = &mut row[..alike.len];
-                        if in_lanes && direction == Direction::Inverse {
-                            axis.weigh(at.1, row);
-                        }
-                        take(at.0, at.1, row);
+                    let segments = alike.segments(group - before, source.batch());
+                    transform_segments(
+                        exec.kernels,
+                        direction,
+                        source,
+                        (alike.len, segments.clone()),
+                        workspace,
+                    );
+                    for ((vector, block), row) in segments.zip(workspace.rows.iter_mut()) {
+                        take(n, vector, block, &mut row[..alike.len]);
                     }
                 }
                 before += groups;
             }
         });
     });
+}
+
+/// Takes segments of one length, a group's, through the operator into the workspace's rows.
+fn transform_segments(
+    kernels: &Kernels,
+    direction: Direction,
+    source: Source,
+    (len, segments): (usize, impl Iterator<Item = (usize, usize)> + Clone),
+    Workspace { rows, by_lanes, scratch }: &mut Workspace,
+) {
+    let axis = source.axis;
+    scratch.resize(axis.scratch_len(), 0.0);
+    let in_lanes = axis.transform() == Transform::Dct && supports(len);
+    let mut count = 0;
+    for (at, row) in segments.clone().zip(rows.iter_mut()) {
+        let (row, values) = (&mut row[..len], source.segment(at));
+        if in_lanes {
+            begin(axis, direction, at.1, values, row);
+        } else {
+            row.copy_from_slice(values);
+            one(axis, direction, at.1, row, scratch);
+        }
+        count += 1;
+    }
+    if in_lanes {
+        transform(kernels, direction, rows, count, len, by_lanes);
+        if direction == Direction::Inverse {
+            for ((_, block), row) in segments.zip(rows.iter_mut()) {
+                axis.weigh(block, &mut row[..len]);
+            }
+        }
+    }
 }
 
 /// A segment on its direction into lanes: with the transform's norm and, where they come first, its signs and scales.

@@ -11,7 +11,9 @@ mod gradients;
 pub(super) use gradients::gradients;
 pub use gradients::{Gradients, parametric_gradients};
 
+use super::Precision;
 use super::activations::quantize;
+use super::axis::{self, Back};
 use super::exec::Exec;
 use super::layout::Activations;
 use super::matrix::PackedMatrix;
@@ -19,7 +21,6 @@ use super::packed::{Forms, Inputs, PackedTerm, Parameters, Product};
 use super::pool::{Pool, Shared};
 use super::rows::Rows;
 use super::spmm::InLanes;
-use super::{Precision, axis};
 use crate::codec::Sides;
 use crate::codec::axis::Axis;
 use crate::codec::sizes::expect_len;
@@ -27,11 +28,11 @@ use crate::codec::term::Domain;
 use std::cell::RefCell;
 
 /// Multiply-adds below which one thread is done before the others have begun.
-const WORTH_SHARING: usize = 1 << 18;
+const WORTH_SHARING: usize = 1 << 15;
 /// Vectors from which on a block may be worth its decoding to floats.
 const DENSE_MIN_BATCH: usize = 128;
 /// Segments' elements below which one thread transforms alone.
-const TRANSFORM_WORTH_SHARING: usize = 1 << 13;
+const TRANSFORM_WORTH_SHARING: usize = 1 << 10;
 
 /// A matrix as a product sees it: itself, or its transpose.
 #[derive(Clone, Copy, Debug)]
@@ -178,18 +179,51 @@ pub(super) fn run(exec: Exec, call: &Call, ys: &mut [&mut [f32]]) {
             let slices = matrix.matrix.slices(precision);
             Pass { exec, matrix: *matrix, slices, parameters, x }
         });
-        let forms = passes.clone().fold(Forms::default(), |forms, pass| forms | pass.forms());
+        let passes: Vec<_> = passes.collect();
+        let forms = passes.iter().fold(Forms::default(), |forms, pass| forms | pass.forms());
         input.fill(exec, group[0].axes().0, x, forms);
-        for (pass, y) in passes.zip(&mut ys) {
-            out.clear();
-            if pass.matrix.has_spectrum() {
-                out.resize(y.len(), 0.0);
-                pass.add_terms(Domain::Coefficients, &input.inputs(x), out);
-            }
-            pass.finish(out, y);
-        }
+        let mut ys: Vec<&mut [f32]> = ys.by_ref().take(group.len()).map(|y| &mut **y).collect();
+        multiply(exec, &passes, &input.inputs(x), out, &mut ys);
     }
     WORKSPACE.set(workspace);
+}
+
+/// The products of matrices that share their input; `out` is room for the coefficients of all.
+fn multiply(exec: Exec, passes: &[Pass], x: &Inputs, out: &mut Vec<f32>, ys: &mut [&mut [f32]]) {
+    let spectrum_len = |(pass, y): (&Pass, &&mut [f32])| if pass.matrix.has_spectrum() { y.len() } else { 0 };
+    let lens = || passes.iter().zip(&*ys).map(spectrum_len);
+    out.clear();
+    out.resize(lens().sum(), 0.0);
+    let mut rest = &mut out[..];
+    let spectra: Vec<&mut [f32]> = lens().map(|len| rest.split_off_mut(..len).unwrap_or_default()).collect();
+    let outputs = passes.iter().zip(spectra).zip(ys).map(|((pass, spectrum), y)| {
+        pass.add_terms(Domain::Coefficients, x, spectrum);
+        Output { pass: *pass, spectrum, y }
+    });
+    finish(exec, outputs.collect());
+}
+
+/// A product that lacks the way back and the terms in the weight domain.
+struct Output<'a> {
+    pass: Pass<'a>,
+    /// The coefficients' share, which is empty where there is none.
+    spectrum: &'a [f32],
+    y: &'a mut [f32],
+}
+
+/// `y` of each.
+fn finish(exec: Exec, mut outputs: Vec<Output>) {
+    let elements = outputs.iter().map(|output| output.spectrum.len()).sum();
+    let back = outputs.iter_mut().filter(|output| !output.spectrum.is_empty());
+    let back = back.map(|Output { pass, spectrum, y }| Back { axis: pass.matrix.axes().1, x: spectrum, y });
+    axis::inverse(exec.shared_if(elements, TRANSFORM_WORTH_SHARING), back.collect());
+    let (lanes, slices) = (&InLanes::default(), &Activations::default());
+    for Output { pass, spectrum, y } in outputs {
+        if spectrum.is_empty() {
+            y.fill(0.0);
+        }
+        pass.add_terms(Domain::Weights, &Inputs { rows: pass.x, lanes, slices }, y);
+    }
 }
 
 /// One matrix's product.
@@ -243,18 +277,6 @@ impl Pass<'_> {
         for (n, term) in self.matrix.terms(domain) {
             term.add_product(exec, &self.product(n), x, out);
         }
-    }
-
-    /// `y` of the coefficients' share, which is empty where there is none, and of the terms in the weight domain.
-    fn finish(&self, spectrum: &[f32], y: &mut [f32]) {
-        if spectrum.is_empty() {
-            y.fill(0.0);
-        } else {
-            let exec = self.exec.shared_if(y.len(), TRANSFORM_WORTH_SHARING);
-            axis::inverse(exec, self.matrix.axes().1, spectrum, y);
-        }
-        let (lanes, slices) = (&InLanes::default(), &Activations::default());
-        self.add_terms(Domain::Weights, &Inputs { rows: self.x, lanes, slices }, y);
     }
 }
 
