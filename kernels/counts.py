@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the kernels cost, counted in the machine code for an H100: instructions a weight in the hot loops, by the unit that runs
-them, and the time that the busiest unit sets for 8192 x 8192 weights; the clocks of a warp alone through a transform. Fails where
-a count is above its ceiling.
+them, and the time that the busiest unit sets for 8192 x 8192 weights; registers, shared memory, and the warps that a multiprocessor has
+at once by them; the clocks of a warp alone through a transform. Fails where a count is above its ceiling.
 
     kernels/counts.py NVCC NVDISASM [part of a kernel's name ...]
 
@@ -23,33 +23,42 @@ FMA = set("FFMA FADD FMUL HFMA2 HADD2 HMUL2".split())
 # Clocks until a result can be used: an estimate, for warps that are alone.
 LATENCIES = {"LDG": 500, "LDS": 30, "SHFL": 25, "LDC": 40, "S2R": 25, "MUFU": 20, "FLO": 15, "I2F": 15, "F2F": 15}
 LATENCY, BARRIER = 5, 20
+# Of a multiprocessor: registers, bytes of shared memory, of which each block takes some more, and warps; warps of a block.
+REGISTERS, SHARED, SHARED_EACH, MOST_WARPS, WARPS = 65536, 228 * 1024, 1024, 64, 8
 
-# Source, kernel, bits, weights of a thread in a pass of its loop; the most instructions and integer operations a weight, registers.
+# Shared memory of a block with 8192 columns: the trellis' table or the warps' sums, and behind it the inputs of a split.
+TABLE, SUMS, BUFFERS = 384 * 32 * 4, 4 * 8 * 328 * 4, 8 * 2 * 256 * 4
+# Source, kernel, bits, weights of a thread in a pass of its loop, bytes of shared memory; the most instructions and integer operations a
+# weight and registers, the fewest warps on a multiprocessor.
 LOOPS = [
-    ("trellis", "trellis_short_tiles_few", 4, 128, 5.5, 2.5, 128),
-    ("trellis", "trellis_short_tiles_many", 4, 128, 5.8, 2.5, 128),
-    ("trellis", "trellis_tiles_few", 4, 128, 6.1, 3.1, 255),
-    ("trellis", "trellis_short_tiles_few", 3, 128, 7.8, 4.7, 128),
-    ("trellis", "trellis_short_tiles_few", 2, 128, 6.0, 3.0, 128),
-    ("planes", "planes_product_1", 4, 32, 4.9, 2.4, 128),
-    ("planes", "planes_tiles_few", 4, 128, 4.9, 3.0, 255),
-    ("planes", "planes_tiles_many", 4, 128, 5.1, 3.0, 255),
+    ("trellis", "trellis_short_tiles_few", 4, 128, TABLE + 2 * 32 * 128, 5.2, 2.5, 128, 16),
+    ("trellis", "trellis_short_tiles_many", 4, 128, TABLE, 5.6, 2.5, 128, 16),
+    ("trellis", "trellis_short_tiles_wide", 4, 128, TABLE, 6.0, 2.5, 255, 8),
+    ("trellis", "trellis_tiles_few", 4, 128, TABLE + 2 * 32 * 128, 5.8, 3.1, 255, 8),
+    ("trellis", "trellis_short_tiles_few", 3, 128, TABLE + 2 * 32 * 128, 7.8, 4.7, 128, 16),
+    ("trellis", "trellis_short_tiles_few", 2, 128, TABLE + 2 * 32 * 128, 6.0, 3.0, 128, 16),
+    ("planes", "planes_product_1", 4, 32, BUFFERS + 16 * 128, 4.9, 2.4, 128, 16),
+    ("planes", "planes_tiles_few", 4, 128, SUMS + 2 * 32 * 128, 4.7, 3.0, 255, 8),
+    ("planes", "planes_tiles_many", 4, 128, SUMS, 5.0, 3.0, 255, 8),
+    ("planes", "planes_tiles_wide", 4, 128, SUMS, 5.5, 3.0, 255, 8),
 ]
 # Kernel, binary logarithm of the block's length, the most microseconds of a warp alone.
 TRANSFORMS = [("analyze_f32_f32", 8, 5.0), ("synthesize_f32_f32", 8, 5.0), ("analyze_f32_f32", 7, 5.0)]
 
 
 def functions(assembly):
-    """Instructions of each function, and the place of each label."""
+    """Instructions of each function, the place of each label, and the instructions that have a condition."""
     found, name = {}, None
     for line in map(str.strip, assembly.splitlines()):
         if section := re.match(r"\.text\.(\w+):", line):
             name = section[1]
-            found[name] = ([], {})
+            found[name] = ([], {}, set())
         elif name and (label := re.match(r"(\.L_x_\d+):", line)):
             found[name][1][label[1]] = len(found[name][0])
-        elif name and (instruction := re.match(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?(.*?)\s*;", line)):
-            found[name][0].append(instruction[1])
+        elif name and (instruction := re.match(r"/\*[0-9a-f]+\*/\s+(@!?U?P\w+\s+)?(.*?)\s*;", line)):
+            if instruction[1]:
+                found[name][2].add(len(found[name][0]))
+            found[name][0].append(instruction[2])
     return found
 
 
@@ -57,15 +66,20 @@ def unit(instruction):
     return re.split(r"[.\s]", instruction)[0]
 
 
-def hot_loop(instructions, labels):
+def hot_loop(instructions, labels, conditional):
     """Of the loops without another inside the one that decodes most."""
     loops = []
     for end, instruction in enumerate(instructions):
+        # What always jumps back comes from where a warp is not together, and is no loop.
+        if end not in conditional:
+            continue
         jump = re.match(r"BRA\b.*?(\.L_x_\d+)", instruction)
         if jump and labels.get(jump[1], end + 1) <= end:
             loops.append((labels[jump[1]], end))
     inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
     bodies = [instructions[start : end + 1] for start, end in inner]
+    # What calls transforms, not weights' loop.
+    bodies = [body for body in bodies if not any(unit(instruction) == "CALL" for instruction in body)]
     return max(bodies, key=lambda body: sum(unit(instruction) in ("LOP3", "SHF", "IDP") for instruction in body))
 
 
@@ -82,6 +96,12 @@ def clocks(instructions):
         if registers and not stores:
             ready[registers[0]] = now + LATENCIES.get(unit(name), LATENCY)
     return now
+
+
+def warps_at_once(registers, shared):
+    """Warps that a multiprocessor has at once."""
+    by_registers = REGISTERS // (-(-registers * 32 // 256) * 256 * WARPS)
+    return WARPS * min(by_registers, SHARED // (shared + SHARED_EACH), MOST_WARPS // WARPS)
 
 
 def compiled(tools, folder, source, macro):
@@ -114,9 +134,9 @@ def main():
         jobs = {key: pool.submit(compiled, tools, folder, *key) for key in dict.fromkeys(sources)}
         code = {key: job.result() for key, job in jobs.items()}
 
-    print("| kernel | bits | instructions | integer | FMA | IMAD, IDP | look-ups | registers | bound by | us | its bytes' us |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
-    for source, kernel, bits, per, most, most_integer, most_registers in loops:
+    columns = "kernel, bits, instructions, integer, FMA, IMAD and IDP, look-ups, registers, KiB, warps, bound by, us, its bytes' us"
+    print("|" + "".join(f" {column} |" for column in columns.split(", ")) + "\n|" + 13 * "---|")
+    for source, kernel, bits, per, shared, most, most_integer, most_registers, fewest_warps in loops:
         found, registers = code[source, f"COUNTED_BITS={bits}"]
         body = hot_loop(*found[kernel])
         names = collections.Counter(map(unit, body))
@@ -124,7 +144,9 @@ def main():
         counts = dict(zip(RATES, [len(body) / per, several(INTEGER), several(FMA), several({"IMAD", "IDP"}), several({"LDS"})]))
         slowest = max(RATES, key=lambda unit: counts[unit] / RATES[unit])
         bound = WEIGHTS * counts[slowest] / RATES[slowest] / MULTIPROCESSORS / CLOCK * 1e6
-        cells = [f"{n:.2f}" for n in counts.values()] + [str(registers[kernel]), slowest, f"{bound:.1f}"]
+        warps = warps_at_once(registers[kernel], shared)
+        cells = [f"{n:.2f}" for n in counts.values()]
+        cells += [str(registers[kernel]), f"{shared / 1024:.0f}", str(warps), slowest, f"{bound:.1f}"]
         print(f"| {kernel} | {bits} | {' | '.join(cells)} | {WEIGHTS * bits / 8 / BANDWIDTH * 1e6:.1f} |")
         for what, have, ceiling in [
             ("instructions a weight", counts["all"], most),
@@ -134,6 +156,8 @@ def main():
         ]:
             if have > ceiling:
                 failures.append(f"{kernel}, {bits} bits: {have:.2f} {what}; {ceiling} are allowed")
+        if warps < fewest_warps:
+            failures.append(f"{kernel}, {bits} bits: {warps} warps on a multiprocessor; {fewest_warps} are the least")
 
     print("\n| kernel | block | instructions | registers | clocks of a warp alone | us |\n|---|---|---|---|---|---|")
     for kernel, levels, most in transforms:

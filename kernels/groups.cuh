@@ -15,7 +15,7 @@
 // word of the piece below (the topmost below the last), which the trellis reads on into. Everything is indexed by
 // constants after unrolling, so it stays in registers.
 #pragma once
-#include "common.cuh"
+#include "ends.cuh"
 
 constexpr int PIECE = 32;
 // Distance of two pieces in shared memory, so that the pieces of a column lie in different banks.
@@ -119,9 +119,10 @@ __device__ __forceinline__ void with_bits(Code code, const uint4 &entry, const u
 // Grid: (block rows from `first_block_row` on, splits, groups of TOKENS tokens). Every warp takes every eighth scale group; each thread sums its 32
 // rows in registers, the block adds up its threads' sums at the end.
 //
-//     x         (tokens, cols)
-//     partial   (splits, tokens, rows), this split's part is written
-//     shared    the code's table, x (TOKENS, 32 scale groups), row scales (WARPS, 33 lanes); then sums (WARPS, 33 lanes)
+//     in        inputs, transformed here where it is one token
+//     to        results: this split's part is written, and the results by the last block of each block row
+//     shared    buffers of the transforms, then the code's table; x (TOKENS, 32 scale groups), row scales (WARPS, 33 lanes). Then sums
+//               (WARPS, 33 lanes), then buffers
 template <class Code, int V, int TOKENS, bool ROW_SCALES>
 __device__ void sum_rows(Code code, const Strips &at, int block_row, int lanes, const float *x, float *row_scales, int x_stride, int first,
                          int last, float (&sums)[TOKENS][PIECE]) {
@@ -158,7 +159,7 @@ __device__ void sum_rows(Code code, const Strips &at, int block_row, int lanes, 
 }
 
 template <class Code, int TOKENS, bool ROW_SCALES>
-__device__ void product(const Strips &at, int first_block_row, const float *x, float *partial, int tokens, int strips_per_block) {
+__device__ void product(const Strips &at, int first_block_row, const Inputs &in, const Results &to, int tokens, int strips_per_block) {
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int block_row = first_block_row + blockIdx.x, split = blockIdx.y, token = blockIdx.z * TOKENS;
     const int first = split * strips_per_block, last = min(first + strips_per_block, at.per_row());
@@ -166,14 +167,13 @@ __device__ void product(const Strips &at, int first_block_row, const float *x, f
     const int height = block.length, lanes = lanes_of(height);
     float *shared = reinterpret_cast<float *>(dynamic_shared);
 
-    Code code(shared, at.values);
-    const int x_stride = strips_per_block * WARP;
-    float *staged = shared + Code::TABLE;
-    for (int n = threadIdx.x; n < TOKENS * x_stride; n += THREADS) {
-        const int t = n / x_stride, col = first * WARP + n % x_stride;
-        staged[n] = token + t < tokens && col < at.cols ? x[(size_t)(token + t) * at.cols + col] : 0.0f;
-    }
+    const int x_stride = strips_per_block * WARP, here = min(TOKENS, tokens - token);
+    float *staged = shared + max(Code::TABLE, BUFFERS);
+    in.template stage<TOKENS == 1>(staged, x_stride, shared, first * WARP, token, here);
+    for (int n = here * x_stride + threadIdx.x; n < TOKENS * x_stride; n += THREADS) staged[n] = 0.0f;
     float *row_scales = staged + TOKENS * x_stride + warp * lanes * SINGLE_STRIDE;
+    __syncthreads();
+    Code code(shared, at.values);
     __syncthreads();
 
     float sums[TOKENS][PIECE];
@@ -202,7 +202,7 @@ __device__ void product(const Strips &at, int first_block_row, const float *x, f
         }
         __syncthreads();
         if (token + t >= tokens) continue;
-        float *out = partial + ((size_t)split * tokens + token + t) * at.rows + block.start;
+        float *out = to.part(tokens, token + t) + block.start;
         for (int row = threadIdx.x; row < height; row += THREADS) {
             float sum = 0.0f;
             for (int w = 0; w < WARPS; ++w) {
@@ -211,6 +211,7 @@ __device__ void product(const Strips &at, int first_block_row, const float *x, f
             out[row] = sum;
         }
     }
+    to.finish(block, token, here, tokens);
 }
 
 // The factors of a scale group's rows for all tokens, scales multiplied in: `staged` is (TOKENS, 36 lanes), zero below the block.
@@ -381,8 +382,8 @@ __device__ void panel(const Strips &at, T *panel, int first_strip, int end_strip
 // Two blocks fit a multiprocessor's registers, but where the sums of four tokens need most of a thread's 255.
 #define PRODUCT_KERNEL(NAME, CODE, TOKENS, ROW_SCALES) \
     extern "C" __global__ void __launch_bounds__(THREADS, TOKENS == 1 ? CODE::MIN_BLOCKS : 1) \
-        NAME(STRIPS_PARAMETERS, int first_block_row, const float *x, float *partial, int tokens, int strips_per_block) { \
-        product<CODE, TOKENS, ROW_SCALES>(STRIPS_ARGUMENTS, first_block_row, x, partial, tokens, strips_per_block); \
+        NAME(STRIPS_PARAMETERS, ENDS_PARAMETERS, int first_block_row, int tokens, int strips_per_block) { \
+        product<CODE, TOKENS, ROW_SCALES>(STRIPS_ARGUMENTS, first_block_row, INPUTS, RESULTS, tokens, strips_per_block); \
     }
 #define TRANSPOSED_KERNEL(NAME, CODE, TOKENS) \
     extern "C" __global__ void __launch_bounds__(THREADS, CODE::MIN_BLOCKS) \

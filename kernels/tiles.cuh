@@ -6,34 +6,60 @@
 // sixteen; each half then has four of the eight vectors, zeros for the other half's columns in the other four.
 //
 // Values are exact in bfloat16, and a vector's F32 is the sum of three such numbers, 8 bits each. They are three of the eight
-// vectors where there are few (APART), else three products with one left operand: nothing is lost in either.
+// vectors where there are few (APART), else three products with one left operand: nothing is lost in either. Where inputs and results
+// have 16 bits and there are many, two of them are enough: 16 bits.
 #pragma once
 #include "groups.cuh"
 
 // Floats from a row to the next and from a piece to the next where warps add up their sums.
 constexpr int ROW_STRIDE = 10, PIECE_STRIDE = 32 * ROW_STRIDE + 8, TILE_FLOATS = 8 * PIECE_STRIDE;
-constexpr int PARTS = 3;
+
+// One token or two.
+struct Few {
+    static constexpr bool APART = true; // a number's parts are vectors of their own, not products
+    static constexpr int PARTS = 3;
+    static constexpr int SETS = 1; // of eight vectors
+};
+// Up to eight.
+struct Many {
+    static constexpr bool APART = false;
+    static constexpr int PARTS = 3, SETS = 1;
+};
+// Up to sixteen, of 16 bits: every weight is decoded once for all of them.
+struct Wide {
+    static constexpr bool APART = false;
+    static constexpr int PARTS = 2, SETS = 2;
+};
+
+// Where staged inputs begin in shared memory: behind the table, the sums and the buffers, which have the same place.
+template <class Code> constexpr int STAGED = Code::TABLE > TILE_FLOATS * WARPS / 2 ? Code::TABLE : TILE_FLOATS * WARPS / 2;
 
 // How the eight vectors of an `mma` are shared out.
-template <bool APART> struct Vectors {
+template <class Form> struct Vectors {
     int halves; // of the lanes with columns of their own
     __device__ explicit Vectors(int lanes) : halves(8 / lanes) {}
     __device__ int each() const { return 8 / halves; }
-    // Tokens at once.
-    __device__ int tokens() const { return APART ? (halves == 1 ? 2 : 1) : each(); }
+    // Tokens of a set, and at once.
+    __device__ int of_set() const { return Form::APART ? (halves == 1 ? 2 : 1) : each(); }
+    __device__ int tokens() const { return Form::SETS * of_set(); }
     // Where a token's part is.
-    __device__ int of(int half, int part, int token) const { return half * each() + part * tokens() + token; }
+    __device__ int of(int half, int part, int token) const { return half * each() + part * of_set() + token; }
 };
 
-// What a lane has of the right operand: four columns of one vector.
-struct Share {
-    const float *x; // its token's
-    int col;        // the first column in the step's
-    int cols;       // a multiple of 4; 0 where the vector is zero
-    int part;       // with APART: of the three
+// What a lane has of the right operand: four columns of one vector of each set.
+template <class Form> struct Share {
+    const float *x;        // its token's of the first set, in shared memory with APART
+    size_t stride;         // to that of the next set
+    int col;               // the first column in the step's
+    int cols[Form::SETS];  // a multiple of 4; 0 where the vector is zero
+    int part;              // with APART: of the three
 
-    __device__ __forceinline__ float4 load(int first) const {
-        return first + col < cols ? __ldg(reinterpret_cast<const float4 *>(x + first + col)) : float4 {0.0f, 0.0f, 0.0f, 0.0f};
+    __device__ __forceinline__ void load(int first, float4 (&to)[Form::SETS]) const {
+#pragma unroll
+        for (int s = 0; s < Form::SETS; ++s) {
+            const float4 *from = reinterpret_cast<const float4 *>(x + s * stride + first + col);
+            to[s] = first + col < cols[s] ? (Form::APART ? *from : __ldg(from)) : float4 {0.0f, 0.0f, 0.0f, 0.0f};
+        }
     }
 };
 
@@ -44,11 +70,12 @@ __device__ __forceinline__ uint32_t upper_halves(float low, float high) {
     return __byte_perm(__float_as_uint(low), __float_as_uint(high), 0x7632);
 }
 
-// One step: of four columns the piece's 32 rows. `sums[m]` are rows `2m` and `2m + 1` of two vectors. `fetch(n)` is called for each
+// One step: of four columns the piece's 32 rows. `sums[s][m]` are rows `2m` and `2m + 1` of two vectors. `fetch(n)` is called for each
 // `n < BITS` as soon as words enough are done with to have room for load `n` of the next step, and `fetch(BITS)` for its vectors.
-template <class Code, int BITS, bool APART, class Fetch>
-__device__ __forceinline__ void multiply(const Code &code, const uint4 (&held)[BITS], int below, const float4 &x, float scale,
-                                         int part, float (&sums)[16][4], Fetch fetch) {
+template <class Code, int BITS, class Form, class Fetch>
+__device__ __forceinline__ void multiply(const Code &code, const uint4 (&held)[BITS], int below, const float4 (&x)[Form::SETS],
+                                         float scale, int part, float (&sums)[Form::SETS][16][4], Fetch fetch) {
+    constexpr int PRODUCTS = Form::APART ? 1 : Form::PARTS;
     uint32_t words[4][BITS], next[4];
 #pragma unroll
     for (int n = 0; n < BITS; ++n) {
@@ -56,21 +83,24 @@ __device__ __forceinline__ void multiply(const Code &code, const uint4 (&held)[B
     }
 #pragma unroll
     for (int v = 0; v < 4; ++v) next[v] = Code::READS_ON ? __shfl_sync(ALL_LANES, words[v][0], below) : 0;
-    float factors[4] = {x.x * scale, x.y * scale, x.z * scale, x.w * scale};
-    uint32_t right[APART ? 1 : PARTS][2];
-    if constexpr (APART) {
+    uint32_t right[Form::SETS][PRODUCTS][2];
 #pragma unroll
-        for (int n = 1; n < PARTS; ++n) {
-            if (part < n) continue;
+    for (int s = 0; s < Form::SETS; ++s) {
+        float factors[4] = {x[s].x * scale, x[s].y * scale, x[s].z * scale, x[s].w * scale};
+        if constexpr (Form::APART) {
+#pragma unroll
+            for (int n = 1; n < Form::PARTS; ++n) {
+                if (part < n) continue;
+#pragma unroll
+                for (int v = 0; v < 4; ++v) factors[v] = without_upper_half(factors[v]);
+            }
+        }
+#pragma unroll
+        for (int n = 0; n < PRODUCTS; ++n) {
+            right[s][n][0] = upper_halves(factors[0], factors[1]), right[s][n][1] = upper_halves(factors[2], factors[3]);
 #pragma unroll
             for (int v = 0; v < 4; ++v) factors[v] = without_upper_half(factors[v]);
         }
-    }
-#pragma unroll
-    for (int n = 0; n < (APART ? 1 : PARTS); ++n) {
-        right[n][0] = upper_halves(factors[0], factors[1]), right[n][1] = upper_halves(factors[2], factors[3]);
-#pragma unroll
-        for (int v = 0; v < 4; ++v) factors[v] = without_upper_half(factors[v]);
     }
 #pragma unroll
     for (int n = 0; n < 16; ++n) {
@@ -83,7 +113,10 @@ __device__ __forceinline__ void multiply(const Code &code, const uint4 (&held)[B
                                                 code.template raw<BITS>(words[col + 1], next[col + 1], row));
         }
 #pragma unroll
-        for (int p = 0; p < (APART ? 1 : PARTS); ++p) mma_bf16(sums[m], left, right[p][0], right[p][1]);
+        for (int p = 0; p < PRODUCTS; ++p) {
+#pragma unroll
+            for (int s = 0; s < Form::SETS; ++s) mma_bf16(sums[s][m], left, right[s][p][0], right[s][p][1]);
+        }
         // Few words do not wait for room.
         if (BITS <= 2 ? n < BITS : (n + 1) * BITS / 16 > n * BITS / 16) fetch(BITS <= 2 ? n : n * BITS / 16);
         if (n == 8) fetch(BITS);
@@ -91,9 +124,9 @@ __device__ __forceinline__ void multiply(const Code &code, const uint4 (&held)[B
 }
 
 // The scale groups from `scale_group` on, every eighth, as long as they have `BITS` bits; the first that has not.
-template <class Code, int BITS, bool APART>
-__device__ __forceinline__ int multiply_groups(Code &code, const Strips &at, const uint4 *table, int lanes, const Share &share,
-                                               int scale_group, int last, float (&sums)[16][4]) {
+template <class Code, int BITS, class Form>
+__device__ __forceinline__ int multiply_groups(Code &code, const Strips &at, const uint4 *table, int lanes, const Share<Form> &share,
+                                               int scale_group, int last, float (&sums)[Form::SETS][16][4]) {
     const int lane = threadIdx.x % WARP, below = lane_below(lane, lanes), steps = lanes / 4;
     const uint4 *words = reinterpret_cast<const uint4 *>(at.words) + lane;
     // A scale group of no bits stands for what is not there.
@@ -101,7 +134,8 @@ __device__ __forceinline__ int multiply_groups(Code &code, const Strips &at, con
     uint4 entry = entry_of(scale_group), ahead = entry_of(scale_group + WARPS);
     code.begin(entry.w);
     uint4 held[BITS];
-    float4 x = share.load(scale_group * WARP);
+    float4 x[Form::SETS];
+    share.load(scale_group * WARP, x);
 #pragma unroll
     for (int n = 0; n < BITS; ++n) held[n] = __ldcs(words + entry.x / 4 + n * WARP);
     int step = 0;
@@ -115,12 +149,13 @@ __device__ __forceinline__ int multiply_groups(Code &code, const Strips &at, con
         }
         const uint4 *from = words + entry.x / 4 + step * (BITS * WARP);
         uint4 fetched[BITS]; // nothing where there is no more
-        float4 fetched_x;
-        multiply<Code, BITS, APART>(code, held, below, x, scale, share.part, sums, [&](int n) {
-            if (n == BITS) fetched_x = share.load(scale_group * WARP + step * 16);
+        float4 fetched_x[Form::SETS];
+        multiply<Code, BITS, Form>(code, held, below, x, scale, share.part, sums, [&](int n) {
+            if (n == BITS) share.load(scale_group * WARP + step * 16, fetched_x);
             else if (more) fetched[n] = __ldcs(from + n * WARP);
         });
-        x = fetched_x;
+#pragma unroll
+        for (int s = 0; s < Form::SETS; ++s) x[s] = fetched_x[s];
 #pragma unroll
         for (int n = 0; n < BITS; ++n) held[n] = fetched[n];
     }
@@ -129,33 +164,48 @@ __device__ __forceinline__ int multiply_groups(Code &code, const Strips &at, con
 
 // y(token, row) += S(row, column) x(token, column) for the scale groups of one split of one block row, as `product`.
 //
-//     shared    the code's table; then half of the warps' sums
-template <class Code, bool APART>
-__device__ void tiles(const Strips &at, int first_block_row, const float *x, float *partial, int tokens, int strips_per_block) {
+//     in        inputs; with APART they are transformed here
+//     shared    buffers of the transforms, then the code's table, then half of the warps' sums, then buffers; with APART x (tokens at
+//               once, 32 scale groups)
+template <class Code, class Form>
+__device__ void tiles(const Strips &at, int first_block_row, const Inputs &in, const Results &to, int tokens, int strips_per_block) {
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, block_row = first_block_row + blockIdx.x;
     const Block block = at.row_cut().block(block_row);
     const int height = block.length, lanes = lanes_of(height);
-    const Vectors<APART> vectors(lanes);
+    const Vectors<Form> vectors(lanes);
     const int token = blockIdx.z * vectors.tokens(), first = blockIdx.y * strips_per_block;
     if (token >= tokens) return; // blocks of 256 rows take more at once than those of 128
     const int last = min(first + strips_per_block, at.per_row()), here = min(vectors.tokens(), tokens - token);
     float *shared = reinterpret_cast<float *>(dynamic_shared);
-    Code code(shared, at.values);
 
     const int vector = lane / 4, half = vector / vectors.each(), rest = vector - half * vectors.each();
-    const int part = APART ? rest / vectors.tokens() : 0, own = rest - part * vectors.tokens();
-    const bool is_there = own < here && part < PARTS;
-    const Share share = {x + (size_t)(token + own) * at.cols, (lane % 4 + half * 4) * 4, is_there ? at.cols : 0, part};
+    const int part = Form::APART ? rest / vectors.of_set() : 0, own = rest - part * vectors.of_set();
+    Share<Form> share = {nullptr, (size_t)vectors.of_set() * at.cols, (lane % 4 + half * 4) * 4, {}, part};
+#pragma unroll
+    for (int s = 0; s < Form::SETS; ++s) {
+        const bool is_there = s * vectors.of_set() + own < here && part < Form::PARTS;
+        share.cols[s] = !is_there ? 0 : Form::APART ? min(at.cols, last * WARP) : at.cols; // as far as inputs are staged
+    }
+    if constexpr (Form::APART) {
+        const int columns = strips_per_block * WARP;
+        float *staged = shared + STAGED<Code>;
+        in.template stage<true>(staged, columns, shared, first * WARP, token, here);
+        share.x = staged + own * columns - first * WARP;
+        __syncthreads();
+    } else {
+        share.x = static_cast<const float *>(in.x) + (size_t)(token + own) * at.cols;
+    }
+    Code code(shared, at.values);
     __syncthreads();
 
-    float sums[16][4] = {};
+    float sums[Form::SETS][16][4] = {};
     const uint4 *table = at.table + (size_t)block_row * at.per_row();
     for (int scale_group = first + warp; scale_group < last;) {
         switch (__ldg(table + scale_group).y) {
 #define CASE(BITS) \
     case BITS: \
         if constexpr (HAS_BITS<Code, BITS>) { \
-            scale_group = multiply_groups<Code, BITS, APART>(code, at, table, lanes, share, scale_group, last, sums); \
+            scale_group = multiply_groups<Code, BITS, Form>(code, at, table, lanes, share, scale_group, last, sums); \
         } \
         break;
             CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
@@ -166,38 +216,46 @@ __device__ void tiles(const Strips &at, int first_block_row, const float *x, flo
 
     // Warp `n` and warp `n + 4`, and then what is left of the four, of the halves and of the parts.
     float *own_sums = shared + warp % (WARPS / 2) * TILE_FLOATS + lane / 4 * PIECE_STRIDE + lane % 4 * 2;
-    for (int upper = 1; upper >= 0; --upper) {
-        __syncthreads();
-        if (warp / (WARPS / 2) == upper) {
 #pragma unroll
-            for (int n = 0; n < PIECE; ++n) {
-                float2 *to = reinterpret_cast<float2 *>(own_sums + n * ROW_STRIDE);
-                float2 sum = {sums[n / 2][n % 2 * 2], sums[n / 2][n % 2 * 2 + 1]};
-                if (upper == 0) sum.x += to->x, sum.y += to->y;
-                *to = sum;
-            }
-        }
-    }
-    __syncthreads();
-    for (int t = 0; t < here; ++t) {
-        float *out = partial + ((size_t)blockIdx.y * tokens + token + t) * at.rows + block.start;
-        for (int row = threadIdx.x; row < height; row += THREADS) {
-            float sum = 0.0f;
-            for (int w = 0; w < WARPS / 2; ++w) {
-                for (int h = 0; h < vectors.halves; ++h) {
-                    const float *from = shared + w * TILE_FLOATS + (h * lanes + row / PIECE) * PIECE_STRIDE + row % PIECE * ROW_STRIDE;
-                    for (int p = 0; p < (APART ? PARTS : 1); ++p) sum += from[vectors.of(h, p, t)];
+    for (int s = 0; s < Form::SETS; ++s) {
+        for (int upper = 1; upper >= 0; --upper) {
+            __syncthreads();
+            if (warp / (WARPS / 2) == upper) {
+#pragma unroll
+                for (int n = 0; n < PIECE; ++n) {
+                    float2 *to = reinterpret_cast<float2 *>(own_sums + n * ROW_STRIDE);
+                    float2 sum = {sums[s][n / 2][n % 2 * 2], sums[s][n / 2][n % 2 * 2 + 1]};
+                    if (upper == 0) sum.x += to->x, sum.y += to->y;
+                    *to = sum;
                 }
             }
-            out[row] = sum;
+        }
+        __syncthreads();
+        const int before = s * vectors.of_set();
+        for (int t = 0; t < min(vectors.of_set(), here - before); ++t) {
+            float *out = to.part(tokens, token + before + t) + block.start;
+            for (int row = threadIdx.x; row < height; row += THREADS) {
+                const float *from = shared + row / PIECE * PIECE_STRIDE + row % PIECE * ROW_STRIDE;
+                float sum = 0.0f;
+                for (int w = 0; w < WARPS / 2; ++w) {
+                    for (int h = 0; h < vectors.halves; ++h) {
+                        const float *own = from + w * TILE_FLOATS + h * lanes * PIECE_STRIDE;
+                        for (int p = 0; p < (Form::APART ? Form::PARTS : 1); ++p) sum += own[vectors.of(h, p, t)];
+                    }
+                }
+                out[row] = sum;
+            }
         }
     }
+    to.finish(block, token, here, tokens);
 }
 
-// For one token or two (`few`), and for up to eight.
-#define TILES_KERNEL(NAME, CODE, APART) \
-    extern "C" __global__ void __launch_bounds__(THREADS, CODE::TILE_BLOCKS) \
-        NAME(STRIPS_PARAMETERS, int first_block_row, const float *x, float *partial, int tokens, int strips_per_block) { \
-        tiles<CODE, APART>(STRIPS_ARGUMENTS, first_block_row, x, partial, tokens, strips_per_block); \
+#define TILES_KERNEL(NAME, CODE, FORM, BLOCKS) \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) \
+        NAME(STRIPS_PARAMETERS, ENDS_PARAMETERS, int first_block_row, int tokens, int strips_per_block) { \
+        tiles<CODE, FORM>(STRIPS_ARGUMENTS, first_block_row, INPUTS, RESULTS, tokens, strips_per_block); \
     }
-#define TILES_KERNELS(NAME, CODE) TILES_KERNEL(NAME##_few, CODE, true) TILES_KERNEL(NAME##_many, CODE, false)
+#define TILES_KERNELS(NAME, CODE) \
+    TILES_KERNEL(NAME##_few, CODE, Few, CODE::TILE_BLOCKS) \
+    TILES_KERNEL(NAME##_many, CODE, Many, CODE::TILE_BLOCKS) \
+    TILES_KERNEL(NAME##_wide, CODE, Wide, 1)

@@ -1,7 +1,7 @@
 //! One side of a matrix on the device: the signs and tables of its transform.
 
 use super::machine::{Arg, Element, Launch, Machine, Module};
-use super::operands::{Gather, Operand};
+use super::operands::{Gather, Operand, Target};
 use crate::error::Result;
 use rbe_core::codec::axis::Axis;
 use rbe_core::codec::layout::SHORTEST;
@@ -21,6 +21,12 @@ const SHARED_BYTES: usize = 2 * ELEMENTS * size_of::<f32>();
 struct Matrices<M> {
     analysis: M,
     synthesis: M,
+}
+
+impl<M> Matrices<M> {
+    fn of(&self, inverse: bool) -> &M {
+        if inverse { &self.synthesis } else { &self.analysis }
+    }
 }
 
 /// `A = blockdiag(T, .., T_short) D` of one side.
@@ -46,9 +52,9 @@ pub(super) struct Part {
     pub len: usize,
 }
 
-/// How rows lie in the coefficient domain.
-pub(super) struct Spectrum {
-    pub element: Element,
+/// Where rows in the coefficient domain go.
+pub(super) struct Spectrum<'a, M> {
+    pub operand: Operand<'a, M>,
     /// Elements from a row to the next; the last of them, beyond the axis, are zero.
     pub stride: usize,
     /// What the transform is multiplied by.
@@ -62,25 +68,15 @@ pub(super) struct Sum<'a, M> {
     pub splits: usize,
     /// From a row to the next.
     pub stride: usize,
-    /// Added to the result, `(batch, axis.len)` in F32.
-    pub addend: Option<&'a M>,
     /// What the transform is multiplied by.
     pub scale: f32,
 }
 
 impl<'a, M> Sum<'a, M> {
     /// So many parts in F32, as they are.
-    pub(super) fn of(parts: Option<&'a M>, splits: usize, stride: usize, addend: Option<&'a M>) -> Self {
-        Self { parts, element: Element::F32, splits, stride, addend, scale: 1.0 }
+    pub(super) fn of(parts: Option<&'a M>, splits: usize, stride: usize) -> Self {
+        Self { parts, element: Element::F32, splits, stride, scale: 1.0 }
     }
-}
-
-/// Where rows of this axis' whole length go.
-pub(super) struct Target<'a, M> {
-    pub memory: &'a M,
-    pub element: Element,
-    /// Elements before the first vector.
-    pub offset: usize,
 }
 
 impl<M> DeviceAxis<M> {
@@ -127,18 +123,28 @@ impl<M> DeviceAxis<M> {
         cut.whole_blocks().div_ceil(together) + cut.blocks() - cut.whole_blocks()
     }
 
-    fn args(&self, part: Part, matrix: fn(&Matrices<M>) -> &M) -> Vec<Arg<'_, M>> {
+    /// What a warp takes through the transform, one after another, for one vector; `None` where that takes a matrix.
+    pub(super) fn fast_items(&self) -> Option<usize> {
+        self.rotations.as_ref().map(|_| self.items(self.len))
+    }
+
+    /// The tables of the transform, or of its inverse.
+    pub(super) fn tables(&self, first: usize, inverse: bool) -> [Arg<'_, M>; 5] {
         // A bit an element, and block boundaries are whole words.
-        let sign_bytes = part.first / 8;
-        vec![
+        let sign_bytes = first / 8;
+        [
             Arg::optional(self.signs.as_ref(), sign_bytes),
-            Arg::optional(self.scales.as_ref(), part.first * size_of::<f32>()),
+            Arg::optional(self.scales.as_ref(), first * size_of::<f32>()),
             Arg::optional(self.rotations.as_ref(), 0),
-            Arg::optional(self.whole.as_ref().map(matrix), 0),
-            Arg::optional(self.shorter.as_ref().map(matrix), 0),
-            Arg::Int(part.len),
-            Arg::Int(self.cut.edge()),
+            Arg::optional(self.whole.as_ref().map(|matrices| matrices.of(inverse)), 0),
+            Arg::optional(self.shorter.as_ref().map(|matrices| matrices.of(inverse)), 0),
         ]
+    }
+
+    fn args(&self, part: Part, inverse: bool) -> Vec<Arg<'_, M>> {
+        let mut args = Vec::from(self.tables(part.first, inverse));
+        args.extend([part.len, self.cut.edge()].map(Arg::Int));
+        args
     }
 
     fn launch<'a>(&self, kernel: String, batch: usize, len: usize, args: Vec<Arg<'a, M>>) -> Launch<'a, M> {
@@ -158,16 +164,13 @@ impl<M> DeviceAxis<M> {
         machine: &impl Machine<Memory = M>,
         x: &Operand<'_, M>,
         batch: usize,
-        to: Spectrum,
-    ) -> Result<M> {
-        let Spectrum { element, stride, scale } = to;
-        let out = machine.allocate(sizes::elements(&[batch, stride, element.bytes()]))?;
-        let mut args = self.args(self.whole(), |m| &m.analysis);
-        args.extend([x.arg(), Arg::Memory(&out, 0)]);
-        args.extend([Arg::Int(stride), Arg::Float(scale)]);
-        let kernel = format!("analyze_{}_{}", x.element.suffix(), element.suffix());
-        machine.launch(self.launch(kernel, batch, self.len, args))?;
-        Ok(out)
+        to: Spectrum<'_, M>,
+    ) -> Result<()> {
+        let Spectrum { operand, stride, scale } = to;
+        let mut args = self.args(self.whole(), false);
+        args.extend([x.arg(), operand.arg(), Arg::Int(stride), Arg::Float(scale)]);
+        let kernel = format!("analyze_{}_{}", x.element.suffix(), operand.element.suffix());
+        machine.launch(self.launch(kernel, batch, self.len, args))
     }
 
     /// `A e_id` within the id's block, `(ids, longest block)` in F32.
@@ -179,7 +182,7 @@ impl<M> DeviceAxis<M> {
         let count = rows.count;
         let longest = self.cut.edge().max(2 * SHORTEST);
         let out = machine.allocate(sizes::elements(&[count, longest, size_of::<f32>()]))?;
-        let mut args = self.args(self.whole(), |m| &m.analysis);
+        let mut args = self.args(self.whole(), false);
         args.extend([rows.arg(), Arg::Memory(&out, 0)]);
         machine.launch(Launch {
             module: Module::Transform,
@@ -192,7 +195,7 @@ impl<M> DeviceAxis<M> {
         Ok(out)
     }
 
-    /// `y = scale A' sum + addend` in a part of the axis.
+    /// `y = scale A' sum + addend + bias` in a part of the axis.
     pub(super) fn inverse(
         &self,
         machine: &impl Machine<Memory = M>,
@@ -201,12 +204,11 @@ impl<M> DeviceAxis<M> {
         batch: usize,
         to: &Target<'_, M>,
     ) -> Result<()> {
-        let mut args = self.args(part, |m| &m.synthesis);
+        let mut args = self.args(part, true);
         args.extend([Arg::optional(sum.parts, 0), Arg::Int(sum.splits), Arg::Int(sum.stride)]);
-        args.push(Arg::optional(sum.addend, part.first * size_of::<f32>()));
-        args.push(Arg::Memory(to.memory, (to.offset + part.first) * to.element.bytes()));
+        args.extend(to.args(part.first));
         args.extend([Arg::Int(self.len), Arg::Float(sum.scale)]);
-        let kernel = format!("synthesize_{}_{}", sum.element.suffix(), to.element.suffix());
+        let kernel = format!("synthesize_{}_{}", sum.element.suffix(), to.y.element.suffix());
         machine.launch(self.launch(kernel, batch, part.len, args))
     }
 }

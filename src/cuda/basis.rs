@@ -3,7 +3,7 @@
 use super::axis::floats;
 use super::groups::{BATCH_TILE, THREADS, WARPS};
 use super::machine::{Arg, Launch, Machine, Module};
-use super::operands::{Gather, Operand, Product};
+use super::operands::{Gather, Operand, Partial, Product};
 use crate::error::Result;
 use rbe_core::codec::sizes;
 use rbe_core::codec::term::Basis;
@@ -42,22 +42,21 @@ impl<M> DeviceBasis<M> {
         machine: &impl Machine<Memory = M>,
         product: &Product,
         x: &Operand<'_, M>,
-    ) -> Result<M> {
-        let Product { batch, transposed } = *product;
+        sums: &Partial<'_, M>,
+    ) -> Result<()> {
+        let Product { batch, transposed, .. } = *product;
         let sides = Sides::new(self.layout, transposed);
         let (inputs, outs) = (sides.input().elements(), sides.output().elements());
         let (in_grid, out_grid) = sides.of(&self.row_grid, &self.col_grid);
         let (in_stride, out_stride) = sides.of(self.layout.block_cols(), 1);
-        let sums = machine.allocate(sizes::elements(&[batch, outs, size_of::<f32>()]))?;
         let mut args = Vec::from([&self.theta, out_grid, in_grid].map(|memory| Arg::Memory(memory, 0)));
         args.extend([outs, inputs, self.layout.block(), out_stride, in_stride].map(Arg::Int));
         args.extend([Arg::Int(usize::from(transposed)), x.arg()]);
-        args.extend([Arg::Memory(&sums, 0), Arg::Int(batch)]);
+        args.extend([sums.arg(), Arg::Int(batch)]);
         let at_once = if batch == 1 { 1 } else { BATCH_TILE };
         let kernel = format!("basis_product_{}_{at_once}", x.element.suffix());
         let grid = [outs.div_ceil(WARPS), 1, batch.div_ceil(at_once)];
-        machine.launch(Self::launch(kernel, grid, args))?;
-        Ok(sums)
+        machine.launch(Self::launch(kernel, grid, args))
     }
 
     /// The term's weights in some rows, or in the first `count`, `(count, cols)` in F32.

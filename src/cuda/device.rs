@@ -1,14 +1,16 @@
 //! Candle's CUDA device as a [`Machine`].
 
 use super::machine::{Arg, Dense, Element, Launch, Machine, Module};
+use super::memory::{self, CudaMemory, Owned, Use};
 use crate::error::{Error, Result};
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaFunction, CudaModule, CudaSlice, DevicePtr, LaunchConfig, PushKernelArg, SyncOnDrop, sys,
+    CudaFunction, CudaModule, CudaSlice, LaunchConfig, PushKernelArg, sys,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
 use candle_core::{CudaDevice, CudaStorage, Layout};
+use rbe_core::codec::sizes;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -35,13 +37,6 @@ pub(crate) struct CudaMachine {
     shared_bytes_limit: usize,
 }
 
-/// Memory of this crate's own, or the address of a Candle tensor's elements, whom the caller keeps alive.
-#[derive(Debug)]
-pub(crate) enum CudaMemory {
-    Owned(CudaSlice<u8>),
-    Address(u64),
-}
-
 /// A value as `cuLaunchKernel` takes it.
 enum Value {
     Address(u64),
@@ -50,7 +45,7 @@ enum Value {
 }
 
 impl CudaMachine {
-    /// Looks the device over.
+    /// Looks the device over, and lets its pool keep what is freed.
     ///
     /// # Errors
     /// When it is too old for the kernels.
@@ -69,6 +64,7 @@ impl CudaMachine {
                 format!("RBE tensors on {name}, compute capability {major}.{minor}; {least}.0 is the least");
             return Err(Error::unsupported(what));
         }
+        memory::keep_pool(context)?;
         Ok(Self {
             device: device.clone(),
             multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
@@ -105,7 +101,7 @@ impl CudaMachine {
 
     /// Refuses so many bytes where the device has not as many left.
     pub(crate) fn expect_room(&self, bytes: usize) -> Result<()> {
-        let (free, _) = self.device.cuda_stream().context().mem_get_info().w()?;
+        let free = memory::free_bytes(self.device.cuda_stream().context())?;
         if bytes > free {
             let what = format!("a tensor of {bytes} bytes on a device that has {free} bytes of memory left");
             return Err(Error::unsupported(what));
@@ -113,16 +109,16 @@ impl CudaMachine {
         Ok(())
     }
 
-    fn address(&self, memory: &CudaMemory) -> u64 {
-        match memory {
-            CudaMemory::Owned(slice) => slice.device_ptr(&self.device.cuda_stream()).0,
-            CudaMemory::Address(address) => *address,
-        }
+    /// The owner of an allocation that this device's stream was asked for.
+    fn own(&self, slice: CudaSlice<u8>) -> CudaMemory {
+        let bytes = slice.num_bytes();
+        // SAFETY: the slice does not free it any more; all launches are on this stream.
+        CudaMemory::Owned(unsafe { Owned::new(slice.leak(), bytes, self.device.cuda_stream()) })
     }
 
     /// The memory as a storage of Candle's, of `len` elements.
     fn alias(&self, memory: &CudaMemory, element: Element, len: usize) -> Alias {
-        let (stream, address) = (self.device.cuda_stream(), self.address(memory));
+        let (stream, address) = (self.device.cuda_stream(), memory.address());
         // SAFETY: the memory has so many elements (both come from one layout), is used on this stream alone, and outlives
         // the alias, which never frees it.
         let slice = unsafe {
@@ -187,11 +183,11 @@ impl Machine for CudaMachine {
 
     fn allocate(&self, bytes: usize) -> Result<CudaMemory> {
         // SAFETY: whatever the memory holds, its bytes are read only by kernels and after they were written.
-        Ok(CudaMemory::Owned(unsafe { self.device.alloc::<u8>(bytes.max(1)) }?))
+        Ok(self.own(unsafe { self.device.alloc::<u8>(bytes.max(1)) }?))
     }
 
     fn allocate_zeroed(&self, bytes: usize) -> Result<CudaMemory> {
-        Ok(CudaMemory::Owned(self.device.alloc_zeros::<u8>(bytes.max(1))?))
+        Ok(self.own(self.device.alloc_zeros::<u8>(bytes.max(1))?))
     }
 
     fn upload(&self, bytes: &[u8]) -> Result<CudaMemory> {
@@ -201,7 +197,15 @@ impl Machine for CudaMachine {
         // Each host thread may have a stream of its own, and nothing orders them: what one has uploaded is there before another
         // can hear of it.
         self.device.cuda_stream().synchronize().w()?;
-        Ok(CudaMemory::Owned(memory))
+        Ok(self.own(memory))
+    }
+
+    fn scratch(&self, bytes: usize) -> Result<Arc<CudaMemory>> {
+        memory::kept(&self.device, Use::Scratch, bytes)
+    }
+
+    fn counters(&self, count: usize) -> Result<Arc<CudaMemory>> {
+        memory::kept(&self.device, Use::Counters, sizes::elements(&[count, size_of::<i32>()]))
     }
 
     fn launch(&self, launch: Launch<'_, CudaMemory>) -> Result<()> {
@@ -217,18 +221,11 @@ impl Machine for CudaMachine {
         }
         let stream = self.device.cuda_stream();
         let function = self.function(module, &kernel)?;
-        // Uses of memories are recorded when the guards are dropped, after the launch.
-        let mut guards: Vec<SyncOnDrop<'_>> = Vec::new();
         let mut values = Vec::with_capacity(args.len());
         for arg in &args {
             values.push(match arg {
                 Arg::Null => Value::Address(0),
-                Arg::Memory(CudaMemory::Address(address), offset) => Value::Address(address + *offset as u64),
-                Arg::Memory(CudaMemory::Owned(slice), offset) => {
-                    let (address, guard) = slice.device_ptr(&stream);
-                    guards.push(guard);
-                    Value::Address(address + *offset as u64)
-                }
+                Arg::Memory(memory, offset) => Value::Address(memory.address() + *offset as u64),
                 Arg::Int(value) => match i32::try_from(*value) {
                     Ok(value) => Value::Int(value),
                     Err(_) => return refuse(format!("{value} is more than a kernel can count")),
@@ -268,7 +265,7 @@ impl Machine for CudaMachine {
         let product = a.storage()?.matmul(b.storage()?, (1, rows, cols, inner), &a_layout, &b_layout)?;
         let (address, bytes) = release(product);
         // SAFETY: the allocation changes its owner; it was made on this stream and has so many bytes.
-        Ok(CudaMemory::Owned(unsafe { self.device.cuda_stream().upgrade_device_ptr::<u8>(address, bytes) }))
+        Ok(CudaMemory::Owned(unsafe { Owned::new(address, bytes, self.device.cuda_stream()) }))
     }
 
     fn multiprocessors(&self) -> usize {

@@ -1,8 +1,9 @@
 //! The operations on Candle's tensors on a CUDA device.
 
-use super::device::{CudaMachine, CudaMemory};
+use super::device::CudaMachine;
 use super::machine::Element;
 use super::matrix::DeviceMatrix;
+use super::memory::CudaMemory;
 use super::operands::Operand;
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DeviceRepr};
@@ -26,47 +27,54 @@ fn expect_device(matrix: &DeviceMatrix<CudaMachine>, device: &CudaDevice, op: &s
     bail!("{op}: the input and the compressed tensor are on different devices");
 }
 
-/// `x W'`, or `x W` when `transposed`, for `x` of F32, F16 or BF16.
-pub(crate) fn matmul(
-    matrix: &DeviceMatrix<CudaMachine>,
-    storage: &CudaStorage,
-    layout: &Layout,
-    transposed: bool,
-    op: &str,
-) -> Result<CudaStorage> {
+/// A product as Candle asks for it.
+pub(crate) struct Asked<'a> {
+    pub x: (&'a CudaStorage, &'a Layout),
+    pub transposed: bool,
+    /// Added to each row of the results; of their type.
+    pub bias: Option<(&'a CudaStorage, &'a Layout)>,
+    /// The operation's name.
+    pub op: &'static str,
+}
+
+/// `x W' + bias`, or `x W + bias` when `transposed`, for `x` of F32, F16 or BF16.
+pub(crate) fn matmul(matrix: &DeviceMatrix<CudaMachine>, asked: &Asked<'_>) -> Result<CudaStorage> {
+    let (storage, op) = (asked.x.0, asked.op);
     expect_device(matrix, storage.device(), op)?;
     match &storage.slice {
-        CudaStorageSlice::F32(_) => {
-            typed_matmul::<f32>(matrix, storage, layout, transposed, op, Element::F32)
-        }
-        CudaStorageSlice::F16(_) => {
-            typed_matmul::<f16>(matrix, storage, layout, transposed, op, Element::F16)
-        }
-        CudaStorageSlice::BF16(_) => {
-            typed_matmul::<bf16>(matrix, storage, layout, transposed, op, Element::BF16)
-        }
+        CudaStorageSlice::F32(_) => typed_matmul::<f32>(matrix, asked, Element::F32),
+        CudaStorageSlice::F16(_) => typed_matmul::<f16>(matrix, asked, Element::F16),
+        CudaStorageSlice::BF16(_) => typed_matmul::<bf16>(matrix, asked, Element::BF16),
         _ => bail!("{op} takes F32, F16 or BF16, not {:?}", storage.dtype()),
     }
 }
 
 fn typed_matmul<T: CudaDType + DeviceRepr>(
     matrix: &DeviceMatrix<CudaMachine>,
-    storage: &CudaStorage,
-    layout: &Layout,
-    transposed: bool,
-    op: &str,
+    asked: &Asked<'_>,
     element: Element,
 ) -> Result<CudaStorage> {
+    let Asked { x: (storage, layout), transposed, bias, op } = *asked;
     let (device, stored) = (storage.device().clone(), matrix.layout());
     let sides = Sides::new(stored, transposed);
     let (input, output) = (sides.input().elements(), sides.output().elements());
     let x = storage.as_cuda_slice::<T>()?.slice(range(layout, op)?);
+    let bias = match bias {
+        None => None,
+        Some((bias, layout)) => {
+            expect_device(matrix, bias.device(), op)?;
+            Some(bias.as_cuda_slice::<T>()?.slice(range(layout, op)?))
+        }
+    };
     let batch = layout.shape().elem_count() / input;
     filled::<T>(&device, sizes::elements(&[batch, output]), |y| {
         let stream = device.cuda_stream();
         let (address, _read_until_here) = x.device_ptr(&stream);
+        let bias = bias.as_ref().map(|bias| bias.device_ptr(&stream));
+        let bias = bias.as_ref().map(|(address, _read_until_here)| CudaMemory::Address(*address));
+        let bias = bias.as_ref().map(|memory| Operand { memory, offset: 0, element });
         let x = Operand { memory: &CudaMemory::Address(address), offset: 0, element };
-        matrix.matmul(&x, batch, transposed, &Operand { memory: y, offset: 0, element })
+        matrix.matmul(&x, batch, transposed, bias.as_ref(), &Operand { memory: y, offset: 0, element })
     })
 }
 

@@ -1,9 +1,10 @@
 //! Planes and trellis on the device: scale groups of 32 columns as `groups.cuh` has them.
 
-use super::axis::words;
-use super::machine::{Arg, Launch, Machine, Module};
-use super::operands::{Gather, Panel, Partial, Product};
-use super::term::DeviceTerm;
+use super::axis::{DeviceAxis, words};
+use super::machine::{Arg, Element, Launch, Machine, Module};
+use super::matrix::GEMV_MAX_BATCH;
+use super::operands::{Ends, Gather, Panel, Partial, Product};
+use super::term::{DeviceTerm, Takes};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use rbe_core::codec::term::trellis::{GROUP_COLS, scale_groups};
@@ -30,6 +31,12 @@ const TILE_BLOCKS_EACH: usize = 2;
 const TILE_ROWS: usize = 128;
 /// Floats of shared memory for the sums of `tiles.cuh`.
 const TILE_FLOATS: usize = WARPS / 2 * 8 * (32 * 10 + 8);
+/// Floats of shared memory in which the warps transform inputs and results: `BUFFERS` of `ends.cuh`.
+const BUFFERS: usize = WARPS * 2 * 256;
+/// What blocks transform of inputs, all of them together, for each multiprocessor: in 256 elements. Each block row does it again, which
+/// is a seventh of what its weights take where its blocks have 256 rows. Beyond about so many, 4 microseconds on an H100, a
+/// launch that does it once is shorter.
+const ITEMS_EACH: usize = 32;
 
 /// Threads that share a column of so many rows.
 fn lanes_of(height: usize) -> usize {
@@ -153,7 +160,7 @@ impl<M> DeviceGroups<M> {
 
     /// How a product is shared out.
     fn plan(&self, machine: &impl Machine<Memory = M>, product: &Product) -> GroupPlan {
-        let Product { batch, transposed } = *product;
+        let Product { batch, transposed, .. } = *product;
         // Row scales take one row of the batch at a time: they are rare, and a second factor takes registers.
         let one = batch == 1 || (self.own.row_scales.is_some() && !transposed);
         let fits = |rows| {
@@ -162,7 +169,7 @@ impl<M> DeviceGroups<M> {
         };
         let at_once = if one || !fits(BATCH_TILE) { 1 } else { BATCH_TILE };
         let groups = batch.div_ceil(at_once);
-        let tiles = if transposed { None } else { self.tiles(batch) };
+        let tiles = self.tiles(product);
         let wanted = match &tiles {
             Some(tiles) => (TILE_BLOCKS_EACH * machine.multiprocessors()).div_ceil(tiles.groups),
             None => (BLOCKS_EACH * machine.multiprocessors()).div_ceil(groups),
@@ -182,17 +189,22 @@ impl<M> DeviceGroups<M> {
     }
 
     /// What of a product goes to tensor cores: see `tiles.cuh`.
-    fn tiles(&self, batch: usize) -> Option<Tiles> {
+    fn tiles(&self, product: &Product) -> Option<Tiles> {
+        let Product { batch, transposed, element } = *product;
         let fits = self.own.row_scales.is_none() && self.layout.cols().is_multiple_of(4);
-        if !fits || batch < self.own.tiles_from {
+        if transposed || !fits || batch < self.own.tiles_from {
             return None;
         }
         let heights = (0..self.layout.block_rows()).map(|row| self.layout.row_range(row).len());
         let heights: Vec<_> = heights.take_while(|height| *height >= TILE_ROWS).collect();
         // Two at most of blocks of 256 rows with all three parts of each in one product, half as many of those of 128.
         let (few, many) = if *heights.last()? == TILE_ROWS { (1, 4) } else { (2, 8) };
-        let (kernel, at_once) = if batch <= few { ("few", few) } else { ("many", many) };
-        Some(Tiles { block_rows: heights.len(), kernel, groups: batch.div_ceil(at_once) })
+        let (form, at_once) = match element {
+            _ if batch <= few => (Form::Few, few),
+            Element::F16 | Element::BF16 if batch > many => (Form::Wide, 2 * many),
+            _ => (Form::Many, many),
+        };
+        Some(Tiles { block_rows: heights.len(), form, at_once, groups: batch.div_ceil(at_once) })
     }
 
     fn transposed_floats(&self, rows: usize) -> usize {
@@ -201,37 +213,55 @@ impl<M> DeviceGroups<M> {
 }
 
 impl<D: Machine> DeviceTerm<D> for DeviceGroups<D::Memory> {
+    /// Four passes on tensor cores: a fifth takes longer than to decode all of it and to read that again.
+    fn most_tokens(&self, product: &Product) -> usize {
+        const PASSES: usize = 4;
+        self.tiles(product).map_or(GEMV_MAX_BATCH, |tiles| GEMV_MAX_BATCH.max(PASSES * tiles.at_once))
+    }
+
     fn splits(&self, machine: &D, product: &Product) -> usize {
         self.plan(machine, product).splits
     }
 
-    fn product(
-        &self,
-        machine: &D,
-        product: &Product,
-        x: &D::Memory,
-        partial: &Partial<'_, D::Memory>,
-    ) -> Result<()> {
+    /// Inputs where one launch has all of the batch at once, and that of few enough block rows; results of all products with the
+    /// matrix itself.
+    fn takes(&self, machine: &D, product: &Product, input: &DeviceAxis<D::Memory>) -> Takes {
+        if product.transposed {
+            return Takes::default();
+        }
+        let block_rows = self.layout.block_rows();
+        let is_one_pass = product.batch == 1
+            || self
+                .tiles(product)
+                .is_some_and(|tiles| tiles.form == Form::Few && tiles.block_rows == block_rows);
+        let is_cheap = input.fast_items().is_some_and(|items| {
+            items * product.batch * block_rows <= ITEMS_EACH * machine.multiprocessors()
+        });
+        Takes { inputs: is_one_pass && is_cheap, results: true }
+    }
+
+    fn product(&self, machine: &D, product: &Product, ends: &Ends<'_, D::Memory>) -> Result<()> {
         let GroupPlan { at_once, groups, each, splits, tiles } = self.plan(machine, product);
-        let rest = [Arg::Int(product.batch), Arg::Int(each)];
+        let batch = product.batch;
         if product.transposed {
             let mut args = self.args();
-            args.extend([Arg::Memory(x, 0), Arg::Null, partial.arg()].into_iter().chain(rest));
-            args.push(Arg::Int(self.max_lanes));
+            args.extend([ends.x(), Arg::Null, ends.own_parts(batch).arg()]);
+            args.extend([batch, each, self.max_lanes].map(Arg::Int));
             let grid = [self.per_row().div_ceil(WARPS), splits, groups];
             let floats = self.transposed_floats(at_once);
             return machine.launch(self.launch(&format!("transposed_{at_once}"), grid, floats, args));
         }
         let args = |first: usize| {
             let mut args = self.args();
-            args.extend([Arg::Int(first), Arg::Memory(x, 0), partial.arg()]);
-            args.extend([Arg::Int(product.batch), Arg::Int(each)]);
+            args.extend(ends.args());
+            args.extend([first, batch, each].map(Arg::Int));
             args
         };
         let tiled = tiles.as_ref().map_or(0, |tiles| tiles.block_rows);
-        if let Some(Tiles { block_rows, kernel, groups }) = tiles {
-            let floats = self.table_len().max(TILE_FLOATS);
-            let kernel = format!("{}_{kernel}", self.own.tiles);
+        if let Some(Tiles { block_rows, form, groups, .. }) = tiles {
+            let staged = if form == Form::Few { batch * each * WARP } else { 0 };
+            let floats = self.table_len().max(TILE_FLOATS) + staged;
+            let kernel = format!("{}_{}", self.own.tiles, form.suffix());
             machine.launch(self.launch(&kernel, [block_rows, splits, groups], floats, args(0)))?;
         }
         if tiled == self.layout.block_rows() {
@@ -240,7 +270,7 @@ impl<D: Machine> DeviceTerm<D> for DeviceGroups<D::Memory> {
         let by_rows = self.own.row_scales.is_some();
         let scales = if by_rows { WARPS * self.max_lanes * SINGLE_STRIDE } else { 0 };
         let sums = WARPS * self.max_lanes * SINGLE_STRIDE;
-        let floats = (self.table_len() + at_once * each * WARP + scales).max(sums);
+        let floats = (self.table_len().max(BUFFERS) + at_once * each * WARP + scales).max(sums);
         let kind = if by_rows { "rows_product" } else { "product" };
         let grid = [self.layout.block_rows() - tiled, splits, groups];
         machine.launch(self.launch(&format!("{kind}_{at_once}"), grid, floats, args(tiled)))
@@ -290,11 +320,32 @@ struct GroupPlan {
     tiles: Option<Tiles>,
 }
 
+/// How vectors are shared out: `Few`, `Many` and `Wide` of `tiles.cuh`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Few,
+    Many,
+    Wide,
+}
+
+impl Form {
+    /// What the kernels' names end in.
+    fn suffix(self) -> &'static str {
+        match self {
+            Form::Few => "few",
+            Form::Many => "many",
+            Form::Wide => "wide",
+        }
+    }
+}
+
 /// The part of a product that is for tensor cores.
 struct Tiles {
     /// The first so many.
     block_rows: usize,
-    kernel: &'static str,
+    form: Form,
+    /// So many vectors, where all blocks are as high as the lowest.
+    at_once: usize,
     /// How often, for all of the batch.
     groups: usize,
 }

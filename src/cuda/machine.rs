@@ -1,8 +1,9 @@
 //! What the layouts and launches need of a device.
 
 use crate::error::Result;
+use std::sync::Arc;
 
-/// The element type of activations.
+/// The element type of activations, in the order that `kernels/ends.cuh` has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Element {
     /// IEEE 754 binary32.
@@ -20,6 +21,11 @@ impl Element {
             Element::F32 => 4,
             Element::F16 | Element::BF16 => 2,
         }
+    }
+
+    /// The kernels' number of it.
+    pub(super) fn number(self) -> usize {
+        self as usize
     }
 
     /// What the kernels' names have in its place.
@@ -138,6 +144,19 @@ pub trait Machine {
     /// # Errors
     /// As [`allocate`](Self::allocate).
     fn upload(&self, bytes: &[u8]) -> Result<Self::Memory>;
+
+    /// Memory of whatever content, for one product: the next one may get the same. It is allocated when more is asked for than ever
+    /// before, and never freed, so that what was captured in a graph can be run again.
+    ///
+    /// # Errors
+    /// As [`allocate`](Self::allocate).
+    fn scratch(&self, bytes: usize) -> Result<Arc<Self::Memory>>;
+
+    /// So many counters (`int`) that are zero; whoever counts sets them to zero again. Kept as [`scratch`](Self::scratch) is.
+    ///
+    /// # Errors
+    /// As [`allocate`](Self::allocate).
+    fn counters(&self, count: usize) -> Result<Arc<Self::Memory>>;
 
     /// Queues a kernel.
     ///

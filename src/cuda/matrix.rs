@@ -1,9 +1,9 @@
 //! A compressed matrix on a device, and the products with it.
 
-use super::axis::{DeviceAxis, Part, Spectrum, Sum, Target, transpose};
+use super::axis::{DeviceAxis, Part, Spectrum, Sum, transpose};
 use super::basis::DeviceBasis;
 use super::machine::{Dense, Element, Machine};
-use super::operands::{Gather, Operand, Panel, Partial, Product};
+use super::operands::{Ends, Gather, Inputs, Operand, Panel, Partial, Product, Target};
 use super::term::DeviceTerm;
 use super::upload::{Uploaded, upload};
 use crate::error::Result;
@@ -12,7 +12,8 @@ use rbe_core::codec::sizes;
 use rbe_core::codec::{Layout, Matrix, Sides};
 use std::ops::Range;
 
-/// The largest batch that is multiplied with the coefficients as they are stored (GEMV); a larger one takes a dense panel.
+/// The largest batch that every matrix is multiplied with as its coefficients are stored (GEMV); a larger one takes a dense panel, but
+/// where tensor cores decode for more.
 pub const GEMV_MAX_BATCH: usize = 8;
 /// Bytes of a panel: a part of a large matrix, so that it is still in the second cache when it is read.
 const PANEL_BYTES: usize = 32 << 20;
@@ -20,6 +21,8 @@ const PANEL_BYTES: usize = 32 << 20;
 const PASS_BATCH: usize = 1 << 15;
 /// Rows that a thread of a panel has.
 const PIECE: usize = 32;
+/// Floats to whose multiples what lies in one memory is filled up: 256 bytes.
+const ALIGNED: usize = 64;
 
 /// A matrix in a device's memory, ready for products.
 pub struct DeviceMatrix<D: Machine> {
@@ -83,7 +86,8 @@ impl<D: Machine> DeviceMatrix<D> {
         self.terms.iter().find_map(Uploaded::weights)
     }
 
-    /// `y = x W'`, or `y = x W` when `transposed`: `x` is `(batch, in)`, `y` `(batch, out)` of the same type.
+    /// `y = x W' + bias`, or `y = x W + bias` when `transposed`: `x` is `(batch, in)`, `y` `(batch, out)` and `bias` `(out)` of the same
+    /// type.
     ///
     /// # Errors
     /// When the device has not enough memory or refuses a launch.
@@ -92,19 +96,18 @@ impl<D: Machine> DeviceMatrix<D> {
         x: &Operand<'_, D::Memory>,
         batch: usize,
         transposed: bool,
+        bias: Option<&Operand<'_, D::Memory>>,
         y: &Operand<'_, D::Memory>,
     ) -> Result<()> {
         let (input, output) = self.sides(transposed);
         for first in (0..batch).step_by(PASS_BATCH) {
-            let product = Product { batch: PASS_BATCH.min(batch - first), transposed };
+            let product = Product { batch: PASS_BATCH.min(batch - first), transposed, element: x.element };
             let x = x.from(first * input.len);
-            let to = Target { memory: y.memory, element: y.element, offset: y.offset + first * output.len };
-            let addend =
-                self.weights().map(|basis| basis.product(&self.machine, &product, &x)).transpose()?;
-            if product.batch <= GEMV_MAX_BATCH || self.spectral().next().is_none() {
-                self.gemv(&product, &x, addend.as_ref(), &to)?;
+            let to = Target { y: y.from(first * output.len), addend: None, bias };
+            if self.spectral().all(|term| product.batch <= term.most_tokens(&product)) {
+                self.gemv(&product, &x, to)?;
             } else {
-                self.gemm(&product, &x, addend.as_ref(), &to)?;
+                self.gemm(&product, &x, to)?;
             }
         }
         Ok(())
@@ -116,45 +119,72 @@ impl<D: Machine> DeviceMatrix<D> {
     }
 
     /// With the coefficients as they are stored.
-    fn gemv(
-        &self,
-        product: &Product,
-        x: &Operand<'_, D::Memory>,
-        addend: Option<&D::Memory>,
-        to: &Target<'_, D::Memory>,
-    ) -> Result<()> {
+    fn gemv(&self, product: &Product, x: &Operand<'_, D::Memory>, to: Target<'_, D::Memory>) -> Result<()> {
         let (machine, batch) = (&self.machine, product.batch);
         let (input, output) = self.sides(product.transposed);
-        let splits: Vec<usize> = self.spectral().map(|term| term.splits(machine, product)).collect();
-        let count: usize = splits.iter().sum();
-        let mut parts = None;
-        if count > 0 {
-            let plain = Spectrum { element: Element::F32, stride: input.len, scale: 1.0 };
-            let spectrum = input.forward(machine, x, batch, plain)?;
-            let memory = machine.allocate(sizes::elements(&[count, batch, output.len, size_of::<f32>()]))?;
-            let mut before = 0;
-            for (term, splits) in self.spectral().zip(splits) {
-                let partial = Partial { memory: &memory, offset: before * batch * output.len };
-                term.product(machine, product, &spectrum, &partial)?;
-                before += splits;
-            }
-            parts = Some(memory);
+        let terms: Vec<_> = self.spectral().collect();
+        let takes: Vec<_> = terms.iter().map(|term| term.takes(machine, product, input)).collect();
+        let splits: Vec<_> = terms.iter().map(|term| term.splits(machine, product)).collect();
+        let all_parts: usize = splits.iter().sum();
+
+        // All of it lies in one memory that is kept.
+        let mut floats = 0;
+        let mut room = |len: usize| {
+            let offset = floats;
+            floats += len.next_multiple_of(ALIGNED);
+            offset
+        };
+        let parts_at = room(sizes::elements(&[all_parts, batch, output.len]));
+        let spectrum_at = takes.iter().any(|takes| !takes.inputs).then(|| room(batch * input.len));
+        let addend_at = self.weights().map(|_| room(batch * output.len));
+        let scratch = machine.scratch(sizes::elements(&[floats, size_of::<f32>()]))?;
+        let at = |offset| Partial { memory: &*scratch, offset };
+
+        let to = Target { addend: addend_at.map(at), ..to };
+        if let (Some(basis), Some(sums)) = (self.weights(), &to.addend) {
+            basis.product(machine, product, x, sums)?;
         }
-        let sum = Sum::of(parts.as_ref(), count, output.len, addend);
-        output.inverse(machine, output.whole(), &sum, batch, to)
+        if let Some(offset) = spectrum_at {
+            let operand = Operand { memory: &*scratch, offset, element: Element::F32 };
+            input.forward(machine, x, batch, Spectrum { operand, stride: input.len, scale: 1.0 })?;
+        }
+        // The last of those that can makes the results, after all others.
+        let finisher = takes.iter().rposition(|takes| takes.results);
+        let counters = finisher.map(|_| machine.counters(self.layout.block_rows() * batch)).transpose()?;
+        let order = (0..terms.len()).filter(|n| Some(*n) != finisher).chain(finisher);
+        let (parts, spectrum) = (at(parts_at), spectrum_at.map(at));
+        for n in order {
+            let inputs = match &spectrum {
+                Some(spectrum) if !takes[n].inputs => Inputs::Coefficients(spectrum),
+                _ => Inputs::Rows(x),
+            };
+            let results = counters.as_deref().filter(|_| Some(n) == finisher).map(|counters| (counters, &to));
+            let first_part = splits[..n].iter().sum();
+            let ends = Ends { inputs, input, output, parts: &parts, all_parts, first_part, results };
+            terms[n].product(machine, product, &ends)?;
+        }
+        if finisher.is_some() {
+            return Ok(());
+        }
+        let sum = Sum::of((all_parts > 0).then_some(&*scratch), all_parts, output.len);
+        output.inverse(machine, output.whole(), &sum, batch, &to)
     }
 
     /// With the coefficients reconstructed part by part.
-    fn gemm(
-        &self,
-        product: &Product,
-        x: &Operand<'_, D::Memory>,
-        addend: Option<&D::Memory>,
-        to: &Target<'_, D::Memory>,
-    ) -> Result<()> {
-        let Product { batch, transposed } = *product;
+    fn gemm(&self, product: &Product, x: &Operand<'_, D::Memory>, to: Target<'_, D::Memory>) -> Result<()> {
+        let Product { batch, transposed, .. } = *product;
         let (machine, element) = (&self.machine, x.element);
         let (input, output) = self.sides(transposed);
+        let sums = match self.weights() {
+            Some(basis) => {
+                let sums = machine.allocate(sizes::elements(&[batch, output.len, size_of::<f32>()]))?;
+                basis.product(machine, product, x, &Partial { memory: &sums, offset: 0 })?;
+                Some(sums)
+            }
+            None => None,
+        };
+        let addend = sums.as_ref().map(|memory| Partial { memory, offset: 0 });
+        let to = Target { addend, ..to };
         // `|T D x| <= sqrt(length of a block) max|D| max|x|` for each coefficient: so divided, none leaves the type that held
         // `x`, nor do those of a result that the type holds.
         let guard = match element {
@@ -165,8 +195,9 @@ impl<D: Machine> DeviceMatrix<D> {
             }
         };
         let inner = if transposed { input.len.next_multiple_of(PIECE) } else { input.len };
-        let spectrum = Spectrum { element, stride: inner, scale: 1.0 / guard };
-        let spectrum = input.forward(machine, x, batch, spectrum)?;
+        let spectrum = machine.allocate(sizes::elements(&[batch, inner, element.bytes()]))?;
+        let operand = Operand { memory: &spectrum, offset: 0, element };
+        input.forward(machine, x, batch, Spectrum { operand, stride: inner, scale: 1.0 / guard })?;
         for part in self.parts(output, inner, element) {
             let own = part.first..part.first + part.len;
             let (rows, cols) =
@@ -176,8 +207,8 @@ impl<D: Machine> DeviceMatrix<D> {
             let outs = if transposed { part.len } else { stride };
             let size = Dense { element, rows: batch, inner, cols: outs, transposed };
             let product = machine.matmul(&spectrum, &panel, size)?;
-            let sum = Sum { parts: Some(&product), element, splits: 1, stride: outs, addend, scale: guard };
-            output.inverse(machine, part, &sum, batch, to)?;
+            let sum = Sum { parts: Some(&product), element, splits: 1, stride: outs, scale: guard };
+            output.inverse(machine, part, &sum, batch, &to)?;
         }
         Ok(())
     }
@@ -230,8 +261,9 @@ impl<D: Machine> DeviceMatrix<D> {
                 }
                 partial = Some(memory);
             }
-            let sum = Sum::of(partial.as_ref(), terms, cols, addend.as_ref());
-            let to = Target { memory: y.memory, element: y.element, offset: y.offset + first * cols };
+            let sum = Sum::of(partial.as_ref(), terms, cols);
+            let addend = addend.as_ref().map(|memory| Partial { memory, offset: 0 });
+            let to = Target { y: y.from(first * cols), addend, bias: None };
             self.cols.inverse(machine, self.cols.whole(), &sum, rows.count, &to)?;
         }
         Ok(())
@@ -250,13 +282,14 @@ impl<D: Machine> DeviceMatrix<D> {
             let stride = rows.next_multiple_of(PIECE);
             let panel = self.panel(Element::F32, 0..rows, 0..cols)?;
             let by_columns = machine.allocate(sizes::elements(&[cols, rows, size_of::<f32>()]))?;
-            let sum = Sum::of(Some(&panel), 1, stride, None);
-            let to = Target { memory: &by_columns, element: Element::F32, offset: 0 };
+            let sum = Sum::of(Some(&panel), 1, stride);
+            let to = Target::of(&by_columns, Element::F32);
             self.rows.inverse(machine, self.rows.whole(), &sum, cols, &to)?;
             by_rows = Some(transpose(machine, &by_columns, cols, rows, rows)?);
         }
-        let sum = Sum::of(by_rows.as_ref(), usize::from(by_rows.is_some()), cols, addend.as_ref());
-        let to = Target { memory: weights, element: Element::F32, offset: 0 };
+        let sum = Sum::of(by_rows.as_ref(), usize::from(by_rows.is_some()), cols);
+        let addend = addend.as_ref().map(|memory| Partial { memory, offset: 0 });
+        let to = Target { addend, ..Target::of(weights, Element::F32) };
         self.cols.inverse(machine, self.cols.whole(), &sum, rows, &to)
     }
 }

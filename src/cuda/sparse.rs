@@ -3,7 +3,7 @@
 use super::axis::{floats, words};
 use super::groups::{BATCH_TILE, THREADS, WARPS};
 use super::machine::{Arg, Launch, Machine, Module};
-use super::operands::{Gather, Panel, Partial, Product};
+use super::operands::{Ends, Gather, Panel, Partial, Product};
 use super::term::DeviceTerm;
 use crate::error::{Error, Result};
 use rbe_core::codec::term::Sparse;
@@ -187,17 +187,11 @@ impl<D: Machine> DeviceTerm<D> for DeviceSparse<D::Memory> {
         if self.term.format() == Format::RowMask { 1 } else { inputs.div_ceil(PART) }
     }
 
-    fn product(
-        &self,
-        machine: &D,
-        product: &Product,
-        x: &D::Memory,
-        partial: &Partial<'_, D::Memory>,
-    ) -> Result<()> {
-        let Product { batch, transposed } = *product;
+    fn product(&self, machine: &D, product: &Product, ends: &Ends<'_, D::Memory>) -> Result<()> {
+        let Product { batch, transposed, .. } = *product;
         let lists = self.lists(machine, transposed)?;
         let (kind, mut args) = self.args(lists, transposed);
-        args.extend([Arg::Memory(x, 0), partial.arg(), Arg::Int(batch)]);
+        args.extend([ends.x(), ends.own_parts(batch).arg(), Arg::Int(batch)]);
         let at_once = if batch == 1 { 1 } else { BATCH_TILE };
         let (outs, _) = self.sides(transposed);
         let grid = [outs.div_ceil(WARPS), lists.parts, batch.div_ceil(at_once)];

@@ -1,8 +1,19 @@
 //! What every term in the coefficient domain does on a device.
 
+use super::axis::DeviceAxis;
 use super::machine::Machine;
-use super::operands::{Gather, Panel, Partial, Product};
+use super::matrix::GEMV_MAX_BATCH;
+use super::operands::{Ends, Gather, Panel, Partial, Product};
 use crate::error::Result;
+
+/// Ends of a product.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Takes {
+    /// The transform of inputs.
+    pub inputs: bool,
+    /// The sum of all parts and its transform.
+    pub results: bool,
+}
 
 /// A term in the coefficient domain.
 pub(super) trait DeviceTerm<D: Machine> {
@@ -11,17 +22,21 @@ pub(super) trait DeviceTerm<D: Machine> {
         Ok(())
     }
 
+    /// The largest batch that the term multiplies sooner as it is stored than decoded.
+    fn most_tokens(&self, _product: &Product) -> usize {
+        GEMV_MAX_BATCH
+    }
+
     /// Parts of a product's sum.
     fn splits(&self, machine: &D, product: &Product) -> usize;
 
-    /// Writes the parts of a product with `x`, `(batch, in)` in F32: `(splits, batch, out)`.
-    fn product(
-        &self,
-        machine: &D,
-        product: &Product,
-        x: &D::Memory,
-        partial: &Partial<'_, D::Memory>,
-    ) -> Result<()>;
+    /// Which ends of a product its own launches take with them, inputs along this axis.
+    fn takes(&self, _machine: &D, _product: &Product, _input: &DeviceAxis<D::Memory>) -> Takes {
+        Takes::default()
+    }
+
+    /// Writes the parts of a product, `(splits, batch, out)`, and the ends that it [`takes`](Self::takes) and is asked for.
+    fn product(&self, machine: &D, product: &Product, ends: &Ends<'_, D::Memory>) -> Result<()>;
 
     /// Writes rows in the coefficient domain of the columns, `(count, cols)`; `units` is what the axis made of their numbers.
     fn gather(

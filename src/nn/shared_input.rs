@@ -40,6 +40,10 @@ pub fn forward_all<const N: usize>(layers: [&Linear; N], x: &Tensor) -> Result<[
 
 /// The layers, where one operation can take them all.
 fn together<'l, const N: usize>(layers: [&'l Linear; N], x: &Tensor) -> Option<Vec<&'l RbeLinear>> {
+    // There each product transforms its input itself, and adds its bias.
+    if x.device().is_cuda() {
+        return None;
+    }
     let rbe = layers.iter().map(|linear| match linear.layer() {
         Layer::Rbe(_) if linear.has_hooks() || in_f64(x, linear.weight()) => None,
         Layer::Rbe(layer) => Some(layer).filter(|layer| layer.is_direct()),

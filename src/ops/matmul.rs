@@ -6,7 +6,7 @@ use crate::RbeTensor;
 use crate::cuda;
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rbe_core::cpu::{self, Precision};
 
 /// `y = x W'` for `x` of shape `(.., in)` and a compressed `W` of shape `(out, in)`; `y` is `(.., out)` of
@@ -38,6 +38,34 @@ pub(crate) fn matmul_with_gradient(
     let x = if x.device().is_cuda() { &x.contiguous()? } else { x };
     let precision = super::precision_for(x, precision);
     x.apply_op1(RbeMatMul { weight: weight.clone(), gradient: gradient.clone(), precision })
+}
+
+/// `y = x W' + bias`, for `x` and `W` as [`matmul`] takes them and `bias` of shape `(out)` and `x`'s type. Differentiable in `x` and `bias`.
+/// On a CUDA device it is added where the product is written: for one token that is one launch.
+///
+/// # Errors
+/// As [`matmul`], and when `bias` has another shape or type or is on another device.
+pub fn matmul_with_bias(
+    x: &Tensor,
+    weight: &RbeTensor,
+    bias: &Tensor,
+    precision: Precision,
+) -> Result<Tensor> {
+    if !x.device().is_cuda() {
+        return matmul(x, weight, precision)?.broadcast_add(bias);
+    }
+    super::expect_device(x, weight, NAME)?;
+    let (out_features, _) = weight.shape().dims2()?;
+    if bias.dims() != [out_features] || bias.dtype() != x.dtype() {
+        bail!(
+            "{NAME}: a bias of shape {:?} in {:?} with a weight of {out_features} rows and an input in {:?}",
+            bias.shape(),
+            bias.dtype(),
+            x.dtype()
+        )
+    }
+    let precision = super::precision_for(x, precision);
+    x.contiguous()?.apply_op2(&bias.contiguous()?, RbeMatMulBias { weight: weight.clone(), precision })
 }
 
 const NAME: &str = "rbe-matmul";
@@ -79,11 +107,59 @@ impl CustomOp1 for RbeMatMul {
     fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
         let shape = output_shape(&self.weight, layout, NAME)?;
         let transposed = self.weight.is_transposed();
-        let y = cuda::matmul(self.weight.on_cuda()?, storage, layout, transposed, self.name())?;
-        Ok((y, shape))
+        let asked = cuda::Asked { x: (storage, layout), transposed, bias: None, op: NAME };
+        Ok((cuda::matmul(self.weight.on_cuda()?, &asked)?, shape))
     }
 
     fn bwd(&self, _x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         Ok(Some(matmul(dy, &self.gradient.t()?, self.precision)?))
+    }
+}
+
+struct RbeMatMulBias {
+    weight: RbeTensor,
+    precision: Precision,
+}
+
+impl CustomOp2 for RbeMatMulBias {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        _x: &CpuStorage,
+        _: &Layout,
+        _bias: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        bail!("{NAME}: on the CPU a bias is added to the product")
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        bias: &CudaStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let shape = output_shape(&self.weight, x_layout, NAME)?;
+        let transposed = self.weight.is_transposed();
+        let asked = cuda::Asked { x: (x, x_layout), transposed, bias: Some((bias, bias_layout)), op: NAME };
+        Ok((cuda::matmul(self.weight.on_cuda()?, &asked)?, shape))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        bias: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let dx = matmul(dy, &self.weight.t()?, self.precision)?;
+        let out_features = bias.elem_count();
+        let rows = x.elem_count() / x.dims().last().copied().unwrap_or(1).max(1);
+        Ok((Some(dx), Some(dy.reshape((rows, out_features))?.sum(0)?)))
     }
 }

@@ -5,8 +5,10 @@ use crate::simulator::{Checks, Memory, Order, Simulator, encode};
 use candle_rbe::codec::Matrix;
 use candle_rbe::cuda::{DeviceMatrix, Element, GEMV_MAX_BATCH, Machine, Operand};
 
-/// Vectors at once: those of one kernel each, what lies between, and a panel's.
+/// Vectors at once: those of one kernel each, and what lies between.
 const TOKENS: [usize; 5] = [1, 2, 5, GEMV_MAX_BATCH, GEMV_MAX_BATCH + 3];
+/// So many are a panel's of every matrix.
+const PANEL_TOKENS: usize = 65;
 const ELEMENTS: [Element; 3] = [Element::F32, Element::F16, Element::BF16];
 
 /// The largest difference that an element type may make, relative to the size of the sums: the largest root of a sum of
@@ -81,10 +83,22 @@ impl<'a> Subject<'a> {
         let y = self.output(tokens * output, element);
         let x_operand = Operand { memory: &memory, offset: input, element };
         let y_operand = Operand { memory: &y, offset: 0, element };
+        // With a bias or without.
+        let bias = if tokens % 3 == 1 { vec![] } else { Noise::new(input as u64).values(output) };
+        let bias_memory = self.machine.upload(&encode(&bias, element)).unwrap();
+        let bias_operand = Operand { memory: &bias_memory, offset: 0, element };
         let context = || format!("{what}, {tokens} tokens, transposed {transposed}, {element:?}");
-        let done = self.device.matmul(&x_operand, tokens, transposed, &y_operand);
+        self.device.prepare(transposed).unwrap();
+        let before = self.machine.allocations();
+        let bias_operand = Some(&bias_operand).filter(|_| !bias.is_empty());
+        let done = self.device.matmul(&x_operand, tokens, transposed, bias_operand, &y_operand);
         done.unwrap_or_else(|error| panic!("{}: {error}", context()));
-        let (mut exact, mut squares) = (vec![0.0; tokens * output], vec![0.0; tokens * output]);
+        assert!(tokens > GEMV_MAX_BATCH || self.machine.allocations() == before, "{}", context());
+        let bias = self.machine.values(&bias_memory, element);
+        let mut exact: Vec<_> = (0..tokens)
+            .flat_map(|_| (0..output).map(|out| bias.get(out).map_or(0.0, |b| f64::from(*b))))
+            .collect();
+        let mut squares: Vec<_> = exact.iter().map(|bias| bias * bias).collect();
         for (token, x) in x[input..].chunks_exact(input).enumerate() {
             for (n, weight) in self.weights.iter().enumerate() {
                 let (row, col) = (n / self.cols, n % self.cols);
@@ -138,7 +152,8 @@ fn compare(machine: &Simulator, chosen: impl Fn(usize) -> bool) -> Worst {
                 let subject = Subject::new(machine, &matrix);
                 subject.decode(&mut worst, &what);
                 subject.gather(ELEMENTS[number % 3], &mut worst, &what);
-                for (n, tokens) in TOKENS.into_iter().enumerate() {
+                let panel = Some(PANEL_TOKENS).filter(|_| number % 4 == 1);
+                for (n, tokens) in TOKENS.into_iter().chain(panel).enumerate() {
                     for transposed in [false, true] {
                         let element = ELEMENTS[(number + n) % 3];
                         subject.product(tokens, transposed, element, &mut worst, &what);
@@ -260,7 +275,7 @@ fn no_vectors_are_no_work() {
     let subject = Subject::new(&machine, &matrix);
     let empty = machine.allocate(0).unwrap();
     let operand = || Operand { memory: &empty, offset: 0, element: Element::F32 };
-    subject.device.matmul(&operand(), 0, false, &operand()).unwrap();
+    subject.device.matmul(&operand(), 0, false, None, &operand()).unwrap();
     subject.device.gather(&empty, 0, &operand()).unwrap();
     assert_eq!(machine.launches(), 0);
 }

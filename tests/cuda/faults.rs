@@ -15,14 +15,17 @@ fn memory(machine: &Simulator) -> Memory {
 fn fault(checks: Checks, kernel: &str) -> Option<String> {
     let machine = Simulator::start(checks, Order::Forward)?;
     let memory = memory(&machine);
-    let done = machine.run(kernel, THREADS, SHARED_BYTES, &memory).err();
+    let blocks = if kernel.starts_with("last_block") { 2 } else { 1 };
+    let done = machine.run(kernel, blocks, THREADS, SHARED_BYTES, &memory).err();
     Some(done.map_or_else(String::new, |error| error.to_string()))
 }
 
 #[test]
 fn a_kernel_without_fault_passes_every_check() {
     for checks in [Checks::None, Checks::Addresses, Checks::Races] {
-        assert_eq!(fault(checks, "reverse").unwrap_or_default(), "", "{checks:?}");
+        for kernel in ["reverse", "last_block_adds_up"] {
+            assert_eq!(fault(checks, kernel).unwrap_or_default(), "", "{checks:?} {kernel}");
+        }
     }
 }
 
@@ -37,6 +40,7 @@ fn each_fault_is_found() {
         (Checks::Addresses, "misaligned", "misaligned"),
         (Checks::Races, "reverse_without_barrier", "data race"),
         (Checks::Races, "last_one_wins", "data race"),
+        (Checks::Races, "last_block_adds_up_without_fences", "data race"),
     ] {
         let Some(found) = fault(checks, kernel) else { return };
         assert!(found.contains(words), "{kernel}: {found}");
@@ -49,7 +53,7 @@ fn the_order_of_threads_shows_in_what_depends_on_it() {
     let last = orders.map(|order| {
         let machine = Simulator::start(Checks::None, order)?;
         let memory = memory(&machine);
-        machine.run("last_one_wins", THREADS, SHARED_BYTES, &memory).unwrap();
+        machine.run("last_one_wins", 1, THREADS, SHARED_BYTES, &memory).unwrap();
         Some(machine.values(&memory, Element::F32)[0])
     });
     assert!(last == [None, None] || last == [Some(THREADS as f32 - 1.0), Some(0.0)], "{last:?}");
@@ -59,6 +63,6 @@ fn the_order_of_threads_shows_in_what_depends_on_it() {
 fn shared_memory_that_nobody_wrote_is_nan() {
     let Some(machine) = Simulator::start(Checks::None, Order::Forward) else { return };
     let memory = memory(&machine);
-    machine.run("reverse_without_barrier", THREADS, SHARED_BYTES, &memory).unwrap();
+    machine.run("reverse_without_barrier", 1, THREADS, SHARED_BYTES, &memory).unwrap();
     assert!(machine.values(&memory, Element::F32).iter().any(|x| x.is_nan()));
 }

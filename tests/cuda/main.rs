@@ -7,5 +7,6 @@
 
 mod agreement;
 mod faults;
+mod launches;
 mod sample;
 mod simulator;

@@ -6,6 +6,7 @@ use half::{bf16, f16};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 /// What a machine looks for beside wrong results.
@@ -29,6 +30,7 @@ pub(crate) enum Order {
 struct Process {
     child: Child,
     launches: usize,
+    allocations: usize,
 }
 
 struct Inner {
@@ -45,11 +47,16 @@ pub(crate) struct Simulator(Arc<Inner>);
 pub(crate) struct Memory {
     address: u64,
     pub(crate) bytes: usize,
+    /// Whether it is zero again when its user has done with it.
+    counts: bool,
     machine: Simulator,
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        if self.counts && !std::thread::panicking() {
+            assert!(self.machine.read(self).iter().all(|byte| *byte == 0), "counters are not zero again");
+        }
         // A machine that has stopped has freed everything.
         let _ = self.machine.send(&[word('F'), self.address.to_le_bytes()].concat());
     }
@@ -67,7 +74,9 @@ impl Simulator {
     /// Starts a machine; `None` where there is no g++ to build one.
     pub(crate) fn start(checks: Checks, order: Order) -> Option<Self> {
         let program = program(checks)?;
-        let log = program.with_extension(format!("{order:?}.{}.log", std::process::id()));
+        static STARTED: AtomicUsize = AtomicUsize::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let log = program.with_extension(format!("{}.{number}.log", std::process::id()));
         let mut command = match checks {
             // ThreadSanitizer needs addresses that are not drawn at random.
             Checks::Races
@@ -87,8 +96,13 @@ impl Simulator {
             .stderr(std::fs::File::create(&log).expect("a log"))
             .spawn()
             .expect("the machine starts");
-        let process = Mutex::new(Process { child, launches: 0 });
+        let process = Mutex::new(Process { child, launches: 0, allocations: 0 });
         Some(Self(Arc::new(Inner { process, log, order })))
+    }
+
+    /// Memories that were allocated so far, those that a device keeps left out.
+    pub(crate) fn allocations(&self) -> usize {
+        self.0.process.lock().unwrap().allocations
     }
 
     /// Kernels launched so far.
@@ -130,15 +144,26 @@ impl Simulator {
         decode(&self.read(memory), element)
     }
 
-    /// A kernel by its name.
+    /// A kernel by its name, in so many blocks.
     pub(crate) fn run(
         &self,
         kernel: &str,
+        blocks: usize,
         threads: usize,
         shared_bytes: usize,
         memory: &Memory,
     ) -> Result<()> {
-        self.queue(kernel, [1, 1, 1], threads, shared_bytes, &[memory.address], &[])
+        self.queue(kernel, [blocks, 1, 1], threads, shared_bytes, &[memory.address], &[])
+    }
+
+    fn new_memory(&self, bytes: usize) -> Result<Memory> {
+        let mut address = [0; 8];
+        self.ask(&[word('A'), size(bytes)].concat(), &mut address)?;
+        Ok(Memory { address: u64::from_le_bytes(address), bytes, counts: false, machine: self.clone() })
+    }
+
+    fn write(&self, memory: &Memory, bytes: &[u8]) -> Result<()> {
+        self.send(&[&word('W'), &memory.address.to_le_bytes(), &size(bytes.len()), bytes].concat())
     }
 
     fn queue(
@@ -182,9 +207,8 @@ impl Machine for Simulator {
     type Memory = Memory;
 
     fn allocate(&self, bytes: usize) -> Result<Memory> {
-        let mut address = [0; 8];
-        self.ask(&[word('A'), size(bytes)].concat(), &mut address)?;
-        Ok(Memory { address: u64::from_le_bytes(address), bytes, machine: self.clone() })
+        self.0.process.lock().unwrap().allocations += 1;
+        self.new_memory(bytes)
     }
 
     fn allocate_zeroed(&self, bytes: usize) -> Result<Memory> {
@@ -193,8 +217,21 @@ impl Machine for Simulator {
 
     fn upload(&self, bytes: &[u8]) -> Result<Memory> {
         let memory = self.allocate(bytes.len())?;
-        self.send(&[&word('W'), &memory.address.to_le_bytes(), &size(bytes.len()), bytes].concat())?;
+        self.write(&memory, bytes)?;
         Ok(memory)
+    }
+
+    /// A new one each time, of just so many bytes and full of NaN: what a product finds in it, and what it writes beyond it, shows.
+    fn scratch(&self, bytes: usize) -> Result<Arc<Memory>> {
+        self.new_memory(bytes).map(Arc::new)
+    }
+
+    /// New ones each time, which must be zero when the product is done with them.
+    fn counters(&self, count: usize) -> Result<Arc<Memory>> {
+        let mut memory = self.new_memory(count * size_of::<i32>())?;
+        self.write(&memory, &vec![0; memory.bytes])?;
+        memory.counts = true;
+        Ok(Arc::new(memory))
     }
 
     fn launch(&self, launch: Launch<'_, Memory>) -> Result<()> {

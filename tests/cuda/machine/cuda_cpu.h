@@ -42,6 +42,11 @@ extern Index thread_index, block_index, grid_size;
 // Barriers, with their line; every thread of the block, or every lane of the warp, must come to the same one.
 void block_barrier(int line);
 void warp_barrier(int line);
+// Whether any thread of the block came with a condition that holds.
+bool block_barrier_or(bool condition, int line);
+// What other blocks see: an addition at once, everything else after a fence of both.
+int atomic_add(int *to, int value);
+void fence();
 // This warp's exchange, and which half of it is this thread's turn.
 Exchange &exchange();
 int turn();
@@ -87,6 +92,9 @@ inline void mma_bf16(float (&sums)[4], const unsigned (&left)[4], unsigned right
 #define blockIdx (machine::block_index)
 #define gridDim (machine::grid_size)
 #define __syncthreads() machine::block_barrier(__LINE__)
+#define __syncthreads_or(condition) machine::block_barrier_or(condition, __LINE__)
+#define __threadfence() machine::fence()
+#define atomicAdd(to, value) machine::atomic_add(to, value)
 #define __syncwarp() machine::warp_barrier(__LINE__)
 #define __shfl_sync(mask, value, source) machine::from_lane(value, source, __LINE__)
 #define __shfl_xor_sync(mask, value, distance) machine::from_lane(value, machine::lane() ^ (distance), __LINE__)
@@ -132,6 +140,7 @@ inline unsigned shared_address(const void *at) { return (const char *)at - (cons
 inline unsigned shared_word(unsigned address) { return *(const unsigned *)((const char *)dynamic_shared + address); }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 template <class T> inline T __ldg(const T *from) { return *from; }
+template <class T> inline T __ldcg(const T *from) { return *from; }
 template <class T> inline T __ldcs(const T *from) { return *from; }
 
 struct __half {

@@ -18,6 +18,19 @@ extern "C" __global__ void reverse_without_barrier(float *values) {
 // All threads write one place.
 extern "C" __global__ void last_one_wins(float *values) { values[0] = (float)threadIdx.x; }
 
+// The last of two blocks adds up what both wrote, with fences between or without.
+template <bool FENCED> __device__ void add_up(float *values) {
+    int *counter = reinterpret_cast<int *>(values); // the first is zero
+    if (threadIdx.x < 2) values[1 + 2 * blockIdx.x + threadIdx.x] = 1.0f;
+    if (FENCED) __threadfence();
+    __syncthreads();
+    if (!__syncthreads_or(threadIdx.x == 0 && atomicAdd(counter, 1) + 1 == (int)gridDim.x)) return;
+    if (FENCED) __threadfence();
+    if (threadIdx.x == THREADS / 2) values[5] = values[1] + values[2] + values[3] + values[4];
+}
+extern "C" __global__ void last_block_adds_up(float *values) { add_up<true>(values); }
+extern "C" __global__ void last_block_adds_up_without_fences(float *values) { add_up<false>(values); }
+
 extern "C" __global__ void barrier_for_half(float *values) {
     if (threadIdx.x < THREADS / 2) __syncthreads();
     values[threadIdx.x] += warp_sum(values[threadIdx.x]);

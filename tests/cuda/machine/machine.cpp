@@ -4,7 +4,7 @@
 // What it finds: threads that miss a barrier or come to another one (with both lines), shared or fresh device memory
 // read before it is written (all of it is NaN at first), results that depend on the order of threads. Compiled with
 // -fsanitize=address,alignment also addresses outside a buffer or the block's shared memory and misaligned loads; with
-// -fsanitize=thread, and -DRACES here, every two accesses of threads that no barrier orders.
+// -fsanitize=thread, and -DRACES here, every two accesses of threads that no barrier orders, nor, in two blocks of a launch, fences.
 #include "cuda_cpu.h"
 #include <cstdio>
 #include <cstdlib>
@@ -41,34 +41,36 @@ static void __tsan_acquire(void *) {}
 static void __tsan_release(void *) {}
 #endif
 
-constexpr size_t SHARED_BYTES = 227 * 1024, STACK_BYTES = 64 * 1024;
-constexpr int WARP_SIZE = 32, MOST_THREADS = 1024, MOST_WORDS = 24, MOST_FLOATS = 8;
+constexpr size_t SHARED_BYTES = 227 * 1024, PAGE_BYTES = 4096, STACK_BYTES = 64 * 1024;
+constexpr size_t SHARED_PAGES = (SHARED_BYTES + PAGE_BYTES - 1) / PAGE_BYTES;
+constexpr int WARP_SIZE = 32, MOST_THREADS = 1024, MOST_WORDS = 40, MOST_FLOATS = 8;
 constexpr unsigned SWITCH_WITHOUT_SYNC = 1;
 
-float4 dynamic_shared[SHARED_BYTES / sizeof(float4)];
+alignas(PAGE_BYTES) float4 dynamic_shared[SHARED_PAGES * PAGE_BYTES / sizeof(float4)];
 
 // ---- fibers ----
 
 // Addresses that stand for barriers: what happens before one is released to it, what happens after acquires it. Two in
-// turn, for a thread may come to the next barrier before another has left this one.
-struct Order {
-    char tags[2];
-};
+// turn, for a thread may come to the next barrier before another has left this one; each block has its own, so that what it does is
+// not ordered after what others did.
+constexpr int MOST_WARPS = MOST_THREADS / WARP_SIZE, BLOCKS_IN_TURN = 1024;
+static char barrier_tags[BLOCKS_IN_TURN][MOST_WARPS + 1][2];
+static int block_number;
+
+static char *block_tag(unsigned barrier) { return &barrier_tags[block_number % BLOCKS_IN_TURN][MOST_WARPS][barrier % 2]; }
+static char *warp_tag(int warp, unsigned barrier) { return &barrier_tags[block_number % BLOCKS_IN_TURN][warp][barrier % 2]; }
 
 enum State { READY, AT_BLOCK_BARRIER, AT_WARP_BARRIER, DONE };
 
 struct Fiber {
     void *stack_pointer, *sanitizer;
-    char *stack;
     State state;
     int line, turn;
     unsigned block_barriers, warp_barriers; // passed so far
 };
 
 struct Warp {
-    Exchange exchange;
     int waiting, done, line;
-    Order barriers;
 };
 
 // Everything a kernel needs of its registers: pushed on the old stack, popped from the new one.
@@ -90,33 +92,40 @@ struct Kernel {
     float floats[MOST_FLOATS];
 
     void call() const {
-#define W(n) uint64_t
-        typedef void (*Function)(W(0), W(1), W(2), W(3), W(4), W(5), W(6), W(7), W(8), W(9), W(10), W(11), W(12), W(13), W(14),
-                                 W(15), W(16), W(17), W(18), W(19), W(20), W(21), W(22), W(23), float, float, float, float,
-                                 float, float, float, float);
-#undef W
+#define TYPES_8 uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t
+#define WORDS_8(n) w[n], w[n + 1], w[n + 2], w[n + 3], w[n + 4], w[n + 5], w[n + 6], w[n + 7]
+        typedef void (*Function)(TYPES_8, TYPES_8, TYPES_8, TYPES_8, TYPES_8, float, float, float, float, float, float, float, float);
         const uint64_t *w = words;
         const float *f = floats;
-        reinterpret_cast<Function>(function)(w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8], w[9], w[10], w[11], w[12],
-                                             w[13], w[14], w[15], w[16], w[17], w[18], w[19], w[20], w[21], w[22], w[23],
-                                             f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7]);
+        reinterpret_cast<Function>(function)(WORDS_8(0), WORDS_8(8), WORDS_8(16), WORDS_8(24), WORDS_8(32), f[0], f[1], f[2], f[3],
+                                             f[4], f[5], f[6], f[7]);
+#undef TYPES_8
+#undef WORDS_8
     }
 };
 
+// What a thread does in one block is not before what it does in the next: neighbours have two fibers in turn.
+struct Place {
+    char *stack;
+    void *sanitizer;
+};
+static Place places[2][MOST_THREADS];
 static Fiber fibers[MOST_THREADS];
-static Warp warps[MOST_THREADS / WARP_SIZE];
+static Warp warps[MOST_WARPS];
+alignas(PAGE_BYTES) static Exchange exchanges[MOST_WARPS];
+static_assert(sizeof exchanges % PAGE_BYTES == 0, "whole pages");
 static Kernel kernel;
 static int threads, current, step, at_block_barrier, done;
 static void *host_stack, *host_sanitizer;
-static Order block_barriers;
-static char block_begin, block_end;
+static bool any_thread[2]; // of a barrier with a condition, and of the next one
+static char block_begin, launch_end, fences;
 static std::string fault;
 
 namespace machine {
 Index thread_index, block_index, grid_size;
 int turn() { return fibers[current].turn ^= 1; }
 int lane() { return current % WARP_SIZE; }
-Exchange &exchange() { return warps[current / WARP_SIZE].exchange; }
+Exchange &exchange() { return exchanges[current / WARP_SIZE]; }
 } // namespace machine
 
 static void leave_for(void *sanitizer, void *stack_pointer) {
@@ -158,14 +167,32 @@ static void check_block_barrier(int line) {
     at_block_barrier = 0;
 }
 
-void machine::block_barrier(int line) {
+void machine::block_barrier(int line) { block_barrier_or(false, line); }
+
+bool machine::block_barrier_or(bool condition, int line) {
     Fiber &own = fibers[current];
     own.state = AT_BLOCK_BARRIER, own.line = line, ++at_block_barrier;
-    char *tag = &block_barriers.tags[own.block_barriers++ % 2];
+    const unsigned turn = own.block_barriers++ % 2;
+    // Who comes first to a barrier has left the last one, whose answer everybody waits to read before the next one.
+    if (at_block_barrier == 1) any_thread[turn] = false;
+    any_thread[turn] |= condition;
+    char *tag = block_tag(turn);
     __tsan_release(tag);
     check_block_barrier(line);
     next_thread(line);
     __tsan_acquire(tag);
+    return any_thread[turn];
+}
+
+int machine::atomic_add(int *to, int value) {
+    const int before = *to;
+    *to = before + value;
+    return before;
+}
+
+void machine::fence() {
+    __tsan_release(&fences);
+    __tsan_acquire(&fences);
 }
 
 void machine::warp_barrier(int line) {
@@ -175,7 +202,7 @@ void machine::warp_barrier(int line) {
     warp.line = line;
     Fiber &own = fibers[current];
     own.state = AT_WARP_BARRIER;
-    char *tag = &warp.barriers.tags[own.warp_barriers++ % 2];
+    char *tag = warp_tag(current / WARP_SIZE, own.warp_barriers++);
     __tsan_release(tag);
     if (++warp.waiting == WARP_SIZE) {
         warp.waiting = 0;
@@ -193,27 +220,35 @@ static void thread_main() {
     Warp &warp = warps[current / WARP_SIZE];
     if (++warp.done > 0 && warp.waiting > 0) fail("a lane leaves while others wait in a warp's barrier", warp.line);
     check_block_barrier(0);
-    __tsan_release(&block_end);
+    __tsan_release(&launch_end);
     if (done == threads) leave_for(host_sanitizer, host_stack);
     next_thread(0);
 }
 
 static void run_block(size_t shared_bytes) {
+    ++block_number;
+#ifdef RACES
+    // Memory that no other block had.
+    const int protection = PROT_READ | PROT_WRITE, kind = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+    if (mmap(dynamic_shared, sizeof dynamic_shared, protection, kind, -1, 0) == MAP_FAILED) abort();
+    if (mmap(exchanges, sizeof exchanges, protection, kind, -1, 0) == MAP_FAILED) abort();
+#endif
     memset(dynamic_shared, 0xff, sizeof dynamic_shared); // NaN
     ASAN_POISON_MEMORY_REGION((char *)dynamic_shared + shared_bytes, sizeof dynamic_shared - shared_bytes);
     at_block_barrier = done = 0;
     __tsan_release(&block_begin);
+    Place *own = places[(machine::block_index.x + machine::block_index.y + machine::block_index.z) % 2];
     for (int n = 0; n < threads; ++n) {
-        Fiber &fiber = fibers[n];
-        if (fiber.stack == nullptr) {
-            fiber.stack = (char *)mmap(nullptr, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-            if (fiber.stack == MAP_FAILED) abort();
-            fiber.sanitizer = __tsan_create_fiber(0);
+        Place &place = own[n];
+        if (place.stack == nullptr) {
+            place.stack = (char *)mmap(nullptr, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            if (place.stack == MAP_FAILED) abort();
+            place.sanitizer = __tsan_create_fiber(0);
         }
         // As switch_stacks left it: six registers, where to go, and the place of a return address above.
-        void **top = reinterpret_cast<void **>(fiber.stack + STACK_BYTES);
+        void **top = reinterpret_cast<void **>(place.stack + STACK_BYTES);
         *--top = nullptr, *--top = reinterpret_cast<void *>(thread_main);
-        fiber = {top - 6, fiber.sanitizer, fiber.stack, READY, 0, 0, 0, 0};
+        fibers[n] = {top - 6, place.sanitizer, READY, 0, 0, 0, 0};
         warps[n / WARP_SIZE].waiting = warps[n / WARP_SIZE].done = 0;
     }
     current = step > 0 ? 0 : threads - 1;
@@ -221,7 +256,6 @@ static void run_block(size_t shared_bytes) {
     host_sanitizer = __tsan_get_current_fiber();
     __tsan_switch_to_fiber(fibers[current].sanitizer, 0);
     switch_stacks(&host_stack, fibers[current].stack_pointer);
-    __tsan_acquire(&block_end);
     ASAN_UNPOISON_MEMORY_REGION(dynamic_shared, sizeof dynamic_shared);
 }
 
@@ -238,6 +272,7 @@ static std::string launch(const std::string &name, const Index &grid, int block,
         machine::block_index = {index % grid.x, index / grid.x % grid.y, index / grid.x / grid.y};
         run_block(shared_bytes);
     }
+    __tsan_acquire(&launch_end);
     return fault.empty() ? "" : name + ": " + fault;
 }
 
