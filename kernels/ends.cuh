@@ -24,6 +24,10 @@ __device__ __forceinline__ void store_as(int element, void *to, size_t at, float
     else static_cast<float *>(to)[at] = value;
 }
 
+// A thread's lane, as a number that each item has to ask for again: nothing that depends on it is kept in registers from one item to the
+// next, where the products' own do not leave as many.
+__device__ __forceinline__ int lane_of_item() { return (int)in_register(threadIdx.x % WARP); }
+
 // The inputs of a product, (tokens, axis.len), or of the type COEFFICIENTS their transform in F32.
 struct Inputs {
     const void *x;
@@ -34,7 +38,7 @@ struct Inputs {
     // of `buffers` (BUFFERS); a barrier is to follow.
     template <bool TRANSFORMS>
     __device__ void stage(float *staged, int columns, float *buffers, int first, int token, int tokens) const {
-        const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, end = min(first + columns, axis.len);
+        const int warp = threadIdx.x / WARP, end = min(first + columns, axis.len);
         if (!TRANSFORMS || element == COEFFICIENTS) {
             for (int t = 0; t < tokens; ++t) {
                 const float *from = static_cast<const float *>(x) + (size_t)(token + t) * axis.len + first;
@@ -49,7 +53,7 @@ struct Inputs {
             const size_t row = (size_t)(token + t) * axis.len;
             float *to = staged + t * columns - first;
             transform_item<false, true>(
-                axis, axis.item(begin + n - t * items), buffers + warp * ITEM_FLOATS, lane,
+                axis, axis.item(begin + n - t * items), buffers + warp * ITEM_FLOATS, lane_of_item(),
                 [&](int at, int after) {
                     Eight eight = load_eight_as(element, x, row, at, after);
                     eight.multiply(axis.factors(at, after));
@@ -98,12 +102,12 @@ struct Results {
             __threadfence();
             if (threadIdx.x == 0) *counter = 0;
         }
-        const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+        const int warp = threadIdx.x / WARP;
         for (int t = warp; t < here; t += WARPS) {
             const size_t row = (size_t)(token + t) * axis.len;
             Eight factors, addends = {};
             transform_item<true, true>(
-                axis, axis.item(block), reinterpret_cast<float *>(dynamic_shared) + warp * ITEM_FLOATS, lane,
+                axis, axis.item(block), reinterpret_cast<float *>(dynamic_shared) + warp * ITEM_FLOATS, lane_of_item(),
                 [&](int first, int end) {
                     if (addend != nullptr) addends = load_eight(addend + row, first, end);
                     if (bias != nullptr) addends.add(load_eight_as(element, bias, 0, first, end));

@@ -116,8 +116,8 @@ __device__ __forceinline__ void with_bits(Code code, const uint4 &entry, const u
 
 // y(token, row) += S(row, column) x(token, column) for the scale groups `first .. last` of one block row.
 //
-// Grid: (block rows from `first_block_row` on, splits, groups of TOKENS tokens). Every warp takes every eighth scale group; each thread sums its 32
-// rows in registers, the block adds up its threads' sums at the end.
+// Grid: (block rows from `first_block_row` on, splits, groups of TOKENS tokens). Every warp takes every eighth scale group; each
+// thread sums its 32 rows in registers, the block adds up its threads' sums at the end.
 //
 //     in        inputs, transformed here where it is one token
 //     to        results: this split's part is written, and the results by the last block of each block row

@@ -1,9 +1,10 @@
 // Products on tensor cores, for terms whose values are integers of at most eight bits: `mma` with 16 rows, 16 columns and 8
 // vectors at once.
 //
-// For blocks of 128 rows and 256, and a multiple of 4 columns. A lane's column group (lane mod 4) and its piece are what `mma` has of its left operand in a
-// thread: of four columns two rows of a piece at a time. With 4 pieces a column, lanes from 16 on have other columns than the first
-// sixteen; each half then has four of the eight vectors, zeros for the other half's columns in the other four.
+// For blocks of 128 rows and 256, and a multiple of 4 columns. A lane's column group (lane mod 4) and its piece are what `mma` has
+// of its left operand in a thread: of four columns two rows of a piece at a time. With 4 pieces a column, lanes from 16 on have
+// other columns than the first sixteen; each half then has four of the eight vectors, zeros for the other half's columns in the
+// other four.
 //
 // Values are exact in bfloat16, and a vector's F32 is the sum of three such numbers, 8 bits each. They are three of the eight
 // vectors where there are few (APART), else three products with one left operand: nothing is lost in either. Where inputs and results
@@ -48,17 +49,20 @@ template <class Form> struct Vectors {
 
 // What a lane has of the right operand: four columns of one vector of each set.
 template <class Form> struct Share {
-    const float *x;        // its token's of the first set, in shared memory with APART
-    size_t stride;         // to that of the next set
-    int col;               // the first column in the step's
-    int cols[Form::SETS];  // a multiple of 4; 0 where the vector is zero
-    int part;              // with APART: of the three
+    const float *x; // its token's of the first set, in shared memory with APART
+    int of_set;     // tokens from there to the next set's
+    int stride;     // columns of a token
+    int end;        // columns that are there, a multiple of 4
+    int sets;       // so many of its vectors are not zero
+    int col;        // the first column in the step's
+    int part;       // with APART: of the three
 
     __device__ __forceinline__ void load(int first, float4 (&to)[Form::SETS]) const {
 #pragma unroll
         for (int s = 0; s < Form::SETS; ++s) {
-            const float4 *from = reinterpret_cast<const float4 *>(x + s * stride + first + col);
-            to[s] = first + col < cols[s] ? (Form::APART ? *from : __ldg(from)) : float4 {0.0f, 0.0f, 0.0f, 0.0f};
+            const float4 *from = reinterpret_cast<const float4 *>(x + (size_t)(s * of_set) * stride + first + col);
+            const bool is_there = s < sets && first + col < end;
+            to[s] = is_there ? (Form::APART ? *from : __ldg(from)) : float4 {0.0f, 0.0f, 0.0f, 0.0f};
         }
     }
 };
@@ -162,59 +166,48 @@ __device__ __forceinline__ int multiply_groups(Code &code, const Strips &at, con
     return scale_group;
 }
 
-// y(token, row) += S(row, column) x(token, column) for the scale groups of one split of one block row, as `product`.
-//
-//     in        inputs; with APART they are transformed here
-//     shared    buffers of the transforms, then the code's table, then half of the warps' sums, then buffers; with APART x (tokens at
-//               once, 32 scale groups)
-template <class Code, class Form>
-__device__ void tiles(const Strips &at, int first_block_row, const Inputs &in, const Results &to, int tokens, int strips_per_block) {
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, block_row = first_block_row + blockIdx.x;
-    const Block block = at.row_cut().block(block_row);
-    const int height = block.length, lanes = lanes_of(height);
-    const Vectors<Form> vectors(lanes);
-    const int token = blockIdx.z * vectors.tokens(), first = blockIdx.y * strips_per_block;
-    if (token >= tokens) return; // blocks of 256 rows take more at once than those of 128
-    const int last = min(first + strips_per_block, at.per_row()), here = min(vectors.tokens(), tokens - token);
-    float *shared = reinterpret_cast<float *>(dynamic_shared);
+// What a block multiplies: scale groups `first .. last` of one block row with `here` vectors from `token` on.
+template <class Form> struct Tile {
+    Block block;
+    int lanes;
+    Vectors<Form> vectors;
+    int token, here, first, last;
 
+    __device__ __forceinline__ Tile(const Strips &at, int block_row, int tokens, int strips_per_block)
+        : block(at.row_cut().block(block_row)), lanes(lanes_of(block.length)), vectors(lanes), token(blockIdx.z * vectors.tokens()),
+          here(min(vectors.tokens(), tokens - token)), first(blockIdx.y * strips_per_block),
+          last(min(first + strips_per_block, at.per_row())) {}
+};
+
+// A lane's share of the inputs, with APART of those that are transformed here; a barrier is to follow.
+template <class Code, class Form>
+__device__ __forceinline__ Share<Form> share_of(const Strips &at, const Tile<Form> &tile, const Inputs &in, int strips_per_block) {
+    const Vectors<Form> &vectors = tile.vectors;
+    const int lane = threadIdx.x % WARP;
     const int vector = lane / 4, half = vector / vectors.each(), rest = vector - half * vectors.each();
     const int part = Form::APART ? rest / vectors.of_set() : 0, own = rest - part * vectors.of_set();
-    Share<Form> share = {nullptr, (size_t)vectors.of_set() * at.cols, (lane % 4 + half * 4) * 4, {}, part};
-#pragma unroll
-    for (int s = 0; s < Form::SETS; ++s) {
-        const bool is_there = s * vectors.of_set() + own < here && part < Form::PARTS;
-        share.cols[s] = !is_there ? 0 : Form::APART ? min(at.cols, last * WARP) : at.cols; // as far as inputs are staged
-    }
+    // Of the first set, and of each one more as many later; inputs are staged as far as the block multiplies.
+    const int sets = part < Form::PARTS ? max(tile.here - own + vectors.of_set() - 1, 0) / vectors.of_set() : 0;
+    const int end = Form::APART ? min(at.cols, tile.last * WARP) : at.cols;
+    Share<Form> share = {nullptr, vectors.of_set(), at.cols, end, sets, (lane % 4 + half * 4) * 4, part};
     if constexpr (Form::APART) {
-        const int columns = strips_per_block * WARP;
-        float *staged = shared + STAGED<Code>;
-        in.template stage<true>(staged, columns, shared, first * WARP, token, here);
-        share.x = staged + own * columns - first * WARP;
-        __syncthreads();
+        float *shared = reinterpret_cast<float *>(dynamic_shared), *staged = shared + STAGED<Code>;
+        const int columns = strips_per_block * WARP, first = tile.first * WARP;
+        in.template stage<true>(staged, columns, shared, first, tile.token, tile.here);
+        share.x = staged + own * columns - first;
     } else {
-        share.x = static_cast<const float *>(in.x) + (size_t)(token + own) * at.cols;
+        share.x = static_cast<const float *>(in.x) + (size_t)(tile.token + own) * at.cols;
     }
-    Code code(shared, at.values);
-    __syncthreads();
+    return share;
+}
 
-    float sums[Form::SETS][16][4] = {};
-    const uint4 *table = at.table + (size_t)block_row * at.per_row();
-    for (int scale_group = first + warp; scale_group < last;) {
-        switch (__ldg(table + scale_group).y) {
-#define CASE(BITS) \
-    case BITS: \
-        if constexpr (HAS_BITS<Code, BITS>) { \
-            scale_group = multiply_groups<Code, BITS, Form>(code, at, table, lanes, share, scale_group, last, sums); \
-        } \
-        break;
-            CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
-#undef CASE
-        default: scale_group += WARPS;
-        }
-    }
-
-    // Warp `n` and warp `n + 4`, and then what is left of the four, of the halves and of the parts.
+// Writes the block's part of the results: the sums of warp `n` and warp `n + 4`, and then of what is left of the four, of the halves
+// and of the parts.
+template <class Form>
+__device__ __forceinline__ void add_warps(const Tile<Form> &tile, const Results &to, int tokens, const float (&sums)[Form::SETS][16][4]) {
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    const Vectors<Form> &vectors = tile.vectors;
+    float *shared = reinterpret_cast<float *>(dynamic_shared);
     float *own_sums = shared + warp % (WARPS / 2) * TILE_FLOATS + lane / 4 * PIECE_STRIDE + lane % 4 * 2;
 #pragma unroll
     for (int s = 0; s < Form::SETS; ++s) {
@@ -223,23 +216,23 @@ __device__ void tiles(const Strips &at, int first_block_row, const Inputs &in, c
             if (warp / (WARPS / 2) == upper) {
 #pragma unroll
                 for (int n = 0; n < PIECE; ++n) {
-                    float2 *to = reinterpret_cast<float2 *>(own_sums + n * ROW_STRIDE);
+                    float2 *at = reinterpret_cast<float2 *>(own_sums + n * ROW_STRIDE);
                     float2 sum = {sums[s][n / 2][n % 2 * 2], sums[s][n / 2][n % 2 * 2 + 1]};
-                    if (upper == 0) sum.x += to->x, sum.y += to->y;
-                    *to = sum;
+                    if (upper == 0) sum.x += at->x, sum.y += at->y;
+                    *at = sum;
                 }
             }
         }
         __syncthreads();
         const int before = s * vectors.of_set();
-        for (int t = 0; t < min(vectors.of_set(), here - before); ++t) {
-            float *out = to.part(tokens, token + before + t) + block.start;
-            for (int row = threadIdx.x; row < height; row += THREADS) {
+        for (int t = 0; t < min(vectors.of_set(), tile.here - before); ++t) {
+            float *out = to.part(tokens, tile.token + before + t) + tile.block.start;
+            for (int row = threadIdx.x; row < tile.block.length; row += THREADS) {
                 const float *from = shared + row / PIECE * PIECE_STRIDE + row % PIECE * ROW_STRIDE;
                 float sum = 0.0f;
                 for (int w = 0; w < WARPS / 2; ++w) {
                     for (int h = 0; h < vectors.halves; ++h) {
-                        const float *own = from + w * TILE_FLOATS + h * lanes * PIECE_STRIDE;
+                        const float *own = from + w * TILE_FLOATS + h * tile.lanes * PIECE_STRIDE;
                         for (int p = 0; p < (Form::APART ? Form::PARTS : 1); ++p) sum += own[vectors.of(h, p, t)];
                     }
                 }
@@ -247,7 +240,43 @@ __device__ void tiles(const Strips &at, int first_block_row, const Inputs &in, c
             }
         }
     }
-    to.finish(block, token, here, tokens);
+}
+
+// y(token, row) += S(row, column) x(token, column) for the scale groups of one split of one block row, as `product`.
+//
+//     in        inputs; with APART they are transformed here
+//     shared    buffers of the transforms, then the code's table, then half of the warps' sums, then buffers; with APART x (tokens at
+//               once, 32 scale groups)
+template <class Code, class Form>
+__device__ void tiles(const Strips &at, int first_block_row, const Inputs &in, const Results &to, int tokens, int strips_per_block) {
+    const int block_row = first_block_row + blockIdx.x;
+    float sums[Form::SETS][16][4] = {};
+    {
+        const Tile<Form> tile(at, block_row, tokens, strips_per_block);
+        if (tile.here <= 0) return; // blocks of 256 rows take more at once than those of 128
+        const Share<Form> share = share_of<Code>(at, tile, in, strips_per_block);
+        if (Form::APART) __syncthreads();
+        Code code(reinterpret_cast<float *>(dynamic_shared), at.values);
+        __syncthreads();
+        const uint4 *table = at.table + (size_t)block_row * at.per_row();
+        for (int scale_group = tile.first + threadIdx.x / WARP; scale_group < tile.last;) {
+            switch (__ldg(table + scale_group).y) {
+#define CASE(BITS) \
+    case BITS: \
+        if constexpr (HAS_BITS<Code, BITS>) { \
+            scale_group = multiply_groups<Code, BITS, Form>(code, at, table, tile.lanes, share, scale_group, tile.last, sums); \
+        } \
+        break;
+                CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
+#undef CASE
+            default: scale_group += WARPS;
+            }
+        }
+    }
+    // Found again, and not kept in registers that the loop has other use for.
+    const Tile<Form> tile(at, first_block_row + (int)in_register(blockIdx.x), tokens, strips_per_block);
+    add_warps(tile, to, tokens, sums);
+    to.finish(tile.block, tile.token, tile.here, tokens);
 }
 
 #define TILES_KERNEL(NAME, CODE, FORM, BLOCKS) \

@@ -2,9 +2,8 @@
 // block, and its inverse, for many vectors.
 //
 // A warp takes 256 elements: one whole block of 256, two of 128, and so on; or one of the shorter blocks. The DCT of a power of
-// two is the recursion of Plonka
-// and Tasche ("Fast and numerically stable algorithms for discrete cosine transforms", 2005, sections 3 and 4), with
-// `T = sqrt(n) C`, `h = n / 2`, `c_k + i s_k = exp(i pi (2k + 1) / 4n)`:
+// two is the recursion of Plonka and Tasche ("Fast and numerically stable algorithms for discrete cosine transforms", 2005,
+// sections 3 and 4), with `T = sqrt(n) C`, `h = n / 2`, `c_k + i s_k = exp(i pi (2k + 1) / 4n)`:
 //
 //     T_II(n) x:   u_k = x_k + x_{n-1-k},  v_k = x_k - x_{n-1-k}                          k < h
 //                  even coefficients T_II(h) u,  odd coefficients T_IV(h) v
@@ -12,8 +11,8 @@
 //                  P = T_II(h) p,  Q = T_II(h) q
 //                  y_0 = sqrt2 P_0,  y_{2m-1} = P_m - Q_{h-m},  y_{2m} = P_m + Q_{h-m},  y_{n-1} = -sqrt2 Q_0
 //
-// run level by level, in shared memory, all nodes of a level at once; nothing is divided by a number that is not a constant. Everything else (wavelets, other lengths) is the
-// product with the matrix, which the host made from the same definition.
+// run level by level, in shared memory, all nodes of a level at once; nothing is divided by a number that is not a constant.
+// Everything else (wavelets, other lengths) is the product with the matrix, which the host made from the same definition.
 #pragma once
 #include "common.cuh"
 
@@ -296,7 +295,8 @@ __device__ __forceinline__ void transform_item(const Axis &axis, const Item &ite
             for (int n = 0; n < EACH; ++n) result.values[n] += __ldg(row + min(n * WARP + lane, length - 1)) * at.from[in];
         }
     }
-    put(first + lane, end, result);
+    // Compared again, and not kept in predicates meanwhile.
+    put(first + lane, (int)in_register(end), result);
     __syncwarp();
 }
 

@@ -143,8 +143,8 @@ static void fail(const std::string &what, int line) {
 
 // Goes on with the next thread that can.
 static void next_thread(int line) {
-    for (int n = 1; n <= threads; ++n) {
-        const int other = (current + step * n + threads * MOST_THREADS) % threads;
+    for (int n = 1, other = current; n <= threads; ++n) {
+        other = step > 0 ? (other + 1 < threads ? other + 1 : 0) : other > 0 ? other - 1 : threads - 1;
         if (fibers[other].state != READY) continue;
         if (other == current) return;
         const int own = current;
