@@ -1,10 +1,10 @@
 //! Planes and trellis on the device: scale groups of 32 columns as `groups.cuh` has them.
 
 use super::axis::{DeviceAxis, words};
+use super::ends::Ends;
 use super::machine::{Arg, Element, Launch, Machine, Module};
-use super::matrix::GEMV_MAX_BATCH;
-use super::operands::{Ends, Gather, Panel, Partial, Product};
-use super::term::{DeviceTerm, Takes};
+use super::operands::{Gather, Panel, Partial, Product};
+use super::term::{DeviceTerm, GEMV_MAX_BATCH, Takes};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use rbe_core::codec::term::trellis::{GROUP_COLS, scale_groups};

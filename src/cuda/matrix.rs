@@ -2,8 +2,9 @@
 
 use super::axis::{DeviceAxis, Part, Spectrum, Sum, transpose};
 use super::basis::DeviceBasis;
+use super::ends::{Ends, Inputs};
 use super::machine::{Dense, Element, Machine};
-use super::operands::{Ends, Gather, Inputs, Operand, Panel, Partial, Product, Target};
+use super::operands::{Gather, Operand, Panel, Partial, Product, Target};
 use super::term::DeviceTerm;
 use super::upload::{Uploaded, upload};
 use crate::error::Result;
@@ -12,9 +13,6 @@ use rbe_core::codec::sizes;
 use rbe_core::codec::{Layout, Matrix, Sides};
 use std::ops::Range;
 
-/// The largest batch that every matrix is multiplied with as its coefficients are stored (GEMV); a larger one takes a dense panel, but
-/// where tensor cores decode for more.
-pub const GEMV_MAX_BATCH: usize = 8;
 /// Bytes of a panel: a part of a large matrix, so that it is still in the second cache when it is read.
 const PANEL_BYTES: usize = 32 << 20;
 /// Rows of one pass: the kernels count groups of them in a grid's short dimensions.

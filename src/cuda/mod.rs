@@ -28,6 +28,7 @@
 
 mod axis;
 mod basis;
+mod ends;
 mod groups;
 mod kept;
 mod machine;
@@ -48,8 +49,9 @@ mod memory;
 
 pub use kept::Kept;
 pub use machine::{Arg, Dense, Element, Launch, MODULES, Machine, Module};
-pub use matrix::{DeviceMatrix, GEMV_MAX_BATCH};
+pub use matrix::DeviceMatrix;
 pub use operands::Operand;
+pub use term::GEMV_MAX_BATCH;
 
 #[cfg(feature = "cuda")]
 pub(crate) use device::CudaMachine;

@@ -1,9 +1,10 @@
 //! The sparse term on the device: one output's coefficients after another, as `sparse.cu` has them.
 
 use super::axis::{floats, words};
+use super::ends::Ends;
 use super::groups::{BATCH_TILE, THREADS, WARPS};
 use super::machine::{Arg, Launch, Machine, Module};
-use super::operands::{Ends, Gather, Panel, Partial, Product};
+use super::operands::{Gather, Panel, Partial, Product};
 use super::term::DeviceTerm;
 use crate::error::{Error, Result};
 use rbe_core::codec::term::Sparse;

@@ -1,10 +1,14 @@
 //! What every term in the coefficient domain does on a device.
 
 use super::axis::DeviceAxis;
+use super::ends::Ends;
 use super::machine::Machine;
-use super::matrix::GEMV_MAX_BATCH;
-use super::operands::{Ends, Gather, Panel, Partial, Product};
+use super::operands::{Gather, Panel, Partial, Product};
 use crate::error::Result;
+
+/// The largest batch that every matrix is multiplied with as its coefficients are stored (GEMV); a larger one takes a dense panel, but
+/// where tensor cores decode for more.
+pub const GEMV_MAX_BATCH: usize = 8;
 
 /// Ends of a product.
 #[derive(Clone, Copy, Default)]
