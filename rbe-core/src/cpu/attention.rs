@@ -165,40 +165,26 @@ pub fn attention(shape: &Attention, [q, k, v]: [Heads; 3], out: &mut [f32], pool
         return;
     }
     let kernels = Kernels::get();
-    // Single queries of heads that share keys are rows of one product, which reads keys and values once.
-    let stacked = if queries == 1 && q.head_stride == width { heads / kv_heads } else { 1 };
-    let shape = &match stacked {
-        1 => *shape,
-        _ => Attention { heads: kv_heads, queries: stacked, causal: false, ..*shape },
-    };
-    let q = Heads { head_stride: stacked * q.head_stride, ..q };
-    let Attention { heads, queries, .. } = *shape;
     let tiles = queries.div_ceil(QUERIES);
     let out = Shared::new(out);
     pool.run(batch * heads * tiles, &|items| {
-        WORKSPACE.with_borrow_mut(|workspace| {
-            for item in items {
-                let (b, h, tile) = (item / tiles / heads, item / tiles % heads, item % tiles);
-                let kv = h / (heads / kv_heads);
-                let range = (tile * QUERIES, ((tile + 1) * QUERIES).min(queries));
-                let (k, v) = (k.head(b, kv, shape.keys * width), v.head(b, kv, shape.keys * width));
-                let q = q.head(b, h, queries * width);
-                workspace.attend(&Tile { kernels, shape, batch: b, q, k, v, queries: range });
-                for (row, (mixed, sum)) in
-                    workspace.mixed.chunks_exact(width).zip(&workspace.sums).enumerate()
-                {
-                    let query = range.0 + row;
-                    let start = match stacked {
-                        1 => ((b * queries + query) * heads + h) * width,
-                        _ => ((b * heads + h) * queries + query) * width,
-                    };
-                    let inverse = if *sum > 0.0 { 1.0 / sum } else { sum * 0.0 };
-                    // SAFETY: each query of a head is one item's.
-                    let out = unsafe { out.part(start..start + width) };
-                    out.iter_mut().zip(mixed).for_each(|(out, mixed)| *out = mixed * inverse);
-                }
+        let mut workspace = WORKSPACE.take();
+        for item in items {
+            let (b, h, tile) = (item / tiles / heads, item / tiles % heads, item % tiles);
+            let kv = h / (heads / kv_heads);
+            let range = (tile * QUERIES, ((tile + 1) * QUERIES).min(queries));
+            let (k, v) = (k.head(b, kv, shape.keys * width), v.head(b, kv, shape.keys * width));
+            let q = q.head(b, h, queries * width);
+            workspace.attend(&Tile { kernels, shape, batch: b, q, k, v, queries: range });
+            for (row, (mixed, sum)) in workspace.mixed.chunks_exact(width).zip(&workspace.sums).enumerate() {
+                let start = ((b * queries + range.0 + row) * heads + h) * width;
+                let inverse = if *sum > 0.0 { 1.0 / sum } else { sum * 0.0 };
+                // SAFETY: each query of a head is one item's.
+                let out = unsafe { out.part(start..start + width) };
+                out.iter_mut().zip(mixed).for_each(|(out, mixed)| *out = mixed * inverse);
             }
-        });
+        }
+        WORKSPACE.set(workspace);
     });
 }
 
