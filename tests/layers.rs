@@ -232,6 +232,29 @@ fn what_does_not_fit_is_an_error_in_words() -> Result<()> {
             .contains("needs a compressed matrix")
     );
     assert!(vector.t().is_err());
+    let x = zeros(&[2, 90], DType::F32)?;
+    for (shape, dtype) in [(&[1, 70][..], DType::F32), (&[1], DType::F32), (&[70], DType::F16)] {
+        let bias = zeros(shape, dtype)?;
+        let words = error(ops::matmul_with_bias(&x, &compressed, &bias, Precision::Exact));
+        assert!(words.contains("a bias of shape") && words.contains("70 rows"), "{words}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_bias_is_added_to_the_product_and_has_the_gradient_of_one() -> Result<()> {
+    let compressed = encode(EncoderConfig::default(), &weight(70, 90)?);
+    let (x, bias) = (Var::from_tensor(&input((2, 3, 90))?)?, Var::from_tensor(&input(70)?)?);
+    let y = ops::matmul_with_bias(&x, &compressed, &bias, Precision::Exact)?;
+    let product = ops::matmul(&x, &compressed, Precision::Exact)?;
+    assert_eq!(
+        y.flatten_all()?.to_vec1::<f32>()?,
+        product.broadcast_add(&bias)?.flatten_all()?.to_vec1::<f32>()?
+    );
+    let grads = y.sqr()?.sum_all()?.backward()?;
+    let expected = (2.0 * y.sum((0, 1))?)?;
+    assert!(relative_error(grads.get(&bias).expect("a gradient of the bias"), &expected)? <= 1e-6);
+    assert!(grads.get(&x).is_some());
     Ok(())
 }
 

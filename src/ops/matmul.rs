@@ -30,9 +30,7 @@ pub(crate) fn matmul_with_gradient(
     gradient: &RbeTensor,
     precision: Precision,
 ) -> Result<Tensor> {
-    if weight.shape().rank() != 2 {
-        bail!("a product needs a compressed matrix, not a tensor of shape {:?}", weight.shape());
-    }
+    expect_matrix(weight)?;
     super::expect_device(x, weight, NAME)?;
     // The CPU's products take any strides, the CUDA kernels whole vectors.
     let x = if x.device().is_cuda() { &x.contiguous()? } else { x };
@@ -51,24 +49,31 @@ pub fn matmul_with_bias(
     bias: &Tensor,
     precision: Precision,
 ) -> Result<Tensor> {
-    if !x.device().is_cuda() {
-        return matmul(x, weight, precision)?.broadcast_add(bias);
-    }
+    expect_matrix(weight)?;
     super::expect_device(x, weight, NAME)?;
     let (out_features, _) = weight.shape().dims2()?;
     if bias.dims() != [out_features] || bias.dtype() != x.dtype() {
+        let (shape, dtype) = (bias.shape(), bias.dtype());
         bail!(
-            "{NAME}: a bias of shape {:?} in {:?} with a weight of {out_features} rows and an input in {:?}",
-            bias.shape(),
-            bias.dtype(),
+            "{NAME}: a bias of shape {shape:?} in {dtype:?}, where the weight has {out_features} rows and the input is {:?}",
             x.dtype()
         )
+    }
+    if !x.device().is_cuda() {
+        return matmul(x, weight, precision)?.broadcast_add(bias);
     }
     let precision = super::precision_for(x, precision);
     x.contiguous()?.apply_op2(&bias.contiguous()?, RbeMatMulBias { weight: weight.clone(), precision })
 }
 
 const NAME: &str = "rbe-matmul";
+
+fn expect_matrix(weight: &RbeTensor) -> Result<()> {
+    if weight.shape().rank() != 2 {
+        bail!("a product needs a compressed matrix, not a tensor of shape {:?}", weight.shape());
+    }
+    Ok(())
+}
 
 struct RbeMatMul {
     weight: RbeTensor,
