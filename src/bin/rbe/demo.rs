@@ -85,11 +85,11 @@ impl Demo {
         let mut texts = vec![];
         for language in [&dense, &rbe] {
             let mut text = String::new();
-            let (_, rate) = writer.write(&language.model, |piece| {
+            let speed = writer.write(&language.model, |piece| {
                 text.push_str(piece);
                 Ok(())
             })?;
-            texts.push((text, rate));
+            texts.push((text, speed.written_rate));
         }
 
         let (original, ours) = (evaluation.reference, evaluation.candidate);

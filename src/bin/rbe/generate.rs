@@ -6,7 +6,7 @@ use crate::layers::Layers;
 use crate::print;
 use crate::sampling::SamplingArgs;
 use crate::source::Source;
-use crate::writer::{Prompt, Writer};
+use crate::writer::{Prompt, Speed, Writer};
 use clap::Args;
 use std::io::{Write, stdout};
 use std::path::PathBuf;
@@ -67,9 +67,11 @@ impl Generate {
             Ok(out.flush()?)
         };
         let writer = Writer { tokenizer: &tokenizer, prompt, count: self.n, chooser, stops: &self.stop };
-        let (written, rate) = writer.write(&language.model, say)?;
+        let Speed { read, read_rate, written, written_rate } = writer.write(&language.model, say)?;
         say("\n")?;
-        print::note(&format!("{written} tokens, {rate:.0} per second"));
+        print::note(&format!(
+            "{read} tokens read, {read_rate:.0} per second; {written} written, {written_rate:.0} per second"
+        ));
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use crate::reader::TextReader;
 use crate::sampling::Chooser;
 use anyhow::{Context, anyhow, bail, ensure};
 use candle_rbe::models::{CausalLm, generate};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What a text begins with.
 #[derive(Clone, Copy, Debug)]
@@ -26,14 +26,26 @@ pub(crate) struct Writer<'w> {
     pub(crate) stops: &'w [String],
 }
 
+/// How much was read and written, and how fast.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Speed {
+    /// Tokens of the prompt.
+    pub(crate) read: usize,
+    /// Tokens of the prompt for each second until the first token was there.
+    pub(crate) read_rate: f64,
+    /// Tokens written.
+    pub(crate) written: usize,
+    /// Tokens for each second after the first.
+    pub(crate) written_rate: f64,
+}
+
 impl Writer<'_> {
-    /// Hands over the text, piece by piece as soon as it is whole; returns the number of tokens and the tokens per second
-    /// after the first, which pays for the prompt.
+    /// Hands over the text, piece by piece as soon as it is whole.
     pub(crate) fn write(
         &self,
         model: &dyn CausalLm,
         mut piece: impl FnMut(&str) -> anyhow::Result<()>,
-    ) -> anyhow::Result<(usize, f64)> {
+    ) -> anyhow::Result<Speed> {
         let ids = self.ids(model)?;
         if let Prompt::Text(prompt) = self.prompt {
             piece(prompt)?;
@@ -44,7 +56,7 @@ impl Writer<'_> {
             stream.step(id).map_err(|e| anyhow!("cannot decode token {id}: {e}"))?;
         }
         let mut watch = StopWatch::new(self.stops);
-        let (mut written, mut first) = (0, None);
+        let (mut written, start, mut first) = (0, Instant::now(), None);
         for id in generate(model, &ids, self.count, self.chooser.sampler()) {
             let id = id.context("cannot continue the text")?;
             first.get_or_insert_with(Instant::now);
@@ -64,9 +76,16 @@ impl Writer<'_> {
         if !watch.stopped && !watch.held.is_empty() {
             piece(&watch.held)?;
         }
-        let seconds = first.map_or(0.0, |first| first.elapsed().as_secs_f64());
-        let rate = if written > 1 { (written - 1) as f64 / seconds } else { 0.0 };
-        Ok((written, rate))
+        let rate =
+            |count: usize, time: Duration| if count > 0 { count as f64 / time.as_secs_f64() } else { 0.0 };
+        let end = Instant::now();
+        let first = first.unwrap_or(end);
+        Ok(Speed {
+            read: ids.len(),
+            read_rate: rate(ids.len(), first - start),
+            written,
+            written_rate: rate(written.saturating_sub(1), end - first),
+        })
     }
 
     /// The prompt's tokens, of which there is one.
@@ -219,13 +238,14 @@ mod tests {
             let (count, chooser) = (tokens.len(), Chooser::Greedy);
             let writer = Writer { tokenizer: &tokenizer, prompt: Prompt::Text("It"), count, chooser, stops };
             let mut pieces = vec![];
-            let (written, _) = writer.write(&script, |piece| {
+            let speed = writer.write(&script, |piece| {
                 pieces.push(piece.to_owned());
                 Ok(())
             })?;
             assert_eq!(pieces.concat(), format!("It{expected}"));
             assert!(pieces.len() > 5 && pieces.iter().all(|piece| !piece.contains('\u{fffd}')), "{pieces:?}");
-            assert_eq!(written == tokens.len(), stops.is_empty());
+            assert_eq!(speed.written == tokens.len(), stops.is_empty());
+            assert!(speed.read == 1 && speed.read_rate > 0.0 && speed.written_rate > 0.0, "{speed:?}");
         }
         Ok(())
     }
