@@ -10,7 +10,7 @@
 //! the rest goes on. `shape=8192x8192`, `form=trellis` and `tokens=1` leave out what is not named so (`form` may be a part of a
 //! name). Numbers are drawn from one seed: two runs compare the same.
 //!
-//! The built program needs neither Rust nor a network: `examples/gpu/pack FOLDER` makes an archive of it and the models, for a machine
+//! The built program needs neither Rust nor a network: `examples/gpu/pack FOLDER` makes archives of it and the models, for a machine
 //! that has the card and CUDA's libraries (cudart, cublas, curand). It ends with an error where anything disagrees.
 
 mod agreement;
