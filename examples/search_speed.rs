@@ -18,7 +18,7 @@ use std::time::Instant;
 const ROWS: usize = 512;
 const COLS: usize = 256;
 const RUNS: usize = 3;
-const STATE_BITS: [u8; 4] = [12, 13, 14, 16];
+const STATE_BITS: [u8; 5] = [12, 13, 14, 15, 16];
 
 /// Deterministic and Gaussian (Box and Muller 1958).
 fn gaussian(count: usize) -> Vec<f32> {

@@ -2,8 +2,9 @@
 
 use super::generic::norm::{NormGradient, NormRow};
 use super::generic::trellis::GroupRows;
+use super::generic::viterbi_bytes::ByteRow;
 use crate::codec::Block;
-use crate::cpu::layout::planes::PackedPlanes;
+use crate::cpu::layout::planes::{Line, PackedPlanes};
 use crate::cpu::layout::sparse::PackedSparse;
 use crate::cpu::layout::trellis::{PackedGroup, PackedTrellis};
 use crate::cpu::layout::{
@@ -41,6 +42,8 @@ type Dot = unsafe fn(&[f32], &[f32]) -> f32;
 type Dct<L> = unsafe fn(&mut [L], &mut [L]);
 /// [`step`](super::generic::viterbi::step) with a number of bits.
 type Viterbi = unsafe fn(&[u16], &[i16], i16, next: &mut [u16]) -> u16;
+/// [`step`](super::generic::viterbi_bytes::step) with a number of bits.
+type ViterbiBytes = unsafe fn(ByteRow, table: &mut [Line], next: &mut [u8]) -> u8;
 
 /// The inner loops of one level. Only a level gives its table away, and only where its instructions exist, so the methods are
 /// safe.
@@ -81,12 +84,14 @@ pub(in crate::cpu) struct Kernels {
     pub(super) dot: Op<Dot>,
     /// For trellises of 1 to 4 bits.
     pub(super) viterbi: Op<[Viterbi; 4]>,
+    /// Those with costs in bytes, and the states that they take at once.
+    pub(super) viterbi_bytes: Op<(usize, [ViterbiBytes; 4])>,
 }
 
 #[cfg(test)]
 impl Kernels {
     /// Every operation with the level whose it is.
-    pub(in crate::cpu::kernels) fn levels(&self) -> [(&'static str, &'static str); 24] {
+    pub(in crate::cpu::kernels) fn levels(&self) -> [(&'static str, &'static str); 25] {
         // Whole, so that none is forgotten.
         let Self {
             planes,
@@ -113,6 +118,7 @@ impl Kernels {
             exp,
             dot,
             viterbi,
+            viterbi_bytes,
         } = *self;
         [
             ("planes", planes.level),
@@ -139,6 +145,7 @@ impl Kernels {
             ("exp", exp.level),
             ("dot", dot.level),
             ("viterbi", viterbi.level),
+            ("viterbi_bytes", viterbi_bytes.level),
         ]
     }
 }
@@ -331,6 +338,12 @@ impl Kernels {
     pub(in crate::cpu) fn viterbi(&self, bits: u8) -> ViterbiStep {
         ViterbiStep(self.viterbi.run[usize::from(bits) - 1])
     }
+
+    /// That with costs in bytes.
+    pub(in crate::cpu) fn viterbi_bytes(&self, bits: u8) -> ViterbiByteStep {
+        let (lanes, run) = self.viterbi_bytes.run;
+        ViterbiByteStep { lanes, run: run[usize::from(bits) - 1] }
+    }
 }
 
 /// A step of Viterbi's search, of a level that the processor has.
@@ -343,5 +356,26 @@ impl ViterbiStep {
     pub(in crate::cpu) fn run(self, costs: &[u16], values: &[i16], target: i16, next: &mut [u16]) -> u16 {
         // SAFETY: as in `planes`.
         unsafe { (self.0)(costs, values, target, next) }
+    }
+}
+
+/// [`ViterbiStep`] with costs in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::cpu) struct ViterbiByteStep {
+    lanes: usize,
+    run: ViterbiBytes,
+}
+
+impl ViterbiByteStep {
+    /// States in a register, for [`StateBlocks`](super::StateBlocks).
+    pub(in crate::cpu) fn lanes(self) -> usize {
+        self.lanes
+    }
+
+    /// Writes the costs of all classes after a row's value to `next` and returns the least. `table` is scratch of
+    /// [`table_lines`](super::StateBlocks::table_lines).
+    pub(in crate::cpu) fn run(self, row: ByteRow, table: &mut [Line], next: &mut [u8]) -> u8 {
+        // SAFETY: as in `planes`.
+        unsafe { (self.run)(row, table, next) }
     }
 }

@@ -36,6 +36,20 @@ pub(in crate::cpu) const QUADS: usize = TILE_COLS / QUAD;
 #[repr(C, align(64))]
 pub(in crate::cpu) struct Line(pub [u8; 64]);
 
+impl Line {
+    /// The bytes of lines one after another.
+    pub(in crate::cpu) fn bytes(lines: &[Self]) -> &[u8] {
+        // SAFETY: a line is 64 bytes and nothing else.
+        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines)) }
+    }
+
+    /// The same, to be written.
+    pub(in crate::cpu) fn bytes_mut(lines: &mut [Self]) -> &mut [u8] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines)) }
+    }
+}
+
 /// Bits of the parts that `planes` bits are split into, most significant first.
 pub(in crate::cpu) const fn parts(planes: u8) -> [u8; 4] {
     [planes & 8, planes & 4, planes & 2, planes & 1]

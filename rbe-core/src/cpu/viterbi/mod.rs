@@ -8,18 +8,21 @@
 //!     next[j] = min over i < 2^k of  costs[s >> k] + (target - value[s])^2,    s = i 2^(L-k) + j
 //! ```
 //!
-//! which is one pass over all `2^L` values with a gather from `costs` that is a fixed shuffle. Costs are 16-bit
-//! integers that saturate: every level finds the same bits. No back-pointers are written; the costs of all rows
-//! are kept and the best `i` is computed again along the one path that is followed back.
+//! which is one pass over all `2^L` values with a gather from `costs` that is a fixed shuffle. Costs are integers that saturate:
+//! 16-bit ones (`words`) or, for large states, bytes (`bytes`). Every level finds the same bits. No back-pointers are written; the
+//! costs of all rows are kept and the best `i` is computed again along the one path that is followed back.
 //!
 //! The column is a cycle. A first search lets its ends be free; a second goes over the rows on both sides of the
 //! seam, where the ends meet, and begins and ends with what the first found farther away.
 
-use super::kernels::{Kernels, OVERREAD, ViterbiStep, cost};
-use crate::codec::term::trellis::Code;
+mod bytes;
+mod words;
 
-/// Costs from which the least is taken away, far from where they saturate.
-const RENORMALIZE: u16 = 1 << 13;
+use super::kernels::{Kernels, ViterbiStep, cost};
+use crate::codec::term::trellis::Code;
+use bytes::{ByteBook, ByteCosts};
+use words::Words;
+
 /// Lengths of a state that the second search goes to each side of the seam. (Half of this costs half a percent of
 /// error, twice as much saves a tenth.)
 const DEPTH: usize = 12;
@@ -33,6 +36,8 @@ pub(crate) struct Codebook {
     step: ViterbiStep,
     /// `2^shift` times the value of each state.
     values: Vec<i16>,
+    /// Of large states.
+    bytes: Option<ByteBook>,
 }
 
 impl Codebook {
@@ -44,7 +49,8 @@ impl Codebook {
         let shift = shift(code);
         let states = 0..=u16::MAX >> (16 - code.state_bits());
         let values = states.map(|state| i16::from(code.value(state)) << shift).collect();
-        Self { code, step: kernels.viterbi(code.bits()), values }
+        let bytes = ByteBook::new(code, kernels.viterbi_bytes(code.bits()));
+        Self { code, step: kernels.viterbi(code.bits()), values, bytes }
     }
 
     /// Classes of states.
@@ -64,11 +70,30 @@ fn shift(code: Code) -> u32 {
     u32::from(code.bits()) + 5
 }
 
-/// A search with its memory: about `2 rows 2^(L-k)` bytes, kept from column to column.
+/// The costs of a search: before each of its steps, of which the first takes a part's last row, and after the last.
+trait Costs {
+    /// Computes those of all classes. The path begins in class `from` or, where there is none, anywhere. False when the numbers are
+    /// too small for it.
+    fn run(&mut self, book: &Codebook, part: &[i16], from: Option<usize>) -> bool;
+
+    /// That of a class before a step, in units of [`cost`]; none when no path leads there.
+    fn cost(&self, book: &Codebook, step: usize, class: usize) -> Option<u32>;
+
+    /// The first class of the least cost before a step.
+    fn cheapest(&self, book: &Codebook, step: usize) -> usize;
+}
+
+/// The place of the first of the least.
+fn place_of_least<T: Copy + Ord>(costs: &[T]) -> usize {
+    let least = costs.iter().copied().min();
+    costs.iter().position(|cost| Some(*cost) == least).unwrap_or(0)
+}
+
+/// A search with its memory, kept from column to column: about `2 rows 2^(L-k)` bytes, of states from 14 bits on half of it.
 #[derive(Debug, Default)]
 pub(crate) struct Search {
-    /// The costs of all classes before each step and after the last, [`OVERREAD`] elements between them.
-    costs: Vec<u16>,
+    words: Words,
+    bytes: ByteCosts,
     /// The column in fixed point, and the part of it that is searched.
     targets: Vec<i16>,
     part: Vec<i16>,
@@ -109,10 +134,7 @@ impl Search {
         let turns = (2 * depth).div_ceil(rows);
         let seam = (turns - 1) * rows / 2;
         self.take_part(0, turns * rows);
-        self.run(book, None);
-        let costs = self.costs(book, turns * rows);
-        let end = (0..costs.len()).min_by_key(|class| costs[*class]).unwrap_or(0);
-        self.follow(book, end, |n, code| {
+        self.path(book, None, |n, code| {
             if (seam..seam + rows).contains(&n) {
                 codes[n % rows] = code;
             }
@@ -123,61 +145,61 @@ impl Search {
         let mut first = seam + rows - half;
         for _ in 0..if 2 * half < rows { 1 } else { 2 } {
             self.take_part(first, 2 * half);
-            self.run(book, Some(book.class(codes, first + 2 * half)));
-            let end = book.class(codes, first);
-            self.follow(book, end, |n, code| codes[(first + n) % rows] = code);
+            let ends = [first + 2 * half, first].map(|row| book.class(codes, row));
+            self.path(book, Some(ends), |n, code| codes[(first + n) % rows] = code);
             first += half;
         }
     }
 
-    /// Rows `first..first + len` of the cycle, for [`run`](Self::run) and [`follow`](Self::follow).
+    /// Rows `first..first + len` of the cycle, for [`path`](Self::path).
     fn take_part(&mut self, first: usize, len: usize) {
         self.part.clear();
         self.part.extend((first..first + len).map(|row| self.targets[row % self.targets.len()]));
     }
 
-    /// The costs of all classes before step `step`.
-    fn costs(&self, book: &Codebook, step: usize) -> &[u16] {
-        &self.costs[step * (book.classes() + OVERREAD)..][..book.classes()]
+    /// Finds the best path through the part's rows, from the last to the first, and calls `visit` with each row's place in the
+    /// part, the first row first, and its own bits. It begins and ends in the classes of `ends` or, where there are none, anywhere.
+    fn path(&mut self, book: &Codebook, ends: Option<[usize; 2]>, mut visit: impl FnMut(usize, u8)) {
+        if book.bytes.is_some() && search(&mut self.bytes, book, &self.part, ends, &mut visit) {
+            return;
+        }
+        let found = search(&mut self.words, book, &self.part, ends, &mut visit);
+        debug_assert!(found, "words always reach");
     }
+}
 
-    /// Computes the costs of all classes, over the part's rows from the last to the first. The path begins in
-    /// class `from` or, where there is none, anywhere.
-    fn run(&mut self, book: &Codebook, from: Option<usize>) {
-        let classes = book.classes();
-        let stride = classes + OVERREAD;
-        let needed = (self.part.len() + 1) * stride;
-        if self.costs.len() < needed {
-            self.costs.resize(needed, 0);
-        }
-        self.costs[..classes].fill(if from.is_some() { u16::MAX } else { 0 });
-        if let Some(class) = from {
-            self.costs[class] = 0;
-        }
-        for (step, target) in self.part.iter().rev().enumerate() {
-            let (before, next) = self.costs[step * stride..].split_at_mut(stride);
-            let next = &mut next[..classes];
-            let least = book.step.run(before, &book.values, *target, next);
-            if least >= RENORMALIZE {
-                next.iter_mut().for_each(|cost| *cost -= least);
-            }
-        }
+/// [`Search::path`] with these costs. False when they do not reach, in which case nothing was visited.
+fn search(
+    costs: &mut impl Costs,
+    book: &Codebook,
+    part: &[i16],
+    ends: Option<[usize; 2]>,
+    mut visit: impl FnMut(usize, u8),
+) -> bool {
+    if !costs.run(book, part, ends.map(|[from, _]| from)) {
+        return false;
     }
+    let end = ends.map_or_else(|| costs.cheapest(book, part.len()), |[_, end]| end);
+    let reached = costs.cost(book, part.len(), end).is_some();
+    if reached {
+        follow(costs, book, part, end, &mut visit);
+    }
+    reached
+}
 
-    /// Follows the best path to class `end` back, the part's first row first, and calls `visit` with each row's
-    /// place in the part and its own bits.
-    fn follow(&self, book: &Codebook, end: usize, mut visit: impl FnMut(usize, u8)) {
-        let bits = book.code.bits();
-        let mut class = end;
-        for (n, target) in self.part.iter().enumerate() {
-            let costs = self.costs(book, self.part.len() - 1 - n);
-            let candidates = (0..1 << bits).map(|i| i * book.classes() + class);
-            let total =
-                |state: &usize| costs[state >> bits].saturating_add(cost(*target, book.values[*state]));
-            let state = candidates.min_by_key(total).unwrap_or(0);
-            visit(n, (state & ((1 << bits) - 1)) as u8);
-            class = state >> bits;
-        }
+/// Follows the best path to class `end` back.
+fn follow(costs: &impl Costs, book: &Codebook, part: &[i16], end: usize, visit: &mut impl FnMut(usize, u8)) {
+    let bits = book.code.bits();
+    let mut class = end;
+    for (n, target) in part.iter().enumerate() {
+        let candidates = (0..1 << bits).map(|i| i * book.classes() + class);
+        let total = |state: &usize| {
+            let before = costs.cost(book, part.len() - 1 - n, state >> bits).unwrap_or(u32::MAX);
+            before.saturating_add(cost(*target, book.values[*state]).into())
+        };
+        let state = candidates.min_by_key(total).unwrap_or(0);
+        visit(n, (state & ((1 << bits) - 1)) as u8);
+        class = state >> bits;
     }
 }
 

@@ -1,6 +1,8 @@
-//! The search against every bit sequence, every level against the portable one, the seam.
+//! The search against every bit sequence, every level against the portable one, bytes against words, the seam.
 
 use super::*;
+use crate::cpu::kernels::{BYTE_OVERREAD, ByteRow, DEAD, OVERREAD};
+use crate::cpu::layout::planes::Line;
 use crate::cpu::{Level, levels};
 
 /// The codebook that a level's kernels search.
@@ -43,54 +45,121 @@ fn short_columns_get_the_best_of_all_sequences() {
     }
 }
 
+/// The states of rows that follow class `across`.
+fn states(book: &Codebook, across: usize, codes: &[u8]) -> Vec<usize> {
+    let mut states = vec![across; codes.len() + 1];
+    for row in (0..codes.len()).rev() {
+        let state = states[row + 1] << book.code.bits() | usize::from(codes[row]);
+        states[row] = state & (book.values.len() - 1);
+    }
+    states.truncate(codes.len());
+    states
+}
+
+/// What a search for the path between two classes finds, and what costs least of all: in units of [`cost`].
+fn found_and_least(book: &Codebook, costs: &mut impl Costs, targets: &[i16], ends: [usize; 2]) -> [u64; 2] {
+    let (rows, bits) = (targets.len(), usize::from(book.code.bits()));
+    let total = |states: &[usize]| {
+        let cost = |(s, t): (&usize, &i16)| u64::from(cost(*t, book.values[*s]));
+        states.iter().zip(targets).map(cost).sum::<u64>()
+    };
+    let mut codes = vec![0; rows];
+    assert!(search(costs, book, targets, Some(ends), |row, code| codes[row] = code));
+    let path = states(book, ends[0], &codes);
+    assert_eq!(path[0] % book.classes(), ends[1], "k {bits}: a path to another class");
+    let all = (0..1u32 << (rows * bits)).filter_map(|word| {
+        let code = |row: usize| (word >> (row * bits)) as u8 & ((1 << bits) - 1);
+        let states = states(book, ends[0], &(0..rows).map(code).collect::<Vec<_>>());
+        (states[0] % book.classes() == ends[1]).then(|| total(&states))
+    });
+    [total(&path), all.min().unwrap()]
+}
+
+/// Targets of a column of `rows`, in a search's fixed point.
+fn targets(book: &Codebook, rows: usize) -> Vec<i16> {
+    let fixed = |x: &f32| (x * 20.0 * f32::from(1u16 << shift(book.code))) as i16;
+    gaussian(rows, 5).iter().map(fixed).collect()
+}
+
 #[test]
 fn a_path_with_fixed_ends_is_the_best_of_all() {
     // Without a seam to decide, Viterbi's search is exact: compare with every sequence that begins and ends with
     // the given bits.
     for (bits, rows) in [(1, 14), (2, 8), (3, 5)] {
         let book = Codebook::new(Code::new(bits, 12));
-        let targets: Vec<i16> = gaussian(rows, 5)
-            .iter()
-            .map(|x| (x * 50.0 * f32::from(1u16 << shift(book.code))) as i16)
-            .collect();
-        let mut search = Search::default();
-        let states = |across: usize, codes: &[u8]| {
-            let mut states = vec![across as u16; codes.len() + 1];
-            for row in (0..codes.len()).rev() {
-                let state = states[row + 1] << bits | u16::from(codes[row]);
-                states[row] = state & (book.values.len() - 1) as u16;
-            }
-            states.truncate(codes.len());
-            states
-        };
         for across in [0, 77, book.classes() - 1] {
-            search.part.clone_from(&targets);
-            search.run(&book, Some(across));
-            let end = (across * 31 + 5) % book.classes();
-            let total = |states: &[u16]| {
-                let cost = |(s, t): (&u16, &i16)| u64::from(cost(*t, book.values[usize::from(*s)]));
-                states.iter().zip(&targets).map(cost).sum::<u64>()
-            };
-            let mut codes = vec![0; rows];
-            search.follow(&book, end, |row, code| codes[row] = code);
-            let path = states(across, &codes);
-            let mut least = u64::MAX;
-            for word in 0..1u32 << (rows * usize::from(bits)) {
-                let code = |row: usize| (word >> (row * usize::from(bits))) as u8 & ((1 << bits) - 1);
-                let states = states(across, &(0..rows).map(code).collect::<Vec<_>>());
-                if usize::from(states[0]) % book.classes() == end {
-                    least = least.min(total(&states));
-                }
-            }
-            assert_eq!(total(&path), least, "k {bits} across {across}");
+            let ends = [across, (across * 31 + 5) % book.classes()];
+            let [found, least] = found_and_least(&book, &mut Words::default(), &targets(&book, rows), ends);
+            assert_eq!(found, least, "k {bits} across {across}");
         }
+    }
+}
+
+#[test]
+fn with_bytes_a_path_is_the_best_but_for_rounding() {
+    for (bits, rows) in [(1, 16), (2, 8), (3, 5), (4, 4)] {
+        let book = Codebook::new(Code::new(bits, 14));
+        for across in (0..book.classes()).step_by(book.classes() / 8 - 1) {
+            let targets = targets(&book, rows);
+            // A class that a path of those that the search takes for likely ends in.
+            let mut codes = vec![0; rows];
+            let mut costs = ByteCosts::default();
+            assert!(costs.run(&book, &targets, Some(across)));
+            let end = costs.cheapest(&book, rows);
+            search(&mut costs, &book, &targets, Some([across, end]), |row, code| codes[row] = code);
+            let [found, least] = found_and_least(&book, &mut costs, &targets, [across, end]);
+            // A row's cost is rounded, that of the first few together.
+            let rounding = (rows as u64) << bytes::dropped(book.code);
+            assert!(found <= least + rounding, "k {bits} across {across}: {found}, {least}");
+        }
+    }
+}
+
+#[test]
+fn what_bytes_do_not_reach_is_found_with_words() {
+    let book = Codebook::new(Code::new(4, 14));
+    let mut search = Search { part: vec![0; 6], ..Search::default() };
+    // To classes of large values, where all targets are zero: too far behind the best for a byte.
+    let unreached = (0..book.classes()).map(|end| [77, end]).filter(|ends| {
+        !super::search(&mut ByteCosts::default(), &book, &search.part, Some(*ends), |_, _| ())
+    });
+    let unreached: Vec<_> = unreached.take(3).collect();
+    assert_eq!(unreached.len(), 3);
+    for ends in unreached {
+        let mut codes = vec![0; 6];
+        search.path(&book, Some(ends), |row, code| codes[row] = code);
+        assert_eq!(states(&book, ends[0], &codes)[0] % book.classes(), ends[1]);
+    }
+}
+
+/// The root of the mean squared error over columns of a Gaussian, relative.
+fn relative_error(book: &Codebook, search: &mut Search, columns: usize, rows: usize) -> f64 {
+    let scale = [0.05, 0.0518, 0.0518, 0.0543][usize::from(book.code.bits()) - 1];
+    let mut error = 0.0;
+    for seed in 0..columns {
+        let column = gaussian(rows, seed as u64);
+        let (mut codes, mut values) = (vec![0; rows], vec![0; rows]);
+        search.column(book, &column, scale, &mut codes, &mut values);
+        error += f64::from(squared_error(&column, scale, &values));
+    }
+    (error / (columns * rows) as f64).sqrt()
+}
+
+#[test]
+fn bytes_leave_the_error_of_words() {
+    for bits in 1..=4 {
+        let bytes = Codebook::new(Code::new(bits, 14));
+        let words = Codebook { bytes: None, ..bytes.clone() };
+        let [with_bytes, with_words] =
+            [&bytes, &words].map(|book| relative_error(book, &mut Search::default(), 8, 200));
+        assert!((with_bytes / with_words - 1.0).abs() < 0.002, "k {bits}: {with_bytes} {with_words}");
     }
 }
 
 #[test]
 fn every_level_finds_the_same_bits() {
     for bits in 1..=4 {
-        for state_bits in [12, 13, 16] {
+        for state_bits in [12, 13, 14, 16] {
             for rows in [1, 3, 4, 13, 64, 256] {
                 let column = gaussian(rows, rows as u64);
                 let results = levels().into_iter().map(|level| {
@@ -131,6 +200,32 @@ fn a_step_is_the_same_on_every_level_to_the_last_unit_of_cost() {
 }
 
 #[test]
+fn a_step_in_bytes_is_the_same_on_every_level() {
+    for bits in 1..=4 {
+        let step = |level, target, excess| {
+            let book = on(level, Code::new(bits, 14));
+            let bytes = book.bytes.as_ref().unwrap();
+            let living = |n: usize| (n * 7919 % 251) as u8 | excess;
+            let before: Vec<_> = (0..book.classes() + BYTE_OVERREAD)
+                .map(|n| if n % 3 == 0 { living(n) } else { DEAD })
+                .collect();
+            let row = ByteRow { blocks: &bytes.blocks, target, before: &before, excess };
+            let mut next = vec![0; book.classes()];
+            let mut table = vec![Line([0; 64]); bytes.blocks.table_lines()];
+            let least = bytes.step.run(row, &mut table, &mut next);
+            (next, least)
+        };
+        for (target, excess) in [(i16::MIN, 0), (-20_000, 64), (-1, 32), (0, 0), (333, 128), (i16::MAX, 0)] {
+            let expected = step(levels()[0], target, excess);
+            assert_eq!(Some(&expected.1), expected.0.iter().min());
+            for level in levels() {
+                assert!(step(level, target, excess) == expected, "{level:?} k {bits} target {target}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_search_may_be_used_again_for_any_code() {
     let mut search = Search::default();
     for (bits, state_bits, rows) in [(1, 12, 256), (4, 14, 9), (2, 12, 100), (3, 12, 1)] {
@@ -147,8 +242,8 @@ fn a_search_may_be_used_again_for_any_code() {
 
 #[test]
 fn outliers_and_zeros_do_no_harm() {
-    for bits in 1..=4 {
-        let book = Codebook::new(Code::new(bits, 12));
+    for (bits, state_bits) in [(1, 12), (2, 12), (3, 12), (4, 12), (1, 14), (4, 16)] {
+        let book = Codebook::new(Code::new(bits, state_bits));
         for column in [vec![0.0; 50], vec![1e30; 50], vec![-1e30; 50]] {
             let (mut codes, mut values) = (vec![9; 50], vec![0; 50]);
             Search::default().column(&book, &column, 1.0, &mut codes, &mut values);

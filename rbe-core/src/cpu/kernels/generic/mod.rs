@@ -23,4 +23,5 @@ pub(super) mod sparse;
 pub(super) mod trellis;
 pub(super) mod unpack;
 pub(super) mod viterbi;
+pub(super) mod viterbi_bytes;
 pub(super) mod windows;

@@ -5,7 +5,7 @@ mod isa;
 mod planes;
 mod trellis;
 
-use super::generic::{activations, dense, lanes, norm, sparse, viterbi::plain_step};
+use super::generic::{activations, dense, lanes, norm, sparse, viterbi::plain_step, viterbi_bytes};
 use super::level::LevelSpec;
 use super::table::{Kernels, Op};
 use isa::Scalar;
@@ -40,4 +40,16 @@ pub(super) const TABLE: Kernels = Kernels {
     exp: Op::new(NAME, norm::exp),
     dot: Op::new(NAME, dense::dot),
     viterbi: Op::new(NAME, [plain_step::<2>, plain_step::<4>, plain_step::<8>, plain_step::<16>]),
+    viterbi_bytes: Op::new(
+        NAME,
+        (
+            viterbi_bytes::PLAIN_LANES,
+            [
+                viterbi_bytes::plain_step::<2>,
+                viterbi_bytes::plain_step::<4>,
+                viterbi_bytes::plain_step::<8>,
+                viterbi_bytes::plain_step::<16>,
+            ],
+        ),
+    ),
 };

@@ -7,6 +7,7 @@ mod sparse;
 pub(super) mod trellis;
 pub(super) mod unpack;
 mod viterbi;
+mod viterbi_bytes;
 
 use crate::cpu::kernels::level::{ACTIVATIONS, FLOATS, LevelSpec};
 use crate::cpu::kernels::scalar;
@@ -39,5 +40,17 @@ pub(super) const TABLE: Kernels = Kernels {
     rows_to_lanes: Op::new(NAME, lanes::rows_to_lanes),
     lanes_to_rows: Op::new(NAME, lanes::lanes_to_rows),
     viterbi: Op::new(NAME, [viterbi::step::<2>, viterbi::step::<4>, viterbi::step::<8>, viterbi::step::<16>]),
+    viterbi_bytes: Op::new(
+        NAME,
+        (
+            16,
+            [
+                viterbi_bytes::step::<2>,
+                viterbi_bytes::step::<4>,
+                viterbi_bytes::step::<8>,
+                viterbi_bytes::step::<16>,
+            ],
+        ),
+    ),
     ..scalar::TABLE
 };

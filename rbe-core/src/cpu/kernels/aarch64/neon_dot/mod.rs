@@ -18,7 +18,7 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     kernels: &TABLE,
     // Only integer products are made of dot products.
     inherited: &[
-        &["planes_transposed", "trellis_transposed", "trellis_rows", "viterbi"],
+        &["planes_transposed", "trellis_transposed", "trellis_rows", "viterbi", "viterbi_bytes"],
         SPARSE,
         ACTIVATIONS,
         LANES,

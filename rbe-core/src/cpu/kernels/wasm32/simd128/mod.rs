@@ -17,7 +17,13 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     detect: || true,
     kernels: &TABLE,
     // Plain Rust is compiled for these registers too.
-    inherited: &[&["planes_transposed", "dense_digits", "viterbi"], SPARSE, ACTIVATIONS, LANES, FLOATS],
+    inherited: &[
+        &["planes_transposed", "dense_digits", "viterbi", "viterbi_bytes"],
+        SPARSE,
+        ACTIVATIONS,
+        LANES,
+        FLOATS,
+    ],
 };
 
 const TABLE: Kernels = Kernels {

@@ -8,6 +8,7 @@ mod sparse;
 pub(super) mod trellis;
 mod trellis_many;
 mod viterbi;
+mod viterbi_bytes;
 
 use crate::cpu::kernels::level::{LANES, LevelSpec};
 use crate::cpu::kernels::scalar;
@@ -47,5 +48,17 @@ pub(super) const TABLE: Kernels = Kernels {
     exp: Op::new(NAME, dense::exp),
     dot: Op::new(NAME, dense::dot),
     viterbi: Op::new(NAME, [viterbi::step::<2>, viterbi::step::<4>, viterbi::step::<8>, viterbi::step::<16>]),
+    viterbi_bytes: Op::new(
+        NAME,
+        (
+            32,
+            [
+                viterbi_bytes::step::<2>,
+                viterbi_bytes::step::<4>,
+                viterbi_bytes::step::<8>,
+                viterbi_bytes::step::<16>,
+            ],
+        ),
+    ),
     ..scalar::TABLE
 };

@@ -17,7 +17,12 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     detect: || has!("avx512vbmi") && has!("avx512vbmi2") && has!("gfni"),
     kernels: &TABLE,
     // What looks nothing up and multiplies no matrices of bits.
-    inherited: &[&["planes", "planes_transposed", "spmm", "sddmm", "viterbi"], ACTIVATIONS, LANES, FLOATS],
+    inherited: &[
+        &["planes", "planes_transposed", "spmm", "sddmm", "viterbi", "viterbi_bytes"],
+        ACTIVATIONS,
+        LANES,
+        FLOATS,
+    ],
 };
 
 pub(super) const TABLE: Kernels = Kernels {

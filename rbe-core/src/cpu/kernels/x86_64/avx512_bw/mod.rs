@@ -10,6 +10,7 @@ pub(super) mod planes;
 mod sparse;
 pub(super) mod trellis;
 mod viterbi;
+mod viterbi_bytes;
 
 use super::avx2;
 use crate::cpu::kernels::level::LevelSpec;
@@ -48,5 +49,17 @@ pub(super) const TABLE: Kernels = Kernels {
     exp: Op::new(NAME, dense::exp),
     dot: Op::new(NAME, dense::dot),
     viterbi: Op::new(NAME, [viterbi::step::<2>, viterbi::step::<4>, viterbi::step::<8>, viterbi::step::<16>]),
+    viterbi_bytes: Op::new(
+        NAME,
+        (
+            64,
+            [
+                viterbi_bytes::step::<2>,
+                viterbi_bytes::step::<4>,
+                viterbi_bytes::step::<8>,
+                viterbi_bytes::step::<16>,
+            ],
+        ),
+    ),
     ..avx2::TABLE
 };

@@ -13,7 +13,7 @@ use crate::cpu::kernels::table::{Kernels, Op, Planes, Trellis};
 use std::arch::is_x86_feature_detected as has;
 
 const INHERITED: &[&[&str]] = &[
-    &["planes_transposed", "trellis_transposed", "trellis_rows", "dense_digits", "viterbi"],
+    &["planes_transposed", "trellis_transposed", "trellis_rows", "dense_digits", "viterbi", "viterbi_bytes"],
     SPARSE,
     ACTIVATIONS,
     LANES,
