@@ -35,6 +35,9 @@ thread_local! {
 /// Receives a block of a vector: which vector, which block, and its elements.
 pub(super) type Take<'a> = dyn Fn(usize, usize, &mut [f32]) + Sync + 'a;
 
+/// The same of several sources, which comes first.
+type TakeOf<'a> = dyn Fn(usize, usize, usize, &mut [f32]) + Sync + 'a;
+
 /// Which way through the operator.
 #[derive(Clone, Copy, PartialEq)]
 enum Direction {
@@ -132,12 +135,7 @@ impl Alike {
 }
 
 /// Takes the vectors of all sources through their operators; `take(source, vector, block, segment)` receives what becomes of them.
-fn run(
-    exec: Exec,
-    direction: Direction,
-    sources: &[Source],
-    take: &(dyn Fn(usize, usize, usize, &mut [f32]) + Sync),
-) {
+fn run(exec: Exec, direction: Direction, sources: &[Source], take: &TakeOf) {
     let alike = || {
         sources.iter().enumerate().flat_map(|(n, source)| {
             Alike::all(source.axis.cut()).map(move |alike| (n, *source, alike, alike.groups(source.batch())))

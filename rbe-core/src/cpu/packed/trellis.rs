@@ -7,7 +7,8 @@ use crate::codec::term::trellis::GROUP_COLS;
 use crate::codec::{Block, Layout};
 use crate::cpu::exec::Exec;
 use crate::cpu::kernels::Kernels;
-use crate::cpu::layout::trellis::{PackedTrellis, Packing};
+use crate::cpu::layout::planes::TILE_ROWS;
+use crate::cpu::layout::trellis::{PERIOD, PackedTrellis, Packing};
 use crate::cpu::layout::{EDGE, QuantizedRows, RowSums};
 use crate::cpu::pool::Shared;
 use crate::cpu::product::dense::{self, DenseTerm, Groups};
@@ -189,24 +190,33 @@ fn add_integer_product(
         }
     });
     let (sums, out) = (&*partial, Shared::new(out));
-    exec.pool.run(layout.block_rows(), &|range| {
-        let per_row = items.batch_parts * items.column_parts;
-        for item in range.start * per_row..range.end * per_row {
-            let (i, batch) = items.place(item);
-            let packing = Packing::new(layout.row_range(i).len());
-            let sums = sums[item * stride..].chunks_exact(packing.tiles());
-            for (vector, sums) in batch.zip(sums) {
-                let place = layout.row_range(i);
-                // SAFETY: a block row's rows belong to one item.
+    exec.pool.run(items.count() / items.column_parts, &|range| {
+        for first in range.map(|part| part * items.column_parts) {
+            let (i, batch) = items.place(first);
+            let (place, packing) = (layout.row_range(i), Packing::new(layout.row_range(i).len()));
+            for (n, vector) in batch.enumerate() {
+                let of_columns = (first..first + items.column_parts)
+                    .map(|item| &sums[item * stride + n * packing.tiles()..][..packing.tiles()]);
+                // SAFETY: a block row's rows of a part of the batch belong to one item.
                 let out = unsafe { out.part(vector * rows + place.start..vector * rows + place.end) };
-                for (tile, sums) in sums.iter().enumerate() {
-                    for (lane, sum) in sums.0.iter().enumerate() {
-                        if let Some(out) = out.get_mut(packing.row(tile, lane)) {
-                            *out += sum;
-                        }
-                    }
-                }
+                add_sums(packing, of_columns, out);
             }
         }
     });
+}
+
+/// Adds up what parts of the columns made of a block row's tiles, and adds that to its rows.
+fn add_sums<'s>(packing: Packing, of_columns: impl Iterator<Item = &'s [RowSums]>, out: &mut [f32]) {
+    let mut total = [RowSums::ZERO; TILE_ROWS];
+    for sums in of_columns {
+        for (total, sums) in total.iter_mut().zip(sums) {
+            total.0.iter_mut().zip(&sums.0).for_each(|(total, sum)| *total += sum);
+        }
+    }
+    for (period, out) in out.chunks_mut(PERIOD).enumerate() {
+        for (n, out) in out.iter_mut().enumerate() {
+            let (tile, lane) = packing.place(period, n);
+            *out += total[tile].0[lane];
+        }
+    }
 }

@@ -79,6 +79,11 @@ impl Packing {
         width.div_ceil(QUAD * self.groups())
     }
 
+    /// The tile and the lane of a period's row: where [`row`](Self::row) is `period * PERIOD + n`.
+    pub(in crate::cpu) fn place(self, period: usize, n: usize) -> (usize, usize) {
+        (n / self.groups(), n % self.groups() * self.lanes + period)
+    }
+
     /// The row in a lane of a tile; beyond the height there is none.
     pub(in crate::cpu) fn row(self, tile: usize, lane: usize) -> usize {
         lane % self.lanes * PERIOD + tile * self.groups() + lane / self.lanes
