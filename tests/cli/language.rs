@@ -166,7 +166,9 @@ fn a_text_ends_where_either_configuration_says() {
         let output = run(&["generate", model, "-p", "It was a dark evening", "-n", "12"]);
         let text = String::from_utf8(output.stderr).unwrap();
         assert!(output.status.success(), "{text}");
-        text.split(' ').next().unwrap().parse::<usize>().unwrap()
+        assert!(text.starts_with("5 tokens read, "), "{text}");
+        let (before, _) = text.split_once(" written, ").unwrap();
+        before.rsplit(' ').next().unwrap().parse::<usize>().unwrap()
     };
     assert_eq!(written(MODEL), 12);
     // Every token but the model's own ends it.

@@ -198,7 +198,7 @@ fn every_level_agrees_with_the_codec() {
 }
 
 #[test]
-fn products_in_integers_have_the_same_bits_on_every_level_and_pool() {
+fn products_in_integers_have_the_same_bits_on_every_level_and_pool_and_beside_others() {
     for matrix in matrices().iter().filter(|m| matches!(m.terms(), [Term::Planes(_) | Term::Trellis(_)])) {
         let loaded = PackedMatrix::new(matrix);
         let batch = 9;
@@ -215,6 +215,15 @@ fn products_in_integers_have_the_same_bits_on_every_level_and_pool() {
             });
             let results: Vec<_> = results.collect();
             assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{}", matrix.summary());
+            // A vector's segments go through the transforms by fours where there are few, else by sixteens.
+            let (rows, cols) = (matrix.layout().rows(), matrix.layout().cols());
+            for few in [1, 2, 5] {
+                let mut y = vec![0.0; few * rows];
+                let (kernels, x) = (Kernels::get(), &x[..few * cols]);
+                product(kernels, Oriented::from(&loaded), x, &mut y, (precision, &Serial));
+                let same = y.iter().zip(&results[0]).all(|(y, expected)| y.to_bits() == *expected);
+                assert!(same, "{few} vectors: {}", matrix.summary());
+            }
         }
     }
 }

@@ -146,7 +146,7 @@ pub(super) struct Call<'a> {
     pub precision: Precision,
 }
 
-/// One thread's memory between calls, so that a warm product allocates nothing.
+/// One thread's memory between calls, so that a warm product allocates a few lists at most.
 #[derive(Default)]
 struct Workspace {
     input: Spectrum,
