@@ -2,11 +2,13 @@
 
 use super::isa::Avx2;
 use crate::cpu::kernels::generic::viterbi_bytes::{self as generic, ByteLanes, ByteRow, DEAD};
+use crate::cpu::kernels::x86_64::frame::align_frame;
 use crate::cpu::layout::planes::Line;
 use std::arch::x86_64::*;
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 pub(super) fn step<const W: usize>(row: ByteRow, table: &mut [Line], next: &mut [u8]) -> u8 {
+    align_frame();
     generic::step::<_, W>(Avx2::new(), row, table, next)
 }
 
