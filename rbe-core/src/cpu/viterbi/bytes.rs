@@ -5,38 +5,16 @@
 //! as far as 20. (A row's error is the larger the fewer bits it has, and few of the classes can go on well where a target lies far
 //! out; with half the unit, one bit had 0.2 % more error.)
 
-use super::{Codebook, Costs, place_of_least};
-use crate::codec::term::trellis::Code;
-use crate::cpu::kernels::{BYTE_OVERREAD, ByteRow, DEAD, StateBlocks, ViterbiByteStep, cost};
+use super::codebook::{Codebook, dropped};
+use super::costs::{Costs, place_of_least};
+use crate::cpu::kernels::{BYTE_OVERREAD, ByteRow, DEAD, cost};
 use crate::cpu::layout::planes::Line;
 
-/// The smallest states that are searched so. (Below, the table that each row needs costs what its registers save.)
-const FROM_STATE_BITS: u8 = 14;
 /// Costs from which the least is taken away.
 const RENORMALIZE: u8 = 32;
 /// Bits of a path that begins in a given class which are all tried, to the last unit: few classes can be reached there, and all of
 /// them may be too far from a target for a byte.
 const FIRST_BITS: u8 = 8;
-
-/// Bits that a cost loses in a byte.
-pub(super) fn dropped(code: Code) -> u32 {
-    if code.bits() == 1 { 2 } else { 1 }
-}
-
-/// What a code has for this search.
-#[derive(Clone, Debug)]
-pub(super) struct ByteBook {
-    pub(super) blocks: StateBlocks,
-    pub(super) step: ViterbiByteStep,
-}
-
-impl ByteBook {
-    /// For states large enough.
-    pub(super) fn new(code: Code, step: ViterbiByteStep) -> Option<Self> {
-        let blocks = || StateBlocks::new(code, step.lanes(), super::shift(code), dropped(code));
-        (code.state_bits() >= FROM_STATE_BITS).then(|| Self { blocks: blocks(), step })
-    }
-}
 
 /// The costs of all classes before each step and after the last, a line between them.
 #[derive(Debug, Default)]

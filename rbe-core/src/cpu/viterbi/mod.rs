@@ -16,11 +16,15 @@
 //! seam, where the ends meet, and begins and ends with what the first found farther away.
 
 mod bytes;
+mod codebook;
+mod costs;
 mod words;
 
-use super::kernels::{Kernels, ViterbiStep, cost};
-use crate::codec::term::trellis::Code;
-use bytes::{ByteBook, ByteCosts};
+use super::kernels::cost;
+use bytes::ByteCosts;
+pub(crate) use codebook::Codebook;
+use codebook::shift;
+use costs::Costs;
 use words::Words;
 
 /// Lengths of a state that the second search goes to each side of the seam. (Half of this costs half a percent of
@@ -28,66 +32,6 @@ use words::Words;
 const DEPTH: usize = 12;
 /// The most rows it goes, so that it takes at most three quarters of the first search's time in a column of 256.
 const MAX_DEPTH: usize = 96;
-
-/// The values of all states of a code, as fixed-point numbers.
-#[derive(Clone, Debug)]
-pub(crate) struct Codebook {
-    code: Code,
-    step: ViterbiStep,
-    /// `2^shift` times the value of each state.
-    values: Vec<i16>,
-    /// Of large states.
-    bytes: Option<ByteBook>,
-}
-
-impl Codebook {
-    pub(crate) fn new(code: Code) -> Self {
-        Self::with_kernels(code, Kernels::get())
-    }
-
-    fn with_kernels(code: Code, kernels: &Kernels) -> Self {
-        let shift = shift(code);
-        let states = 0..=u16::MAX >> (16 - code.state_bits());
-        let values = states.map(|state| i16::from(code.value(state)) << shift).collect();
-        let bytes = ByteBook::new(code, kernels.viterbi_bytes(code.bits()));
-        Self { code, step: kernels.viterbi(code.bits()), values, bytes }
-    }
-
-    /// Classes of states.
-    fn classes(&self) -> usize {
-        self.values.len() >> self.code.bits()
-    }
-
-    /// The class of a row's state.
-    fn class(&self, codes: &[u8], row: usize) -> usize {
-        usize::from(self.code.state(codes, row)) & (self.classes() - 1)
-    }
-}
-
-/// Bits after the point of targets and values: the mean squared error of a Gaussian is then about 15 units of cost
-/// for every `k`, so that rounding does not show and 4000 times as much still fits.
-fn shift(code: Code) -> u32 {
-    u32::from(code.bits()) + 5
-}
-
-/// The costs of a search: before each of its steps, of which the first takes a part's last row, and after the last.
-trait Costs {
-    /// Computes those of all classes. The path begins in class `from` or, where there is none, anywhere. False when the numbers are
-    /// too small for it.
-    fn run(&mut self, book: &Codebook, part: &[i16], from: Option<usize>) -> bool;
-
-    /// That of a class before a step, in units of [`cost`]; none when no path leads there.
-    fn cost(&self, book: &Codebook, step: usize, class: usize) -> Option<u32>;
-
-    /// The first class of the least cost before a step.
-    fn cheapest(&self, book: &Codebook, step: usize) -> usize;
-}
-
-/// The place of the first of the least.
-fn place_of_least<T: Copy + Ord>(costs: &[T]) -> usize {
-    let least = costs.iter().copied().min();
-    costs.iter().position(|cost| Some(*cost) == least).unwrap_or(0)
-}
 
 /// A search with its memory, kept from column to column: about `2 rows 2^(L-k)` bytes, of states from 14 bits on half of it.
 #[derive(Debug, Default)]

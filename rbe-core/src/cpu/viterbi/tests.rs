@@ -1,7 +1,8 @@
 //! The search against every bit sequence, every level against the portable one, bytes against words, the seam.
 
 use super::*;
-use crate::cpu::kernels::{BYTE_OVERREAD, ByteRow, DEAD, OVERREAD};
+use crate::codec::term::trellis::Code;
+use crate::cpu::kernels::{BYTE_OVERREAD, ByteRow, DEAD, Kernels, OVERREAD};
 use crate::cpu::layout::planes::Line;
 use crate::cpu::{Level, levels};
 
@@ -109,7 +110,7 @@ fn with_bytes_a_path_is_the_best_but_for_rounding() {
             search(&mut costs, &book, &targets, Some([across, end]), |row, code| codes[row] = code);
             let [found, least] = found_and_least(&book, &mut costs, &targets, [across, end]);
             // A row's cost is rounded, that of the first few together.
-            let rounding = (rows as u64) << bytes::dropped(book.code);
+            let rounding = (rows as u64) << codebook::dropped(book.code);
             assert!(found <= least + rounding, "k {bits} across {across}: {found}, {least}");
         }
     }

@@ -1,6 +1,7 @@
 //! Costs of 16 bits: for small states, which they take the least time for, and wherever bytes do not reach.
 
-use super::{Codebook, Costs, place_of_least};
+use super::codebook::Codebook;
+use super::costs::{Costs, place_of_least};
 use crate::cpu::kernels::OVERREAD;
 
 /// Costs from which the least is taken away, far from where they saturate.
