@@ -50,7 +50,7 @@ enum Direction {
 /// `x <- A x` for every vector; `take(vector, block, segment)` receives each block's coefficients, once, on
 /// some thread.
 pub(super) fn forward(exec: Exec, axis: &Axis, x: &[f32], take: &Take) {
-    run(exec, Direction::Forward, &[Source { axis, x }], &|_, vector, block, segment| {
+    run(exec, Direction::Forward, &[Some(Source { axis, x })], &|_, vector, block, segment| {
         take(vector, block, segment);
     });
 }
@@ -62,18 +62,23 @@ pub(super) struct Back<'a> {
     pub y: &'a mut [f32],
 }
 
-/// `y <- A' x` for every vector of each.
-pub(super) fn inverse(exec: Exec, all: Vec<Back>) {
-    let way = |Back { axis, x, y }| {
-        assert_eq!(x.len(), y.len());
-        (Source { axis, x }, Shared::new(y))
-    };
-    let (sources, outputs): (Vec<_>, Vec<_>) = all.into_iter().map(way).unzip();
+/// The most ways that go together.
+pub(super) const TOGETHER: usize = 8;
+
+/// `y <- A' x` for every vector of each, of which there are at most [`TOGETHER`].
+pub(super) fn inverse<'a>(exec: Exec, all: impl Iterator<Item = Back<'a>>) {
+    let mut sources = [None; TOGETHER];
+    let mut outputs = [const { None }; TOGETHER];
+    for (n, Back { axis, x, y }) in all.enumerate() {
+        assert!(x.len() == y.len() && n < TOGETHER);
+        (sources[n], outputs[n]) = (Some(Source { axis, x }), Some(Shared::new(y)));
+    }
     run(exec, Direction::Inverse, &sources, &|n, vector, block, segment| {
-        let axis = sources[n].axis;
-        let start = vector * axis.len() + axis.cut().range(block).start;
-        // SAFETY: each vector's blocks are its own, and each is taken once.
-        unsafe { outputs[n].part(start..start + segment.len()) }.copy_from_slice(segment);
+        if let (Some(Source { axis, .. }), Some(y)) = (&sources[n], &outputs[n]) {
+            let start = vector * axis.len() + axis.cut().range(block).start;
+            // SAFETY: each vector's blocks are its own, and each is taken once.
+            unsafe { y.part(start..start + segment.len()) }.copy_from_slice(segment);
+        }
     });
 }
 
@@ -135,9 +140,9 @@ impl Alike {
 }
 
 /// Takes the vectors of all sources through their operators; `take(source, vector, block, segment)` receives what becomes of them.
-fn run(exec: Exec, direction: Direction, sources: &[Source], take: &TakeOf) {
+fn run(exec: Exec, direction: Direction, sources: &[Option<Source>], take: &TakeOf) {
     let alike = || {
-        sources.iter().enumerate().flat_map(|(n, source)| {
+        sources.iter().flatten().enumerate().flat_map(|(n, source)| {
             Alike::all(source.axis.cut()).map(move |alike| (n, *source, alike, alike.groups(source.batch())))
         })
     };

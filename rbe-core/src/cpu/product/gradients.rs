@@ -10,7 +10,7 @@
 //!
 //! Sums are in a fixed order, whatever the number of threads.
 
-use super::{Oriented, Output, Pass, Spectrum, finish};
+use super::{Oriented, Pass, Spectrum, finish};
 use crate::codec::sizes::expect_len;
 use crate::codec::term::Domain;
 use crate::cpu::exec::Exec;
@@ -84,6 +84,6 @@ pub(in crate::cpu) fn gradients(
         term.gradients(exec, &Backward { sides, parameters, x, g }, dx, own);
     }
     if let Some(dx) = out.x.as_deref_mut() {
-        finish(exec, vec![Output { pass: back, spectrum: &dx_spectrum, y: dx }]);
+        finish(exec, std::iter::once(back), &dx_spectrum, &mut [dx]);
     }
 }

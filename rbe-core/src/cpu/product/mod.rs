@@ -146,7 +146,7 @@ pub(super) struct Call<'a> {
     pub precision: Precision,
 }
 
-/// One thread's memory between calls, so that a warm product allocates a few lists at most.
+/// One thread's memory between calls, so that a warm product allocates nothing.
 #[derive(Default)]
 struct Workspace {
     input: Spectrum,
@@ -172,56 +172,48 @@ pub(super) fn run(exec: Exec, call: &Call, ys: &mut [&mut [f32]]) {
     // Taken, not borrowed: a pool may run another product on this thread meanwhile.
     let mut workspace = WORKSPACE.take();
     let Workspace { input, out } = &mut workspace;
-    let mut ys = ys.iter_mut();
-    for group in matrices.chunk_by(|a, b| a.shares_input(*b)) {
+    let mut rest = ys;
+    for group in matrices.chunk_by(|a, b| a.shares_input(*b)).flat_map(|group| group.chunks(axis::TOGETHER)) {
+        let ys = rest.split_off_mut(..group.len()).unwrap_or_default();
         let parameters = parameters.as_deref();
         let passes = group.iter().map(|matrix| {
             let slices = matrix.matrix.slices(precision);
             Pass { exec, matrix: *matrix, slices, parameters, x }
         });
-        let passes: Vec<_> = passes.collect();
-        let forms = passes.iter().fold(Forms::default(), |forms, pass| forms | pass.forms());
+        let forms = passes.clone().fold(Forms::default(), |forms, pass| forms | pass.forms());
         input.fill(exec, group[0].axes().0, x, forms);
-        let mut ys: Vec<&mut [f32]> = ys.by_ref().take(group.len()).map(|y| &mut **y).collect();
-        multiply(exec, &passes, &input.inputs(x), out, &mut ys);
+        out.clear();
+        out.resize(passes.clone().zip(&*ys).map(|(pass, y)| pass.spectrum_len(y)).sum(), 0.0);
+        let mut spectra = &mut out[..];
+        for (pass, y) in passes.clone().zip(&*ys) {
+            let spectrum = spectra.split_off_mut(..pass.spectrum_len(y)).unwrap_or_default();
+            pass.add_terms(Domain::Coefficients, &input.inputs(x), spectrum);
+        }
+        finish(exec, passes, out, ys);
     }
     WORKSPACE.set(workspace);
 }
 
-/// The products of matrices that share their input; `out` is room for the coefficients of all.
-fn multiply(exec: Exec, passes: &[Pass], x: &Inputs, out: &mut Vec<f32>, ys: &mut [&mut [f32]]) {
-    let spectrum_len = |(pass, y): (&Pass, &&mut [f32])| if pass.matrix.has_spectrum() { y.len() } else { 0 };
-    let lens = || passes.iter().zip(&*ys).map(spectrum_len);
-    out.clear();
-    out.resize(lens().sum(), 0.0);
-    let mut rest = &mut out[..];
-    let spectra: Vec<&mut [f32]> = lens().map(|len| rest.split_off_mut(..len).unwrap_or_default()).collect();
-    let outputs = passes.iter().zip(spectra).zip(ys).map(|((pass, spectrum), y)| {
-        pass.add_terms(Domain::Coefficients, x, spectrum);
-        Output { pass: *pass, spectrum, y }
-    });
-    finish(exec, outputs.collect());
-}
-
-/// A product that lacks the way back and the terms in the weight domain.
-struct Output<'a> {
-    pass: Pass<'a>,
-    /// The coefficients' share, which is empty where there is none.
-    spectrum: &'a [f32],
-    y: &'a mut [f32],
-}
-
-/// `y` of each.
-fn finish(exec: Exec, mut outputs: Vec<Output>) {
-    let elements = outputs.iter().map(|output| output.spectrum.len()).sum();
-    let back = outputs.iter_mut().filter(|output| !output.spectrum.is_empty());
-    let back = back.map(|Output { pass, spectrum, y }| Back { axis: pass.matrix.axes().1, x: spectrum, y });
-    axis::inverse(exec.shared_if(elements, TRANSFORM_WORTH_SHARING), back.collect());
-    let (lanes, slices) = (&InLanes::default(), &Activations::default());
-    for Output { pass, spectrum, y } in outputs {
-        if spectrum.is_empty() {
+/// The way back, and the terms in the weight domain: `y` of each of at most [`TOGETHER`](axis::TOGETHER) products, whose shares of
+/// coefficients lie one after another in `spectra`.
+fn finish<'a>(
+    exec: Exec,
+    passes: impl Iterator<Item = Pass<'a>> + Clone,
+    mut spectra: &[f32],
+    ys: &mut [&mut [f32]],
+) {
+    let exec = exec.shared_if(spectra.len(), TRANSFORM_WORTH_SHARING);
+    let back = passes.clone().zip(&mut *ys).filter_map(|(pass, y)| {
+        let x = spectra.split_off(..pass.spectrum_len(y)).unwrap_or_default();
+        if !pass.matrix.has_spectrum() {
             y.fill(0.0);
+            return None;
         }
+        Some(Back { axis: pass.matrix.axes().1, x, y })
+    });
+    axis::inverse(exec, back);
+    let (lanes, slices) = (&InLanes::default(), &Activations::default());
+    for (pass, y) in passes.zip(ys) {
         pass.add_terms(Domain::Weights, &Inputs { rows: pass.x, lanes, slices }, y);
     }
 }
@@ -239,6 +231,11 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
+    /// Elements of the coefficients' share of `y`.
+    fn spectrum_len(&self, y: &[f32]) -> usize {
+        if self.matrix.has_spectrum() { y.len() } else { 0 }
+    }
+
     /// What term `n` is asked for.
     fn product(&self, n: usize) -> Product<'_> {
         let parameters = self.parameters.map(|parameters| &parameters[n]);
