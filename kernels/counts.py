@@ -37,10 +37,10 @@ LOOPS = [
     ("trellis", "trellis_tiles_few", 4, 128, TABLE + 2 * 32 * 128, 5.8, 3.1, 255, 8),
     ("trellis", "trellis_short_tiles_few", 3, 128, TABLE + 2 * 32 * 128, 7.5, 4.7, 128, 16),
     ("trellis", "trellis_short_tiles_few", 2, 128, TABLE + 2 * 32 * 128, 5.6, 2.7, 128, 16),
-    ("planes", "planes_product_1", 4, 32, BUFFERS + 16 * 128, 4.9, 2.4, 128, 16),
-    ("planes", "planes_tiles_few", 4, 128, SUMS + 2 * 32 * 128, 4.7, 3.0, 255, 8),
-    ("planes", "planes_tiles_many", 4, 128, SUMS, 5.0, 3.0, 255, 8),
-    ("planes", "planes_tiles_wide", 4, 128, SUMS, 5.2, 3.0, 255, 8),
+    ("planes", "planes_product_1", 4, 32, BUFFERS + 16 * 128, 4.2, 1.5, 128, 16),
+    ("planes", "planes_tiles_few", 4, 128, SUMS + 2 * 32 * 128, 2.7, 1.5, 255, 8),
+    ("planes", "planes_tiles_many", 4, 128, SUMS, 2.9, 1.5, 255, 8),
+    ("planes", "planes_tiles_wide", 4, 128, SUMS, 3.1, 1.6, 255, 8),
 ]
 # Kernel, binary logarithm of the block's length, the most microseconds of a warp alone.
 TRANSFORMS = [("analyze_f32_f32", 8, 5.0), ("synthesize_f32_f32", 8, 5.0), ("analyze_f32_f32", 7, 5.0)]
@@ -95,7 +95,7 @@ def hot_loop(instructions, labels):
     loops = [(start, end) for start, end in back if end not in reached(after, start)]
     inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
     bodies = [[instruction for instruction, _ in instructions[start : end + 1]] for start, end in inner]
-    return max(bodies, key=lambda body: sum(unit(instruction) in ("LOP3", "SHF", "IDP") for instruction in body))
+    return max(bodies, key=lambda body: sum(unit(instruction) in ("LOP3", "SHF", "IDP", "FFMA", "HMMA") for instruction in body))
 
 
 def clocks(instructions):

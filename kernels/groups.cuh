@@ -12,8 +12,9 @@
 // 256 every load is 16 bytes a thread and 512 contiguous bytes a warp, and `BITS` of them are in flight at once.
 //
 // A term gives the value of row `j` of a piece from its words, `Code::value<BITS>(words, next, j)`; `next` is the first
-// word of the piece below (the topmost below the last), which the trellis reads on into. Everything is indexed by
-// constants after unrolling, so it stays in registers.
+// word of the piece below (the topmost below the last), which the trellis reads on into. `scaled` is the value before it is multiplied by
+// `unit`, a power of two, which costs nothing where it is in a factor. Everything is indexed by constants after unrolling, so it stays in
+// registers.
 #pragma once
 #include "ends.cuh"
 
@@ -96,6 +97,17 @@ template <class Code, int BITS> constexpr bool HAS_BITS = BITS == COUNTED_BITS;
 template <class Code, int BITS> constexpr bool HAS_BITS = BITS <= Code::MAX_BITS;
 #endif
 
+// What a thread has of a column: the values of its rows.
+template <class Code, int BITS> struct Piece {
+    const Code &code;
+    const uint32_t *words;
+    uint32_t next;
+
+    __device__ __forceinline__ float operator()(int j) const { return code.template value<BITS>(words, next, j); }
+    __device__ __forceinline__ float scaled(int j) const { return code.template scaled<BITS>(words, next, j); }
+    static constexpr __device__ float unit(int j) { return Code::template unit<BITS>(j); }
+};
+
 // Calls `f` with `bits` as a constant; nothing for a scale group without bits.
 template <class Code, int V, class F>
 __device__ __forceinline__ void with_bits(Code code, const uint4 &entry, const uint32_t *words, int lanes, int lane, F f) {
@@ -105,7 +117,7 @@ __device__ __forceinline__ void with_bits(Code code, const uint4 &entry, const u
     case BITS: \
         if constexpr (HAS_BITS<Code, BITS>) { \
             for_each_piece<Code, BITS, V>(words + entry.x, lanes, lane, [&](int column, const uint32_t *held, uint32_t next) { \
-                f(column, [&](int j) { return code.template value<BITS>(held, next, j); }); \
+                f(column, Piece<Code, BITS> {code, held, next}); \
             }); \
         } \
         break;
@@ -148,10 +160,10 @@ __device__ void sum_rows(Code code, const Strips &at, int block_row, int lanes, 
             for (int t = 0; t < TOKENS; ++t) factors[t] = own_x[t * x_stride + column] * scale;
 #pragma unroll
             for (int j = 0; j < PIECE; ++j) {
-                float weight = value(j);
+                float weight = value.scaled(j);
                 if constexpr (ROW_SCALES) weight *= own_scales[j];
 #pragma unroll
-                for (int t = 0; t < TOKENS; ++t) sums[t][j] += weight * factors[t];
+                for (int t = 0; t < TOKENS; ++t) sums[t][j] += weight * (factors[t] * value.unit(j));
             }
         });
         if constexpr (ROW_SCALES) __syncwarp();

@@ -113,8 +113,7 @@ __device__ __forceinline__ void multiply(const Code &code, const uint4 (&held)[B
 #pragma unroll
         for (int e = 0; e < 4; ++e) { // rows in turn, then the next two columns
             const int row = 2 * m + e % 2, col = e / 2 * 2;
-            left[e] = Code::template pair<BITS>(code.template raw<BITS>(words[col], next[col], row),
-                                                code.template raw<BITS>(words[col + 1], next[col + 1], row));
+            left[e] = code.template pair<BITS>(words[col], next[col], words[col + 1], next[col + 1], row);
         }
 #pragma unroll
         for (int p = 0; p < PRODUCTS; ++p) {

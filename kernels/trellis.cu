@@ -104,9 +104,15 @@ template <bool LONG> struct Trellis {
         const uint32_t entry = raw<BITS>(words, next, j);
         return __uint_as_float(BITS == 3 ? entry << 16 : entry & 0xffff0000u);
     }
-    // Two values as bfloat16.
-    template <int BITS> static __device__ __forceinline__ uint32_t pair(uint32_t low, uint32_t high) {
-        return __byte_perm(low, high, BITS == 3 ? 0x5410 : 0x7632);
+    template <int BITS> __device__ __forceinline__ float scaled(const uint32_t *words, uint32_t next, int j) const {
+        return value<BITS>(words, next, j);
+    }
+    template <int BITS> static constexpr __device__ float unit(int) { return 1.0f; }
+    // Row `j`'s values of two columns as bfloat16.
+    template <int BITS>
+    __device__ __forceinline__ uint32_t pair(const uint32_t *low, uint32_t low_next, const uint32_t *high, uint32_t high_next,
+                                             int j) const {
+        return __byte_perm(raw<BITS>(low, low_next, j), raw<BITS>(high, high_next, j), BITS == 3 ? 0x5410 : 0x7632);
     }
     // Which two rows come next, so that few words of indices are needed at once.
     template <int BITS> static constexpr __device__ int order(int n) {

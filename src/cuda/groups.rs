@@ -68,9 +68,9 @@ pub(super) struct Own<M> {
     pub module: Module,
     /// The trellis' table, and how many floats of shared memory are made of it.
     pub values: Option<(M, usize)>,
-    /// The kernels for tensor cores, and the least batch that is better off with them.
+    /// The kernels for tensor cores, and whether one row is better off with them where some block rows take a launch of their own.
     pub tiles: &'static str,
-    pub tiles_from: usize,
+    pub tiles_beside: bool,
     pub row_scales: Option<M>,
     /// What multiplies the row scales.
     pub unit: f32,
@@ -192,11 +192,14 @@ impl<M> DeviceGroups<M> {
     fn tiles(&self, product: &Product) -> Option<Tiles> {
         let Product { batch, transposed, element } = *product;
         let fits = self.own.row_scales.is_none() && self.layout.cols().is_multiple_of(4);
-        if transposed || !fits || batch < self.own.tiles_from {
+        if transposed || !fits {
             return None;
         }
         let heights = (0..self.layout.block_rows()).map(|row| self.layout.row_range(row).len());
         let heights: Vec<_> = heights.take_while(|height| *height >= TILE_ROWS).collect();
+        if batch == 1 && heights.len() < self.layout.block_rows() && !self.own.tiles_beside {
+            return None;
+        }
         // Two at most of blocks of 256 rows with all three parts of each in one product, half as many of those of 128.
         let (few, many) = if *heights.last()? == TILE_ROWS { (1, 4) } else { (2, 8) };
         let (form, at_once) = match element {
@@ -375,8 +378,9 @@ fn lay_out(
     let (mut table, mut data) = (Vec::with_capacity(4 * scale_groups.len()), Vec::new());
     for (entries, own) in block_rows {
         for (start, source) in entries {
-            let start = u32::try_from(data.len() + start)
-                .map_err(|_| Error::shape("a term of more than 16 GiB; a device's scale groups hold less"))?;
+            let start = u32::try_from(data.len() + start).map_err(|_| {
+                Error::shape("a term of more than 16 GiB on a CUDA device: split the weight by its rows")
+            })?;
             table.extend([start, u32::from(source.bits), source.scale.to_bits(), source.number]);
         }
         data.extend(own);

@@ -16,7 +16,7 @@ pub(super) fn upload<M>(
 ) -> Result<DeviceGroups<M>> {
     let values = Some((machine.upload(&table())?, (INDICES + COARSE_INDICES) * WARP));
     let tiles = if term.state_bits() == *STATE_BITS.start() { "short_tiles" } else { "tiles" };
-    let own = Own { module: Module::Trellis, values, tiles, tiles_from: 1, row_scales: None, unit: 0.0 };
+    let own = Own { module: Module::Trellis, values, tiles, tiles_beside: true, row_scales: None, unit: 0.0 };
     DeviceGroups::new(machine, layout, own, |_, place, fields| {
         let block = layout.block_with(place.row, place.col);
         let mut source = Source::default();

@@ -133,6 +133,7 @@ inline unsigned __dp4a(unsigned a, unsigned b, unsigned sum) {
 inline unsigned add_masked(unsigned a, unsigned b, unsigned mask) { return a ^ (b & mask); }
 inline unsigned select_bits(unsigned mask, unsigned a, unsigned b) { return (a & mask) | (b & ~mask); }
 inline unsigned mask_or(unsigned bits, unsigned mask, unsigned also) { return (bits & mask) | also; }
+inline unsigned fma_pair(unsigned a, unsigned b, unsigned c);
 inline float2 load_now(const float2 *at) { return *at; }
 inline unsigned in_register(unsigned number) { return number; }
 extern float4 dynamic_shared[];
@@ -158,4 +159,13 @@ inline __nv_bfloat16 __float2bfloat16(float x) {
     if (x != x) return {0x7fff};
     const unsigned bits = bits_of<unsigned>(x);
     return {(uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16)}; // to nearest, ties to even
+}
+inline unsigned fma_pair(unsigned a, unsigned b, unsigned c) {
+    unsigned pair = 0;
+    for (int half = 0; half < 2; ++half) {
+        // Exact in F32 but for the last rounding: factors have 8 bits.
+        const float sum = machine::bfloat16(a, half) * machine::bfloat16(b, half) + machine::bfloat16(c, half);
+        pair |= (unsigned)__float2bfloat16(sum).bits << 16 * half;
+    }
+    return pair;
 }
