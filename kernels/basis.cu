@@ -42,7 +42,8 @@ __device__ void product(const float *theta, const float4 *out_grid, const float4
     const Cut in_cut = { ins, edge };
     float own[TOKENS] = {};
     for (Block block = in_cut.from(0, 0); block.length > 0; block = in_cut.from(block.index + 1, block.end())) {
-        const Line line(theta + FUNCTIONS * (out_block * out_stride + block.index * in_stride), place, transposed);
+        const size_t index = (size_t)out_block * out_stride + (size_t)block.index * in_stride;
+        const Line line(theta + FUNCTIONS * index, place, transposed);
         for (int in = block.start + lane; in < block.end(); in += WARP) {
             const float weight = line.weight(__ldg(in_grid + in));
 #pragma unroll

@@ -25,7 +25,7 @@ struct Lists {
     __device__ float value(uint32_t word, int out, int in) const {
         if (format == WORD32) return __half2float(__ushort_as_half((unsigned short)(word & 0xffff))) * unit;
         const int out_block = Cut { outs, edge }.holding(out).index, in_block = Cut { ins, edge }.holding(in).index;
-        const float scale = __ldg(scales + out_block * out_stride + in_block * in_stride);
+        const float scale = __ldg(scales + (size_t)out_block * out_stride + (size_t)in_block * in_stride);
         if (format == WORD24_MU) return __ldg(levels + (word & 0xff)) * scale;
         const float fraction = (float)(word & 511) / 511.0f;
         return (word >> 9 & 1 ? -fraction : fraction) * scale;

@@ -8,7 +8,7 @@ use rbe_core::codec::layout::SHORTEST;
 use rbe_core::codec::signs::{Side, Signs};
 use rbe_core::codec::sizes;
 use rbe_core::codec::transform::Plan;
-use rbe_core::codec::{Cut, Transform};
+use rbe_core::codec::{AxisScales, Cut, Transform};
 use std::f64::consts::PI;
 
 /// `TRANSFORM_WARPS`, `ELEMENTS` and a warp, as the kernels have them.
@@ -29,10 +29,20 @@ impl<M> Matrices<M> {
     }
 }
 
+/// What an axis is made of, but for its side.
+#[derive(PartialEq)]
+struct Operator {
+    transform: Transform,
+    cut: Cut,
+    seed: Option<u64>,
+    scales: Option<AxisScales>,
+}
+
 /// `A = blockdiag(T, .., T_short) D` of one side.
 pub(super) struct DeviceAxis<M> {
     pub len: usize,
     pub cut: Cut,
+    operator: Operator,
     signs: Option<M>,
     /// A number an element.
     scales: Option<M>,
@@ -64,6 +74,8 @@ pub(super) struct Spectrum<'a, M> {
 /// The input of an inverse transform.
 pub(super) struct Sum<'a, M> {
     pub parts: Option<&'a M>,
+    /// Elements before the first.
+    pub offset: usize,
     pub element: Element,
     pub splits: usize,
     /// From a row to the next.
@@ -75,7 +87,7 @@ pub(super) struct Sum<'a, M> {
 impl<'a, M> Sum<'a, M> {
     /// So many parts in F32, as they are.
     pub(super) fn of(parts: Option<&'a M>, splits: usize, stride: usize) -> Self {
-        Self { parts, element: Element::F32, splits, stride, scale: 1.0 }
+        Self { parts, offset: 0, element: Element::F32, splits, stride, scale: 1.0 }
     }
 }
 
@@ -97,6 +109,7 @@ impl<M> DeviceAxis<M> {
         Ok(Self {
             len,
             cut,
+            operator: Operator { transform, cut, seed, scales: axis.scales().cloned() },
             signs: match seed {
                 Some(seed) => Some(machine.upload(&sign_bits(Signs::new(seed, side), len))?),
                 None => None,
@@ -109,6 +122,11 @@ impl<M> DeviceAxis<M> {
             whole: matrices(0..cut.whole_blocks().min(1))?,
             shorter: matrices(cut.whole_blocks()..cut.blocks())?,
         })
+    }
+
+    /// Whether vectors have the same coefficients along this axis as along another of the same side.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.operator == other.operator
     }
 
     /// All of the axis.
@@ -205,7 +223,8 @@ impl<M> DeviceAxis<M> {
         to: &Target<'_, M>,
     ) -> Result<()> {
         let mut args = self.args(part, true);
-        args.extend([Arg::optional(sum.parts, 0), Arg::Int(sum.splits), Arg::Int(sum.stride)]);
+        let offset = sum.offset * sum.element.bytes();
+        args.extend([Arg::optional(sum.parts, offset), Arg::Int(sum.splits), Arg::Int(sum.stride)]);
         args.extend(to.args(part.first));
         args.extend([Arg::Int(self.len), Arg::Float(sum.scale)]);
         let kernel = format!("synthesize_{}_{}", sum.element.suffix(), to.y.element.suffix());

@@ -1,6 +1,6 @@
 //! Candle's CUDA device as a [`Machine`].
 
-use super::machine::{Arg, Dense, Element, Launch, Machine, Module};
+use super::machine::{Arg, Dense, Element, Launch, Machine, Module, exhausted, expect_capability};
 use super::memory::{self, CudaMemory, Owned, Use};
 use crate::error::{Error, Result};
 use candle_core::backend::BackendStorage;
@@ -15,9 +15,6 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use sys::CUdevice_attribute as Attribute;
-
-/// The oldest cards that the kernels run on, `(major, minor)`.
-const COMPUTE_CAPABILITY: (i32, i32) = (8, 0);
 
 /// What is loaded on each device, by its number: once in a process, whatever tensors and Candle devices there are.
 static LOADED: LazyLock<Mutex<HashMap<usize, Loaded>>> = LazyLock::new(Mutex::default);
@@ -56,14 +53,7 @@ impl CudaMachine {
             let value = context.attribute(attribute).w()?;
             Ok(usize::try_from(value).unwrap_or(0))
         };
-        let found = context.compute_capability().w()?;
-        if found < COMPUTE_CAPABILITY {
-            let ((major, minor), (least, _)) = (found, COMPUTE_CAPABILITY);
-            let name = context.name().w()?;
-            let what =
-                format!("RBE tensors on {name}, compute capability {major}.{minor}; {least}.0 is the least");
-            return Err(Error::unsupported(what));
-        }
+        expect_capability(&context.name().w()?, context.compute_capability().w()?)?;
         memory::keep_pool(context)?;
         Ok(Self {
             device: device.clone(),
@@ -102,11 +92,7 @@ impl CudaMachine {
     /// Refuses so many bytes where the device has not as many left.
     pub(crate) fn expect_room(&self, bytes: usize) -> Result<()> {
         let free = memory::free_bytes(self.device.cuda_stream().context())?;
-        if bytes > free {
-            let what = format!("a tensor of {bytes} bytes on a device that has {free} bytes of memory left");
-            return Err(Error::unsupported(what));
-        }
-        Ok(())
+        if bytes > free { Err(exhausted(bytes, free)) } else { Ok(()) }
     }
 
     /// The owner of an allocation that this device's stream was asked for.
@@ -183,21 +169,20 @@ impl Machine for CudaMachine {
 
     fn allocate(&self, bytes: usize) -> Result<CudaMemory> {
         // SAFETY: whatever the memory holds, its bytes are read only by kernels and after they were written.
-        Ok(self.own(unsafe { self.device.alloc::<u8>(bytes.max(1)) }?))
+        let made = unsafe { self.device.cuda_stream().alloc::<u8>(bytes.max(1)) };
+        Ok(self.own(memory::made(&self.device, bytes, made)?))
     }
 
     fn allocate_zeroed(&self, bytes: usize) -> Result<CudaMemory> {
-        Ok(self.own(self.device.alloc_zeros::<u8>(bytes.max(1))?))
+        let made = self.device.cuda_stream().alloc_zeros::<u8>(bytes.max(1));
+        Ok(self.own(memory::made(&self.device, bytes, made)?))
     }
 
     fn upload(&self, bytes: &[u8]) -> Result<CudaMemory> {
         // A memory has an address even where nothing is in it.
         let bytes = if bytes.is_empty() { &[0][..] } else { bytes };
-        let memory = self.device.clone_htod(bytes)?;
-        // Each host thread may have a stream of its own, and nothing orders them: what one has uploaded is there before another
-        // can hear of it.
-        self.device.cuda_stream().synchronize().w()?;
-        Ok(self.own(memory))
+        let made = self.device.cuda_stream().clone_htod(bytes);
+        Ok(self.own(memory::made(&self.device, bytes.len(), made)?))
     }
 
     fn scratch(&self, bytes: usize) -> Result<Arc<CudaMemory>> {
@@ -206,6 +191,14 @@ impl Machine for CudaMachine {
 
     fn counters(&self, count: usize) -> Result<Arc<CudaMemory>> {
         memory::kept(&self.device, Use::Counters, sizes::elements(&[count, size_of::<i32>()]))
+    }
+
+    fn wait(&self) -> Result<()> {
+        Ok(self.device.cuda_stream().synchronize().w()?)
+    }
+
+    fn wait_for_all(&self) -> Result<()> {
+        Ok(self.device.cuda_stream().context().synchronize().w()?)
     }
 
     fn launch(&self, launch: Launch<'_, CudaMemory>) -> Result<()> {

@@ -2,8 +2,8 @@
 
 use super::device::CudaMachine;
 use super::machine::Element;
-use super::matrix::DeviceMatrix;
-use super::memory::CudaMemory;
+use super::matrix::{DeviceMatrix, Output};
+use super::memory::{self, CudaMemory};
 use super::operands::Operand;
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DeviceRepr};
@@ -24,57 +24,73 @@ fn expect_device(matrix: &DeviceMatrix<CudaMachine>, device: &CudaDevice, op: &s
     if matrix.machine().device().same_device(device) {
         return Ok(());
     }
-    bail!("{op}: the input and the compressed tensor are on different devices");
+    bail!(
+        "{op}: a tensor and the compressed one are on different CUDA devices: move one by `to_device`, and give both clones of one \
+         `Device`, which makes a device of its own each time it is asked for"
+    );
 }
 
-/// A product as Candle asks for it.
+/// Products as Candle asks for them: of one input.
 pub(crate) struct Asked<'a> {
     pub x: (&'a CudaStorage, &'a Layout),
     pub transposed: bool,
-    /// Added to each row of the results; of their type.
-    pub bias: Option<(&'a CudaStorage, &'a Layout)>,
     /// The operation's name.
     pub op: &'static str,
 }
 
-/// `x W' + bias`, or `x W + bias` when `transposed`, for `x` of F32, F16 or BF16.
-pub(crate) fn matmul(matrix: &DeviceMatrix<CudaMachine>, asked: &Asked<'_>) -> Result<CudaStorage> {
+/// What is multiplied with, and the bias that is added to each row of the results; of their type.
+pub(crate) type Weight<'a> = (&'a DeviceMatrix<CudaMachine>, Option<(&'a CudaStorage, &'a Layout)>);
+
+/// `x W' + bias`, or `x W + bias` when `transposed`, of each weight, one after another, for `x` of F32, F16 or BF16.
+pub(crate) fn matmul(weights: &[Weight<'_>], asked: &Asked<'_>) -> Result<CudaStorage> {
     let (storage, op) = (asked.x.0, asked.op);
-    expect_device(matrix, storage.device(), op)?;
+    weights.iter().try_for_each(|(matrix, _)| expect_device(matrix, storage.device(), op))?;
     match &storage.slice {
-        CudaStorageSlice::F32(_) => typed_matmul::<f32>(matrix, asked, Element::F32),
-        CudaStorageSlice::F16(_) => typed_matmul::<f16>(matrix, asked, Element::F16),
-        CudaStorageSlice::BF16(_) => typed_matmul::<bf16>(matrix, asked, Element::BF16),
+        CudaStorageSlice::F32(_) => typed_matmul::<f32>(weights, asked, Element::F32),
+        CudaStorageSlice::F16(_) => typed_matmul::<f16>(weights, asked, Element::F16),
+        CudaStorageSlice::BF16(_) => typed_matmul::<bf16>(weights, asked, Element::BF16),
         _ => bail!("{op} takes F32, F16 or BF16, not {:?}", storage.dtype()),
     }
 }
 
 fn typed_matmul<T: CudaDType + DeviceRepr>(
-    matrix: &DeviceMatrix<CudaMachine>,
+    weights: &[Weight<'_>],
     asked: &Asked<'_>,
     element: Element,
 ) -> Result<CudaStorage> {
-    let Asked { x: (storage, layout), transposed, bias, op } = *asked;
-    let (device, stored) = (storage.device().clone(), matrix.layout());
-    let sides = Sides::new(stored, transposed);
-    let (input, output) = (sides.input().elements(), sides.output().elements());
+    let Asked { x: (storage, layout), transposed, op } = *asked;
+    let device = storage.device().clone();
     let x = storage.as_cuda_slice::<T>()?.slice(range(layout, op)?);
-    let bias = match bias {
-        None => None,
-        Some((bias, layout)) => {
-            expect_device(matrix, bias.device(), op)?;
-            Some(bias.as_cuda_slice::<T>()?.slice(range(layout, op)?))
-        }
-    };
-    let batch = layout.shape().elem_count() / input;
-    filled::<T>(&device, sizes::elements(&[batch, output]), |y| {
+    let biases = weights.iter().map(|(matrix, bias)| {
+        let Some((bias, layout)) = bias else { return Ok(None) };
+        expect_device(matrix, bias.device(), op)?;
+        Ok(Some(bias.as_cuda_slice::<T>()?.slice(range(layout, op)?)))
+    });
+    let biases: Vec<_> = biases.collect::<Result<_>>()?;
+    let sides = |matrix: &DeviceMatrix<CudaMachine>| Sides::new(matrix.layout(), transposed);
+    let Some((first, _)) = weights.first() else { bail!("{op} of no weight") };
+    let batch = layout.shape().elem_count() / sides(first).input().elements();
+    let outs: usize = weights.iter().map(|(matrix, _)| sides(matrix).output().elements()).sum();
+    filled::<T>(&device, sizes::elements(&[batch, outs]), |y| {
         let stream = device.cuda_stream();
         let (address, _read_until_here) = x.device_ptr(&stream);
-        let bias = bias.as_ref().map(|bias| bias.device_ptr(&stream));
-        let bias = bias.as_ref().map(|(address, _read_until_here)| CudaMemory::Address(*address));
-        let bias = bias.as_ref().map(|memory| Operand { memory, offset: 0, element });
+        let read: Vec<_> =
+            biases.iter().map(|bias| bias.as_ref().map(|bias| bias.device_ptr(&stream))).collect();
+        let addresses: Vec<_> =
+            read.iter().map(|bias| bias.as_ref().map(|(address, _)| CudaMemory::Address(*address))).collect();
+        let mut offset = 0;
+        let products: Vec<_> = weights
+            .iter()
+            .zip(&addresses)
+            .map(|((matrix, _), bias)| {
+                let y = Operand { memory: y, offset, element };
+                offset += batch * sides(matrix).output().elements();
+                let bias = bias.as_ref().map(|memory| Operand { memory, offset: 0, element });
+                (*matrix, Output { y, bias })
+            })
+            .collect();
         let x = Operand { memory: &CudaMemory::Address(address), offset: 0, element };
-        matrix.matmul(&x, batch, transposed, bias.as_ref(), &Operand { memory: y, offset: 0, element })
+        DeviceMatrix::matmul_all(&products, &x, batch, transposed)
     })
 }
 
@@ -120,7 +136,8 @@ fn filled<T: CudaDType + DeviceRepr>(
     fill: impl FnOnce(&CudaMemory) -> crate::Result<()>,
 ) -> Result<CudaStorage> {
     // SAFETY: `fill` queues the writing of all of it on the stream on which it is read later.
-    let slice = unsafe { device.alloc::<T>(len.max(1)) }?; // drivers refuse to allocate nothing
+    let slice = unsafe { device.cuda_stream().alloc::<T>(len.max(1)) }; // drivers refuse to allocate nothing
+    let slice = memory::made(device, sizes::elements(&[len, size_of::<T>()]), slice)?;
     if len > 0 {
         let stream = device.cuda_stream();
         let (address, _written_until_here) = slice.device_ptr(&stream);

@@ -1,7 +1,10 @@
 //! What the layouts and launches need of a device.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use std::sync::Arc;
+
+/// The oldest cards that the kernels run on, `(major, minor)`.
+const COMPUTE_CAPABILITY: (i32, i32) = (8, 0);
 
 /// The element type of activations, in the order that `kernels/ends.cuh` has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,9 +125,32 @@ pub struct Dense {
     pub transposed: bool,
 }
 
-/// A device with a stream: what is asked for happens in the order in which it is asked for.
+/// Refuses a card that is too old for the kernels.
+///
+/// # Errors
+/// When it is; they say what to do.
+pub fn expect_capability(name: &str, found: (i32, i32)) -> Result<()> {
+    if found >= COMPUTE_CAPABILITY {
+        return Ok(());
+    }
+    let ((major, minor), (least, _)) = (found, COMPUTE_CAPABILITY);
+    Err(Error::unsupported(format!(
+        "RBE tensors on {name}, compute capability {major}.{minor}, where the kernels need {least}.0: leave them on the CPU"
+    )))
+}
+
+/// What is said where a card has not as much memory left.
+pub fn exhausted(bytes: usize, free: usize) -> Error {
+    Error::unsupported(format!(
+        "{bytes} bytes more on a CUDA device that has {free} left: multiply fewer tokens at once, compress to fewer bits, or leave \
+         some layers on the CPU"
+    ))
+}
+
+/// A device with a stream for each thread of the host: what a thread asks for happens in the order in which it asks for it, and in no
+/// order with what others ask for.
 pub trait Machine {
-    /// Memory of the device, free again when it is dropped and all that uses it has run.
+    /// Memory of the device, free again when it is dropped and all that the thread which drops it has asked for before has run.
     type Memory;
 
     /// Memory of whatever content.
@@ -139,7 +165,7 @@ pub trait Machine {
     /// As [`allocate`](Self::allocate).
     fn allocate_zeroed(&self, bytes: usize) -> Result<Self::Memory>;
 
-    /// Memory with these bytes.
+    /// Memory with these bytes, for this thread; for others once it has [waited](Self::wait).
     ///
     /// # Errors
     /// As [`allocate`](Self::allocate).
@@ -158,6 +184,18 @@ pub trait Machine {
     /// As [`allocate`](Self::allocate).
     fn counters(&self, count: usize) -> Result<Arc<Self::Memory>>;
 
+    /// Until all that this thread has asked for is done.
+    ///
+    /// # Errors
+    /// When the device does not do it.
+    fn wait(&self) -> Result<()>;
+
+    /// Until all that any thread has asked for is done.
+    ///
+    /// # Errors
+    /// When the device does not do it.
+    fn wait_for_all(&self) -> Result<()>;
+
     /// Queues a kernel.
     ///
     /// # Errors
@@ -175,4 +213,24 @@ pub trait Machine {
 
     /// The most shared memory a block can have.
     fn shared_bytes_limit(&self) -> usize;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_card_cannot_do_is_said_with_what_to_do() {
+        for found in [(8, 0), (8, 6), (9, 0), (12, 0)] {
+            expect_capability("a card", found).unwrap();
+        }
+        for found in [(7, 5), (6, 1)] {
+            let said = expect_capability("Tesla T4", found).unwrap_err().to_string();
+            let (major, minor) = found;
+            assert!(said.contains("Tesla T4") && said.contains(&format!("{major}.{minor}")), "{said}");
+            assert!(said.contains("8.0") && said.contains("on the CPU"), "{said}");
+        }
+        let said = exhausted(5_000, 77).to_string();
+        assert!(said.contains("5000") && said.contains("77") && said.contains("fewer tokens"), "{said}");
+    }
 }

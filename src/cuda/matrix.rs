@@ -5,9 +5,10 @@ use super::basis::DeviceBasis;
 use super::ends::{Ends, Inputs};
 use super::machine::{Dense, Element, Machine};
 use super::operands::{Gather, Operand, Panel, Partial, Product, Target};
-use super::term::DeviceTerm;
+use super::term::{DeviceTerm, Takes};
 use super::upload::{Uploaded, upload};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use rbe_core::codec::layout::SHORTEST;
 use rbe_core::codec::signs::Side;
 use rbe_core::codec::sizes;
 use rbe_core::codec::{Layout, Matrix, Sides};
@@ -22,7 +23,33 @@ const PIECE: usize = 32;
 /// Floats to whose multiples what lies in one memory is filled up: 256 bytes.
 const ALIGNED: usize = 64;
 
-/// A matrix in a device's memory, ready for products.
+/// The longest side: each block of the shortest counts as one in a grid's short dimension.
+const LONGEST_SIDE: usize = 65_535 * SHORTEST;
+
+/// Where the results of a product go, `(batch, out)`, and the bias `(out)` that is added to each, of the same type.
+#[derive(Debug)]
+pub struct Output<'a, M> {
+    /// Results.
+    pub y: Operand<'a, M>,
+    /// A row that is added.
+    pub bias: Option<Operand<'a, M>>,
+}
+
+/// A matrix to be multiplied with, and what becomes of it.
+type Task<'a, D> = (&'a DeviceMatrix<D>, Target<'a, <D as Machine>::Memory>);
+
+/// How a product with stored coefficients goes.
+struct Plan {
+    /// Which ends each term takes, and parts of its sum.
+    takes: Vec<Takes>,
+    splits: Vec<usize>,
+    /// Floats before the addend's, behind all parts, and all of them.
+    addend_at: usize,
+    floats: usize,
+}
+
+/// A matrix in a device's memory, ready for products. Any thread may use it: what made it has waited until it was there, and what drops
+/// it waits until nobody uses it.
 pub struct DeviceMatrix<D: Machine> {
     machine: D,
     layout: Layout,
@@ -39,19 +66,41 @@ impl<D: Machine> std::fmt::Debug for DeviceMatrix<D> {
     }
 }
 
+impl<D: Machine> Drop for DeviceMatrix<D> {
+    fn drop(&mut self) {
+        // Another thread's products may not have run yet. A device that cannot be waited for says so at what is asked of it next.
+        let _ = self.machine.wait_for_all();
+    }
+}
+
+/// Refuses what a grid does not count.
+fn expect_sides(layout: Layout) -> Result<()> {
+    let (rows, cols) = (layout.rows(), layout.cols());
+    let side = if rows > cols { "rows" } else { "columns" };
+    if rows.max(cols) <= LONGEST_SIDE {
+        return Ok(());
+    }
+    Err(Error::unsupported(format!(
+        "a tensor of {rows}x{cols} on a CUDA device, which takes {LONGEST_SIDE} {side}: split it, or leave it on the CPU"
+    )))
+}
+
 impl<D: Machine> DeviceMatrix<D> {
     /// Lays a matrix out in the device's memory.
     ///
     /// # Errors
-    /// When the device has not enough of it.
+    /// When the device has not enough of it, or a side is longer than the kernels count.
     pub fn new(machine: D, matrix: &Matrix) -> Result<Self> {
         let layout = matrix.layout();
+        expect_sides(layout)?;
         let axis = |side, axis| DeviceAxis::new(&machine, axis, side, matrix.seed());
         let axes = matrix.axes();
         let (rows, cols) = (axis(Side::Rows, &axes.rows)?, axis(Side::Cols, &axes.cols)?);
         let terms: Result<_> = matrix.terms().iter().map(|term| upload(&machine, layout, term)).collect();
         let terms = terms?;
         let scales = [&axes.rows, &axes.cols].map(|axis| axis.scale_values().unwrap_or_default());
+        // Each thread of the host may have a stream of its own, and nothing orders them.
+        machine.wait()?;
         let largest_scale = scales.concat().iter().fold(1f32, |largest, s| largest.max(*s).max(s.recip()));
         Ok(Self { machine, layout, largest_scale, rows, cols, terms })
     }
@@ -97,18 +146,48 @@ impl<D: Machine> DeviceMatrix<D> {
         bias: Option<&Operand<'_, D::Memory>>,
         y: &Operand<'_, D::Memory>,
     ) -> Result<()> {
-        let (input, output) = self.sides(transposed);
-        for first in (0..batch).step_by(PASS_BATCH) {
-            let product = Product { batch: PASS_BATCH.min(batch - first), transposed, element: x.element };
-            let x = x.from(first * input.len);
-            let to = Target { y: y.from(first * output.len), addend: None, bias };
-            if self.spectral().all(|term| product.batch <= term.most_tokens(&product)) {
-                self.gemv(&product, &x, to)?;
-            } else {
-                self.gemm(&product, &x, to)?;
+        Self::matmul_all(
+            &[(self, Output { y: y.from(0), bias: bias.map(|bias| bias.from(0)) })],
+            x,
+            batch,
+            transposed,
+        )
+    }
+
+    /// [`matmul`](Self::matmul) of one input with several matrices on one device. Neighbours that see it through one operator have it
+    /// transformed once, unless each does so in its own launch.
+    ///
+    /// # Errors
+    /// As [`matmul`](Self::matmul).
+    pub fn matmul_all(
+        products: &[(&Self, Output<'_, D::Memory>)],
+        x: &Operand<'_, D::Memory>,
+        batch: usize,
+        transposed: bool,
+    ) -> Result<()> {
+        let input = |matrix: &'_ Self| matrix.sides(transposed).0.len;
+        let is_shared = |a: &Self, b: &Self| a.sides(transposed).0.is_same(b.sides(transposed).0);
+        for group in products.chunk_by(|(a, _), (b, _)| is_shared(a, b)) {
+            for first in (0..batch).step_by(PASS_BATCH) {
+                let product =
+                    Product { batch: PASS_BATCH.min(batch - first), transposed, element: x.element };
+                let x = x.from(first * input(group[0].0));
+                let targets = group.iter().map(|(matrix, output)| {
+                    let y = output.y.from(first * matrix.sides(transposed).1.len);
+                    (*matrix, Target { y, addend: None, bias: output.bias.as_ref() })
+                });
+                let (stored, decoded): (Vec<_>, Vec<_>) =
+                    targets.partition(|(matrix, _)| matrix.takes_as_stored(&product));
+                Self::gemv(stored, &product, &x)?;
+                Self::gemm(decoded, &product, &x)?;
             }
         }
         Ok(())
+    }
+
+    /// Whether so many rows are multiplied with the coefficients as they are stored.
+    fn takes_as_stored(&self, product: &Product) -> bool {
+        self.spectral().all(|term| product.batch <= term.most_tokens(product))
     }
 
     /// The axes of inputs and outputs.
@@ -116,46 +195,68 @@ impl<D: Machine> DeviceMatrix<D> {
         Sides::new(self.layout, transposed).of(&self.rows, &self.cols)
     }
 
-    /// With the coefficients as they are stored.
-    fn gemv(&self, product: &Product, x: &Operand<'_, D::Memory>, to: Target<'_, D::Memory>) -> Result<()> {
+    /// With the coefficients as they are stored; all see their input through one operator.
+    fn gemv(products: Vec<Task<'_, D>>, product: &Product, x: &Operand<'_, D::Memory>) -> Result<()> {
+        let Some((first, _)) = products.first() else { return Ok(()) };
+        let (machine, input) = (&first.machine, first.sides(product.transposed).0);
+        let plans: Vec<_> = products.iter().map(|(matrix, _)| matrix.plan(product)).collect();
+        // All of it lies in one memory that is kept: the inputs' coefficients where a product takes them, and behind them what one
+        // product after another needs.
+        let transforms = plans.iter().flat_map(|plan| &plan.takes).any(|takes| !takes.inputs);
+        let own_at = if transforms { (product.batch * input.len).next_multiple_of(ALIGNED) } else { 0 };
+        let floats = own_at + plans.iter().map(|plan| plan.floats).max().unwrap_or(0);
+        let scratch = machine.scratch(sizes::elements(&[floats, size_of::<f32>()]))?;
+        if transforms {
+            let operand = Operand { memory: &*scratch, offset: 0, element: Element::F32 };
+            let to = Spectrum { operand, stride: input.len, scale: 1.0 };
+            input.forward(machine, x, product.batch, to)?;
+        }
+        let room = Partial { memory: &*scratch, offset: own_at };
+        for ((matrix, to), plan) in products.into_iter().zip(&plans) {
+            matrix.stored_product(product, plan, x, &room, to)?;
+        }
+        Ok(())
+    }
+
+    /// How a product with the coefficients as they are stored goes.
+    fn plan(&self, product: &Product) -> Plan {
         let (machine, batch) = (&self.machine, product.batch);
         let (input, output) = self.sides(product.transposed);
-        let terms: Vec<_> = self.spectral().collect();
-        let takes: Vec<_> = terms.iter().map(|term| term.takes(machine, product, input)).collect();
-        let splits: Vec<_> = terms.iter().map(|term| term.splits(machine, product)).collect();
+        let takes: Vec<_> = self.spectral().map(|term| term.takes(machine, product, input)).collect();
+        let splits: Vec<_> = self.spectral().map(|term| term.splits(machine, product)).collect();
         let all_parts: usize = splits.iter().sum();
+        let addend_at = sizes::elements(&[all_parts, batch, output.len]).next_multiple_of(ALIGNED);
+        let addend = if self.weights().is_some() { batch * output.len } else { 0 };
+        Plan { takes, splits, addend_at, floats: addend_at + addend }
+    }
 
-        // All of it lies in one memory that is kept.
-        let mut floats = 0;
-        let mut room = |len: usize| {
-            let offset = floats;
-            floats += len.next_multiple_of(ALIGNED);
-            offset
-        };
-        let parts_at = room(sizes::elements(&[all_parts, batch, output.len]));
-        let spectrum_at = takes.iter().any(|takes| !takes.inputs).then(|| room(batch * input.len));
-        let addend_at = self.weights().map(|_| room(batch * output.len));
-        let scratch = machine.scratch(sizes::elements(&[floats, size_of::<f32>()]))?;
-        let at = |offset| Partial { memory: &*scratch, offset };
-
-        let to = Target { addend: addend_at.map(at), ..to };
+    /// One of them; the inputs' coefficients, where there are such, lie at the beginning of the memory that `room` is in.
+    fn stored_product(
+        &self,
+        product: &Product,
+        plan: &Plan,
+        x: &Operand<'_, D::Memory>,
+        room: &Partial<'_, D::Memory>,
+        to: Target<'_, D::Memory>,
+    ) -> Result<()> {
+        let (machine, batch) = (&self.machine, product.batch);
+        let (input, output) = self.sides(product.transposed);
+        let Plan { takes, splits, addend_at, .. } = plan;
+        let all_parts: usize = splits.iter().sum();
+        let parts = Partial { ..*room };
+        let spectrum = Partial { offset: 0, ..*room };
+        let addend = self.weights().map(|_| Partial { offset: room.offset + addend_at, memory: room.memory });
+        let to = Target { addend, ..to };
         if let (Some(basis), Some(sums)) = (self.weights(), &to.addend) {
             basis.product(machine, product, x, sums)?;
-        }
-        if let Some(offset) = spectrum_at {
-            let operand = Operand { memory: &*scratch, offset, element: Element::F32 };
-            input.forward(machine, x, batch, Spectrum { operand, stride: input.len, scale: 1.0 })?;
         }
         // The last of those that can makes the results, after all others.
         let finisher = takes.iter().rposition(|takes| takes.results);
         let counters = finisher.map(|_| machine.counters(self.layout.block_rows() * batch)).transpose()?;
+        let terms: Vec<_> = self.spectral().collect();
         let order = (0..terms.len()).filter(|n| Some(*n) != finisher).chain(finisher);
-        let (parts, spectrum) = (at(parts_at), spectrum_at.map(at));
         for n in order {
-            let inputs = match &spectrum {
-                Some(spectrum) if !takes[n].inputs => Inputs::Coefficients(spectrum),
-                _ => Inputs::Rows(x),
-            };
+            let inputs = if takes[n].inputs { Inputs::Rows(x) } else { Inputs::Coefficients(&spectrum) };
             let results = counters.as_deref().filter(|_| Some(n) == finisher).map(|counters| (counters, &to));
             let first_part = splits[..n].iter().sum();
             let ends = Ends { inputs, input, output, parts: &parts, all_parts, first_part, results };
@@ -164,15 +265,58 @@ impl<D: Machine> DeviceMatrix<D> {
         if finisher.is_some() {
             return Ok(());
         }
-        let sum = Sum::of((all_parts > 0).then_some(&*scratch), all_parts, output.len);
+        let sum = Sum {
+            offset: room.offset,
+            ..Sum::of((all_parts > 0).then_some(room.memory), all_parts, output.len)
+        };
         output.inverse(machine, output.whole(), &sum, batch, &to)
     }
 
-    /// With the coefficients reconstructed part by part.
-    fn gemm(&self, product: &Product, x: &Operand<'_, D::Memory>, to: Target<'_, D::Memory>) -> Result<()> {
-        let Product { batch, transposed, .. } = *product;
-        let (machine, element) = (&self.machine, x.element);
-        let (input, output) = self.sides(transposed);
+    /// What the coefficients of inputs are divided by: `|T D x| <= sqrt(length of a block) max|D| max|x|` for each, so none leaves
+    /// the type that held `x`, nor do those of a result that the type holds.
+    fn guard(&self, element: Element) -> f32 {
+        match element {
+            Element::F32 => 1.0,
+            Element::F16 | Element::BF16 => {
+                let longest = self.layout.row_cut().longest().max(self.layout.col_cut().longest());
+                ((longest as f32).sqrt() * self.largest_scale).log2().ceil().exp2()
+            }
+        }
+    }
+
+    /// With the coefficients reconstructed part by part; all see their input through one operator.
+    fn gemm(products: Vec<Task<'_, D>>, product: &Product, x: &Operand<'_, D::Memory>) -> Result<()> {
+        let Some((first, _)) = products.first() else { return Ok(()) };
+        let Product { batch, transposed, element } = *product;
+        let (machine, input) = (&first.machine, first.sides(transposed).0);
+        let guard = products.iter().map(|(matrix, _)| matrix.guard(element)).fold(1.0, f32::max);
+        let inner = if transposed { input.len.next_multiple_of(PIECE) } else { input.len };
+        let spectrum = machine.allocate(sizes::elements(&[batch, inner, element.bytes()]))?;
+        let operand = || Operand { memory: &spectrum, offset: 0, element };
+        input.forward(
+            machine,
+            x,
+            batch,
+            Spectrum { operand: operand(), stride: inner, scale: 1.0 / guard },
+        )?;
+        for (matrix, to) in products {
+            let spectrum = Spectrum { operand: operand(), stride: inner, scale: guard };
+            matrix.decoded_product(product, x, &spectrum, to)?;
+        }
+        Ok(())
+    }
+
+    /// One of them, from the coefficients of inputs.
+    fn decoded_product(
+        &self,
+        product: &Product,
+        x: &Operand<'_, D::Memory>,
+        spectrum: &Spectrum<'_, D::Memory>,
+        to: Target<'_, D::Memory>,
+    ) -> Result<()> {
+        let Product { batch, transposed, element } = *product;
+        let (machine, output) = (&self.machine, self.sides(transposed).1);
+        let Spectrum { operand, stride: inner, scale } = spectrum;
         let sums = match self.weights() {
             Some(basis) => {
                 let sums = machine.allocate(sizes::elements(&[batch, output.len, size_of::<f32>()]))?;
@@ -183,29 +327,16 @@ impl<D: Machine> DeviceMatrix<D> {
         };
         let addend = sums.as_ref().map(|memory| Partial { memory, offset: 0 });
         let to = Target { addend, ..to };
-        // `|T D x| <= sqrt(length of a block) max|D| max|x|` for each coefficient: so divided, none leaves the type that held
-        // `x`, nor do those of a result that the type holds.
-        let guard = match element {
-            Element::F32 => 1.0,
-            Element::F16 | Element::BF16 => {
-                let longest = self.layout.row_cut().longest().max(self.layout.col_cut().longest());
-                ((longest as f32).sqrt() * self.largest_scale).log2().ceil().exp2()
-            }
-        };
-        let inner = if transposed { input.len.next_multiple_of(PIECE) } else { input.len };
-        let spectrum = machine.allocate(sizes::elements(&[batch, inner, element.bytes()]))?;
-        let operand = Operand { memory: &spectrum, offset: 0, element };
-        input.forward(machine, x, batch, Spectrum { operand, stride: inner, scale: 1.0 / guard })?;
-        for part in self.parts(output, inner, element) {
+        for part in self.parts(output, *inner, element) {
             let own = part.first..part.first + part.len;
             let (rows, cols) =
                 if transposed { (0..self.layout.rows(), own) } else { (own, 0..self.layout.cols()) };
             let stride = rows.len().next_multiple_of(PIECE);
             let panel = self.panel(element, rows, cols)?;
             let outs = if transposed { part.len } else { stride };
-            let size = Dense { element, rows: batch, inner, cols: outs, transposed };
-            let product = machine.matmul(&spectrum, &panel, size)?;
-            let sum = Sum { parts: Some(&product), element, splits: 1, stride: outs, scale: guard };
+            let size = Dense { element, rows: batch, inner: *inner, cols: outs, transposed };
+            let product = machine.matmul(operand.memory, &panel, size)?;
+            let sum = Sum { element, scale: *scale, ..Sum::of(Some(&product), 1, outs) };
             output.inverse(machine, part, &sum, batch, &to)?;
         }
         Ok(())

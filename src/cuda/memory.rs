@@ -1,10 +1,11 @@
 //! A CUDA device's memory: what is freed with its owner, what is kept for products, and the pool that it comes from.
 
 use super::kept::Kept;
+use super::machine::exhausted;
 use crate::error::Result;
 use candle_core::CudaDevice;
 use candle_core::cuda_backend::WrapErr;
-use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaStream, result, sys};
+use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -25,6 +26,16 @@ impl CudaMemory {
             CudaMemory::Owned(owned) => owned.address,
             CudaMemory::Address(address) => *address,
         }
+    }
+}
+
+/// An allocation, or why there is none.
+pub(super) fn made<T>(device: &CudaDevice, bytes: usize, made: Result<T, DriverError>) -> Result<T> {
+    match made {
+        Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
+            Err(exhausted(bytes, free_bytes(device.cuda_stream().context())?))
+        }
+        made => Ok(made.w()?),
     }
 }
 
@@ -58,6 +69,8 @@ impl Drop for Owned {
 struct Workspace {
     scratch: Kept<CudaMemory>,
     counters: Kept<CudaMemory>,
+    /// Kept too: else another stream might get its address, and this memory while products of the old one still run.
+    _stream: Option<Arc<CudaStream>>,
 }
 
 /// The workspaces of a thread, by device and stream. (Candle's stream is a name for each thread's own.)
@@ -93,16 +106,20 @@ pub(super) fn kept(device: &CudaDevice, usage: Use, bytes: usize) -> Result<Arc<
     OF_THREAD.with_borrow_mut(|OfThread(workspaces)| {
         let workspace = match workspaces.entry(key) {
             Entry::Occupied(workspace) => workspace.into_mut(),
-            Entry::Vacant(place) => place.insert(spare(context)?),
+            Entry::Vacant(place) => {
+                place.insert(Workspace { _stream: Some(stream.clone()), ..spare(context)? })
+            }
         };
         match usage {
             Use::Scratch => workspace.scratch.get(bytes, |bytes| {
                 // SAFETY: whatever the memory holds, it is read only by kernels and after they wrote it.
-                Ok(CudaMemory::Address(unsafe { device.alloc::<u8>(bytes) }?.leak()))
+                let scratch = unsafe { stream.alloc::<u8>(bytes) };
+                Ok(CudaMemory::Address(made(device, bytes, scratch)?.leak()))
             }),
-            Use::Counters => workspace
-                .counters
-                .get(bytes, |bytes| Ok(CudaMemory::Address(device.alloc_zeros::<u8>(bytes)?.leak()))),
+            Use::Counters => workspace.counters.get(bytes, |bytes| {
+                let counters = stream.alloc_zeros::<u8>(bytes);
+                Ok(CudaMemory::Address(made(device, bytes, counters)?.leak()))
+            }),
         }
     })
 }

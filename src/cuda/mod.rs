@@ -10,14 +10,35 @@
 //!
 //! The product with the stored planes or trellis takes the last step with it, and for one row, or two with blocks of 256, the first
 //! (`ends.cuh`): one launch. Of more rows each block row would transform as many inputs again as its own weights take time for; they
-//! are transformed once, by a launch of their own. So layers of one input have nothing to share where there is one row. A block row that
+//! are transformed once, by a launch of their own, for all matrices of one input ([`DeviceMatrix::matmul_all`]: queries, keys and values
+//! of several tokens are four launches, not six, and of one token three, not four). A block row that
 //! is too short for tensor cores takes a launch of its own, and single coefficients and the basis term always three and two.
 //!
-//! What a product needs for a while lies in memory that a thread keeps for its stream, which grows with the largest product and is never
-//! freed: products of as many rows as are multiplied with stored coefficients allocate nothing, and can be captured in a graph once one of them has run. (Their
-//! results are Candle's to allocate.) A graph is to be run in order with the products of the thread that captured it.
+//! # Threads
 //!
-//! All of it is queued on one stream; nothing waits for the device, and nothing is copied to the host. Sums run in one
+//! Candle's stream is a name for each host thread's own, and nothing orders these. What lays a matrix out waits until it is there, so any
+//! thread may multiply with it; what drops one waits until no thread's products use it any more. Activations are Candle's: who
+//! hands one to another thread synchronises the device between. (`Device::new_cuda_with_stream` has one stream for all threads.)
+//!
+//! # Graphs
+//!
+//! What a product needs for a while lies in memory that a thread keeps for its stream, which grows with the largest product and is never
+//! freed. Products of as many rows as are multiplied with stored coefficients so are launches and nothing else: no allocation, no
+//! copy, no wait. Once one of them has run they can be captured in a CUDA graph, and run again with other inputs in the same place
+//! (the tests do so). Their results are Candle's to allocate, on the same stream. A graph is to be run in order with the products of
+//! the thread that captured it, and its matrices must not be dropped, nor others while it is captured: that waits.
+//!
+//! Text generation uses none. Candle 0.11 would let its stream be captured (`CudaStream::begin_capture`; what its own kernels take from the host is kept by
+//! `CudaDevice::enable_cuda_graph_htod_cache`), but each token's keys and values go to another place than the last one's, and attention
+//! goes over one more, which Candle's kernels are told by their launches: a graph of one token serves no other.
+//!
+//! # Limits
+//!
+//! A side has 2,097,120 elements at most, a trellis or planes term 16 GiB, a sparse one 2^32 coefficients; a matrix may have more weights
+//! than 31 bits count. A longer side, a card older than compute capability 8.0, one without memory left, an input on another
+//! device: errors that say what to do.
+//!
+//! Nothing waits for the device but what was said, and nothing is copied to the host. Sums run in one
 //! order, so a product gives the same bits each time.
 //!
 //! What a device must do is the trait [`Machine`]. Candle's CUDA device is one; the tests have another that runs the
@@ -48,12 +69,12 @@ mod forward;
 mod memory;
 
 pub use kept::Kept;
-pub use machine::{Arg, Dense, Element, Launch, MODULES, Machine, Module};
-pub use matrix::DeviceMatrix;
+pub use machine::{Arg, Dense, Element, Launch, MODULES, Machine, Module, exhausted, expect_capability};
+pub use matrix::{DeviceMatrix, Output};
 pub use operands::Operand;
 pub use term::GEMV_MAX_BATCH;
 
 #[cfg(feature = "cuda")]
 pub(crate) use device::CudaMachine;
 #[cfg(feature = "cuda")]
-pub(crate) use forward::{Asked, decode, gather, matmul};
+pub(crate) use forward::{Asked, Weight, decode, gather, matmul};

@@ -68,8 +68,11 @@ impl<M> DeviceSparse<M> {
     fn lists(&self, machine: &impl Machine<Memory = M>, transposed: bool) -> Result<&Lists<M>> {
         let place = self.place(transposed);
         if place.get().is_none() {
+            let lists = self.lay_out(machine, transposed)?;
+            // They are there before another thread can hear of them.
+            machine.wait()?;
             // Where two threads get here at once, one of the two equal layouts is dropped.
-            let _ = place.set(self.lay_out(machine, transposed)?);
+            let _ = place.set(lists);
         }
         place.get().ok_or_else(|| Error::config("the sparse term's lists were not laid out"))
     }

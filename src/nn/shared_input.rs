@@ -40,10 +40,6 @@ pub fn forward_all<const N: usize>(layers: [&Linear; N], x: &Tensor) -> Result<[
 
 /// The layers, where one operation can take them all.
 fn together<'l, const N: usize>(layers: [&'l Linear; N], x: &Tensor) -> Option<Vec<&'l RbeLinear>> {
-    // There each product transforms its input itself, and adds its bias.
-    if x.device().is_cuda() {
-        return None;
-    }
     let rbe = layers.iter().map(|linear| match linear.layer() {
         Layer::Rbe(_) if linear.has_hooks() || in_f64(x, linear.weight()) => None,
         Layer::Rbe(layer) => Some(layer).filter(|layer| layer.is_direct()),
@@ -57,12 +53,12 @@ fn together<'l, const N: usize>(layers: [&'l Linear; N], x: &Tensor) -> Option<V
 fn products(layers: &[&RbeLinear], x: &Tensor) -> Result<Vec<Tensor>> {
     let Some(first) = layers.first() else { return Ok(Vec::new()) };
     let start = Instant::now();
-    let weights: Vec<_> = layers.iter().map(|layer| layer.weight()).collect();
-    let outputs = ops::matmul_all(x, &weights, first.config().precision)?;
+    let weights: Vec<_> = layers.iter().map(|layer| (layer.weight(), layer.bias())).collect();
+    let outputs = ops::matmul_all_with_biases(x, &weights, first.config().precision)?;
     let time = start.elapsed();
-    let bytes: usize = weights.iter().map(|weight| weight.memory_in_bytes()).sum();
-    for (layer, weight) in layers.iter().zip(&weights) {
+    let bytes: usize = weights.iter().map(|(weight, _)| weight.memory_in_bytes()).sum();
+    for (layer, (weight, _)) in layers.iter().zip(&weights) {
         layer.count(x, time.mul_f64(weight.memory_in_bytes() as f64 / bytes.max(1) as f64));
     }
-    layers.iter().zip(outputs).map(|(layer, product)| layer.with_bias(product)).collect()
+    Ok(outputs)
 }

@@ -51,14 +51,7 @@ pub fn matmul_with_bias(
 ) -> Result<Tensor> {
     expect_matrix(weight)?;
     super::expect_device(x, weight, NAME)?;
-    let (out_features, _) = weight.shape().dims2()?;
-    if bias.dims() != [out_features] || bias.dtype() != x.dtype() {
-        let (shape, dtype) = (bias.shape(), bias.dtype());
-        bail!(
-            "{NAME}: a bias of shape {shape:?} in {dtype:?}, where the weight has {out_features} rows and the input is {:?}",
-            x.dtype()
-        )
-    }
+    expect_bias(x, weight, bias, NAME)?;
     if !x.device().is_cuda() {
         return matmul(x, weight, precision)?.broadcast_add(bias);
     }
@@ -67,6 +60,19 @@ pub fn matmul_with_bias(
 }
 
 const NAME: &str = "rbe-matmul";
+
+/// Refuses a bias that is not the weight's and the input's.
+pub(super) fn expect_bias(x: &Tensor, weight: &RbeTensor, bias: &Tensor, op: &str) -> Result<()> {
+    let (out_features, _) = weight.shape().dims2()?;
+    if bias.dims() == [out_features] && bias.dtype() == x.dtype() {
+        return Ok(());
+    }
+    let (shape, dtype) = (bias.shape(), bias.dtype());
+    bail!(
+        "{op}: a bias of shape {shape:?} in {dtype:?}, where the weight has {out_features} rows and the input is {:?}",
+        x.dtype()
+    )
+}
 
 fn expect_matrix(weight: &RbeTensor) -> Result<()> {
     if weight.shape().rank() != 2 {
@@ -112,8 +118,8 @@ impl CustomOp1 for RbeMatMul {
     fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
         let shape = output_shape(&self.weight, layout, NAME)?;
         let transposed = self.weight.is_transposed();
-        let asked = cuda::Asked { x: (storage, layout), transposed, bias: None, op: NAME };
-        Ok((cuda::matmul(self.weight.on_cuda()?, &asked)?, shape))
+        let asked = cuda::Asked { x: (storage, layout), transposed, op: NAME };
+        Ok((cuda::matmul(&[(self.weight.on_cuda()?, None)], &asked)?, shape))
     }
 
     fn bwd(&self, _x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
@@ -151,8 +157,8 @@ impl CustomOp2 for RbeMatMulBias {
     ) -> Result<(CudaStorage, Shape)> {
         let shape = output_shape(&self.weight, x_layout, NAME)?;
         let transposed = self.weight.is_transposed();
-        let asked = cuda::Asked { x: (x, x_layout), transposed, bias: Some((bias, bias_layout)), op: NAME };
-        Ok((cuda::matmul(self.weight.on_cuda()?, &asked)?, shape))
+        let asked = cuda::Asked { x: (x, x_layout), transposed, op: NAME };
+        Ok((cuda::matmul(&[(self.weight.on_cuda()?, Some((bias, bias_layout)))], &asked)?, shape))
     }
 
     fn bwd(

@@ -15,12 +15,13 @@ pub use gather::gather;
 pub(crate) use matmul::matmul_with_gradient;
 pub use matmul::{matmul, matmul_with_bias};
 pub use matmul_all::matmul_all;
+pub(crate) use matmul_all::matmul_all_with_biases;
 pub use matmul_into::matmul_into;
 pub use norm::{layer_norm, rms_norm};
 pub use parametric::parametric_matmul;
 
 use crate::RbeTensor;
-use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, DType, DeviceLocation, Layout, Result, Storage, Tensor, bail};
 use rbe_core::cpu::{Pool, Precision, Rows};
 use std::borrow::Cow;
 use std::ops::Range;
@@ -76,8 +77,20 @@ fn expect_device(input: &Tensor, weight: &RbeTensor, op: &str) -> Result<()> {
     if input.device().same_device(weight.device()) {
         return Ok(());
     }
-    let (input, weight) = (input.device().location(), weight.device().location());
-    bail!("{op}: the input is on {input:?} and the compressed tensor on {weight:?}");
+    bail!("{op}: {}", apart(input.device().location(), weight.device().location()));
+}
+
+/// What is wrong where an input is on another device than the weight, and what to do.
+fn apart(input: DeviceLocation, weight: DeviceLocation) -> String {
+    if input == weight {
+        return format!(
+            "the input and the compressed tensor are on two `Device`s that were made for {input:?} one after the other: make one, \
+             and give each a clone of it"
+        );
+    }
+    format!(
+        "the input is on {input:?} and the compressed tensor on {weight:?}: move one of them by `to_device`"
+    )
 }
 
 /// The elements of a CPU tensor in row-major order as F32, whatever its strides, offset and float type; those of a
@@ -120,4 +133,22 @@ fn from_f32(values: Vec<f32>, dtype: DType, op: &str) -> Result<CpuStorage> {
 fn dtype_of(storage: &CpuStorage) -> DType {
     use candle_core::backend::BackendStorage;
     storage.dtype()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_input_on_another_device_is_refused_with_what_to_do() {
+        let (first, second) = (DeviceLocation::Cuda { gpu_id: 0 }, DeviceLocation::Cuda { gpu_id: 1 });
+        let said = apart(first, second);
+        assert!(
+            said.contains("gpu_id: 0") && said.contains("gpu_id: 1") && said.contains("to_device"),
+            "{said}"
+        );
+        assert!(apart(first, DeviceLocation::Cpu).contains("Cpu"));
+        // Each `Device::new_cuda` makes a device of its own, also of one card.
+        assert!(apart(first, first).contains("a clone of it"));
+    }
 }

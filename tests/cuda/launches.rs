@@ -1,11 +1,11 @@
 //! How many launches a product takes, and that it allocates nothing.
 
 use crate::sample::{Noise, TRANSFORMS, Terms, matrix};
-use crate::simulator::{Checks, Order, Simulator, encode};
+use crate::simulator::{Checks, Memory, Order, Simulator, encode};
 use candle_rbe::Transform;
 use candle_rbe::codec::term::planes::ScaleGroup;
 use candle_rbe::codec::term::sparse::Format;
-use candle_rbe::cuda::{DeviceMatrix, Element, GEMV_MAX_BATCH, Machine, Operand};
+use candle_rbe::cuda::{DeviceMatrix, Element, GEMV_MAX_BATCH, Machine, Operand, Output};
 
 #[test]
 fn a_product_is_one_launch_and_no_allocation() {
@@ -43,5 +43,87 @@ fn a_product_is_one_launch_and_no_allocation() {
             let made = (machine.launches() - before.0, machine.allocations() - before.1);
             assert_eq!(made, (launches, 0), "{terms:?} {transform:?} {shape:?}, {tokens} tokens");
         }
+    }
+}
+
+/// Launches of all products of one input; each is as it is alone.
+fn together(machine: &Simulator, tokens: usize, matrices: &[DeviceMatrix<Simulator>]) -> usize {
+    let cols = matrices[0].layout().cols();
+    let x = machine.upload(&encode(&Noise::new(tokens as u64).values(tokens * cols), Element::F16)).unwrap();
+    let outs: Vec<_> = matrices.iter().map(|matrix| tokens * matrix.layout().rows()).collect();
+    let y = machine.allocate(2 * outs.iter().sum::<usize>()).unwrap();
+    fn operand(memory: &Memory, offset: usize) -> Operand<'_, Memory> {
+        Operand { memory, offset, element: Element::F16 }
+    }
+    let mut first = 0;
+    let products: Vec<_> = matrices
+        .iter()
+        .zip(&outs)
+        .map(|(matrix, len)| {
+            first += len;
+            (matrix, Output { y: operand(&y, first - len), bias: None })
+        })
+        .collect();
+    let before = machine.launches();
+    DeviceMatrix::matmul_all(&products, &operand(&x, 0), tokens, false).unwrap();
+    let launches = machine.launches() - before;
+    let apart = matrices.iter().zip(&outs).map(|(matrix, len)| {
+        let y = machine.allocate(2 * len).unwrap();
+        matrix.matmul(&operand(&x, 0), tokens, false, None, &operand(&y, 0)).unwrap();
+        machine.read(&y)
+    });
+    assert_eq!(machine.read(&y), apart.collect::<Vec<_>>().concat(), "{tokens} tokens");
+    launches
+}
+
+#[test]
+fn products_of_one_input_share_its_transform() {
+    let Some(machine) = Simulator::start(Checks::None, Order::Forward) else { return };
+    let device = |(rows, terms, signs)| {
+        DeviceMatrix::new(machine.clone(), &matrix((rows, 256, 256), terms, Transform::Dct, signs).unwrap())
+            .unwrap()
+    };
+    let planes = Terms::Planes(ScaleGroup::Block);
+    let of = |rows: [(usize, Terms, bool); 3]| rows.map(device);
+    // One token is transformed in each product's only launch, as soon as anything else; so are two in blocks of 256.
+    for (matrices, tokens, launches) in [
+        (of([(512, planes, false), (256, planes, false), (256, Terms::Trellis(12), false)]), 1, 3),
+        (of([(512, planes, false), (256, planes, false), (256, Terms::Trellis(12), false)]), 3, 1 + 3),
+        (of([(512, planes, false), (256, planes, false), (256, Terms::Trellis(12), false)]), 16, 1 + 3),
+        // A panel, a dense product (no launch of ours) and a way back each.
+        (of([(512, planes, false), (256, planes, false), (256, planes, false)]), 65, 1 + 3 * 2),
+        // Other signs are another operator; what shares one does so if it is next to it.
+        (of([(512, planes, true), (256, planes, false), (256, planes, false)]), 3, 2 + (1 + 2)),
+    ] {
+        assert_eq!(together(&machine, tokens, &matrices), launches, "{tokens} tokens");
+    }
+}
+
+#[test]
+fn a_captured_product_runs_again_with_other_inputs() {
+    let Some(machine) = Simulator::start(Checks::None, Order::Forward) else { return };
+    let planes = Terms::Planes(ScaleGroup::Block);
+    for (terms, tokens) in
+        [(planes, 1), (planes, 16), (Terms::Trellis(12), 1), (Terms::Trellis(12), 8), (Terms::All, 1)]
+    {
+        let (rows, cols) = (512, 256);
+        let matrix = matrix((rows, cols, 256), terms, Transform::Dct, true).unwrap();
+        let device = DeviceMatrix::new(machine.clone(), &matrix).unwrap();
+        device.prepare(false).unwrap();
+        let [given, other] = [1, 2].map(|seed| encode(&Noise::new(seed).values(tokens * cols), Element::F16));
+        let x = machine.upload(&given).unwrap();
+        let [y, expected] = [0, 0].map(|_| machine.allocate(2 * tokens * rows).unwrap());
+        let operand = |memory| Operand { memory, offset: 0, element: Element::F16 };
+        // Nothing but launches: the machine refuses to capture the rest.
+        let graph = machine.capture(|| {
+            device.matmul(&operand(&x), tokens, false, None, &operand(&y)).unwrap();
+        });
+        assert!(graph.launches() > 0);
+        machine.overwrite(&x, &other).unwrap();
+        for _ in 0..2 {
+            machine.replay(&graph).unwrap();
+        }
+        device.matmul(&operand(&x), tokens, false, None, &operand(&expected)).unwrap();
+        assert_eq!(machine.read(&y), machine.read(&expected), "{terms:?}, {tokens} tokens");
     }
 }

@@ -8,5 +8,7 @@
 mod agreement;
 mod faults;
 mod launches;
+mod limits;
 mod sample;
 mod simulator;
+mod threads;

@@ -1,13 +1,15 @@
 //! A [`Machine`] that is a program on the CPU.
 
-use candle_rbe::cuda::{Arg, Dense, Element, Launch, MODULES, Machine};
+use candle_rbe::cuda::{Arg, Dense, Element, Launch, MODULES, Machine, exhausted};
 use candle_rbe::{Error, Result};
 use half::{bf16, f16};
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::ThreadId;
 
 /// What a machine looks for beside wrong results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,12 +33,30 @@ struct Process {
     child: Child,
     launches: usize,
     allocations: usize,
+    /// So many memories more can be had.
+    room: usize,
+    graph: Option<Graph>,
+}
+
+/// Launches to be run again, and the memory that a device would have kept for them.
+#[derive(Default)]
+pub(crate) struct Graph {
+    launches: Vec<Vec<u8>>,
+    kept: Vec<Arc<Memory>>,
+}
+
+impl Graph {
+    pub(crate) fn launches(&self) -> usize {
+        self.launches.len()
+    }
 }
 
 struct Inner {
     process: Mutex<Process>,
     log: PathBuf,
     order: Order,
+    /// What each thread of the host has asked for and nobody has waited for.
+    streams: Option<Mutex<HashMap<ThreadId, Vec<Vec<u8>>>>>,
 }
 
 /// One running machine.
@@ -54,6 +74,11 @@ pub(crate) struct Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        if self.machine.0.streams.is_some() {
+            // Somebody else's from now on, as far as this thread's stream knows.
+            let _ = self.machine.write(self, &vec![0xff; self.bytes]);
+            return;
+        }
         if self.counts && !std::thread::panicking() {
             assert!(self.machine.read(self).iter().all(|byte| *byte == 0), "counters are not zero again");
         }
@@ -73,6 +98,19 @@ fn size(size: usize) -> [u8; 8] {
 impl Simulator {
     /// Starts a machine; `None` where there is no g++ to build one.
     pub(crate) fn start(checks: Checks, order: Order) -> Option<Self> {
+        Self::start_with(checks, order, None)
+    }
+
+    /// Starts a machine on which each thread of the host has a stream of its own, which does nothing until somebody waits for it.
+    pub(crate) fn start_with_streams() -> Option<Self> {
+        Self::start_with(Checks::None, Order::Forward, Some(Mutex::default()))
+    }
+
+    fn start_with(
+        checks: Checks,
+        order: Order,
+        streams: Option<Mutex<HashMap<ThreadId, Vec<Vec<u8>>>>>,
+    ) -> Option<Self> {
         let program = program(checks)?;
         static STARTED: AtomicUsize = AtomicUsize::new(0);
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
@@ -96,8 +134,8 @@ impl Simulator {
             .stderr(std::fs::File::create(&log).expect("a log"))
             .spawn()
             .expect("the machine starts");
-        let process = Mutex::new(Process { child, launches: 0, allocations: 0 });
-        Some(Self(Arc::new(Inner { process, log, order })))
+        let process = Process { child, launches: 0, allocations: 0, room: usize::MAX, graph: None };
+        Some(Self(Arc::new(Inner { process: Mutex::new(process), log, order, streams })))
     }
 
     /// Memories that were allocated so far, those that a device keeps left out.
@@ -108,6 +146,61 @@ impl Simulator {
     /// Kernels launched so far.
     pub(crate) fn launches(&self) -> usize {
         self.0.process.lock().unwrap().launches
+    }
+
+    /// Lets so many memories be had from now on.
+    pub(crate) fn set_room(&self, memories: usize) {
+        self.0.process.lock().unwrap().room = memories;
+    }
+
+    /// What `work` launches. Anything else that it asked for, a graph could not hold.
+    pub(crate) fn capture(&self, work: impl FnOnce()) -> Graph {
+        self.0.process.lock().unwrap().graph = Some(Graph::default());
+        work();
+        self.0.process.lock().unwrap().graph.take().expect("a graph that was begun")
+    }
+
+    /// The same launches again.
+    pub(crate) fn replay(&self, graph: &Graph) -> Result<()> {
+        graph.launches.iter().try_for_each(|request| self.launched(request))
+    }
+
+    /// Panics where a graph is being captured.
+    fn expect_no_capture(&self, what: &str) {
+        let captures = self.0.process.lock().unwrap().graph.is_some();
+        assert!(!captures, "{what} while a graph is captured");
+    }
+
+    /// Keeps a product's own memory for the graph that is being captured.
+    fn keep(&self, memory: Memory) -> Arc<Memory> {
+        let memory = Arc::new(memory);
+        let mut process = self.0.process.lock().unwrap();
+        process.graph.iter_mut().for_each(|graph| graph.kept.push(memory.clone()));
+        memory
+    }
+
+    /// Queues a request on this thread's stream; `false` where there are no streams.
+    fn later(&self, request: &[u8]) -> bool {
+        let Some(streams) = &self.0.streams else { return false };
+        streams.lock().unwrap().entry(std::thread::current().id()).or_default().push(request.to_vec());
+        true
+    }
+
+    /// Does what these streams were asked for.
+    fn run_streams(&self, chosen: impl Fn(ThreadId) -> bool) -> Result<()> {
+        let Some(streams) = &self.0.streams else { return Ok(()) };
+        let mut streams = streams.lock().unwrap();
+        let queues = streams.iter_mut().filter(|(thread, _)| chosen(**thread));
+        let requests: Vec<_> = queues.flat_map(|(_, queue)| std::mem::take(queue)).collect();
+        for request in requests {
+            if request[..8] == word('L') { self.launched(&request) } else { self.send(&request) }?;
+        }
+        Ok(())
+    }
+
+    /// Changes what a memory holds.
+    pub(crate) fn overwrite(&self, memory: &Memory, bytes: &[u8]) -> Result<()> {
+        self.write(memory, bytes)
     }
 
     fn send(&self, bytes: &[u8]) -> Result<()> {
@@ -133,6 +226,7 @@ impl Simulator {
 
     /// The bytes of a memory.
     pub(crate) fn read(&self, memory: &Memory) -> Vec<u8> {
+        self.run_streams(|thread| thread == std::thread::current().id()).expect("the machine runs");
         let mut bytes = vec![0; memory.bytes];
         let request = [word('R'), memory.address.to_le_bytes(), size(memory.bytes)].concat();
         self.ask(&request, &mut bytes).expect("the machine runs");
@@ -157,13 +251,18 @@ impl Simulator {
     }
 
     fn new_memory(&self, bytes: usize) -> Result<Memory> {
+        {
+            let room = &mut self.0.process.lock().unwrap().room;
+            *room = room.checked_sub(1).ok_or_else(|| exhausted(bytes, 0))?;
+        }
         let mut address = [0; 8];
         self.ask(&[word('A'), size(bytes)].concat(), &mut address)?;
         Ok(Memory { address: u64::from_le_bytes(address), bytes, counts: false, machine: self.clone() })
     }
 
     fn write(&self, memory: &Memory, bytes: &[u8]) -> Result<()> {
-        self.send(&[&word('W'), &memory.address.to_le_bytes(), &size(bytes.len()), bytes].concat())
+        let request = [&word('W'), &memory.address.to_le_bytes()[..], &size(bytes.len()), bytes].concat();
+        if self.later(&request) { Ok(()) } else { self.send(&request) }
     }
 
     fn queue(
@@ -182,11 +281,19 @@ impl Simulator {
         request.extend([threads, shared_bytes, backward, words.len(), floats.len()].map(size).concat());
         request.extend(words.iter().flat_map(|word| word.to_le_bytes()));
         request.extend(floats.iter().flat_map(|float| float.to_le_bytes()));
+        {
+            let mut process = self.0.process.lock().unwrap();
+            process.launches += 1;
+            process.graph.iter_mut().for_each(|graph| graph.launches.push(request.clone()));
+        }
+        if self.later(&request) { Ok(()) } else { self.launched(&request) }
+    }
+
+    fn launched(&self, request: &[u8]) -> Result<()> {
         let mut length = [0; 8];
-        self.ask(&request, &mut length)?;
+        self.ask(request, &mut length)?;
         let mut wrong = vec![0; u64::from_le_bytes(length) as usize];
         self.ask(&[], &mut wrong)?;
-        self.0.process.lock().unwrap().launches += 1;
         match String::from_utf8_lossy(&wrong) {
             wrong if wrong.is_empty() => Ok(()),
             wrong => Err(Error::Codec(candle_rbe::CodecError::Unsupported { what: wrong.into_owned() })),
@@ -207,6 +314,7 @@ impl Machine for Simulator {
     type Memory = Memory;
 
     fn allocate(&self, bytes: usize) -> Result<Memory> {
+        self.expect_no_capture("an allocation");
         self.0.process.lock().unwrap().allocations += 1;
         self.new_memory(bytes)
     }
@@ -223,7 +331,7 @@ impl Machine for Simulator {
 
     /// A new one each time, of just so many bytes and full of NaN: what a product finds in it, and what it writes beyond it, shows.
     fn scratch(&self, bytes: usize) -> Result<Arc<Memory>> {
-        self.new_memory(bytes).map(Arc::new)
+        self.new_memory(bytes).map(|memory| self.keep(memory))
     }
 
     /// New ones each time, which must be zero when the product is done with them.
@@ -231,7 +339,17 @@ impl Machine for Simulator {
         let mut memory = self.new_memory(count * size_of::<i32>())?;
         self.write(&memory, &vec![0; memory.bytes])?;
         memory.counts = true;
-        Ok(Arc::new(memory))
+        Ok(self.keep(memory))
+    }
+
+    fn wait(&self) -> Result<()> {
+        self.expect_no_capture("waiting");
+        self.run_streams(|thread| thread == std::thread::current().id())
+    }
+
+    fn wait_for_all(&self) -> Result<()> {
+        self.expect_no_capture("waiting");
+        self.run_streams(|_| true)
     }
 
     fn launch(&self, launch: Launch<'_, Memory>) -> Result<()> {
