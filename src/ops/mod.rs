@@ -8,6 +8,7 @@ mod matmul_all;
 mod matmul_into;
 mod norm;
 mod parametric;
+mod pool;
 
 pub use attention::{AttentionMask, attention};
 pub(crate) use dense::dense_forward;
@@ -22,35 +23,9 @@ pub use parametric::parametric_matmul;
 
 use crate::RbeTensor;
 use candle_core::{CpuStorage, DType, DeviceLocation, Layout, Result, Storage, Tensor, bail};
-use rbe_core::cpu::{Pool, Precision, Rows};
+use pool::CandlePool;
+use rbe_core::cpu::{Precision, Rows};
 use std::borrow::Cow;
-use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-/// What a thread takes at once is what is left by so many times the threads.
-const SHARES: usize = 2;
-
-/// Candle's own threads: a second pool beside them would fight for the cores.
-struct CandlePool;
-
-// SAFETY: each of `0..items` is taken once, by the update of `next`.
-#[allow(unsafe_code)]
-unsafe impl Pool for CandlePool {
-    /// Large portions first, then smaller ones (guided self-scheduling: Polychronopoulos and Kuck, 1987). Candle makes equal ones, eight a
-    /// thread; but what lies together is read fastest by one thread.
-    fn run(&self, items: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
-        let pool = candle_core::utils::barrier_pool();
-        let shares = SHARES * (pool.n_workers() + 1);
-        let end = |first: usize| first + (items - first).div_ceil(shares);
-        let next = AtomicUsize::new(0);
-        pool.execute_chunked(items, |_| {
-            let take = |first| (first < items).then(|| end(first));
-            while let Ok(first) = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
-                f(first..end(first));
-            }
-        });
-    }
-}
 
 /// The precision of a product with `x`: where a gradient is to go through it, that whose gradient it will be.
 fn precision_for(x: &Tensor, precision: Precision) -> Precision {

@@ -1,36 +1,32 @@
-//! Vectors through the operators of sides, up to sixteen segments of blocks at a time.
+//! Vectors through the operators of sides: sixteen segments of blocks side by side, or few of them each by itself.
 
 use super::exec::Exec;
 use super::kernels::{Kernels, supports};
-use super::layout::{EDGE, FOUR, FourLanes, LANES, Lanes};
+use super::layout::{EDGE, LANES, Lanes, Strip};
 use super::pool::Shared;
 use crate::codec::axis::Axis;
 use crate::codec::{Cut, Transform};
 use std::cell::RefCell;
 
-/// One thread's room for sixteen segments, by rows and by lanes.
+/// One thread's room for sixteen segments, by rows and by lanes, or for a strip of them.
 struct Workspace {
     rows: Box<[[f32; EDGE]; LANES]>,
-    by_lanes: ByLanes,
+    lanes: [Vec<Lanes>; 2],
+    strip: Box<Strip>,
     scratch: Vec<f32>,
-}
-
-/// Segments side by side, and scratch.
-struct ByLanes {
-    sixteen: [Vec<Lanes>; 2],
-    four: [Vec<FourLanes>; 2],
 }
 
 thread_local! {
     static WORKSPACE: RefCell<Workspace> = RefCell::new(Workspace {
         rows: Box::new([[0.0; EDGE]; LANES]),
-        by_lanes: ByLanes {
-            sixteen: [vec![Lanes::ZERO; EDGE], vec![Lanes::ZERO; EDGE]],
-            four: [vec![FourLanes::ZERO; EDGE], vec![FourLanes::ZERO; EDGE]],
-        },
+        lanes: [vec![Lanes::ZERO; EDGE], vec![Lanes::ZERO; EDGE]],
+        strip: Box::new(Strip::ZERO),
         scratch: Vec::new(),
     });
 }
+
+/// Segments up to which each by itself takes less time than all in lanes.
+const FEW: usize = 8;
 
 /// Receives a block of a vector: which vector, which block, and its elements.
 pub(super) type Take<'a> = dyn Fn(usize, usize, &mut [f32]) + Sync + 'a;
@@ -121,21 +117,26 @@ impl Alike {
         whole.into_iter().chain(short)
     }
 
-    /// Segments that go side by side: sixteen, or four where that makes few groups, which several threads may share.
-    fn lanes(self, batch: usize) -> usize {
-        if batch * self.count <= 2 * FOUR { FOUR } else { LANES }
+    /// Whether there are so few that each goes by itself; which several threads may share.
+    fn are_few(self, batch: usize) -> bool {
+        batch * self.count <= FEW
+    }
+
+    /// Segments that go together: in a strip, or in lanes.
+    fn together(self, batch: usize) -> usize {
+        if self.are_few(batch) { (EDGE / self.len).max(1) } else { LANES }
     }
 
     /// Groups that the segments of so many vectors make.
     fn groups(self, batch: usize) -> usize {
-        (batch * self.count).div_ceil(self.lanes(batch))
+        (batch * self.count).div_ceil(self.together(batch))
     }
 
     /// The group's segments, each with its vector and block.
     fn segments(self, group: usize, batch: usize) -> impl Iterator<Item = (usize, usize)> + Clone {
-        let lanes = self.lanes(batch);
-        let end = ((group + 1) * lanes).min(batch * self.count);
-        (group * lanes..end).map(move |n| (n / self.count, self.first + n % self.count))
+        let together = self.together(batch);
+        let end = ((group + 1) * together).min(batch * self.count);
+        (group * together..end).map(move |n| (n / self.count, self.first + n % self.count))
     }
 }
 
@@ -152,16 +153,20 @@ fn run(exec: Exec, direction: Direction, sources: &[Option<Source>], take: &Take
             for (n, source, alike, groups) in alike() {
                 let own = range.start.max(before)..range.end.min(before + groups);
                 for group in own {
-                    let segments = alike.segments(group - before, source.batch());
-                    transform_segments(
-                        exec.kernels,
-                        direction,
+                    let segments = Segments {
                         source,
-                        (alike.len, segments.clone()),
-                        workspace,
-                    );
-                    for ((vector, block), row) in segments.zip(workspace.rows.iter_mut()) {
-                        take(n, vector, block, &mut row[..alike.len]);
+                        len: alike.len,
+                        places: alike.segments(group - before, source.batch()),
+                    };
+                    let take = |(vector, block): (usize, usize), segment: &mut [f32]| {
+                        take(n, vector, block, segment)
+                    };
+                    if !segments.have_kernels() {
+                        segments.one_by_one(direction, workspace, take);
+                    } else if alike.are_few(source.batch()) {
+                        segments.in_a_strip(exec.kernels, direction, &mut workspace.strip, take);
+                    } else {
+                        segments.in_lanes(exec.kernels, direction, workspace, take);
                     }
                 }
                 before += groups;
@@ -170,85 +175,103 @@ fn run(exec: Exec, direction: Direction, sources: &[Option<Source>], take: &Take
     });
 }
 
-/// Takes segments of one length, a group's, through the operator into the workspace's rows.
-fn transform_segments(
-    kernels: &Kernels,
-    direction: Direction,
-    source: Source,
-    (len, segments): (usize, impl Iterator<Item = (usize, usize)> + Clone),
-    Workspace { rows, by_lanes, scratch }: &mut Workspace,
-) {
-    let axis = source.axis;
-    scratch.resize(axis.scratch_len(), 0.0);
-    let in_lanes = axis.transform() == Transform::Dct && supports(len);
-    let mut count = 0;
-    for (at, row) in segments.clone().zip(rows.iter_mut()) {
-        let (row, values) = (&mut row[..len], source.segment(at));
-        if in_lanes {
-            begin(axis, direction, at.1, values, row);
-        } else {
-            row.copy_from_slice(values);
-            one(axis, direction, at.1, row, scratch);
-        }
-        count += 1;
-    }
-    if in_lanes {
-        transform(kernels, direction, rows, count, len, by_lanes);
-        if direction == Direction::Inverse {
-            for ((_, block), row) in segments.zip(rows.iter_mut()) {
-                axis.weigh(block, &mut row[..len]);
-            }
-        }
-    }
-}
-
-/// A segment on its direction into lanes: with the transform's norm and, where they come first, its signs and scales.
-fn begin(axis: &Axis, direction: Direction, block: usize, source: &[f32], row: &mut [f32]) {
-    let norm = 1.0 / (row.len() as f32).sqrt();
-    row.iter_mut().zip(source).for_each(|(row, x)| *row = x * norm);
-    if direction == Direction::Forward {
-        axis.weigh(block, row);
-    }
-}
-
-/// The first `count` rows' first `len` elements, side by side through the DCT.
-fn transform(
-    kernels: &Kernels,
-    direction: Direction,
-    rows: &mut [[f32; EDGE]; LANES],
-    count: usize,
+/// A group of a source's segments of one length, at their vectors and blocks.
+#[derive(Clone)]
+struct Segments<'a, P> {
+    source: Source<'a>,
     len: usize,
-    by_lanes: &mut ByLanes,
-) {
-    if count <= FOUR {
-        let [lanes, scratch] = &mut by_lanes.four;
-        let lanes = &mut lanes[..len];
-        for (n, lanes) in lanes.iter_mut().enumerate() {
-            *lanes = FourLanes(std::array::from_fn(|lane| rows[lane][n]));
+    places: P,
+}
+
+impl<P: Iterator<Item = (usize, usize)> + Clone> Segments<'_, P> {
+    /// Whether there are kernels for the transform and this length.
+    fn have_kernels(&self) -> bool {
+        self.source.axis.transform() == Transform::Dct && supports(self.len)
+    }
+
+    /// By the codec's own plan.
+    fn one_by_one(
+        self,
+        direction: Direction,
+        Workspace { rows, scratch, .. }: &mut Workspace,
+        take: impl Fn((usize, usize), &mut [f32]),
+    ) {
+        let axis = self.source.axis;
+        scratch.resize(axis.scratch_len(), 0.0);
+        let x = &mut rows[0][..self.len];
+        for place in self.places {
+            x.copy_from_slice(self.source.segment(place));
+            match direction {
+                Direction::Forward => axis.forward_block(place.1, x, scratch),
+                Direction::Inverse => axis.inverse_block(place.1, x, scratch),
+            }
+            take(place, x);
+        }
+    }
+
+    /// Each by itself.
+    fn in_a_strip(
+        self,
+        kernels: &Kernels,
+        direction: Direction,
+        strip: &mut Strip,
+        take: impl Fn((usize, usize), &mut [f32]),
+    ) {
+        let (axis, len) = (self.source.axis, self.len);
+        let mut count = 0;
+        for (place, x) in self.places.clone().zip(strip.elements.chunks_exact_mut(len)) {
+            begin(axis, direction, place.1, self.source.segment(place), x);
+            count += 1;
         }
         match direction {
-            Direction::Forward => kernels.dct2_of_four(lanes, scratch),
-            Direction::Inverse => kernels.dct3_of_four(lanes, scratch),
+            Direction::Forward => kernels.dct2_of_strip(strip, len, count),
+            Direction::Inverse => kernels.dct3_of_strip(strip, len, count),
         }
-        for (lane, row) in rows[..count].iter_mut().enumerate() {
-            row.iter_mut().zip(&*lanes).for_each(|(row, lanes)| *row = lanes.0[lane]);
+        for (place, x) in self.places.zip(strip.elements.chunks_exact_mut(len)) {
+            end(axis, direction, place.1, x);
+            take(place, x);
         }
-    } else {
-        let [lanes, scratch] = &mut by_lanes.sixteen;
-        let lanes = &mut lanes[..len];
+    }
+
+    /// Side by side.
+    fn in_lanes(
+        self,
+        kernels: &Kernels,
+        direction: Direction,
+        Workspace { rows, lanes: [lanes, scratch], .. }: &mut Workspace,
+        take: impl Fn((usize, usize), &mut [f32]),
+    ) {
+        let axis = self.source.axis;
+        for (place, row) in self.places.clone().zip(rows.iter_mut()) {
+            begin(axis, direction, place.1, self.source.segment(place), &mut row[..self.len]);
+        }
+        let lanes = &mut lanes[..self.len];
         kernels.rows_to_lanes(rows, lanes);
         match direction {
             Direction::Forward => kernels.dct2(lanes, scratch),
             Direction::Inverse => kernels.dct3(lanes, scratch),
         }
         kernels.lanes_to_rows(lanes, rows);
+        for (place, row) in self.places.zip(rows.iter_mut()) {
+            let x = &mut row[..self.len];
+            end(axis, direction, place.1, x);
+            take(place, x);
+        }
     }
 }
 
-/// One segment by the codec's own plan, for transforms and lengths that have no lanes.
-fn one(axis: &Axis, direction: Direction, block: usize, x: &mut [f32], scratch: &mut [f32]) {
-    match direction {
-        Direction::Forward => axis.forward_block(block, x, scratch),
-        Direction::Inverse => axis.inverse_block(block, x, scratch),
+/// A segment on its way into a kernel: with the transform's norm and, where they come first, its signs and scales.
+fn begin(axis: &Axis, direction: Direction, block: usize, source: &[f32], x: &mut [f32]) {
+    let norm = 1.0 / (x.len() as f32).sqrt();
+    x.iter_mut().zip(source).for_each(|(x, source)| *x = source * norm);
+    if direction == Direction::Forward {
+        axis.weigh(block, x);
+    }
+}
+
+/// And out of it: with its signs and scales, where they come last.
+fn end(axis: &Axis, direction: Direction, block: usize, x: &mut [f32]) {
+    if direction == Direction::Inverse {
+        axis.weigh(block, x);
     }
 }

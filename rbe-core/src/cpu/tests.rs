@@ -17,6 +17,7 @@ use half::f16;
 mod dense;
 mod gradients;
 mod sides;
+mod transforms;
 
 /// The product with a matrix or its transpose.
 fn product(kernels: &Kernels, matrix: Oriented, x: &[f32], y: &mut [f32], how: (Precision, &dyn Pool)) {
@@ -215,7 +216,7 @@ fn products_in_integers_have_the_same_bits_on_every_level_and_pool_and_beside_ot
             });
             let results: Vec<_> = results.collect();
             assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{}", matrix.summary());
-            // A vector's segments go through the transforms by fours where there are few, else by sixteens.
+            // Few segments go through the transforms by themselves, more side by side.
             let (rows, cols) = (matrix.layout().rows(), matrix.layout().cols());
             for few in [1, 2, 5] {
                 let mut y = vec![0.0; few * rows];

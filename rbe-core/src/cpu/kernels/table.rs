@@ -1,5 +1,6 @@
 //! The table of a level's operations.
 
+use super::generic::dct::supports;
 use super::generic::norm::{NormGradient, NormRow};
 use super::generic::trellis::GroupRows;
 use super::generic::viterbi_bytes::ByteRow;
@@ -8,7 +9,7 @@ use crate::cpu::layout::planes::{Line, PackedPlanes};
 use crate::cpu::layout::sparse::PackedSparse;
 use crate::cpu::layout::trellis::{PackedGroup, PackedTrellis};
 use crate::cpu::layout::{
-    EDGE, FourLanes, Input, LANES, LaneInput, Lanes, Place, QuantizedRows, RowSums, SortedEntries,
+    EDGE, Input, LANES, LaneInput, Lanes, Place, QuantizedRows, RowSums, SortedEntries, Strip,
 };
 use std::ops::Range;
 
@@ -39,7 +40,8 @@ type RowsToLanes = unsafe fn(rows: &[f32], stride: usize, lanes: &mut [Lanes; LA
 type LanesToRows = unsafe fn(lanes: &[Lanes; LANES], rows: &mut [f32], stride: usize);
 type Norm = unsafe fn(NormRow, bias: &[f32], out: &mut [f32]);
 type Dot = unsafe fn(&[f32], &[f32]) -> f32;
-type Dct<L> = unsafe fn(&mut [L], &mut [L]);
+type Dct = unsafe fn(&mut [Lanes], &mut [Lanes]);
+type DctOfStrip = unsafe fn(&mut Strip, usize, usize);
 /// [`step`](super::generic::viterbi::step) with a number of bits.
 type Viterbi = unsafe fn(&[u16], &[i16], i16, next: &mut [u16]) -> u16;
 /// [`step`](super::generic::viterbi_bytes::step) with a number of bits.
@@ -73,10 +75,11 @@ pub(in crate::cpu) struct Kernels {
     pub(super) rows_to_lanes: Op<RowsToLanes>,
     pub(super) lanes_to_rows: Op<LanesToRows>,
     /// `x <- sqrt(n) C x` and its transpose in each lane; the second slice is scratch.
-    pub(super) dct2: Op<Dct<Lanes>>,
-    pub(super) dct3: Op<Dct<Lanes>>,
-    pub(super) dct2_of_four: Op<Dct<FourLanes>>,
-    pub(super) dct3_of_four: Op<Dct<FourLanes>>,
+    pub(super) dct2: Op<Dct>,
+    pub(super) dct3: Op<Dct>,
+    /// The same of each segment of a strip: their length, and how many there are.
+    pub(super) dct2_of_strip: Op<DctOfStrip>,
+    pub(super) dct3_of_strip: Op<DctOfStrip>,
     pub(super) norm: Op<Norm>,
     pub(super) norm_gradient: Op<unsafe fn(NormRow, g: &[f32], NormGradient)>,
     pub(super) exp: Op<unsafe fn(&mut [f32], f32) -> f32>,
@@ -111,8 +114,8 @@ impl Kernels {
             lanes_to_rows,
             dct2,
             dct3,
-            dct2_of_four,
-            dct3_of_four,
+            dct2_of_strip,
+            dct3_of_strip,
             norm,
             norm_gradient,
             exp,
@@ -138,8 +141,8 @@ impl Kernels {
             ("lanes_to_rows", lanes_to_rows.level),
             ("dct2", dct2.level),
             ("dct3", dct3.level),
-            ("dct2_of_four", dct2_of_four.level),
-            ("dct3_of_four", dct3_of_four.level),
+            ("dct2_of_strip", dct2_of_strip.level),
+            ("dct3_of_strip", dct3_of_strip.level),
             ("norm", norm.level),
             ("norm_gradient", norm_gradient.level),
             ("exp", exp.level),
@@ -322,16 +325,18 @@ impl Kernels {
         unsafe { (self.dct3.run)(x, scratch) }
     }
 
-    pub(in crate::cpu) fn dct2_of_four(&self, x: &mut [FourLanes], scratch: &mut [FourLanes]) {
-        assert!(scratch.len() >= x.len());
+    /// [`dct2`](Self::dct2) of the first `count` segments of `len` elements, each by itself.
+    pub(in crate::cpu) fn dct2_of_strip(&self, strip: &mut Strip, len: usize, count: usize) {
+        assert!(supports(len) && count * len <= EDGE);
         // SAFETY: as in `planes`.
-        unsafe { (self.dct2_of_four.run)(x, scratch) }
+        unsafe { (self.dct2_of_strip.run)(strip, len, count) }
     }
 
-    pub(in crate::cpu) fn dct3_of_four(&self, x: &mut [FourLanes], scratch: &mut [FourLanes]) {
-        assert!(scratch.len() >= x.len());
+    /// [`dct3`](Self::dct3), likewise.
+    pub(in crate::cpu) fn dct3_of_strip(&self, strip: &mut Strip, len: usize, count: usize) {
+        assert!(supports(len) && count * len <= EDGE);
         // SAFETY: as in `planes`.
-        unsafe { (self.dct3_of_four.run)(x, scratch) }
+        unsafe { (self.dct3_of_strip.run)(strip, len, count) }
     }
 
     /// The step of Viterbi's search in a trellis of `bits` bits, 1 to 4.

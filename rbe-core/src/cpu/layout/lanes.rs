@@ -4,8 +4,6 @@ use std::ops::{Add, Mul, Sub};
 
 /// Vectors transformed together.
 pub(in crate::cpu) const LANES: usize = 16;
-/// Or so many, where there are no more.
-pub(in crate::cpu) const FOUR: usize = 4;
 
 /// What a transform goes through: one element of several vectors.
 pub(in crate::cpu) trait Element:
@@ -13,53 +11,37 @@ pub(in crate::cpu) trait Element:
 {
 }
 
-macro_rules! element {
-    ($(#[$doc:meta])* $name:ident, $lanes:expr, $align:literal) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq)]
-        #[repr(C, align($align))]
-        pub(in crate::cpu) struct $name(pub [f32; $lanes]);
+/// One element of each of sixteen: a register.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C, align(64))]
+pub(in crate::cpu) struct Lanes(pub [f32; LANES]);
 
-        impl $name {
-            pub(in crate::cpu) const ZERO: Self = Self([0.0; $lanes]);
-        }
-
-        impl Element for $name {}
-
-        impl Add for $name {
-            type Output = Self;
-            #[inline(always)]
-            fn add(self, other: Self) -> Self {
-                Self(std::array::from_fn(|lane| self.0[lane] + other.0[lane]))
-            }
-        }
-
-        impl Sub for $name {
-            type Output = Self;
-            #[inline(always)]
-            fn sub(self, other: Self) -> Self {
-                Self(std::array::from_fn(|lane| self.0[lane] - other.0[lane]))
-            }
-        }
-
-        impl Mul<f32> for $name {
-            type Output = Self;
-            #[inline(always)]
-            fn mul(self, factor: f32) -> Self {
-                Self(self.0.map(|value| value * factor))
-            }
-        }
-    };
+impl Lanes {
+    pub(in crate::cpu) const ZERO: Self = Self([0.0; LANES]);
 }
-element!(
-    /// One element of each of sixteen: a register.
-    Lanes,
-    LANES,
-    64
-);
-element!(
-    /// One element of each of four: where there are no more, a transform of 256 stays in the first cache.
-    FourLanes,
-    FOUR,
-    16
-);
+
+impl Element for Lanes {}
+
+impl Add for Lanes {
+    type Output = Self;
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        Self(std::array::from_fn(|lane| self.0[lane] + other.0[lane]))
+    }
+}
+
+impl Sub for Lanes {
+    type Output = Self;
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        Self(std::array::from_fn(|lane| self.0[lane] - other.0[lane]))
+    }
+}
+
+impl Mul<f32> for Lanes {
+    type Output = Self;
+    #[inline(always)]
+    fn mul(self, factor: f32) -> Self {
+        Self(self.0.map(|value| value * factor))
+    }
+}

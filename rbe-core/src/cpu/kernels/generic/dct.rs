@@ -1,4 +1,4 @@
-//! The DCT of sixteen vectors at once, one in each lane of a register; or of four.
+//! The DCT of sixteen vectors at once, one in each lane of a register.
 //!
 //! With `T` the unnormalised transform `sqrt(n) C`, `C` orthonormal, one step of the recursion is (Plonka and
 //! Tasche, "Fast and numerically stable algorithms for discrete cosine transforms", 2005, sections 3 and 4)
@@ -40,7 +40,7 @@ const MAX_LEN: usize = 256;
 type Rotation = [f32; 4];
 
 /// The rotations of `T_IV(2h)` at `h + k`.
-static ROTATIONS: LazyLock<[Rotation; MAX_LEN / 2]> = LazyLock::new(|| {
+pub(super) static ROTATIONS: LazyLock<[Rotation; MAX_LEN / 2]> = LazyLock::new(|| {
     std::array::from_fn(|index| {
         if index == 0 {
             return [0.0; 4];
@@ -159,38 +159,37 @@ fn dct3_4<L: Element>([e0, o0, e1, o1]: [L; 4]) -> [L; 4] {
     [u0 + v0, u1 + v1, u1 - v1, u0 - v0]
 }
 
+/// `p_k` and `q_k` of `T_IV(N)`.
+#[inline(always)]
+fn turn<L: Element, const N: usize>(x: [L; N], k: usize) -> (L, L) {
+    let [c, s, sc, ss] = rotations(N / 2)[k];
+    (x[k] * c + x[N - 1 - k] * s, x[N - 1 - k] * sc - x[k] * ss)
+}
+
 #[inline(always)]
 fn dct4_4<L: Element>(x: [L; 4]) -> [L; 4] {
-    let turn = |k: usize| {
-        let [c, s, sc, ss] = rotations(2)[k];
-        (x[k] * c + x[3 - k] * s, x[3 - k] * sc - x[k] * ss)
-    };
-    let ((p0, q0), (p1, q1)) = (turn(0), turn(1));
+    let ((p0, q0), (p1, q1)) = (turn(x, 0), turn(x, 1));
     let ([p0, p1], [q0, q1]) = (dct2_2([p0, p1]), dct2_2([q0, q1]));
     [p0 * SQRT_2, p1 - q1, p1 + q1, q0 * -SQRT_2]
 }
 
 #[inline(always)]
-fn dct2_8<L: Element>(x: [L; 8]) -> [L; 8] {
+pub(super) fn dct2_8<L: Element>(x: [L; 8]) -> [L; 8] {
     let e = dct2_4([x[0] + x[7], x[1] + x[6], x[2] + x[5], x[3] + x[4]]);
     let o = dct4_4([x[0] - x[7], x[1] - x[6], x[2] - x[5], x[3] - x[4]]);
     [e[0], o[0], e[1], o[1], e[2], o[2], e[3], o[3]]
 }
 
 #[inline(always)]
-fn dct3_8<L: Element>(x: [L; 8]) -> [L; 8] {
+pub(super) fn dct3_8<L: Element>(x: [L; 8]) -> [L; 8] {
     let u = dct3_4([x[0], x[2], x[4], x[6]]);
     let v = dct4_4([x[1], x[3], x[5], x[7]]);
     [u[0] + v[0], u[1] + v[1], u[2] + v[2], u[3] + v[3], u[3] - v[3], u[2] - v[2], u[1] - v[1], u[0] - v[0]]
 }
 
 #[inline(always)]
-fn dct4_8<L: Element>(x: [L; 8]) -> [L; 8] {
-    let turn = |k: usize| {
-        let [c, s, sc, ss] = rotations(4)[k];
-        (x[k] * c + x[7 - k] * s, x[7 - k] * sc - x[k] * ss)
-    };
-    let [(p0, q0), (p1, q1), (p2, q2), (p3, q3)] = [turn(0), turn(1), turn(2), turn(3)];
+pub(super) fn dct4_8<L: Element>(x: [L; 8]) -> [L; 8] {
+    let [(p0, q0), (p1, q1), (p2, q2), (p3, q3)] = [turn(x, 0), turn(x, 1), turn(x, 2), turn(x, 3)];
     let (p, q) = (dct2_4([p0, p1, p2, p3]), dct2_4([q0, q1, q2, q3]));
     [
         p[0] * SQRT_2,

@@ -24,8 +24,11 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     below: Some(&avx2::LEVEL),
     detect: || has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl"),
     kernels: &TABLE,
-    // Entries are put into lanes by instructions that come with VBMI2.
-    inherited: &[&["dense_digits", "sparse", "sparse_transposed", "spmm_min_batch"]],
+    // Entries are put into lanes by instructions that come with VBMI2; segments alone have half of such a register.
+    inherited: &[
+        &["dense_digits", "sparse", "sparse_transposed", "spmm_min_batch"],
+        &["dct2_of_strip", "dct3_of_strip"],
+    ],
 };
 
 pub(super) const TABLE: Kernels = Kernels {
@@ -42,8 +45,6 @@ pub(super) const TABLE: Kernels = Kernels {
     lanes_to_rows: Op::new(NAME, lanes::lanes_to_rows),
     dct2: Op::new(NAME, dct::dct2),
     dct3: Op::new(NAME, dct::dct3),
-    dct2_of_four: Op::new(NAME, dct::dct2),
-    dct3_of_four: Op::new(NAME, dct::dct3),
     norm: Op::new(NAME, dense::norm),
     norm_gradient: Op::new(NAME, dense::norm_gradient),
     exp: Op::new(NAME, dense::exp),
