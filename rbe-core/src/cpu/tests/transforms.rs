@@ -7,7 +7,8 @@ use crate::cpu::tests::levels;
 #[test]
 fn a_segment_of_a_strip_has_the_bits_that_it_has_in_lanes_on_every_level() {
     let first = Kernels::new(levels()[0]).unwrap();
-    let strips: [fn(&Kernels, &mut Strip, usize, usize); 2] = [Kernels::dct2_of_strip, Kernels::dct3_of_strip];
+    let strips: [fn(&Kernels, &mut Strip, usize, usize); 2] =
+        [Kernels::dct2_of_strip, Kernels::dct3_of_strip];
     let lanes: [fn(&Kernels, &mut [Lanes], &mut [Lanes]); 2] = [Kernels::dct2, Kernels::dct3];
     for len in [16, 32, 64, 128, 256] {
         let x: Vec<f32> = (0..EDGE).map(|n| (n as f32 * n as f32 * 0.37).sin()).collect();

@@ -181,8 +181,9 @@ fn transform<I: Octets>(isa: I, plans: &[Plan; LENGTHS], strip: &mut Strip, len:
         }
         std::mem::swap(&mut x, &mut y);
     }
-    for (n, blocks) in x[..used.next_multiple_of(OCTET * OCTET)].chunks_exact_mut(OCTET * OCTET).enumerate() {
-        leaves(isa, blocks, &plan.third[n], &plan.fourth[n]);
+    let squares = x[..used.next_multiple_of(OCTET * OCTET)].as_chunks_mut().0;
+    for (blocks, (third, fourth)) in squares.iter_mut().zip(plan.third.iter().zip(&plan.fourth)) {
+        leaves(isa, blocks, third, fourth);
     }
     for level in (0..levels).rev() {
         let half = len >> (level + 1);
@@ -194,16 +195,16 @@ fn transform<I: Octets>(isa: I, plans: &[Plan; LENGTHS], strip: &mut Strip, len:
     }
 }
 
+/// As octets.
 #[inline(always)]
-fn load<I: Octets>(isa: I, x: &[f32], at: usize) -> I::Octet {
-    let Some(octet) = x[at..].first_chunk() else { unreachable!("a block has whole octets") };
-    isa.load(octet)
+fn octets(x: &[f32]) -> &[[f32; OCTET]] {
+    x.as_chunks().0
 }
 
+/// As octets, to be written.
 #[inline(always)]
-fn store<I: Octets>(isa: I, octet: I::Octet, x: &mut [f32], at: usize) {
-    let Some(to) = x[at..].first_chunk_mut() else { unreachable!("a block has whole octets") };
-    isa.store(octet, to);
+fn octets_mut(x: &mut [f32]) -> &mut [[f32; OCTET]] {
+    x.as_chunks_mut().0
 }
 
 /// A block to the two whose transforms make its own.
@@ -216,66 +217,93 @@ fn down<I: Octets>(
     y: &mut [f32],
     rotations: &[[f32; EDGE / 2]; 4],
 ) {
-    let (x, (first, second)) = (&x[..2 * half], y[..2 * half].split_at_mut(half));
-    for k in (0..half).step_by(OCTET) {
-        let [a, b] = match kind {
-            Kind::II => {
-                let (low, high) = (load(isa, x, k), isa.reverse(load(isa, x, 2 * half - OCTET - k)));
-                [isa.add(low, high), isa.sub(low, high)]
+    let (low, high) = x[..2 * half].split_at(half);
+    let (first, second) = y[..2 * half].split_at_mut(half);
+    let halves = octets_mut(first).iter_mut().zip(octets_mut(second));
+    // Each octet beside that which mirrors it at the block's middle.
+    let mirrored = octets(low).iter().zip(octets(high).iter().rev());
+    match kind {
+        Kind::II => {
+            for ((first, second), (low, high)) in halves.zip(mirrored) {
+                let (low, high) = (isa.load(low), isa.reverse(isa.load(high)));
+                isa.store(isa.add(low, high), first);
+                isa.store(isa.sub(low, high), second);
             }
-            Kind::III => isa.part([load(isa, x, 2 * k), load(isa, x, 2 * k + OCTET)]),
-            Kind::IV => {
-                let (low, high) = (load(isa, x, k), isa.reverse(load(isa, x, 2 * half - OCTET - k)));
-                let [c, s, sc, ss] = rotations;
-                let (c, s) = (load(isa, c, half + k), load(isa, s, half + k));
-                let (sc, ss) = (load(isa, sc, half + k), load(isa, ss, half + k));
-                [isa.add(isa.mul(low, c), isa.mul(high, s)), isa.sub(isa.mul(high, sc), isa.mul(low, ss))]
+        }
+        Kind::III => {
+            for ((first, second), pair) in halves.zip(x[..2 * half].as_chunks::<{ 2 * OCTET }>().0) {
+                let [a, b] = octets(pair) else { unreachable!("two octets") };
+                let [a, b] = isa.part([isa.load(a), isa.load(b)]);
+                isa.store(a, first);
+                isa.store(b, second);
             }
-        };
-        store(isa, a, first, k);
-        store(isa, b, second, k);
-    }
-}
-
-/// A block from the two that it was taken to. Beyond the block `x` is read, and comes to nothing.
-#[inline(always)]
-fn up<I: Octets>(isa: I, kind: Kind, half: usize, x: &[f32], y: &mut [f32]) {
-    let (x, y) = (&x[..2 * half + OCTET], &mut y[..2 * half]);
-    for k in (0..half).step_by(OCTET) {
-        let first = load(isa, x, k);
-        match kind {
-            Kind::II => {
-                let [a, b] = isa.interleave(first, load(isa, x, half + k));
-                store(isa, a, y, 2 * k);
-                store(isa, b, y, 2 * k + OCTET);
-            }
-            Kind::III => {
-                let second = load(isa, x, half + k);
-                store(isa, isa.add(first, second), y, k);
-                store(isa, isa.reverse(isa.sub(first, second)), y, 2 * half - OCTET - k);
-            }
-            Kind::IV => {
-                // P_m + Q_{h-m} and P_{m+1} - Q_{h-m-1}; the first and the last element are others.
-                let even = isa.add(first, isa.reverse(load(isa, x, 2 * half + 1 - OCTET - k)));
-                let odd = isa.sub(load(isa, x, k + 1), isa.reverse(load(isa, x, 2 * half - OCTET - k)));
-                let [a, b] = isa.interleave(even, odd);
-                store(isa, a, y, 2 * k);
-                store(isa, b, y, 2 * k + OCTET);
+        }
+        Kind::IV => {
+            let [c, s, sc, ss] = rotations;
+            let c_and_s = octets(&c[half..2 * half]).iter().zip(octets(&s[half..2 * half]));
+            let signed = octets(&sc[half..2 * half]).iter().zip(octets(&ss[half..2 * half]));
+            let turned = halves.zip(mirrored).zip(c_and_s.zip(signed));
+            for (((first, second), (low, high)), ((c, s), (sc, ss))) in turned {
+                let (low, high) = (isa.load(low), isa.reverse(isa.load(high)));
+                let (c, s, sc, ss) = (isa.load(c), isa.load(s), isa.load(sc), isa.load(ss));
+                isa.store(isa.add(isa.mul(low, c), isa.mul(high, s)), first);
+                isa.store(isa.sub(isa.mul(high, sc), isa.mul(low, ss)), second);
             }
         }
     }
-    if kind == Kind::IV {
-        y[0] = x[0] * SQRT_2;
-        y[2 * half - 1] = x[half] * -SQRT_2;
+}
+
+/// A block from the two that it was taken to. An element beyond the block is read, and comes to nothing.
+#[inline(always)]
+fn up<I: Octets>(isa: I, kind: Kind, half: usize, x: &[f32], y: &mut [f32]) {
+    let (first, second) = (&x[..half], &x[half..2 * half]);
+    let y = &mut y[..2 * half];
+    match kind {
+        Kind::II => {
+            let pairs = y.as_chunks_mut::<{ 2 * OCTET }>().0;
+            for (pair, (first, second)) in pairs.iter_mut().zip(octets(first).iter().zip(octets(second))) {
+                store_pair(isa, isa.interleave(isa.load(first), isa.load(second)), pair);
+            }
+        }
+        Kind::III => {
+            let (low, high) = y.split_at_mut(half);
+            let mirrored = octets_mut(low).iter_mut().zip(octets_mut(high).iter_mut().rev());
+            for ((low, high), (first, second)) in mirrored.zip(octets(first).iter().zip(octets(second))) {
+                let (first, second) = (isa.load(first), isa.load(second));
+                isa.store(isa.add(first, second), low);
+                isa.store(isa.reverse(isa.sub(first, second)), high);
+            }
+        }
+        Kind::IV => {
+            // P_m + Q_{h-m} and P_{m+1} - Q_{h-m-1}; the first and the last element are others.
+            let (begin, end) = (first[0] * SQRT_2, second[0] * -SQRT_2);
+            let even = octets(first).iter().zip(octets(&x[half + 1..2 * half + 1]).iter().rev());
+            let odd = octets(&x[1..half + 1]).iter().zip(octets(second).iter().rev());
+            let pairs = y.as_chunks_mut::<{ 2 * OCTET }>().0;
+            for (pair, ((p, q), (p_next, q_next))) in pairs.iter_mut().zip(even.zip(odd)) {
+                let even = isa.add(isa.load(p), isa.reverse(isa.load(q)));
+                let odd = isa.sub(isa.load(p_next), isa.reverse(isa.load(q_next)));
+                store_pair(isa, isa.interleave(even, odd), pair);
+            }
+            (y[0], y[2 * half - 1]) = (begin, end);
+        }
     }
+}
+
+/// Two octets, one after the other.
+#[inline(always)]
+fn store_pair<I: Octets>(isa: I, [a, b]: [I::Octet; 2], pair: &mut [f32; 2 * OCTET]) {
+    let [first, second] = octets_mut(pair) else { unreachable!("two octets") };
+    isa.store(a, first);
+    isa.store(b, second);
 }
 
 /// Eight blocks of eight elements through their transforms.
 #[inline(always)]
-fn leaves<I: Octets>(isa: I, blocks: &mut [f32], third: &[u32; OCTET], fourth: &[u32; OCTET]) {
+fn leaves<I: Octets>(isa: I, blocks: &mut [f32; OCTET * OCTET], third: &[u32; OCTET], fourth: &[u32; OCTET]) {
     let mut rows = [isa.splat(0.0); OCTET];
-    for (n, row) in rows.iter_mut().enumerate() {
-        *row = load(isa, blocks, OCTET * n);
+    for (row, block) in rows.iter_mut().zip(octets(blocks)) {
+        *row = isa.load(block);
     }
     let mut x = [Eight(isa, isa.splat(0.0)); OCTET];
     for (x, column) in x.iter_mut().zip(isa.transpose(rows)) {
@@ -293,7 +321,7 @@ fn leaves<I: Octets>(isa: I, blocks: &mut [f32], third: &[u32; OCTET], fourth: &
     for (row, y) in rows.iter_mut().zip(y) {
         *row = y.1;
     }
-    for (n, row) in isa.transpose(rows).into_iter().enumerate() {
-        store(isa, row, blocks, OCTET * n);
+    for (block, row) in octets_mut(blocks).iter_mut().zip(isa.transpose(rows)) {
+        isa.store(row, block);
     }
 }
