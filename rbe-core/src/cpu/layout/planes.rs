@@ -60,8 +60,61 @@ pub(in crate::cpu) struct RowTile<'a> {
     pub planes: u8,
     /// Those of its tiles, one after another.
     pub lines: &'a [Line],
-    /// Half the steps of its rows; 0 for rows below the block.
-    pub half_steps: [f32; TILE_ROWS],
+    /// Half the steps of its rows.
+    pub half_steps: HalfSteps<'a>,
+}
+
+/// Half the steps of sixteen rows.
+#[derive(Clone, Copy)]
+pub(in crate::cpu) enum HalfSteps<'a> {
+    /// All the same.
+    Same(f32),
+    /// A scale for each, times half a unit; rows below the block have none.
+    Each(&'a [f16], f32),
+}
+
+impl HalfSteps<'_> {
+    /// As numbers; 0 for rows below the block.
+    #[inline(always)]
+    pub(in crate::cpu) fn values(self) -> [f32; TILE_ROWS] {
+        match self {
+            Self::Same(half_step) => [half_step; TILE_ROWS],
+            Self::Each(scales, half_unit) => {
+                std::array::from_fn(|row| scales.get(row).map_or(0.0, |scale| scale.to_f32() * half_unit))
+            }
+        }
+    }
+}
+
+/// The row tiles of neighbouring blocks, from left to right.
+pub(in crate::cpu) struct RowTiles<'a> {
+    tiles: &'a PackedPlanes,
+    /// The row tile's, over the whole width.
+    lines: &'a [Line],
+    i: usize,
+    row_tile: usize,
+    blocks: Range<usize>,
+}
+
+impl<'a> Iterator for RowTiles<'a> {
+    type Item = RowTile<'a>;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<RowTile<'a>> {
+        let (tiles, j) = (self.tiles, self.blocks.next()?);
+        let all = tiles.layout.block_cols();
+        let index = self.i * all + j;
+        let (start, end) =
+            (tiles.offsets[index], if j + 1 < all { tiles.offsets[index + 1] } else { self.lines.len() });
+        let half_steps = match tiles.group {
+            ScaleGroup::Block => HalfSteps::Same(tiles.half_steps[index]),
+            ScaleGroup::Row => {
+                let rows = tiles.layout.row_range(self.i);
+                tiles.half_steps_of_rows(rows.start * all + j * rows.len(), self.row_tile, rows.len())
+            }
+        };
+        Some(RowTile { planes: tiles.planes[index], lines: &self.lines[start..end], half_steps })
+    }
 }
 
 /// The bit-planes of every block in tiles.
@@ -202,28 +255,17 @@ impl PackedPlanes {
         i: usize,
         row_tile: usize,
         blocks: Range<usize>,
-    ) -> impl Iterator<Item = RowTile<'_>> {
-        let ((first, width), all) = (self.bands[i], self.layout.block_cols());
+    ) -> RowTiles<'_> {
+        let (first, width) = self.bands[i];
         let lines = &self.lines[first + row_tile * width..][..width];
-        let (planes, offsets) = (&self.planes[i * all..][..all], &self.offsets[i * all..][..all]);
-        let rows = self.layout.row_range(i);
-        blocks.map(move |j| {
-            let end = offsets.get(j + 1).copied().unwrap_or(width);
-            let half_steps = match self.group {
-                ScaleGroup::Block => [self.half_steps[i * all + j]; TILE_ROWS],
-                ScaleGroup::Row => {
-                    self.half_steps_of_rows(rows.start * all + j * rows.len(), row_tile, rows.len())
-                }
-            };
-            RowTile { planes: planes[j], lines: &lines[offsets[j]..end], half_steps }
-        })
+        RowTiles { tiles: self, lines, i, row_tile, blocks }
     }
 
-    /// Half the steps of the sixteen rows of a row tile; 0 for rows below the block.
+    /// Half the steps of the sixteen rows of a row tile.
     #[inline(always)]
-    pub(in crate::cpu) fn half_steps(&self, block: Block, row_tile: usize) -> [f32; TILE_ROWS] {
+    pub(in crate::cpu) fn half_steps(&self, block: Block, row_tile: usize) -> HalfSteps<'_> {
         match self.group {
-            ScaleGroup::Block => [self.half_steps[block.index]; TILE_ROWS],
+            ScaleGroup::Block => HalfSteps::Same(self.half_steps[block.index]),
             ScaleGroup::Row => {
                 let first = block.row * self.layout.block_cols() + self.layout.place(block).1 * block.height;
                 self.half_steps_of_rows(first, row_tile, block.height)
@@ -233,11 +275,9 @@ impl PackedPlanes {
 
     /// [`half_steps`](Self::half_steps) of a block of so many rows, whose scales begin with number `first`.
     #[inline(always)]
-    fn half_steps_of_rows(&self, first: usize, row_tile: usize, height: usize) -> [f32; TILE_ROWS] {
-        std::array::from_fn(|lane| {
-            let row = row_tile * TILE_ROWS + lane;
-            if row < height { 0.5 * self.scales[first + row].to_f32() * self.unit } else { 0.0 }
-        })
+    fn half_steps_of_rows(&self, first: usize, row_tile: usize, height: usize) -> HalfSteps<'_> {
+        let own = row_tile * TILE_ROWS..height.min((row_tile + 1) * TILE_ROWS);
+        HalfSteps::Each(&self.scales[first + own.start..first + own.end], 0.5 * self.unit)
     }
 
     /// Visits the codes of a row tile as `(row, column, code)` in the block.
@@ -281,7 +321,7 @@ impl PackedPlanes {
             return;
         }
         let offset = 1.0 - f32::from(1u16 << self.planes(block));
-        let half_steps = self.half_steps(block, row_tile);
+        let half_steps = self.half_steps(block, row_tile).values();
         let first = row_tile * TILE_ROWS;
         self.codes(block, row_tile, |row, col, code| {
             let row = row - first;

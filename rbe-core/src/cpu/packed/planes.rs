@@ -11,6 +11,7 @@ use crate::cpu::layout::RowSums;
 use crate::cpu::layout::planes::{PackedPlanes, TILE_ROWS, row_tiles};
 use crate::cpu::pool::Shared;
 use crate::cpu::product::dense::{self, DenseTerm, Groups};
+use std::ops::Range;
 
 /// Rows whose sums one thread holds at a time: 4 KiB, beside a row tile's codes in the first cache.
 const BATCH_TILE: usize = 64;
@@ -85,23 +86,45 @@ impl DenseTerm for PackedPlanes {
 
 /// Adds the term's share to `out` (`batch x rows`, coefficients): row tile by row tile.
 fn add_integer_product(exec: Exec, term: &PackedPlanes, x: &Activations, product: &Product, out: &mut [f32]) {
-    let (layout, batch) = (term.layout(), product.batch);
-    let rows = layout.rows();
     let out = Shared::new(out);
-    // Every block begins at a multiple of a tile's rows.
-    exec.pool.run(rows.div_ceil(TILE_ROWS), &|range| {
-        let mut sums = [RowSums::ZERO; BATCH_TILE];
-        for item in range {
+    let call = IntegerProduct { exec, term, x, product, out: &out };
+    exec.pool.run(term.layout().rows().div_ceil(TILE_ROWS), &|row_tiles| match product.batch {
+        1 => call.add::<1>(row_tiles),
+        _ => call.add::<BATCH_TILE>(row_tiles),
+    });
+}
+
+struct IntegerProduct<'a> {
+    exec: Exec<'a>,
+    term: &'a PackedPlanes,
+    x: &'a Activations,
+    product: &'a Product<'a>,
+    out: &'a Shared<'a, f32>,
+}
+
+impl IntegerProduct<'_> {
+    /// The share of some row tiles, counted over all blocks: `AT_ONCE` vectors at a time.
+    fn add<const AT_ONCE: usize>(&self, row_tiles: Range<usize>) {
+        let Self { exec, term, x, product, out } = *self;
+        let (layout, batch, rows) = (term.layout(), product.batch, term.layout().rows());
+        let mut sums = [RowSums::ZERO; AT_ONCE];
+        let mut block_row = 0..0;
+        let mut i = 0;
+        for item in row_tiles {
+            // Every block begins at a multiple of a tile's rows.
             let first_row = item * TILE_ROWS;
-            let count = TILE_ROWS.min(rows - first_row);
-            let i = layout.row_cut().block_of(first_row);
-            let row_tile = (first_row - layout.row_range(i).start) / TILE_ROWS;
-            for first in (0..batch).step_by(BATCH_TILE) {
-                let range = first..(first + BATCH_TILE).min(batch);
-                let sums = &mut sums[..range.len()];
+            if !block_row.contains(&first_row) {
+                i = layout.row_cut().block_of(first_row);
+                block_row = layout.row_range(i);
+            }
+            let (row_tile, count) =
+                ((first_row - block_row.start) / TILE_ROWS, TILE_ROWS.min(rows - first_row));
+            for first in (0..batch).step_by(AT_ONCE) {
+                let vectors = first..(first + AT_ONCE).min(batch);
+                let sums = &mut sums[..vectors.len()];
                 sums.fill(RowSums::ZERO);
-                exec.kernels.planes(term, i, row_tile, x.rows(range.clone(), product.slices), sums);
-                for (vector, sums) in range.zip(sums) {
+                exec.kernels.planes(term, i, row_tile, x.rows(vectors.clone(), product.slices), sums);
+                for (vector, sums) in vectors.zip(sums) {
                     let start = vector * rows + first_row;
                     // SAFETY: the rows of a row tile belong to one item.
                     let out = unsafe { out.part(start..start + count) };
@@ -109,5 +132,5 @@ fn add_integer_product(exec: Exec, term: &PackedPlanes, x: &Activations, product
                 }
             }
         }
-    });
+    }
 }

@@ -61,7 +61,7 @@ pub(in crate::cpu) fn product<I: DotTile>(
         if planes == 0 {
             continue;
         }
-        let tile = Tile { lines, planes };
+        let (tile, half_steps) = (Tile { lines, planes }, half_steps.values());
         let offset = 1 - (1i32 << planes) + if planes == 8 { 2 * I::BYTE_BIAS } else { 0 };
         let all = Digits { values: x.values(0, j, 0), stride: x.stride(), count: x.slices() };
         let mut digit = 0;
@@ -95,7 +95,7 @@ pub(in crate::cpu) fn transposed<I: Isa>(tiles: &PackedPlanes, block: Block, g: 
         let g = g.vector(vector, block.height);
         let mut sums = [[[0f32; 64]; QUADS]; EDGE / TILE_COLS];
         for (row_tile, g) in g.chunks(TILE_ROWS).enumerate() {
-            let half_steps = tiles.half_steps(block, row_tile);
+            let half_steps = tiles.half_steps(block, row_tile).values();
             let mut weights = [0f32; 64];
             for (lane, g) in g.iter().enumerate() {
                 weights[lane * QUAD..][..QUAD].fill(g * half_steps[lane]);

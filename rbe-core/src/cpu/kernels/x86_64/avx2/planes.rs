@@ -11,7 +11,7 @@ use crate::cpu::kernels::generic::planes::{self as generic, Digits, DotTile, MAX
 use crate::cpu::kernels::generic::unpack::unpack;
 use crate::cpu::kernels::unroll::{dispatch, each};
 use crate::cpu::kernels::x86_64::frame::align_frame;
-use crate::cpu::layout::planes::{Line, PackedPlanes, QUAD, QUADS, RowTile, TILE_COLS};
+use crate::cpu::layout::planes::{HalfSteps, Line, PackedPlanes, QUAD, QUADS, RowTile, TILE_COLS};
 use crate::cpu::layout::{Input, QuantizedRows, RowDots, RowSums};
 use std::arch::x86_64::*;
 
@@ -72,7 +72,7 @@ pub(in crate::cpu::kernels::x86_64) fn add_blocks<'a, P: Proof, const PLANES: us
             unsafe {
                 let bias = _mm256_set1_epi32(offset * x.sum(0, j));
                 let levels = _mm256_add_epi32(_mm256_slli_epi32::<1>(dots), bias);
-                let half_steps = _mm256_loadu_ps(half_steps[HALF * part..][..HALF].as_ptr());
+                let half_steps = half_of(half_steps, part);
                 let factor = _mm256_mul_ps(half_steps, _mm256_set1_ps(x.scale(0, j)));
                 *held = _mm256_add_ps(*held, _mm256_mul_ps(_mm256_cvtepi32_ps(levels), factor));
             }
@@ -81,6 +81,19 @@ pub(in crate::cpu::kernels::x86_64) fn add_blocks<'a, P: Proof, const PLANES: us
     for (sums, held) in sums.iter_mut().zip(held) {
         // SAFETY: as above.
         unsafe { _mm256_storeu_ps(sums.as_mut_ptr(), held) };
+    }
+}
+
+/// Half the steps of half of the rows.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn half_of(half_steps: HalfSteps, part: usize) -> __m256 {
+    match half_steps {
+        HalfSteps::Same(half_step) => _mm256_set1_ps(half_step),
+        // SAFETY: eight numbers.
+        HalfSteps::Each(..) => unsafe {
+            _mm256_loadu_ps(half_steps.values()[HALF * part..][..HALF].as_ptr())
+        },
     }
 }
 

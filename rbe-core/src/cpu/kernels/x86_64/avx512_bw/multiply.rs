@@ -10,7 +10,7 @@ use crate::cpu::kernels::isa::Bytes;
 use crate::cpu::kernels::unroll::each;
 use crate::cpu::kernels::x86_64::avx2;
 use crate::cpu::kernels::x86_64::avx2::planes::quads_in_16_bits;
-use crate::cpu::layout::planes::{Line, PackedPlanes, QUAD, QUADS, RowTile, TILE_COLS};
+use crate::cpu::layout::planes::{HalfSteps, Line, PackedPlanes, QUAD, QUADS, RowTile, TILE_COLS};
 use crate::cpu::layout::{QuantizedRows, RowDots, RowSums};
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -52,7 +52,10 @@ pub(in crate::cpu::kernels::x86_64) fn add_run<P: Proof, const PLANES: usize, co
             unsafe {
                 let bias = _mm512_set1_epi32(offset * x.sum(digit, j));
                 let levels = _mm512_add_epi32(_mm512_slli_epi32::<1>(dots), bias);
-                let half_steps = _mm512_loadu_ps(half_steps.as_ptr());
+                let half_steps = match half_steps {
+                    HalfSteps::Same(half_step) => _mm512_set1_ps(half_step),
+                    HalfSteps::Each(..) => _mm512_loadu_ps(half_steps.values().as_ptr()),
+                };
                 let factor = _mm512_mul_ps(half_steps, _mm512_set1_ps(x.scale(digit, j)));
                 let share = _mm512_mul_ps(_mm512_cvtepi32_ps(levels), factor);
                 held[of_digit(digit)] = _mm512_add_ps(held[of_digit(digit)], share);
