@@ -114,8 +114,8 @@ impl<M> DeviceAxis<M> {
                 Some(seed) => Some(machine.upload(&sign_bits(Signs::new(seed, side), len))?),
                 None => None,
             },
-            scales: match axis.scale_values() {
-                Some(scales) => Some(machine.upload(&floats(scales.iter().copied()))?),
+            scales: match axis.scales() {
+                Some(scales) => Some(machine.upload(&floats(scales.values().into_iter()))?),
                 None => None,
             },
             rotations: if fast { Some(machine.upload(&floats(rotations()))?) } else { None },

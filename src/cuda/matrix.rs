@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use rbe_core::codec::layout::SHORTEST;
 use rbe_core::codec::signs::Side;
 use rbe_core::codec::sizes;
-use rbe_core::codec::{Layout, Matrix, Sides};
+use rbe_core::codec::{AxisScales, Layout, Matrix, Sides};
 use std::ops::Range;
 
 /// Bytes of a panel: a part of a large matrix, so that it is still in the second cache when it is read.
@@ -98,7 +98,8 @@ impl<D: Machine> DeviceMatrix<D> {
         let (rows, cols) = (axis(Side::Rows, &axes.rows)?, axis(Side::Cols, &axes.cols)?);
         let terms: Result<_> = matrix.terms().iter().map(|term| upload(&machine, layout, term)).collect();
         let terms = terms?;
-        let scales = [&axes.rows, &axes.cols].map(|axis| axis.scale_values().unwrap_or_default());
+        let scales =
+            [&axes.rows, &axes.cols].map(|axis| axis.scales().map_or_else(Vec::new, AxisScales::values));
         // Each thread of the host may have a stream of its own, and nothing orders them.
         machine.wait()?;
         let largest_scale = scales.concat().iter().fold(1f32, |largest, s| largest.max(*s).max(s.recip()));

@@ -17,7 +17,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Init, Module, VarBuilder};
 use rbe_core::codec::matrix::Orientation;
 use rbe_core::codec::term::sparse::{Entry, Format, Sparse};
-use rbe_core::codec::{Layout, Matrix, ParameterGroup, ParameterKind, Transform};
+use rbe_core::codec::{AxisScales, Layout, Matrix, ParameterGroup, ParameterKind, Transform};
 
 /// Which coefficients are trained.
 #[derive(Clone, Copy, Debug)]
@@ -235,8 +235,8 @@ fn largest(axes: &Matrix, values: &[f32], count: usize) -> Vec<usize> {
     let mut scratch = vec![0.0; axes.axes().scratch_len()];
     // The operators multiply by the scales; coefficients of a matrix are those of what they were divided by.
     let squares = [&axes.axes().rows, &axes.axes().cols].map(|axis| {
-        let square = |n: usize| axis.scale_values().map_or(1.0, |scales| scales[n] * scales[n]);
-        (0..axis.len()).map(square).collect::<Vec<f32>>()
+        let scales = axis.scales().map_or_else(|| vec![1.0; axis.len()], AxisScales::values);
+        scales.iter().map(|scale| scale * scale).collect::<Vec<f32>>()
     });
     for block in layout.iter() {
         let value = |n: usize| {

@@ -1,7 +1,8 @@
 //! The feed-forward layer of a transformer.
 
 use super::{Activation, Linear, forward_all};
-use candle_core::{D, Result, Tensor};
+use crate::ops;
+use candle_core::{D, DType, Result, Tensor};
 use candle_nn::Module;
 
 /// `down(act(up(x)))`, or with a gate `down(act(gate(x)) * up(x))`: a gated linear unit (Shazeer, arXiv 2002.05202), with
@@ -66,11 +67,11 @@ impl RbeMlp {
             Inner::Plain(up) => self.act.forward(&up.forward(x)?),
             Inner::Gated { gate, up } => {
                 let [gate, up] = forward_all([gate, up], x)?;
-                self.act.forward(&gate)? * up
+                gated(self.act, &gate, &up)
             }
             Inner::Joined(gate_up) => {
                 let both = gate_up.forward(x)?.chunk(2, D::Minus1)?;
-                self.act.forward(&both[0])? * &both[1]
+                gated(self.act, &both[0].contiguous()?, &both[1].contiguous()?)
             }
         }
     }
@@ -81,6 +82,15 @@ impl RbeMlp {
     /// When the shape does not fit.
     pub fn output(&self, inner: &Tensor) -> Result<Tensor> {
         self.down.forward(inner)
+    }
+}
+
+/// `act(gate) * up`.
+fn gated(act: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    // Other types round what the function gives before they multiply.
+    match act == Activation::Silu && gate.device().is_cpu() && gate.dtype() == DType::F32 {
+        true => ops::silu_mul(gate, up),
+        false => act.forward(gate)? * up,
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod attention;
 mod dense;
+mod gate;
 mod gather;
 mod matmul;
 mod matmul_all;
@@ -12,6 +13,7 @@ mod pool;
 
 pub use attention::{AttentionMask, attention};
 pub(crate) use dense::dense_forward;
+pub use gate::silu_mul;
 pub use gather::gather;
 pub(crate) use matmul::matmul_with_gradient;
 pub use matmul::{matmul, matmul_with_bias};

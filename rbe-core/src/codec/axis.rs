@@ -21,11 +21,11 @@ pub struct Axis {
     scratch_len: usize,
 }
 
-/// Scales as the payload has them, and as numbers.
+/// Scales as the payload has them, and as numbers with the signs.
 #[derive(Clone, Debug)]
 struct Scaling {
     stored: AxisScales,
-    values: Arc<[f32]>,
+    signed: Arc<[f32]>,
 }
 
 impl Axis {
@@ -47,7 +47,11 @@ impl Axis {
     pub fn with_scales(mut self, scales: Option<AxisScales>) -> Self {
         self.scales = scales.map(|stored| {
             assert_eq!(stored.len(), self.len(), "scales of an axis of another length");
-            Scaling { values: stored.values().into(), stored }
+            let mut signed = stored.values();
+            if let Some(signs) = self.signs {
+                signs.flip(0, &mut signed);
+            }
+            Scaling { signed: signed.into(), stored }
         });
         self
     }
@@ -57,9 +61,9 @@ impl Axis {
         self.scales.as_ref().map(|scales| &scales.stored)
     }
 
-    /// The scales as numbers.
-    pub fn scale_values(&self) -> Option<&[f32]> {
-        self.scales.as_ref().map(|scales| &*scales.values)
+    /// The signs times the scales of a block, where there are scales.
+    pub(crate) fn signed_scales(&self, block: usize) -> Option<&[f32]> {
+        self.scales.as_ref().map(|scales| &scales.signed[self.cut.range(block)])
     }
 
     /// Elements of a vector.
@@ -84,12 +88,10 @@ impl Axis {
 
     /// Multiplies a block of a vector by `D`: its signs and scales, where there are any.
     pub(crate) fn weigh(&self, block: usize, x: &mut [f32]) {
-        let start = self.cut.range(block).start;
-        if let Some(signs) = self.signs {
-            signs.flip(start, x);
-        }
-        if let Some(scales) = self.scale_values() {
-            x.iter_mut().zip(&scales[start..]).for_each(|(x, scale)| *x *= scale);
+        if let Some(signed) = self.signed_scales(block) {
+            x.iter_mut().zip(signed).for_each(|(x, scale)| *x *= scale);
+        } else if let Some(signs) = self.signs {
+            signs.flip(self.cut.range(block).start, x);
         }
     }
 

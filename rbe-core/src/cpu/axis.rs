@@ -263,6 +263,12 @@ impl<P: Iterator<Item = (usize, usize)> + Clone> Segments<'_, P> {
 /// A segment on its way into a kernel: with the transform's norm and, where they come first, its signs and scales.
 fn begin(axis: &Axis, direction: Direction, block: usize, source: &[f32], x: &mut [f32]) {
     let norm = 1.0 / (x.len() as f32).sqrt();
+    let weights = axis.signed_scales(block).filter(|_| direction == Direction::Forward);
+    if let Some(weights) = weights {
+        let weighed = source.iter().zip(weights).map(|(source, weight)| source * norm * weight);
+        x.iter_mut().zip(weighed).for_each(|(x, weighed)| *x = weighed);
+        return;
+    }
     x.iter_mut().zip(source).for_each(|(x, source)| *x = source * norm);
     if direction == Direction::Forward {
         axis.weigh(block, x);

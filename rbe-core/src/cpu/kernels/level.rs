@@ -10,7 +10,7 @@ pub(super) const ACTIVATIONS: &[&str] = &["largest", "quantize_slice"];
 pub(super) const LANES: &[&str] = &["rows_to_lanes", "lanes_to_rows"];
 /// With floats alone.
 pub(super) const FLOATS: &[&str] =
-    &["dct2", "dct3", "dct2_of_strip", "dct3_of_strip", "norm", "norm_gradient", "exp", "dot"];
+    &["dct2", "dct3", "dct2_of_strip", "dct3_of_strip", "norm", "norm_gradient", "exp", "silu_mul", "dot"];
 
 /// A set of instructions and its kernels.
 pub(in crate::cpu) struct LevelSpec {

@@ -83,6 +83,8 @@ pub(in crate::cpu) struct Kernels {
     pub(super) norm: Op<Norm>,
     pub(super) norm_gradient: Op<unsafe fn(NormRow, g: &[f32], NormGradient)>,
     pub(super) exp: Op<unsafe fn(&mut [f32], f32) -> f32>,
+    /// `out = silu(gate) up`.
+    pub(super) silu_mul: Op<unsafe fn(gate: &[f32], up: &[f32], out: &mut [f32])>,
     /// The dot product of dense vectors of one length.
     pub(super) dot: Op<Dot>,
     /// For trellises of 1 to 4 bits.
@@ -94,7 +96,7 @@ pub(in crate::cpu) struct Kernels {
 #[cfg(test)]
 impl Kernels {
     /// Every operation with the level whose it is.
-    pub(in crate::cpu::kernels) fn levels(&self) -> [(&'static str, &'static str); 25] {
+    pub(in crate::cpu::kernels) fn levels(&self) -> [(&'static str, &'static str); 26] {
         // Whole, so that none is forgotten.
         let Self {
             planes,
@@ -119,6 +121,7 @@ impl Kernels {
             norm,
             norm_gradient,
             exp,
+            silu_mul,
             dot,
             viterbi,
             viterbi_bytes,
@@ -146,6 +149,7 @@ impl Kernels {
             ("norm", norm.level),
             ("norm_gradient", norm_gradient.level),
             ("exp", exp.level),
+            ("silu_mul", silu_mul.level),
             ("dot", dot.level),
             ("viterbi", viterbi.level),
             ("viterbi_bytes", viterbi_bytes.level),
@@ -337,6 +341,12 @@ impl Kernels {
         assert!(supports(len) && count * len <= EDGE);
         // SAFETY: as in `planes`.
         unsafe { (self.dct3_of_strip.run)(strip, len, count) }
+    }
+
+    /// `out = silu(gate) up`, element by element.
+    pub(in crate::cpu) fn silu_mul(&self, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        // SAFETY: as in `planes`.
+        unsafe { (self.silu_mul.run)(gate, up, out) }
     }
 
     /// The step of Viterbi's search in a trellis of `bits` bits, 1 to 4.

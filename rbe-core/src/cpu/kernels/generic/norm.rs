@@ -91,30 +91,46 @@ pub(in crate::cpu) fn norm_gradient(row: NormRow, g: &[f32], out: NormGradient) 
     dbias.iter_mut().zip(g).for_each(|(dbias, g)| *dbias += g);
 }
 
-/// `x <- exp(x - shift)` for `x <= shift`; returns the sum. Relative error below 3e-7; zero below -87.
-///
-/// `exp(x) = 2^n exp(r)` with `n` the integer nearest to `x / ln 2` and a polynomial of degree 6 on `|r| <= ln 2 / 2`.
+/// `x <- exp(x - shift)` for `x <= shift`; returns the sum. As [`exp_of`].
 #[inline(always)]
 pub(in crate::cpu) fn exp(x: &mut [f32], shift: f32) -> f32 {
-    const TO_INTEGER: f32 = (3 << 22) as f32;
-    /// The high bits of `ln 2`, which times a small integer are exact, and the rest.
-    const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
     let mut lanes = [0f32; LANES];
     for chunk in x.chunks_mut(LANES) {
         for (x, lane) in chunk.iter_mut().zip(&mut lanes) {
-            let t = *x - shift;
-            let bounded = if t > -87.0 { t } else { -87.0 };
-            let shifted = bounded * std::f32::consts::LOG2_E + TO_INTEGER;
-            let n = shifted - TO_INTEGER;
-            let r = bounded - n * LN_2[0] - n * LN_2[1];
-            let tail = 0.5 + r * (1.0 / 6.0 + r * (1.0 / 24.0 + r * (1.0 / 120.0 + r * (1.0 / 720.0))));
-            let exponent = shifted.to_bits().wrapping_sub(TO_INTEGER.to_bits()).wrapping_add(127) << 23;
-            let value = (1.0 + r + r * r * tail) * f32::from_bits(exponent);
-            // Neither above nor below is what is not a number, and stays so.
-            let low = if t <= -87.0 { 0.0 } else { t };
-            *x = if t > -87.0 { value } else { low };
+            *x = exp_of(*x - shift);
             *lane += *x;
         }
     }
     lanes.iter().sum()
+}
+
+/// `out = silu(gate) up` with `silu(x) = x / (1 + exp(-x))`, element by element.
+#[inline(always)]
+pub(in crate::cpu) fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    for (out, (gate, up)) in out.iter_mut().zip(gate.iter().zip(up)) {
+        // Of numbers below 0 exp(x) / (1 + exp(x)), so that nothing is too large.
+        let small = exp_of(-gate.abs());
+        let numerator = if *gate < 0.0 { small } else { 1.0 };
+        *out = gate * (numerator / (1.0 + small)) * up;
+    }
+}
+
+/// `exp(t)` for `t <= 0`. Relative error below 3e-7; zero below -87.
+///
+/// `exp(t) = 2^n exp(r)` with `n` the integer nearest to `t / ln 2` and a polynomial of degree 6 on `|r| <= ln 2 / 2`.
+#[inline(always)]
+fn exp_of(t: f32) -> f32 {
+    const TO_INTEGER: f32 = (3 << 22) as f32;
+    /// The high bits of `ln 2`, which times a small integer are exact, and the rest.
+    const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
+    let bounded = if t > -87.0 { t } else { -87.0 };
+    let shifted = bounded * std::f32::consts::LOG2_E + TO_INTEGER;
+    let n = shifted - TO_INTEGER;
+    let r = bounded - n * LN_2[0] - n * LN_2[1];
+    let tail = 0.5 + r * (1.0 / 6.0 + r * (1.0 / 24.0 + r * (1.0 / 120.0 + r * (1.0 / 720.0))));
+    let exponent = shifted.to_bits().wrapping_sub(TO_INTEGER.to_bits()).wrapping_add(127) << 23;
+    let value = (1.0 + r + r * r * tail) * f32::from_bits(exponent);
+    // Neither above nor below is what is not a number, and stays so.
+    let low = if t <= -87.0 { 0.0 } else { t };
+    if t > -87.0 { value } else { low }
 }

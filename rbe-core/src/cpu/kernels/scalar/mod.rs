@@ -38,6 +38,7 @@ pub(super) const TABLE: Kernels = Kernels {
     norm: Op::new(NAME, norm::norm),
     norm_gradient: Op::new(NAME, norm::norm_gradient),
     exp: Op::new(NAME, norm::exp),
+    silu_mul: Op::new(NAME, norm::silu_mul),
     dot: Op::new(NAME, dense::dot),
     viterbi: Op::new(NAME, [plain_step::<2>, plain_step::<4>, plain_step::<8>, plain_step::<16>]),
     viterbi_bytes: Op::new(

@@ -23,6 +23,12 @@ pub(super) fn exp(x: &mut [f32], shift: f32) -> f32 {
 }
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
+pub(super) fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    align_frame();
+    norm::silu_mul(gate, up, out);
+}
+
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     align_frame();
     dense::dot(a, b)

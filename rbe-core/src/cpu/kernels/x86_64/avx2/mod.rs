@@ -3,6 +3,7 @@
 mod dct;
 mod dense;
 pub(super) mod isa;
+mod lanes;
 pub(super) mod planes;
 mod sparse;
 pub(super) mod trellis;
@@ -10,7 +11,7 @@ mod trellis_many;
 mod viterbi;
 mod viterbi_bytes;
 
-use crate::cpu::kernels::level::{LANES, LevelSpec};
+use crate::cpu::kernels::level::LevelSpec;
 use crate::cpu::kernels::scalar;
 use crate::cpu::kernels::table::{Kernels, Op};
 use std::arch::is_x86_feature_detected as has;
@@ -22,7 +23,7 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     below: Some(&scalar::LEVEL),
     detect: || has!("avx2") && has!("fma") && has!("f16c") && has!("popcnt"),
     kernels: &TABLE,
-    inherited: &[LANES],
+    inherited: &[],
 };
 
 pub(super) const TABLE: Kernels = Kernels {
@@ -39,6 +40,8 @@ pub(super) const TABLE: Kernels = Kernels {
     sddmm: Op::new(NAME, sparse::sddmm),
     largest: Op::new(NAME, dense::largest),
     quantize_slice: Op::new(NAME, dense::quantize_slice),
+    rows_to_lanes: Op::new(NAME, lanes::rows_to_lanes),
+    lanes_to_rows: Op::new(NAME, lanes::lanes_to_rows),
     dct2: Op::new(NAME, dct::dct2),
     dct3: Op::new(NAME, dct::dct3),
     dct2_of_strip: Op::new(NAME, dct::dct2_of_strip),
@@ -46,6 +49,7 @@ pub(super) const TABLE: Kernels = Kernels {
     norm: Op::new(NAME, dense::norm),
     norm_gradient: Op::new(NAME, dense::norm_gradient),
     exp: Op::new(NAME, dense::exp),
+    silu_mul: Op::new(NAME, dense::silu_mul),
     dot: Op::new(NAME, dense::dot),
     viterbi: Op::new(NAME, [viterbi::step::<2>, viterbi::step::<4>, viterbi::step::<8>, viterbi::step::<16>]),
     viterbi_bytes: Op::new(

@@ -48,6 +48,7 @@ pub(super) const TABLE: Kernels = Kernels {
     norm: Op::new(NAME, dense::norm),
     norm_gradient: Op::new(NAME, dense::norm_gradient),
     exp: Op::new(NAME, dense::exp),
+    silu_mul: Op::new(NAME, dense::silu_mul),
     dot: Op::new(NAME, dense::dot),
     viterbi: Op::new(NAME, [viterbi::step::<2>, viterbi::step::<4>, viterbi::step::<8>, viterbi::step::<16>]),
     viterbi_bytes: Op::new(
