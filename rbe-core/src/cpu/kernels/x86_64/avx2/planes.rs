@@ -43,11 +43,39 @@ fn planes_run<'a, const PLANES: usize, const DIGITS: usize>(
     x: QuantizedRows,
     sums: &mut RowSums,
 ) {
-    add_blocks::<_, PLANES>(Avx2::new(), blocks, x, sums, |lines, part, digit| {
-        let mut dots = [_mm256_setzero_si256()];
-        add_tiles::<PLANES>(lines, part, digit, &mut dots);
-        dots[0]
-    });
+    add_blocks::<_, PLANES>(Avx2::new(), blocks, x, sums, |lines, digit| dot_both::<PLANES>(lines, digit));
+}
+
+/// The products of both halves of a block's row tile with one digit, whose activations are broadcast once for both.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+#[inline]
+fn dot_both<const PLANES: usize>(lines: &[Line], x: Digits) -> [__m256i; 2] {
+    let mut sums = [_mm256_setzero_si256(); 2];
+    if PLANES == 8 {
+        for (part, sum) in sums.iter_mut().enumerate() {
+            add_tiles::<PLANES>(lines, part, x, std::slice::from_mut(sum));
+        }
+        return sums;
+    }
+    let tiles = lines.as_chunks::<PLANES>().0;
+    let one = _mm256_set1_epi16(1);
+    for (tile, x) in tiles.iter().zip(x.values.as_chunks::<QUAD>().0.as_chunks::<QUADS>().0) {
+        let codes = [unpack::<_, PLANES>(Avx2::new(), tile, 0), unpack::<_, PLANES>(Avx2::new(), tile, 1)];
+        let mut pairs = [_mm256_setzero_si256(); 2];
+        each!(QUAD_INDEX in [0 1 2 3 4 5 6 7] {
+            let four = _mm256_set1_epi32(i32::from_le_bytes(x[QUAD_INDEX].map(i8::cast_unsigned)));
+            let at_once = const { quads_in_16_bits(PLANES) };
+            for (codes, (pairs, sum)) in codes.iter().zip(pairs.iter_mut().zip(&mut sums)) {
+                let products = _mm256_maddubs_epi16(codes[QUAD_INDEX], four);
+                let first = QUAD_INDEX.is_multiple_of(at_once);
+                *pairs = if first { products } else { _mm256_add_epi16(*pairs, products) };
+                if QUAD_INDEX % at_once == at_once - 1 {
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(*pairs, one));
+                }
+            }
+        });
+    }
+    sums
 }
 
 /// Adds the products of neighbouring blocks, each with its number, with one digit; `dot` makes those of a half of the rows of a block's row
@@ -58,7 +86,7 @@ pub(in crate::cpu::kernels::x86_64) fn add_blocks<'a, P: Proof, const PLANES: us
     blocks: impl Iterator<Item = (RowTile<'a>, usize)>,
     x: QuantizedRows,
     sums: &mut RowSums,
-    dot: impl Fn(&[Line], usize, Digits) -> __m256i,
+    dot: impl Fn(&[Line], Digits) -> [__m256i; 2],
 ) {
     let offset = 1 - (1i32 << PLANES);
     let (sums, _) = sums.0.as_chunks_mut::<HALF>();
@@ -66,8 +94,7 @@ pub(in crate::cpu::kernels::x86_64) fn add_blocks<'a, P: Proof, const PLANES: us
     let mut held = [0, 1].map(|part: usize| unsafe { _mm256_loadu_ps(sums[part].as_ptr()) });
     for (RowTile { lines, half_steps, .. }, j) in blocks {
         let digit = Digits { values: x.values(0, j, 0), stride: x.stride(), count: 1 };
-        for (part, held) in held.iter_mut().enumerate() {
-            let dots = dot(lines, part, digit);
+        for (part, (held, dots)) in held.iter_mut().zip(dot(lines, digit)).enumerate() {
             // SAFETY: as above.
             unsafe {
                 let bias = _mm256_set1_epi32(offset * x.sum(0, j));

@@ -45,9 +45,8 @@ pub(super) fn add_run<'a, P: Vnni, const PLANES: usize>(
     x: QuantizedRows,
     sums: &mut RowSums,
 ) {
-    add_blocks::<_, PLANES>(isa, blocks, x, sums, |lines, part, digit| {
-        let [dots] = dot_registers::<_, PLANES, 1>(isa, lines, digit, part);
-        dots
+    add_blocks::<_, PLANES>(isa, blocks, x, sums, |lines, digit| {
+        [0, 1].map(|part| dot_registers::<_, PLANES, 1>(isa, lines, digit, part)[0])
     });
 }
 
