@@ -115,7 +115,7 @@ impl<M> DeviceAxis<M> {
                 None => None,
             },
             scales: match axis.scales() {
-                Some(scales) => Some(machine.upload(&floats(scales.values().into_iter()))?),
+                Some(scales) => Some(machine.upload(&floats(scales.values()))?),
                 None => None,
             },
             rotations: if fast { Some(machine.upload(&floats(rotations()))?) } else { None },

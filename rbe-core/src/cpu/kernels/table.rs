@@ -39,6 +39,7 @@ type TakeDigit = unsafe fn(&mut [f32], scale: f32, digits: &mut [i8]);
 type RowsToLanes = unsafe fn(rows: &[f32], stride: usize, lanes: &mut [Lanes; LANES]);
 type LanesToRows = unsafe fn(lanes: &[Lanes; LANES], rows: &mut [f32], stride: usize);
 type Norm = unsafe fn(NormRow, bias: &[f32], out: &mut [f32]);
+type SiluMul = unsafe fn(gate: &[f32], up: &[f32], out: &mut [f32]);
 type Dot = unsafe fn(&[f32], &[f32]) -> f32;
 type Dct = unsafe fn(&mut [Lanes], &mut [Lanes]);
 type DctOfStrip = unsafe fn(&mut Strip, usize, usize);
@@ -84,7 +85,7 @@ pub(in crate::cpu) struct Kernels {
     pub(super) norm_gradient: Op<unsafe fn(NormRow, g: &[f32], NormGradient)>,
     pub(super) exp: Op<unsafe fn(&mut [f32], f32) -> f32>,
     /// `out = silu(gate) up`.
-    pub(super) silu_mul: Op<unsafe fn(gate: &[f32], up: &[f32], out: &mut [f32])>,
+    pub(super) silu_mul: Op<SiluMul>,
     /// The dot product of dense vectors of one length.
     pub(super) dot: Op<Dot>,
     /// For trellises of 1 to 4 bits.

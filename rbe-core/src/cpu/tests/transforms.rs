@@ -4,12 +4,14 @@ use crate::cpu::kernels::Kernels;
 use crate::cpu::layout::{EDGE, LANES, Lanes, Strip};
 use crate::cpu::tests::levels;
 
+type OfStrip = fn(&Kernels, &mut Strip, usize, usize);
+type InLanes = fn(&Kernels, &mut [Lanes], &mut [Lanes]);
+
 #[test]
 fn a_segment_of_a_strip_has_the_bits_that_it_has_in_lanes_on_every_level() {
     let first = Kernels::new(levels()[0]).unwrap();
-    let strips: [fn(&Kernels, &mut Strip, usize, usize); 2] =
-        [Kernels::dct2_of_strip, Kernels::dct3_of_strip];
-    let lanes: [fn(&Kernels, &mut [Lanes], &mut [Lanes]); 2] = [Kernels::dct2, Kernels::dct3];
+    let strips: [OfStrip; 2] = [Kernels::dct2_of_strip, Kernels::dct3_of_strip];
+    let lanes: [InLanes; 2] = [Kernels::dct2, Kernels::dct3];
     for len in [16, 32, 64, 128, 256] {
         let x: Vec<f32> = (0..EDGE).map(|n| (n as f32 * n as f32 * 0.37).sin()).collect();
         for (of_strip, in_lanes) in strips.into_iter().zip(lanes) {

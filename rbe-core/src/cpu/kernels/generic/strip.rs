@@ -78,18 +78,21 @@ impl<I: Octets> Mul<f32> for Eight<I> {
 /// A transform: a block's.
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
-    II,
-    III,
-    IV,
+    /// `T_II`.
+    Two,
+    /// Its transpose.
+    Three,
+    /// `T_IV`.
+    Four,
 }
 
 impl Kind {
     /// The transforms of a block's halves.
     const fn halves(self) -> [Self; 2] {
         match self {
-            Self::II => [Self::II, Self::IV],
-            Self::III => [Self::III, Self::IV],
-            Self::IV => [Self::II, Self::II],
+            Self::Two => [Self::Two, Self::Four],
+            Self::Three => [Self::Three, Self::Four],
+            Self::Four => [Self::Two, Self::Two],
         }
     }
 }
@@ -128,9 +131,9 @@ impl Plan {
         let mut block = 0;
         while block < LEAVES {
             match kinds[level][block] {
-                Kind::II => {}
-                Kind::III => third[block / OCTET][block % OCTET] = u32::MAX,
-                Kind::IV => fourth[block / OCTET][block % OCTET] = u32::MAX,
+                Kind::Two => {}
+                Kind::Three => third[block / OCTET][block % OCTET] = u32::MAX,
+                Kind::Four => fourth[block / OCTET][block % OCTET] = u32::MAX,
             }
             block += 1;
         }
@@ -138,7 +141,7 @@ impl Plan {
     }
 
     const fn of_all_lengths(root: Kind) -> [Self; LENGTHS] {
-        let mut plans = [const { Self::new(Kind::II, OCTET) }; LENGTHS];
+        let mut plans = [const { Self::new(Kind::Two, OCTET) }; LENGTHS];
         let mut n = 0;
         while n < LENGTHS {
             plans[n] = Self::new(root, 1 << (SHORTEST + n as u32));
@@ -148,8 +151,8 @@ impl Plan {
     }
 }
 
-static FORWARD: [Plan; LENGTHS] = Plan::of_all_lengths(Kind::II);
-static INVERSE: [Plan; LENGTHS] = Plan::of_all_lengths(Kind::III);
+static FORWARD: [Plan; LENGTHS] = Plan::of_all_lengths(Kind::Two);
+static INVERSE: [Plan; LENGTHS] = Plan::of_all_lengths(Kind::Three);
 
 /// The rotations of `T_IV(2h)` from `h` on, each of its four numbers by itself.
 static BY_NUMBER: LazyLock<[[f32; EDGE / 2]; 4]> =
@@ -223,14 +226,14 @@ fn down<I: Octets>(
     // Each octet beside that which mirrors it at the block's middle.
     let mirrored = octets(low).iter().zip(octets(high).iter().rev());
     match kind {
-        Kind::II => {
+        Kind::Two => {
             for ((first, second), (low, high)) in halves.zip(mirrored) {
                 let (low, high) = (isa.load(low), isa.reverse(isa.load(high)));
                 isa.store(isa.add(low, high), first);
                 isa.store(isa.sub(low, high), second);
             }
         }
-        Kind::III => {
+        Kind::Three => {
             for ((first, second), pair) in halves.zip(x[..2 * half].as_chunks::<{ 2 * OCTET }>().0) {
                 let [a, b] = octets(pair) else { unreachable!("two octets") };
                 let [a, b] = isa.part([isa.load(a), isa.load(b)]);
@@ -238,7 +241,7 @@ fn down<I: Octets>(
                 isa.store(b, second);
             }
         }
-        Kind::IV => {
+        Kind::Four => {
             let [c, s, sc, ss] = rotations;
             let c_and_s = octets(&c[half..2 * half]).iter().zip(octets(&s[half..2 * half]));
             let signed = octets(&sc[half..2 * half]).iter().zip(octets(&ss[half..2 * half]));
@@ -259,13 +262,13 @@ fn up<I: Octets>(isa: I, kind: Kind, half: usize, x: &[f32], y: &mut [f32]) {
     let (first, second) = (&x[..half], &x[half..2 * half]);
     let y = &mut y[..2 * half];
     match kind {
-        Kind::II => {
+        Kind::Two => {
             let pairs = y.as_chunks_mut::<{ 2 * OCTET }>().0;
             for (pair, (first, second)) in pairs.iter_mut().zip(octets(first).iter().zip(octets(second))) {
                 store_pair(isa, isa.interleave(isa.load(first), isa.load(second)), pair);
             }
         }
-        Kind::III => {
+        Kind::Three => {
             let (low, high) = y.split_at_mut(half);
             let mirrored = octets_mut(low).iter_mut().zip(octets_mut(high).iter_mut().rev());
             for ((low, high), (first, second)) in mirrored.zip(octets(first).iter().zip(octets(second))) {
@@ -274,7 +277,7 @@ fn up<I: Octets>(isa: I, kind: Kind, half: usize, x: &[f32], y: &mut [f32]) {
                 isa.store(isa.reverse(isa.sub(first, second)), high);
             }
         }
-        Kind::IV => {
+        Kind::Four => {
             // P_m + Q_{h-m} and P_{m+1} - Q_{h-m-1}; the first and the last element are others.
             let (begin, end) = (first[0] * SQRT_2, second[0] * -SQRT_2);
             let even = octets(first).iter().zip(octets(&x[half + 1..2 * half + 1]).iter().rev());

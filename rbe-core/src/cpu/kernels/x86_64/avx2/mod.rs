@@ -64,5 +64,4 @@ pub(super) const TABLE: Kernels = Kernels {
             ],
         ),
     ),
-    ..scalar::TABLE
 };
