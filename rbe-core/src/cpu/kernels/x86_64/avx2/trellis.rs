@@ -18,6 +18,9 @@ use crate::cpu::layout::{Input, QuantizedRows, RowSums};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+/// Registers' groups that are asked for ahead: what memory takes to bring one.
+const AHEAD: usize = 4;
+
 /// One digit or two are multiplied as a scale group is decoded, without a way through memory. More: [`trellis_many`].
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 pub(super) fn product(
@@ -126,16 +129,16 @@ pub(in crate::cpu::kernels::x86_64) fn decode_bundle(bundle: Bundle, codes: &mut
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 fn decode<const BITS: usize, const STATE: usize>(bundle: Bundle, codes: &mut [Line], stride: usize) {
     align_frame();
-    prefetch_next(bundle.lines);
+    prefetch_ahead(bundle.lines);
     windows::decode_bundle::<_, BITS, STATE>(Avx2::new(), bundle, codes, stride);
 }
 
-/// Asks for as many lines as these, which follow them.
+/// Asks for as many lines as these, some ahead of them.
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 #[inline]
-fn prefetch_next(lines: &[Line]) {
+fn prefetch_ahead(lines: &[Line]) {
     for line in lines {
-        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).wrapping_add(lines.len()).cast());
+        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).wrapping_add(AHEAD * lines.len()).cast());
     }
 }
 
@@ -165,7 +168,7 @@ impl<P: Proof> Multiply for Avx2<P> {
     #[inline(always)]
     fn ask_for_next(self, lines: &[Line]) {
         // SAFETY: here and below, the token proves the instructions.
-        unsafe { prefetch_next(lines) }
+        unsafe { prefetch_ahead(lines) }
     }
 
     #[inline(always)]
