@@ -109,7 +109,7 @@
 //! |---|---|---|---|---|---|---|---|
 //! | relative error of a Gaussian, and so nearly of any projection, in planes (Max 1960) | 0.603 | 0.345 | 0.193 | 0.107 | 0.059 | 0.032 | 0.0094 |
 //! | in a trellis with the default states of 12 bits, two of them from 5 bits on | 0.521 | 0.266 | 0.135 | 0.0686 | 0.0358 | 0.0184 | 0.0049 |
-//! | with states of 16 bits ([`EncoderConfig::trellis_state_bits`]), four times slower to encode | 0.516 | 0.262 | 0.133 | 0.0674 | 0.0350 | 0.0180 | 0.0048 |
+//! | with states of 16 bits ([`EncoderConfig::trellis_state_bits`]), five to eight times slower to search | 0.516 | 0.262 | 0.133 | 0.0674 | 0.0350 | 0.0180 | 0.0048 |
 //! | in planes that are entropy coded, by bits of the file ([`TermChoice::Planes`] with [`Budget::File`]; on the projections of llama-books); in memory about a bit more | | 0.310 | 0.150 | 0.0745 | 0.0373 | 0.0187 | 0.0093, at 7.1 |
 //! | no code can do better | 0.500 | 0.250 | 0.125 | 0.0625 | 0.031 | 0.016 | 0.0039 |
 //!

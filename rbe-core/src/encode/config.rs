@@ -15,7 +15,8 @@ pub struct EncoderConfig {
     pub term: TermChoice,
     /// Block edge: 32, 64, 128 or 256. With [`Rate::Coefficients`], `None` is 64: K belongs to an edge.
     pub block: Option<usize>,
-    /// Bits of a trellis state, 12 to 16: 14 take 1 % off the error and 16 take 2 %; each doubles what is searched.
+    /// Bits of a trellis state, 12 to 16: 14 take up to 1 % off the error and twice as long, 16 take 1 to 2 % off and five to
+    /// eight times as long.
     pub trellis_state_bits: u8,
     /// The orthonormal transform.
     pub transform: Transform,

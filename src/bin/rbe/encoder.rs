@@ -38,8 +38,8 @@ pub(crate) struct EncoderArgs {
     /// Edge of a block: 32, 64, 128 or 256 [default: the best of them, 64 with --k]
     #[arg(long, value_name = "N")]
     block: Option<usize>,
-    /// Bits of a trellis state, 12 to 16: 14 take up to 1 % off the error and three times as long to search, 16 take 1 to 2 %
-    /// off and six to ten times as long
+    /// Bits of a trellis state, 12 to 16: 14 take up to 1 % off the error and twice as long to search, 16 take 1 to 2 % off and
+    /// five to eight times as long
     #[arg(long, value_name = "N")]
     state_bits: Option<u8>,
     /// No scales of rows and columns, which even out those of different size

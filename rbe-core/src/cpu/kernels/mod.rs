@@ -41,7 +41,7 @@ mod x86_64;
 pub(super) use generic::dct::supports;
 pub(super) use generic::norm::{NormGradient, NormRow};
 pub(super) use generic::viterbi::{OVERREAD, cost};
-pub(super) use generic::viterbi_bytes::{BYTE_OVERREAD, ByteRow, DEAD, StateBlocks};
+pub(super) use generic::viterbi_bytes::{ByteRow, DEAD, StateBlocks};
 pub(super) use level::LevelSpec;
 pub(super) use table::{Kernels, ViterbiByteStep, ViterbiStep};
 

@@ -383,7 +383,7 @@ pub(in crate::cpu) struct ViterbiByteStep {
 }
 
 impl ViterbiByteStep {
-    /// States in a register, for [`StateBlocks`](super::StateBlocks).
+    /// Classes in a register, for [`StateBlocks`](super::StateBlocks).
     pub(in crate::cpu) fn lanes(self) -> usize {
         self.lanes
     }

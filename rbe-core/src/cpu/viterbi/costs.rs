@@ -4,15 +4,22 @@ use super::codebook::Codebook;
 
 /// The costs of a search: before each of its steps, of which the first takes a part's last row, and after the last.
 pub(super) trait Costs {
-    /// Computes those of all classes. The path begins in class `from` or, where there is none, anywhere. False when the numbers are
-    /// too small for it.
+    /// That of a class.
+    type Cost: Copy + Ord;
+
+    /// Computes those of all classes, and keeps those before the steps that [`kept_before`](Self::kept_before) names and after the last. So
+    /// are those before a step that is a multiple of four steps away from the end. The path begins in class `from` or, where there is
+    /// none, anywhere. False when the numbers are too small for it.
     fn run(&mut self, book: &Codebook, part: &[i16], from: Option<usize>) -> bool;
 
-    /// That of a class before a step, in units of [`cost`](crate::cpu::kernels::cost); none when no path leads there.
-    fn cost(&self, book: &Codebook, step: usize, class: usize) -> Option<u32>;
+    /// The last step before `step` before which costs were kept, as those before `step` were.
+    fn kept_before(&self, step: usize) -> usize;
 
-    /// The first class of the least cost before a step.
-    fn cheapest(&self, book: &Codebook, step: usize) -> usize;
+    /// Those of all classes before a step, one before which they were kept.
+    fn before(&self, book: &Codebook, step: usize) -> &[Self::Cost];
+
+    /// A cost in units of [`cost`](crate::cpu::kernels::cost); none when no path leads there.
+    fn units(book: &Codebook, cost: Self::Cost) -> Option<u32>;
 }
 
 /// The place of the first of the least.

@@ -1,7 +1,7 @@
 //! Costs of 16 bits: for small states, which they take the least time for, and wherever bytes do not reach.
 
 use super::codebook::Codebook;
-use super::costs::{Costs, place_of_least};
+use super::costs::Costs;
 use crate::cpu::kernels::OVERREAD;
 
 /// Costs from which the least is taken away, far from where they saturate.
@@ -11,14 +11,9 @@ const RENORMALIZE: u16 = 1 << 13;
 #[derive(Debug, Default)]
 pub(super) struct Words(Vec<u16>);
 
-impl Words {
-    /// The costs before a step.
-    fn costs(&self, book: &Codebook, step: usize) -> &[u16] {
-        &self.0[step * (book.classes() + OVERREAD)..][..book.classes()]
-    }
-}
-
 impl Costs for Words {
+    type Cost = u16;
+
     fn run(&mut self, book: &Codebook, part: &[i16], from: Option<usize>) -> bool {
         let classes = book.classes();
         let stride = classes + OVERREAD;
@@ -41,11 +36,15 @@ impl Costs for Words {
         true
     }
 
-    fn cost(&self, book: &Codebook, step: usize, class: usize) -> Option<u32> {
-        Some(self.costs(book, step)[class].into())
+    fn kept_before(&self, step: usize) -> usize {
+        step - 1
     }
 
-    fn cheapest(&self, book: &Codebook, step: usize) -> usize {
-        place_of_least(self.costs(book, step))
+    fn before(&self, book: &Codebook, step: usize) -> &[u16] {
+        &self.0[step * (book.classes() + OVERREAD)..][..book.classes()]
+    }
+
+    fn units(_: &Codebook, cost: u16) -> Option<u32> {
+        Some(cost.into())
     }
 }

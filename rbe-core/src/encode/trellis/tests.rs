@@ -59,7 +59,8 @@ fn more_bits_in_a_state_make_the_error_smaller() {
     for bits in [2, 4] {
         let errors: Vec<f64> =
             [12, 14, 16].into_iter().map(|state_bits| relative_error(&spectrum, state_bits, bits)).collect();
-        assert!(errors.windows(2).all(|pair| pair[1] < 0.995 * pair[0]), "{bits} bits: {errors:?}");
+        // Two bits more gain a third to two thirds of what four gain.
+        assert!(errors[1] < 0.997 * errors[0] && errors[2] < 0.988 * errors[0], "{bits} bits: {errors:?}");
     }
 }
 

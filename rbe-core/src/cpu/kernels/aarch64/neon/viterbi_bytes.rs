@@ -1,4 +1,4 @@
-//! Sixteen states in three instructions: shuffle their costs, add what each adds from the table, take the least.
+//! Sixteen states in two instructions: add what each adds from the table, take the least.
 
 use super::isa::Neon;
 use crate::cpu::kernels::generic::viterbi_bytes::{self as generic, ByteLanes, ByteRow, DEAD};
@@ -33,34 +33,14 @@ impl ByteLanes for Neon {
     }
 
     #[inline(always)]
-    fn repeat<const W: usize>(self) -> uint8x16_t {
-        let places: [u8; 16] = std::array::from_fn(|lane| (lane / W) as u8);
-        // SAFETY: an array of sixteen bytes.
-        unsafe { self.load(places.as_ptr()) }
+    fn swap_parts(self, register: uint8x16_t, _: usize) -> uint8x16_t {
+        register
     }
 
     #[inline(always)]
-    unsafe fn spread<const W: usize>(self, costs: *const u8, repeat: uint8x16_t) -> uint8x16_t {
-        // SAFETY: sixteen bytes, by the caller.
-        unsafe { vqtbl1q_u8(vld1q_u8(costs), repeat) }
-    }
-
-    #[inline(always)]
-    fn rows<'a>(self, of: impl Fn(usize) -> &'a [u8; 16]) -> uint8x16_t {
-        // SAFETY: sixteen bytes.
-        unsafe { vld1q_u8(of(0).as_ptr()) }
-    }
-
-    #[inline(always)]
-    fn pick(self, rows: uint8x16_t, places: uint8x16_t) -> uint8x16_t {
+    fn pick(self, register: uint8x16_t, places: uint8x16_t) -> uint8x16_t {
         // SAFETY: as above.
-        unsafe { vqtbl1q_u8(rows, places) }
-    }
-
-    #[inline(always)]
-    fn join(self, even: uint8x16_t, odd: uint8x16_t) -> uint8x16_t {
-        // SAFETY: as above.
-        unsafe { vcombine_u8(vget_low_u8(even), vget_high_u8(odd)) }
+        unsafe { vqtbl1q_u8(register, places) }
     }
 
     #[inline(always)]
@@ -79,6 +59,17 @@ impl ByteLanes for Neon {
     fn take_off(self, costs: uint8x16_t, excess: uint8x16_t) -> uint8x16_t {
         // SAFETY: as above.
         unsafe { vorrq_u8(vceqq_u8(costs, self.splat(DEAD)), vsubq_u8(costs, excess)) }
+    }
+
+    #[inline(always)]
+    fn zip(self, a: uint8x16_t, b: uint8x16_t) -> [uint8x16_t; 2] {
+        // SAFETY: as above.
+        unsafe { [vzip1q_u8(a, b), vzip2q_u8(a, b)] }
+    }
+
+    #[inline(always)]
+    fn by_parts<const W: usize>(self, registers: [uint8x16_t; W]) -> [uint8x16_t; W] {
+        registers
     }
 
     #[inline(always)]

@@ -33,7 +33,7 @@ impl Avx2 {
     /// To be had only where the compiler knows the instructions.
     #[target_feature(enable = "avx2,fma,f16c,popcnt")]
     #[inline]
-    pub(super) fn new() -> Self {
+    pub(in crate::cpu::kernels::x86_64) fn new() -> Self {
         Self(Own(()))
     }
 }

@@ -1,4 +1,4 @@
-//! Thirty-two states in three instructions: shuffle their costs, add what each adds from the table, take the least.
+//! Thirty-two states in two instructions: add what each adds from the table, take the least.
 
 use super::isa::Avx2;
 use crate::cpu::kernels::generic::viterbi_bytes::{self as generic, ByteLanes, ByteRow, DEAD};
@@ -35,40 +35,15 @@ impl ByteLanes for Avx2 {
     }
 
     #[inline(always)]
-    fn repeat<const W: usize>(self) -> __m256i {
-        let places: [u8; 32] = std::array::from_fn(|lane| (lane / W) as u8);
-        // SAFETY: an array of 32 bytes.
-        unsafe { self.load(places.as_ptr()) }
-    }
-
-    /// Both halves see the same sixteen.
-    #[inline(always)]
-    unsafe fn spread<const W: usize>(self, costs: *const u8, repeat: __m256i) -> __m256i {
-        // SAFETY: sixteen bytes, by the caller.
-        unsafe {
-            let costs = _mm256_broadcastsi128_si256(_mm_loadu_si128(costs.cast()));
-            _mm256_shuffle_epi8(costs, repeat)
-        }
-    }
-
-    #[inline(always)]
-    fn rows<'a>(self, of: impl Fn(usize) -> &'a [u8; 16]) -> __m256i {
-        // SAFETY: sixteen bytes each.
-        let row = |part| unsafe { _mm_loadu_si128(of(part).as_ptr().cast()) };
+    fn swap_parts(self, register: __m256i, by: usize) -> __m256i {
         // SAFETY: as above.
-        unsafe { _mm256_set_m128i(row(1), row(0)) }
+        if by == 0 { register } else { unsafe { _mm256_permute2x128_si256::<0x01>(register, register) } }
     }
 
     #[inline(always)]
-    fn pick(self, rows: __m256i, places: __m256i) -> __m256i {
+    fn pick(self, register: __m256i, places: __m256i) -> __m256i {
         // SAFETY: as above.
-        unsafe { _mm256_shuffle_epi8(rows, places) }
-    }
-
-    #[inline(always)]
-    fn join(self, even: __m256i, odd: __m256i) -> __m256i {
-        // SAFETY: as above.
-        unsafe { _mm256_blend_epi32::<0b1100_1100>(even, odd) }
+        unsafe { _mm256_shuffle_epi8(register, places) }
     }
 
     #[inline(always)]
@@ -90,6 +65,25 @@ impl ByteLanes for Avx2 {
             let dead = _mm256_cmpeq_epi8(costs, self.splat(DEAD));
             _mm256_or_si256(dead, _mm256_sub_epi8(costs, excess))
         }
+    }
+
+    #[inline(always)]
+    fn zip(self, a: __m256i, b: __m256i) -> [__m256i; 2] {
+        // SAFETY: as above.
+        unsafe { [_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b)] }
+    }
+
+    #[inline(always)]
+    fn by_parts<const W: usize>(self, registers: [__m256i; W]) -> [__m256i; W] {
+        let mut sorted = registers;
+        for (n, pair) in registers.chunks_exact(2).enumerate() {
+            // SAFETY: as above.
+            unsafe {
+                sorted[n] = _mm256_permute2x128_si256::<0x20>(pair[0], pair[1]);
+                sorted[W / 2 + n] = _mm256_permute2x128_si256::<0x31>(pair[0], pair[1]);
+            }
+        }
+        sorted
     }
 
     #[inline(always)]

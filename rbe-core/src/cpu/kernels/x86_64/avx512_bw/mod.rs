@@ -54,7 +54,7 @@ pub(super) const TABLE: Kernels = Kernels {
     viterbi_bytes: Op::new(
         NAME,
         (
-            64,
+            32,
             [
                 viterbi_bytes::step::<2>,
                 viterbi_bytes::step::<4>,
