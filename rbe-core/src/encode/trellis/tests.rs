@@ -54,13 +54,13 @@ fn a_gaussian_has_the_error_that_the_code_promises() {
 
 #[test]
 fn more_bits_in_a_state_make_the_error_smaller() {
-    let values = gaussian_values(256 * 128);
-    let spectrum = spectrum(256, 128, 256, &values);
+    // So many that what one size of state happens to be luckier with is little beside what two bits more gain.
+    let values = gaussian_values(256 * 512);
+    let spectrum = spectrum(256, 512, 256, &values);
     for bits in [2, 4] {
         let errors: Vec<f64> =
             [12, 14, 16].into_iter().map(|state_bits| relative_error(&spectrum, state_bits, bits)).collect();
-        // Two bits more gain a third to two thirds of what four gain.
-        assert!(errors[1] < 0.997 * errors[0] && errors[2] < 0.988 * errors[0], "{bits} bits: {errors:?}");
+        assert!(errors.windows(2).all(|pair| pair[1] < 0.995 * pair[0]), "{bits} bits: {errors:?}");
     }
 }
 
