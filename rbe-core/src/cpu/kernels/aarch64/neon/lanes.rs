@@ -42,7 +42,7 @@ pub(super) fn lanes_to_rows(lanes: &[Lanes; LANES], rows: &mut [f32], stride: us
 /// `out[b][a] = in[a][b]`.
 #[target_feature(enable = "neon")]
 #[inline]
-fn transpose([a, b, c, d]: [float32x4_t; 4]) -> [float32x4_t; 4] {
+pub(super) fn transpose([a, b, c, d]: [float32x4_t; 4]) -> [float32x4_t; 4] {
     // Columns 0 and 2, then 1 and 3, of two rows side by side.
     let (even_ab, odd_ab) = (vtrn1q_f32(a, b), vtrn2q_f32(a, b));
     let (even_cd, odd_cd) = (vtrn1q_f32(c, d), vtrn2q_f32(c, d));

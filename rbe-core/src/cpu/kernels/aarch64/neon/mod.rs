@@ -1,5 +1,6 @@
 //! NEON as every AArch64 processor has it: Cortex-A53, A72.
 
+mod dct;
 pub(super) mod isa;
 pub(super) mod lanes;
 pub(super) mod planes;
@@ -39,6 +40,8 @@ pub(super) const TABLE: Kernels = Kernels {
     sddmm: Op::new(NAME, sparse::sddmm),
     rows_to_lanes: Op::new(NAME, lanes::rows_to_lanes),
     lanes_to_rows: Op::new(NAME, lanes::lanes_to_rows),
+    dct2_of_strip: Op::new(NAME, dct::dct2_of_strip),
+    dct3_of_strip: Op::new(NAME, dct::dct3_of_strip),
     viterbi: Op::new(NAME, [viterbi::step::<2>, viterbi::step::<4>, viterbi::step::<8>, viterbi::step::<16>]),
     viterbi_bytes: Op::new(
         NAME,

@@ -13,7 +13,7 @@ mod viterbi;
 mod viterbi_bytes;
 
 use super::avx2;
-use crate::cpu::kernels::level::LevelSpec;
+use crate::cpu::kernels::level::{LevelSpec, STRIPS};
 use crate::cpu::kernels::table::{Kernels, Op};
 use std::arch::is_x86_feature_detected as has;
 
@@ -25,10 +25,7 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     detect: || has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl"),
     kernels: &TABLE,
     // Entries are put into lanes by instructions that come with VBMI2; segments alone have half of such a register.
-    inherited: &[
-        &["dense_digits", "sparse", "sparse_transposed", "spmm_min_batch"],
-        &["dct2_of_strip", "dct3_of_strip"],
-    ],
+    inherited: &[&["dense_digits", "sparse", "sparse_transposed", "spmm_min_batch"], STRIPS],
 };
 
 pub(super) const TABLE: Kernels = Kernels {
