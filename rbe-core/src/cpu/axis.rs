@@ -176,7 +176,6 @@ fn run(exec: Exec, direction: Direction, sources: &[Option<Source>], take: &Take
 }
 
 /// A group of a source's segments of one length, at their vectors and blocks.
-#[derive(Clone)]
 struct Segments<'a, P> {
     source: Source<'a>,
     len: usize,

@@ -19,8 +19,6 @@ use std::ops::Range;
 const GROUP_BATCH_TILE: usize = 256;
 /// Rows for which it is worth to decode a scale group again.
 const DECODE_WORTH_BATCH: usize = 32;
-/// Sums below which one thread adds them up before the others have begun.
-const SUMS_WORTH_SHARING: usize = 1 << 14;
 /// Items that keep all threads busy to the end.
 const ENOUGH_ITEMS: usize = 32;
 
@@ -192,7 +190,6 @@ fn add_integer_product(
         }
     });
     let (sums, out) = (&*partial, Shared::new(out));
-    let exec = exec.shared_if(items.batch * rows * items.column_parts, SUMS_WORTH_SHARING);
     exec.pool.run(items.count() / items.column_parts, &|range| {
         for first in range.map(|part| part * items.column_parts) {
             let (i, batch) = items.place(first);
