@@ -58,6 +58,7 @@ fn dot_both<const PLANES: usize>(lines: &[Line], x: Digits) -> [__m256i; 2] {
         return sums;
     }
     let tiles = lines.as_chunks::<PLANES>().0;
+    assert!(x.values.len() >= tiles.len() * TILE_COLS);
     let one = _mm256_set1_epi16(1);
     for (tile, x) in tiles.iter().zip(x.values.as_chunks::<QUAD>().0.as_chunks::<QUADS>().0) {
         let codes = [unpack::<_, PLANES>(Avx2::new(), tile, 0), unpack::<_, PLANES>(Avx2::new(), tile, 1)];
