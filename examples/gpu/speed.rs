@@ -1,12 +1,14 @@
 //! Products on the card beside Candle's own, in one run.
 //!
 //! Weights are random codes: how long a product takes does not depend on them. Each product runs over copies of its
-//! matrix that together are four times the card's second cache, many in a row before the host waits; the median of seven such
-//! rows is taken, and beside it how long the host takes to queue one. Bytes are the compressed ones, against a copy within the card's memory (read and written counted).
+//! matrix that together are four times the card's second cache, many in a row, which the host queues while the card is kept busy with
+//! copies: between two of the card's own events lies what the card takes and not what the host does. The median of seven such rows is
+//! taken, and beside it how long the host takes to queue one product. Bytes are the compressed ones, against a copy within the card's
+//! memory (read and written counted).
 
 use crate::{Filter, Report, noise};
 use anyhow::Result;
-use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute as Attribute;
+use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice_attribute as Attribute, CUevent_flags};
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{DType, Device, Module, Tensor};
 use candle_rbe::codec::matrix::Orientation;
@@ -19,13 +21,15 @@ use candle_rbe::{RbeLinear, RbeTensor, Transform};
 use half::f16;
 use serde::Serialize;
 use std::borrow::Cow;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// `(out, in)`.
 const SHAPES: [(usize, usize); 5] = [(4096, 4096), (4096, 11008), (11008, 4096), (8192, 8192), (8192, 28672)];
 const TOKENS: [usize; 8] = [1, 2, 4, 8, 16, 64, 512, 2048];
 const ROWS_OF_RUNS: usize = 7;
-const ROW: Duration = Duration::from_millis(20);
+const ROW_US: f64 = 2e3;
+/// A card's queue holds about a thousand launches; the host waits where it is full.
+const MOST_RUNS: usize = 200;
 const COPIED_BYTES: usize = 1 << 30;
 
 /// One measured product.
@@ -82,9 +86,10 @@ pub(crate) fn run(device: &Device, filter: &Filter, report: &mut Report) -> Resu
             .attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
     )?;
     let source = Tensor::zeros(COPIED_BYTES, DType::U8, device)?;
-    let (us, _) = microseconds(device, 1, |_| source.copy())?;
-    report.speed = Some(Speed { copy_gb_s: 2.0 * COPIED_BYTES as f64 / us / 1e3, rows: Vec::new() });
-    drop(source);
+    let mut clock = Clock { device, source: source.clone(), copy_us: f64::INFINITY };
+    (clock.copy_us, _) = clock.microseconds(1, |_| source.copy())?;
+    report.speed =
+        Some(Speed { copy_gb_s: 2.0 * COPIED_BYTES as f64 / clock.copy_us / 1e3, rows: Vec::new() });
     for shape in SHAPES.into_iter().filter(|shape| filter.shape(*shape)) {
         for (name, make) in weights_of(cache).into_iter().filter(|(name, _)| filter.form(name)) {
             let (out, input) = shape;
@@ -93,7 +98,7 @@ pub(crate) fn run(device: &Device, filter: &Filter, report: &mut Report) -> Resu
                 let Some(speed) = &mut report.speed else { return Ok(()) };
                 for tokens in TOKENS.into_iter().filter(|tokens| filter.tokens(*tokens)) {
                     let x = noise::tensor(tokens as u64, 1.0, (tokens, input), device)?.to_dtype(dtype)?;
-                    let (us, host_us) = microseconds(device, weights.count(), |n| weights.product(n, &x))?;
+                    let (us, host_us) = clock.microseconds(weights.count(), |n| weights.product(n, &x))?;
                     let weight_gb_s = bytes as f64 / us / 1e3;
                     eprintln!(
                         "{out}x{input} {name} {tokens}: {us:.1} us, host {host_us:.1}, {weight_gb_s:.0} GB/s"
@@ -155,27 +160,41 @@ fn copies(cache: usize, bytes: usize) -> usize {
     (4 * cache).div_ceil(bytes).max(2)
 }
 
-/// The median time of one of many runs in a row, and that in which the host had queued it.
-fn microseconds(
-    device: &Device,
-    count: usize,
-    mut run: impl FnMut(usize) -> candle_core::Result<Tensor>,
-) -> Result<(f64, f64)> {
-    let mut row = |runs: usize| -> Result<(Duration, Duration)> {
-        device.synchronize()?;
-        let start = Instant::now();
-        (0..runs).try_for_each(|n| run(n).map(drop))?;
-        let queued = start.elapsed();
-        device.synchronize()?;
-        Ok((start.elapsed(), queued))
-    };
-    row(count.max(3))?; // loads kernels, fills the allocator's pool
-    let first = row(count.max(3))?.0.as_secs_f64() / count.max(3) as f64;
-    let runs = ((ROW.as_secs_f64() / first).ceil() as usize).clamp(count, 2000);
-    let mut times = (0..ROWS_OF_RUNS).map(|_| row(runs)).collect::<Result<Vec<_>>>()?;
-    times.sort();
-    let (done, queued) = times[ROWS_OF_RUNS / 2];
-    Ok((done.as_secs_f64() * 1e6 / runs as f64, queued.as_secs_f64() * 1e6 / runs as f64))
+/// The card's time, beside the host's.
+struct Clock<'a> {
+    device: &'a Device,
+    /// What is copied to keep the card busy, and how long that takes.
+    source: Tensor,
+    copy_us: f64,
+}
+
+impl Clock<'_> {
+    /// The median time that the card takes for one of many runs in a row, and the host to queue it. `count` runs differ.
+    fn microseconds(
+        &self,
+        count: usize,
+        mut run: impl FnMut(usize) -> candle_core::Result<Tensor>,
+    ) -> Result<(f64, f64)> {
+        let stream = self.device.as_cuda_device()?.cuda_stream();
+        let event = || stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT));
+        let mut row = |runs: usize, copies: usize| -> Result<(f64, f64)> {
+            self.device.synchronize()?;
+            (0..copies).try_for_each(|_| self.source.copy().map(drop))?;
+            let (begin, start) = (event()?, Instant::now());
+            (0..runs).try_for_each(|n| run(n).map(drop))?;
+            let (queued, end) = (start.elapsed(), event()?);
+            let us = f64::from(begin.elapsed_ms(&end)?) * 1e3;
+            Ok((us / runs as f64, queued.as_secs_f64() * 1e6 / runs as f64))
+        };
+        let count = count.clamp(3, MOST_RUNS);
+        row(count, 0)?; // loads kernels, fills the allocator's pool
+        let (us, host_us) = row(count, 1)?;
+        let runs = ((ROW_US / us).ceil() as usize).clamp(count, MOST_RUNS);
+        let copies = 1 + (1.5 * runs as f64 * host_us / self.copy_us).ceil() as usize;
+        let mut times = (0..ROWS_OF_RUNS).map(|_| row(runs, copies)).collect::<Result<Vec<_>>>()?;
+        times.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+        Ok(times[ROWS_OF_RUNS / 2])
+    }
 }
 
 type Make = Box<dyn Fn(usize, usize) -> Result<RbeTensor>>;
