@@ -26,21 +26,24 @@ LATENCY, BARRIER = 5, 20
 # Of a multiprocessor: registers, bytes of shared memory, of which each block takes some more, and warps; warps of a block.
 REGISTERS, SHARED, SHARED_EACH, MOST_WARPS, WARPS = 65536, 228 * 1024, 1024, 64, 8
 
-# Shared memory of a block with 8192 columns: the trellis' table or the warps' sums, and behind it the inputs of a split.
-TABLE, SUMS, BUFFERS = 384 * 32 * 4, 4 * 8 * 328 * 4, 8 * 2 * 256 * 4
+# Shared memory of a block with 8192 columns: the trellis' table, behind it the rings of four bits and the inputs of a split; or what is
+# more, the warps' sums.
+TABLE, RING, SUMS, BUFFERS = 384 * 32 * 4, 2 * 4 * 8 * 512, 8 * 32 * 64 * 4, 8 * 320 * 4
 # Source, kernel, bits, weights of a thread in a pass of its loop, bytes of shared memory; the most instructions and integer operations a
 # weight and registers, the fewest warps on a multiprocessor.
 LOOPS = [
-    ("trellis", "trellis_short_tiles_few", 4, 128, TABLE + 2 * 32 * 128, 5.2, 2.5, 128, 16),
-    ("trellis", "trellis_short_tiles_many", 4, 128, TABLE, 5.6, 2.5, 128, 16),
-    ("trellis", "trellis_short_tiles_wide", 4, 128, TABLE, 5.6, 2.5, 255, 8),
-    ("trellis", "trellis_tiles_few", 4, 128, TABLE + 2 * 32 * 128, 5.8, 3.1, 255, 8),
-    ("trellis", "trellis_short_tiles_few", 3, 128, TABLE + 2 * 32 * 128, 7.5, 4.7, 128, 16),
-    ("trellis", "trellis_short_tiles_few", 2, 128, TABLE + 2 * 32 * 128, 5.6, 2.7, 128, 16),
+    ("trellis", "trellis_short_tiles_few", 4, 128, TABLE + RING + 2 * 32 * 128, 5.2, 2.5, 128, 16),
+    ("trellis", "trellis_short_tiles_many", 4, 128, TABLE + RING, 5.4, 2.5, 128, 16),
+    ("trellis", "trellis_short_tiles_exact", 4, 128, TABLE + RING, 5.6, 2.5, 128, 16),
+    ("trellis", "trellis_short_tiles_wide", 4, 128, TABLE + RING, 5.7, 2.5, 255, 8),
+    ("trellis", "trellis_tiles_few", 4, 128, TABLE + RING + 2 * 32 * 128, 5.8, 3.1, 255, 8),
+    ("trellis", "trellis_short_tiles_few", 3, 128, TABLE + RING + 2 * 32 * 128, 7.7, 4.8, 128, 16),
+    ("trellis", "trellis_short_tiles_few", 2, 128, TABLE + RING + 2 * 32 * 128, 5.7, 2.7, 128, 16),
     ("planes", "planes_product_1", 4, 32, BUFFERS + 16 * 128, 4.2, 1.5, 128, 16),
-    ("planes", "planes_tiles_few", 4, 128, SUMS + 2 * 32 * 128, 2.7, 1.5, 255, 8),
-    ("planes", "planes_tiles_many", 4, 128, SUMS, 2.9, 1.5, 255, 8),
-    ("planes", "planes_tiles_wide", 4, 128, SUMS, 3.1, 1.6, 255, 8),
+    ("planes", "planes_tiles_few", 4, 128, SUMS, 2.9, 1.5, 128, 16),
+    ("planes", "planes_tiles_many", 4, 128, SUMS, 3.0, 1.5, 128, 16),
+    ("planes", "planes_tiles_exact", 4, 128, SUMS, 3.2, 1.6, 128, 16),
+    ("planes", "planes_tiles_wide", 4, 128, SUMS, 3.4, 1.6, 255, 8),
 ]
 # Kernel, binary logarithm of the block's length, the most microseconds of a warp alone.
 TRANSFORMS = [("analyze_f32_f32", 8, 5.0), ("synthesize_f32_f32", 8, 5.0), ("analyze_f32_f32", 7, 5.0)]
@@ -87,15 +90,27 @@ def reached(after, closed):
 
 
 def hot_loop(instructions, labels):
-    """Of the loops without another inside the one that decodes most."""
+    """Of the loops that decode most the smallest, without the loops in it, which are for words of another number of bits."""
     after = followers(instructions, labels)
     ever = reached(after, None)
     # A jump back closes a loop where only its target leads to it.
     back = [(start, end) for end in sorted(ever) for start in after[end] if start <= end]
     loops = [(start, end) for start, end in back if end not in reached(after, start)]
-    inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
-    bodies = [[instruction for instruction, _ in instructions[start : end + 1]] for start, end in inner]
-    return max(bodies, key=lambda body: sum(unit(instruction) in ("LOP3", "SHF", "IDP", "FFMA", "HMMA") for instruction in body))
+
+    def body(start, end):
+        inner = [(a, b) for a, b in loops if (a, b) != (start, end) and start <= a and b <= end]
+        return [instructions[n][0] for n in range(start, end + 1) if not any(a <= n <= b for a, b in inner)]
+
+    # Tensor cores do nothing else; without them decoding is what there is most of in a loop without another.
+    if any(unit(name) == "HMMA" for name, _ in instructions):
+        multiplies = {"HMMA"}
+    else:
+        multiplies = {"LOP3", "SHF", "IDP", "FFMA"}
+        loops = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+    bodies = [body(*loop) for loop in loops]
+    count = lambda body: sum(unit(instruction) in multiplies for instruction in body)
+    most = max(map(count, bodies))
+    return min((body for body in bodies if count(body) == most), key=len)
 
 
 def clocks(instructions):

@@ -18,10 +18,10 @@ __device__ __forceinline__ Eight load_eight_as(int element, const void *from, si
     if (element == BF16) return load_eight(static_cast<const __nv_bfloat16 *>(from) + at, first, end);
     return load_eight(static_cast<const float *>(from) + at, first, end);
 }
-__device__ __forceinline__ void store_as(int element, void *to, size_t at, float value) {
-    if (element == F16) static_cast<__half *>(to)[at] = from_float<__half>(value);
-    else if (element == BF16) static_cast<__nv_bfloat16 *>(to)[at] = from_float<__nv_bfloat16>(value);
-    else static_cast<float *>(to)[at] = value;
+__device__ __forceinline__ void store_eight_as(int element, void *to, size_t at, int first, int end, const Eight &eight) {
+    if (element == F16) store_eight(static_cast<__half *>(to) + at, first, end, eight);
+    else if (element == BF16) store_eight(static_cast<__nv_bfloat16 *>(to) + at, first, end, eight);
+    else store_eight(static_cast<float *>(to) + at, first, end, eight);
 }
 
 // A thread's lane, as a number that each item has to ask for again: nothing that depends on it is kept in registers from one item to the
@@ -33,6 +33,15 @@ struct Inputs {
     const void *x;
     int element;
     Axis axis;
+
+    // Sends for what `stage` reads.
+    __device__ __forceinline__ void send_for_inputs(int first, int columns, int token, int tokens) const {
+        const int end = min(first + columns, axis.len), bytes = element == F32 || element == COEFFICIENTS ? 4 : 2;
+        for (int t = 0; t < tokens; ++t) {
+            send_for(static_cast<const char *>(x) + ((size_t)(token + t) * axis.len + first) * bytes, (end - first) * bytes);
+        }
+        if (element != COEFFICIENTS) axis.send_for_tables(first, end);
+    }
 
     // Writes staged(t, n), the coefficient of token `token + t` and column `first + n`; zero beyond the matrix. Each warp has its part
     // of `buffers` (BUFFERS); a barrier is to follow.
@@ -46,24 +55,24 @@ struct Inputs {
             }
             return;
         }
-        const Cut cut = axis.cut();
-        const int begin = axis.index_of(cut.holding(first)), items = axis.index_of(cut.holding(end - 1)) + 1 - begin;
-        for (int n = warp; n < items * tokens; n += WARPS) {
-            const int t = n / items;
-            const size_t row = (size_t)(token + t) * axis.len;
-            float *to = staged + t * columns - first;
-            transform_item<false, true>(
-                axis, axis.item(begin + n - t * items), buffers + warp * ITEM_FLOATS, lane_of_item(),
-                [&](int at, int after) {
-                    Eight eight = load_eight_as(element, x, row, at, after);
-                    eight.multiply(axis.factors(at, after));
+        const int begin = axis.item_holding(first), items = axis.item_holding(end - 1) + 1 - begin;
+        for (int n = warp; n < items; n += WARPS) {
+            const Item item = axis.item(begin + n);
+            const int lane = lane_of_item(), at = item.first + lane;
+            const Eight factors = axis.factors(at, item.end);
+            transform_item<false>(
+                axis, item, buffers + warp * ITEM_FLOATS, lane, tokens,
+                [&](int t) {
+                    Eight eight = load_eight_as(element, x, (size_t)(token + t) * axis.len, at, item.end);
+                    eight.multiply(factors);
                     return eight;
                 },
-                [&](int at, int after, const Eight &eight) {
+                [&](int t, const Eight &eight) {
+                    float *to = staged + t * columns + at - first;
 #pragma unroll
                     for (int n = 0; n < EACH; ++n) {
                         const int column = at + n * WARP;
-                        if (column < after && column >= first && column < end) to[column] = eight.values[n];
+                        if (column < item.end && column >= first && column < end) to[n * WARP] = eight.values[n];
                     }
                 });
         }
@@ -90,7 +99,7 @@ struct Results {
     }
 
     // To be called by all threads of each block (block row, split, group of tokens) once they wrote its part for tokens `token ..
-    // token + here`; shared memory is overwritten.
+    // token + here`; shared memory is overwritten: BUFFERS, and 256 floats for each token.
     __device__ void finish(const Block &block, int token, int here, int tokens) const {
         if (y == nullptr) return;
         int *counter = counters + blockIdx.z * gridDim.x + blockIdx.x;
@@ -102,25 +111,64 @@ struct Results {
             __threadfence();
             if (threadIdx.x == 0) *counter = 0;
         }
-        const int warp = threadIdx.x / WARP;
-        for (int t = warp; t < here; t += WARPS) {
-            const size_t row = (size_t)(token + t) * axis.len;
-            Eight factors, addends = {};
-            transform_item<true, true>(
-                axis, axis.item(block), reinterpret_cast<float *>(dynamic_shared) + warp * ITEM_FLOATS, lane_of_item(),
-                [&](int first, int end) {
-                    if (addend != nullptr) addends = load_eight(addend + row, first, end);
-                    if (bias != nullptr) addends.add(load_eight_as(element, bias, 0, first, end));
-                    factors = axis.factors(first, end);
-                    return sum_parts<2>(parts + row, all_parts, (size_t)tokens * axis.len, first, end);
-                },
-                [&](int first, int end, const Eight &eight) {
+        float *shared = reinterpret_cast<float *>(dynamic_shared), *sums = shared + BUFFERS;
+        static_assert(THREADS == ELEMENTS, "a thread for each row");
+        if (threadIdx.x < block.length) {
+            const float *from = parts + (size_t)token * axis.len + block.start + threadIdx.x;
+            if (here == 1) sum_parts_of<1, 8>(from, sums + threadIdx.x, here, tokens);
+            else sum_parts_of<4, 4>(from, sums + threadIdx.x, here, tokens);
+        }
+        __syncthreads();
+        const int warp = threadIdx.x / WARP, count = (here - warp + WARPS - 1) / WARPS;
+        if (count <= 0) return;
+        const Item item = axis.item(block);
+        const int lane = lane_of_item(), first = block.start + lane;
+        const Eight factors = axis.factors(first, item.end);
+        Eight biases = {};
+        if (bias != nullptr) biases = load_eight_as(element, bias, 0, first, item.end);
+        transform_item<true>(
+            axis, item, shared + warp * ITEM_FLOATS, lane, count,
+            [&](int n) {
+                Eight eight;
 #pragma unroll
-                    for (int n = 0; n < EACH; ++n) {
-                        const float sum = eight.values[n] * factors.values[n] + addends.values[n];
-                        if (first + n * WARP < end) store_as(element, y, row + first + n * WARP, sum);
+                for (int e = 0; e < EACH; ++e) eight.values[e] = sums[(warp + n * WARPS) * ELEMENTS + e * WARP + lane];
+                return eight;
+            },
+            [&](int n, Eight &eight) {
+                const size_t at = (size_t)(token + warp + n * WARPS) * axis.len;
+                eight.multiply(factors);
+                eight.add(biases);
+                if (addend != nullptr) eight.add(load_eight(addend + at, first, item.end));
+                store_eight_as(element, y, at, first, item.end, eight);
+            });
+    }
+    // The sums of all parts of a row, in their order, for each token; `TOKENS` times `PARTS` loads do not wait for each other.
+    template <int TOKENS, int PARTS> __device__ __forceinline__ void sum_parts_of(const float *from, float *sums, int here, int tokens) const {
+        const size_t stride = (size_t)tokens * axis.len;
+#pragma unroll 1
+        for (int token = 0; token < here; token += TOKENS) {
+            float sum[TOKENS] = {};
+#pragma unroll 1
+            for (int part = 0; part < all_parts; part += PARTS) {
+                float loaded[TOKENS][PARTS];
+#pragma unroll
+                for (int t = 0; t < TOKENS; ++t) {
+#pragma unroll
+                    for (int n = 0; n < PARTS; ++n) {
+                        const bool is_there = token + t < here && part + n < all_parts;
+                        loaded[t][n] = is_there ? __ldcg(from + (part + n) * stride + (size_t)(token + t) * axis.len) : 0.0f;
                     }
-                });
+                }
+#pragma unroll
+                for (int t = 0; t < TOKENS; ++t) {
+#pragma unroll
+                    for (int n = 0; n < PARTS; ++n) sum[t] += loaded[t][n];
+                }
+            }
+#pragma unroll
+            for (int t = 0; t < TOKENS; ++t) {
+                if (token + t < here) sums[(token + t) * ELEMENTS] = sum[t];
+            }
         }
     }
 };

@@ -71,11 +71,22 @@ template <class Code, int BITS, int V, class F>
 __device__ __forceinline__ void for_each_piece(const uint32_t *words, int lanes, int lane, F f) {
     typedef typename Vector<V>::Type Load;
     const int slots = WARP >> (__ffs(lanes) - 1), slot = slot_of(lane, lanes), below = lane_below(lane, lanes);
+    const Load *from = reinterpret_cast<const Load *>(words) + lane;
+    // The next group's words come meanwhile, where registers have room for both.
+    constexpr bool EARLY = V * BITS <= 16;
+    Load ahead[BITS];
+    auto load = [&] {
+#pragma unroll
+        for (int n = 0; n < BITS; ++n) ahead[n] = __ldg(from + n * WARP);
+        from += BITS * WARP;
+    };
+    if (EARLY) load();
     for (int group = 0; group < lanes / V; ++group) {
-        const Load *from = reinterpret_cast<const Load *>(words) + group * BITS * WARP + lane;
+        if (!EARLY) load();
         uint32_t held[V * BITS];
 #pragma unroll
-        for (int n = 0; n < BITS; ++n) unpack(__ldg(from + n * WARP), held + n * V);
+        for (int n = 0; n < BITS; ++n) unpack(ahead[n], held + n * V);
+        if (EARLY && group + 1 < lanes / V) load();
 #pragma unroll 1
         for (int v = 0; v < V; ++v) {
             uint32_t own[BITS];
@@ -171,7 +182,7 @@ __device__ void sum_rows(Code code, const Strips &at, int block_row, int lanes, 
 }
 
 template <class Code, int TOKENS, bool ROW_SCALES>
-__device__ void product(const Strips &at, int first_block_row, const Inputs &in, const Results &to, int tokens, int strips_per_block) {
+__device__ __forceinline__ void product(const Strips &at, int first_block_row, const Inputs &in, const Results &to, int tokens, int strips_per_block) {
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int block_row = first_block_row + blockIdx.x, split = blockIdx.y, token = blockIdx.z * TOKENS;
     const int first = split * strips_per_block, last = min(first + strips_per_block, at.per_row());
@@ -279,7 +290,7 @@ __device__ void sum_columns(Code code, const uint4 &entry, const uint32_t *words
 //     partial   (splits, tokens, cols)
 //     shared    the code's table; for each warp g (TOKENS, 36 max_lanes), columns (TOKENS, 32)
 template <class Code, int TOKENS>
-__device__ void transposed(const Strips &at, const float *g, const uint32_t *ids, float *partial, int tokens,
+__device__ __forceinline__ void transposed(const Strips &at, const float *g, const uint32_t *ids, float *partial, int tokens,
                            int rows_per_split, int max_lanes) {
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int scale_group = blockIdx.x * WARPS + warp, split = blockIdx.y, token = blockIdx.z * TOKENS;
@@ -322,6 +333,15 @@ __device__ void transposed(const Strips &at, const float *g, const uint32_t *ids
     }
 }
 
+__device__ __forceinline__ uint4 select(bool condition, const uint4 &a, const uint4 &b) {
+    return uint4 {condition ? a.x : b.x, condition ? a.y : b.y, condition ? a.z : b.z, condition ? a.w : b.w};
+}
+// What the lane four further has, or four before.
+__device__ __forceinline__ uint4 from_lane_4(const uint4 &own) {
+    return uint4 {__shfl_xor_sync(ALL_LANES, own.x, 4), __shfl_xor_sync(ALL_LANES, own.y, 4), __shfl_xor_sync(ALL_LANES, own.z, 4),
+                  __shfl_xor_sync(ALL_LANES, own.w, 4)};
+}
+
 // The coefficients themselves, column by column, for a dense product: panel(column - first_strip * 32, row - first_row).
 //
 // Grid: (groups of WARPS scale groups, block rows of the panel). Each thread writes its 32 rows, 16 bytes at a time.
@@ -335,6 +355,7 @@ __device__ void write_strip(Code code, const Strips &at, T *panel, const uint4 &
     const float scale = __uint_as_float(entry.z);
     const __half *row_scales = at.row_scales != nullptr ? at.scales_of(block, scale_group) : nullptr;
     const bool plain = row_scales == nullptr && !add && height % PIECE == 0;
+    const bool whole = V == 4 && sizeof(T) == 2 && (scale_group + 1) * WARP <= at.cols;
     with_bits<Code, V>(code, entry, at.words, lanes, lane, [&](int column, auto value) {
         if (scale_group * WARP + column >= at.cols || piece * PIECE >= height) return;
         T *to = panel + (size_t)((scale_group - first_strip) * WARP + column) * stride + block.start - first_row + piece * PIECE;
@@ -348,7 +369,23 @@ __device__ void write_strip(Code code, const Strips &at, T *panel, const uint4 &
                 *reinterpret_cast<uint4 *>(to + j) = quad.bits;
             }
         };
-        if (plain) {
+        if (whole && plain) {
+            // Of two pieces, one below the other, a store takes sixteen bytes of each lane that lie side by side.
+            const bool lower = piece % 2 == 1;
+            T *upper_to = to - (lower ? PIECE - Quad<T>::COUNT : 0), *lower_to = to + (lower ? Quad<T>::COUNT : PIECE);
+#pragma unroll
+            for (int j = 0; j < PIECE; j += 2 * Quad<T>::COUNT) {
+                Quad<T> first, second;
+#pragma unroll
+                for (int n = 0; n < Quad<T>::COUNT; ++n) {
+                    first.values[n] = from_float<T>(value(j + n) * scale);
+                    second.values[n] = from_float<T>(value(j + Quad<T>::COUNT + n) * scale);
+                }
+                const uint4 upper = first.bits, below = second.bits, other = from_lane_4(select(lower, upper, below));
+                *reinterpret_cast<uint4 *>(upper_to + j) = select(lower, other, upper);
+                *reinterpret_cast<uint4 *>(lower_to + j) = select(lower, below, other);
+            }
+        } else if (plain) {
             write([&](int j, T) { return from_float<T>(value(j) * scale); });
         } else {
             write([&](int j, T before) {
@@ -362,7 +399,7 @@ __device__ void write_strip(Code code, const Strips &at, T *panel, const uint4 &
 }
 
 template <class Code, class T>
-__device__ void panel(const Strips &at, T *panel, int first_strip, int end_strip, int first_block_row, int stride, int add) {
+__device__ __forceinline__ void panel(const Strips &at, T *panel, int first_strip, int end_strip, int first_block_row, int stride, int add) {
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int scale_group = first_strip + blockIdx.x * WARPS + warp, block_row = first_block_row + blockIdx.y;
     Code code(reinterpret_cast<float *>(dynamic_shared), at.values);
@@ -404,7 +441,7 @@ __device__ void panel(const Strips &at, T *panel, int first_strip, int end_strip
         transposed<CODE, TOKENS>(STRIPS_ARGUMENTS, g, ids, partial, tokens, rows_per_split, max_lanes); \
     }
 #define PANEL_KERNEL(NAME, CODE, T) \
-    extern "C" __global__ void __launch_bounds__(THREADS, CODE::MIN_BLOCKS) \
+    extern "C" __global__ void __launch_bounds__(THREADS, CODE::PANEL_BLOCKS) \
         NAME(STRIPS_PARAMETERS, T *out, int first_strip, int end_strip, int first_block_row, int stride, int add) { \
         panel<CODE, T>(STRIPS_ARGUMENTS, out, first_strip, end_strip, first_block_row, stride, add); \
     }

@@ -12,7 +12,7 @@
 
 struct Planes {
     static constexpr int MAX_BITS = 8;
-    static constexpr int MIN_BLOCKS = 2, TILE_BLOCKS = 1;
+    static constexpr int MIN_BLOCKS = 2, TILE_BLOCKS = 2, PANEL_BLOCKS = 2;
     static constexpr bool READS_ON = false;
     static constexpr int TABLE = 0;
     // A mantissa's bits, and those of bfloat16.

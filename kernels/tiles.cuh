@@ -8,12 +8,9 @@
 //
 // Values are exact in bfloat16, and a vector's F32 is the sum of three such numbers, 8 bits each. They are three of the eight
 // vectors where there are few (APART), else three products with one left operand: nothing is lost in either. Where inputs and results
-// have 16 bits and there are many, two of them are enough: 16 bits.
+// have 16 bits, two of them are enough: 16 bits.
 #pragma once
-#include "groups.cuh"
-
-// Floats from a row to the next and from a piece to the next where warps add up their sums.
-constexpr int ROW_STRIDE = 10, PIECE_STRIDE = 32 * ROW_STRIDE + 8, TILE_FLOATS = 8 * PIECE_STRIDE;
+#include "ring.cuh"
 
 // One token or two.
 struct Few {
@@ -21,8 +18,12 @@ struct Few {
     static constexpr int PARTS = 3;
     static constexpr int SETS = 1; // of eight vectors
 };
-// Up to eight.
+// Up to eight, of 16 bits and in F32.
 struct Many {
+    static constexpr bool APART = false;
+    static constexpr int PARTS = 2, SETS = 1;
+};
+struct Exact {
     static constexpr bool APART = false;
     static constexpr int PARTS = 3, SETS = 1;
 };
@@ -32,19 +33,18 @@ struct Wide {
     static constexpr int PARTS = 2, SETS = 2;
 };
 
-// Where staged inputs begin in shared memory: behind the table, the sums and the buffers, which have the same place.
-template <class Code> constexpr int STAGED = Code::TABLE > TILE_FLOATS * WARPS / 2 ? Code::TABLE : TILE_FLOATS * WARPS / 2;
+// Where staged inputs begin in shared memory: behind the table and the buffers, which have the same place.
+template <class Code> constexpr int STAGED = Code::TABLE > BUFFERS ? Code::TABLE : BUFFERS;
 
-// How the eight vectors of an `mma` are shared out.
+// How the eight vectors of an `mma` are shared out: among the 8 lanes of a column, or twice among its 4.
 template <class Form> struct Vectors {
-    int halves; // of the lanes with columns of their own
-    __device__ explicit Vectors(int lanes) : halves(8 / lanes) {}
-    __device__ int each() const { return 8 / halves; }
+    int each; // 8, or 4 for those of a half of the lanes with columns of their own
+
+    __device__ explicit Vectors(int lanes) : each(lanes) {}
+    __device__ bool are_halved() const { return each == 4; }
     // Tokens of a set, and at once.
-    __device__ int of_set() const { return Form::APART ? (halves == 1 ? 2 : 1) : each(); }
+    __device__ int of_set() const { return Form::APART ? (are_halved() ? 1 : 2) : each; }
     __device__ int tokens() const { return Form::SETS * of_set(); }
-    // Where a token's part is.
-    __device__ int of(int half, int part, int token) const { return half * each() + part * of_set() + token; }
 };
 
 // What a lane has of the right operand: four columns of one vector of each set.
@@ -74,8 +74,8 @@ __device__ __forceinline__ uint32_t upper_halves(float low, float high) {
     return __byte_perm(__float_as_uint(low), __float_as_uint(high), 0x7632);
 }
 
-// One step: of four columns the piece's 32 rows. `sums[s][m]` are rows `2m` and `2m + 1` of two vectors. `fetch(n)` is called for each
-// `n < BITS` as soon as words enough are done with to have room for load `n` of the next step, and `fetch(BITS)` for its vectors.
+// One step: of four columns the piece's 32 rows. `sums[s][m]` are rows `2m` and `2m + 1` of two vectors. `fetch()` is called in its midst,
+// for the next step's vectors.
 template <class Code, int BITS, class Form, class Fetch>
 __device__ __forceinline__ void multiply(const Code &code, const uint4 (&held)[BITS], int below, const float4 (&x)[Form::SETS],
                                          float scale, int part, float (&sums)[Form::SETS][16][4], Fetch fetch) {
@@ -106,41 +106,43 @@ __device__ __forceinline__ void multiply(const Code &code, const uint4 (&held)[B
             for (int v = 0; v < 4; ++v) factors[v] = without_upper_half(factors[v]);
         }
     }
+    // Two rows of products in turn where registers have room for both: one's sums are ready when they are added to again.
+    constexpr int TURNS = Form::SETS;
 #pragma unroll
-    for (int n = 0; n < 16; ++n) {
-        const int m = Code::template order<BITS>(n);
-        uint32_t left[4];
+    for (int n = 0; n < 16; n += TURNS) {
+        uint32_t left[TURNS][4];
 #pragma unroll
-        for (int e = 0; e < 4; ++e) { // rows in turn, then the next two columns
-            const int row = 2 * m + e % 2, col = e / 2 * 2;
-            left[e] = code.template pair<BITS>(words[col], next[col], words[col + 1], next[col + 1], row);
+        for (int t = 0; t < TURNS; ++t) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) { // rows in turn, then the next two columns
+                const int row = 2 * Code::template order<BITS>(n + t) + e % 2, col = e / 2 * 2;
+                left[t][e] = code.template pair<BITS>(words[col], next[col], words[col + 1], next[col + 1], row);
+            }
         }
 #pragma unroll
         for (int p = 0; p < PRODUCTS; ++p) {
 #pragma unroll
-            for (int s = 0; s < Form::SETS; ++s) mma_bf16(sums[s][m], left, right[s][p][0], right[s][p][1]);
+            for (int t = 0; t < TURNS; ++t) {
+                const int m = Code::template order<BITS>(n + t);
+#pragma unroll
+                for (int s = 0; s < Form::SETS; ++s) mma_bf16(sums[s][m], left[t], right[s][p][0], right[s][p][1]);
+            }
         }
-        // Few words do not wait for room.
-        if (BITS <= 2 ? n < BITS : (n + 1) * BITS / 16 > n * BITS / 16) fetch(BITS <= 2 ? n : n * BITS / 16);
-        if (n == 8) fetch(BITS);
+        if (n == 8) fetch();
     }
 }
 
 // The scale groups from `scale_group` on, every eighth, as long as they have `BITS` bits; the first that has not.
 template <class Code, int BITS, class Form>
-__device__ __forceinline__ int multiply_groups(Code &code, const Strips &at, const uint4 *table, int lanes, const Share<Form> &share,
+__device__ __forceinline__ int multiply_groups(Code &code, Ring &ring, const uint4 *table, int lanes, const Share<Form> &share,
                                                int scale_group, int last, float (&sums)[Form::SETS][16][4]) {
-    const int lane = threadIdx.x % WARP, below = lane_below(lane, lanes), steps = lanes / 4;
-    const uint4 *words = reinterpret_cast<const uint4 *>(at.words) + lane;
+    const int below = lane_below(threadIdx.x % WARP, lanes), steps = lanes / 4;
     // A scale group of no bits stands for what is not there.
     auto entry_of = [&](int n) { return n < last ? __ldg(table + n) : uint4 {0, 0, 0, 0}; };
     uint4 entry = entry_of(scale_group), ahead = entry_of(scale_group + WARPS);
     code.begin(entry.w);
-    uint4 held[BITS];
     float4 x[Form::SETS];
     share.load(scale_group * WARP, x);
-#pragma unroll
-    for (int n = 0; n < BITS; ++n) held[n] = __ldcs(words + entry.x / 4 + n * WARP);
     int step = 0;
 #pragma unroll 1
     for (bool more = true; more;) {
@@ -150,17 +152,13 @@ __device__ __forceinline__ int multiply_groups(Code &code, const Strips &at, con
             ahead = entry_of(scale_group + WARPS);
             more = entry.y == BITS;
         }
-        const uint4 *from = words + entry.x / 4 + step * (BITS * WARP);
-        uint4 fetched[BITS]; // nothing where there is no more
-        float4 fetched_x[Form::SETS];
-        multiply<Code, BITS, Form>(code, held, below, x, scale, share.part, sums, [&](int n) {
-            if (n == BITS) share.load(scale_group * WARP + step * 16, fetched_x);
-            else if (more) fetched[n] = __ldcs(from + n * WARP);
-        });
+        uint4 held[BITS];
+        ring.take(held);
+        float4 fetched[Form::SETS];
+        multiply<Code, BITS, Form>(code, held, below, x, scale, share.part, sums,
+                                   [&] { share.load(scale_group * WARP + step * 16, fetched); });
 #pragma unroll
-        for (int s = 0; s < Form::SETS; ++s) x[s] = fetched_x[s];
-#pragma unroll
-        for (int n = 0; n < BITS; ++n) held[n] = fetched[n];
+        for (int s = 0; s < Form::SETS; ++s) x[s] = fetched[s];
     }
     return scale_group;
 }
@@ -183,10 +181,13 @@ template <class Code, class Form>
 __device__ __forceinline__ Share<Form> share_of(const Strips &at, const Tile<Form> &tile, const Inputs &in, int strips_per_block) {
     const Vectors<Form> &vectors = tile.vectors;
     const int lane = threadIdx.x % WARP;
-    const int vector = lane / 4, half = vector / vectors.each(), rest = vector - half * vectors.each();
-    const int part = Form::APART ? rest / vectors.of_set() : 0, own = rest - part * vectors.of_set();
+    // With APART all parts of a vector follow each other, of each the tokens.
+    const int vector = lane / 4, half = vector >= vectors.each ? 1 : 0, rest = vector - half * vectors.each;
+    const int part = !Form::APART ? 0 : vectors.are_halved() ? rest : rest / 2, own = rest - part * vectors.of_set();
     // Of the first set, and of each one more as many later; inputs are staged as far as the block multiplies.
-    const int sets = part < Form::PARTS ? max(tile.here - own + vectors.of_set() - 1, 0) / vectors.of_set() : 0;
+    int sets = 0;
+#pragma unroll
+    for (int s = 0; s < Form::SETS; ++s) sets += part < Form::PARTS && own + s * vectors.of_set() < tile.here ? 1 : 0;
     const int end = Form::APART ? min(at.cols, tile.last * WARP) : at.cols;
     Share<Form> share = {nullptr, vectors.of_set(), at.cols, end, sets, (lane % 4 + half * 4) * 4, part};
     if constexpr (Form::APART) {
@@ -200,42 +201,66 @@ __device__ __forceinline__ Share<Form> share_of(const Strips &at, const Tile<For
     return share;
 }
 
-// Writes the block's part of the results: the sums of warp `n` and warp `n + 4`, and then of what is left of the four, of the halves
-// and of the parts.
+// The sum over four lanes side by side.
+__device__ __forceinline__ float quad_sum(float x) {
+    x += __shfl_xor_sync(ALL_LANES, x, 1);
+    return x + __shfl_xor_sync(ALL_LANES, x, 2);
+}
+
+// Writes the block's part of the results. Each warp adds up what all warps have of four rows of every piece: `rows[v]` are a lane's of
+// two vectors, those of its place among four lanes, in the piece of these.
 template <class Form>
 __device__ __forceinline__ void add_warps(const Tile<Form> &tile, const Results &to, int tokens, const float (&sums)[Form::SETS][16][4]) {
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const Vectors<Form> &vectors = tile.vectors;
-    float *shared = reinterpret_cast<float *>(dynamic_shared);
-    float *own_sums = shared + warp % (WARPS / 2) * TILE_FLOATS + lane / 4 * PIECE_STRIDE + lane % 4 * 2;
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, quarter = lane % 4;
+    const bool halved = tile.vectors.are_halved();
+    float4 *shared = reinterpret_cast<float4 *>(dynamic_shared);
 #pragma unroll
     for (int s = 0; s < Form::SETS; ++s) {
-        for (int upper = 1; upper >= 0; --upper) {
-            __syncthreads();
-            if (warp / (WARPS / 2) == upper) {
+        __syncthreads();
 #pragma unroll
-                for (int n = 0; n < PIECE; ++n) {
-                    float2 *at = reinterpret_cast<float2 *>(own_sums + n * ROW_STRIDE);
-                    float2 sum = {sums[s][n / 2][n % 2 * 2], sums[s][n / 2][n % 2 * 2 + 1]};
-                    if (upper == 0) sum.x += at->x, sum.y += at->y;
-                    *at = sum;
-                }
+        for (int m = 0; m < 16; ++m) shared[(warp * 16 + m) * WARP + lane] = float4 {sums[s][m][0], sums[s][m][1], sums[s][m][2], sums[s][m][3]};
+        __syncthreads();
+        float rows[2][4] = {};
+#pragma unroll
+        for (int w = 0; w < WARPS; ++w) {
+#pragma unroll
+            for (int n = 0; n < 2; ++n) {
+                const float4 other = shared[(w * 16 + 2 * warp + n) * WARP + lane];
+                rows[0][2 * n] += other.x, rows[1][2 * n] += other.y, rows[0][2 * n + 1] += other.z, rows[1][2 * n + 1] += other.w;
             }
         }
-        __syncthreads();
-        const int before = s * vectors.of_set();
-        for (int t = 0; t < min(vectors.of_set(), tile.here - before); ++t) {
-            float *out = to.part(tokens, tile.token + before + t) + tile.block.start;
-            for (int row = threadIdx.x; row < tile.block.length; row += THREADS) {
-                const float *from = shared + row / PIECE * PIECE_STRIDE + row % PIECE * ROW_STRIDE;
-                float sum = 0.0f;
-                for (int w = 0; w < WARPS / 2; ++w) {
-                    for (int h = 0; h < vectors.halves; ++h) {
-                        const float *own = from + w * TILE_FLOATS + h * tile.lanes * PIECE_STRIDE;
-                        for (int p = 0; p < (Form::APART ? Form::PARTS : 1); ++p) sum += own[vectors.of(h, p, t)];
-                    }
+        // A half's vectors are of its own lanes' columns; what is elsewhere is nothing.
+        const int half = halved ? lane / 16 : 0, place = quarter - 2 * half;
+        if constexpr (Form::APART) {
+#pragma unroll
+            for (int n = 0; n < 4; ++n) {
+                if (halved) { // parts one after another
+                    const float own = place == 0 ? rows[0][n] + rows[1][n] : place == 1 ? rows[0][n] : 0.0f;
+                    rows[0][n] = quad_sum(own);
+                    rows[0][n] += __shfl_xor_sync(ALL_LANES, rows[0][n], 16);
+                } else { // two tokens of each part
+                    rows[0][n] = quad_sum(rows[0][n]), rows[1][n] = quad_sum(rows[1][n]);
                 }
-                out[row] = sum;
+                if (quarter == 1) rows[0][n] = rows[1][n];
+            }
+        } else if (halved) {
+#pragma unroll
+            for (int v = 0; v < 2; ++v) {
+#pragma unroll
+                for (int n = 0; n < 4; ++n) rows[v][n] += __shfl_xor_sync(ALL_LANES, rows[v][n], 18);
+            }
+        }
+        const int row = tile.block.start + (lane / 4 & (halved ? 3 : 7)) * PIECE + 4 * warp;
+#pragma unroll
+        for (int v = 0; v < (Form::APART ? 1 : 2); ++v) {
+            const int own = Form::APART ? quarter : 2 * quarter + v, token = s * tile.vectors.of_set() + own;
+            if (own >= tile.vectors.of_set() || half > 0 || token >= tile.here) continue;
+            float *out = to.part(tokens, tile.token + token) + row;
+            if (to.axis.len % 4 == 0) {
+                *reinterpret_cast<float4 *>(out) = float4 {rows[v][0], rows[v][1], rows[v][2], rows[v][3]};
+            } else {
+#pragma unroll
+                for (int n = 0; n < 4; ++n) out[n] = rows[v][n];
             }
         }
     }
@@ -244,15 +269,20 @@ __device__ __forceinline__ void add_warps(const Tile<Form> &tile, const Results 
 // y(token, row) += S(row, column) x(token, column) for the scale groups of one split of one block row, as `product`.
 //
 //     in        inputs; with APART they are transformed here
-//     shared    buffers of the transforms, then the code's table, then half of the warps' sums, then buffers; with APART x (tokens at
-//               once, 32 scale groups)
+//     shared    buffers of the transforms, then the code's table; with APART x (tokens at once, 32 scale groups); from `ring_at` on the
+//               warps' rings. Over all of it then the warps' sums, and then buffers
 template <class Code, class Form>
-__device__ void tiles(const Strips &at, int first_block_row, const Inputs &in, const Results &to, int tokens, int strips_per_block) {
+__device__ __forceinline__ void tiles(const Strips &at, int first_block_row, const Inputs &in, const Results &to, int tokens, int strips_per_block,
+                      int ring_at, int most_bits) {
     const int block_row = first_block_row + blockIdx.x;
     float sums[Form::SETS][16][4] = {};
     {
         const Tile<Form> tile(at, block_row, tokens, strips_per_block);
         if (tile.here <= 0) return; // blocks of 256 rows take more at once than those of 128
+        // Ahead of the weights, which are many: behind them it would come late.
+        if constexpr (Form::APART) in.send_for_inputs(tile.first * WARP, strips_per_block * WARP, tile.token, tile.here);
+        if (to.y != nullptr) to.axis.send_for_tables(tile.block.start, tile.block.end());
+        Ring ring(at, block_row, tile.lanes, tile.first, tile.last, reinterpret_cast<float *>(dynamic_shared) + ring_at, most_bits);
         const Share<Form> share = share_of<Code>(at, tile, in, strips_per_block);
         if (Form::APART) __syncthreads();
         Code code(reinterpret_cast<float *>(dynamic_shared), at.values);
@@ -263,7 +293,7 @@ __device__ void tiles(const Strips &at, int first_block_row, const Inputs &in, c
 #define CASE(BITS) \
     case BITS: \
         if constexpr (HAS_BITS<Code, BITS>) { \
-            scale_group = multiply_groups<Code, BITS, Form>(code, at, table, tile.lanes, share, scale_group, tile.last, sums); \
+            scale_group = multiply_groups<Code, BITS, Form>(code, ring, table, tile.lanes, share, scale_group, tile.last, sums); \
         } \
         break;
                 CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
@@ -280,10 +310,11 @@ __device__ void tiles(const Strips &at, int first_block_row, const Inputs &in, c
 
 #define TILES_KERNEL(NAME, CODE, FORM, BLOCKS) \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) \
-        NAME(STRIPS_PARAMETERS, ENDS_PARAMETERS, int first_block_row, int tokens, int strips_per_block) { \
-        tiles<CODE, FORM>(STRIPS_ARGUMENTS, first_block_row, INPUTS, RESULTS, tokens, strips_per_block); \
+        NAME(STRIPS_PARAMETERS, ENDS_PARAMETERS, int first_block_row, int tokens, int strips_per_block, int ring_at, int most_bits) { \
+        tiles<CODE, FORM>(STRIPS_ARGUMENTS, first_block_row, INPUTS, RESULTS, tokens, strips_per_block, ring_at, most_bits); \
     }
 #define TILES_KERNELS(NAME, CODE) \
     TILES_KERNEL(NAME##_few, CODE, Few, CODE::TILE_BLOCKS) \
     TILES_KERNEL(NAME##_many, CODE, Many, CODE::TILE_BLOCKS) \
+    TILES_KERNEL(NAME##_exact, CODE, Exact, CODE::TILE_BLOCKS) \
     TILES_KERNEL(NAME##_wide, CODE, Wide, 1)

@@ -3,57 +3,59 @@
 
 constexpr int TRANSFORM_WARPS = 4;
 
-// Grid: (vectors, groups of TRANSFORM_WARPS items). `in` (vectors, len); `out` (vectors, out_stride), times `scale`, zero
-// beyond `len`.
+// Grid: (groups of `each` vectors, groups of TRANSFORM_WARPS items). `in` (vectors, len); `out` (vectors, out_stride), times `scale`,
+// zero beyond `len`.
 template <class In, class Out>
-__device__ void analyze(const Axis &axis, const In *in, Out *out, int out_stride, float scale) {
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, item = blockIdx.y * TRANSFORM_WARPS + warp;
-    if (item >= axis.items()) return;
+__device__ void analyze(const Axis &axis, const In *in, Out *out, int out_stride, float scale, int vectors, int each, int items) {
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, index = blockIdx.y * TRANSFORM_WARPS + warp;
+    if (index >= items) return;
     float *own = reinterpret_cast<float *>(dynamic_shared) + warp * ITEM_FLOATS;
-    in += (size_t)blockIdx.x * axis.len, out += (size_t)blockIdx.x * out_stride;
-    transform_item<false, false>(
-        axis, axis.item(item), own, lane,
-        [&](int first, int end) {
-            Eight eight = load_eight(in, first, end);
-            eight.multiply(axis.factors(first, end));
+    const Item item = axis.item(index);
+    const int first = item.first + lane, before = blockIdx.x * each, here = min(each, vectors - before);
+    in += (size_t)before * axis.len, out += (size_t)before * out_stride;
+    Eight factors = axis.factors(first, item.end);
+#pragma unroll
+    for (int n = 0; n < EACH; ++n) factors.values[n] *= scale;
+    transform_item<false>(
+        axis, item, own, lane, here,
+        [&](int vector) {
+            Eight eight = load_eight(in + (size_t)vector * axis.len, first, item.end);
+            eight.multiply(factors);
             return eight;
         },
-        [&](int first, int end, const Eight &eight) {
-#pragma unroll
-            for (int n = 0; n < EACH; ++n) {
-                if (first + n * WARP < end) out[first + n * WARP] = from_float<Out>(eight.values[n] * scale);
-            }
-        });
-    if (item == axis.items() - 1) {
-        for (int n = axis.len + lane; n < out_stride; n += WARP) out[n] = from_float<Out>(0.0f);
+        [&](int vector, const Eight &eight) { store_eight(out + (size_t)vector * out_stride, first, item.end, eight); });
+    if (index == items - 1) {
+        for (int vector = 0; vector < here; ++vector) {
+            for (int n = axis.len + lane; n < out_stride; n += WARP) out[(size_t)vector * out_stride + n] = from_float<Out>(0.0f);
+        }
     }
 }
 
 // `in` is a sum of `splits` parts (splits, vectors, in_stride); `out` (vectors, out_stride) is the transform times `scale`
-// plus `addend` (vectors, out_stride) and `bias` (len), where there are such.
+// plus `addend` (vectors, out_stride) and `bias` (len), where there are such. Grid as for `analyze`.
 template <class In, class Out>
 __device__ void synthesize(const Axis &axis, const In *in, int splits, int in_stride, const float *addend, const Out *bias,
-                           Out *out, int out_stride, float scale) {
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, item = blockIdx.y * TRANSFORM_WARPS + warp;
-    if (item >= axis.items()) return;
+                           Out *out, int out_stride, float scale, int vectors, int each, int items) {
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, index = blockIdx.y * TRANSFORM_WARPS + warp;
+    if (index >= items) return;
     float *own = reinterpret_cast<float *>(dynamic_shared) + warp * ITEM_FLOATS;
-    in += (size_t)blockIdx.x * in_stride, out += (size_t)blockIdx.x * out_stride;
-    if (addend != nullptr) addend += (size_t)blockIdx.x * out_stride;
-    Eight factors, addends = {}, biases = {};
-    transform_item<true, false>(
-        axis, axis.item(item), own, lane,
-        [&](int first, int end) {
-            if (addend != nullptr) addends = load_eight(addend, first, end);
-            if (bias != nullptr) biases = load_eight(bias, first, end);
-            factors = axis.factors(first, end);
-            return sum_parts<4>(in, splits, (size_t)gridDim.x * in_stride, first, end);
-        },
-        [&](int first, int end, const Eight &eight) {
+    const Item item = axis.item(index);
+    const int first = item.first + lane, before = blockIdx.x * each, here = min(each, vectors - before);
+    in += (size_t)before * in_stride, out += (size_t)before * out_stride;
+    Eight factors = axis.factors(first, item.end), biases = {};
+    if (bias != nullptr) biases = load_eight(bias, first, item.end);
 #pragma unroll
-            for (int n = 0; n < EACH; ++n) {
-                const float sum = eight.values[n] * scale * factors.values[n] + addends.values[n] + biases.values[n];
-                if (first + n * WARP < end) out[first + n * WARP] = from_float<Out>(sum);
-            }
+    for (int n = 0; n < EACH; ++n) factors.values[n] *= scale;
+    transform_item<true>(
+        axis, item, own, lane, here,
+        [&](int vector) {
+            return sum_parts<4>(in + (size_t)vector * in_stride, splits, (size_t)vectors * in_stride, first, item.end);
+        },
+        [&](int vector, Eight &eight) {
+            eight.multiply(factors);
+            eight.add(biases);
+            if (addend != nullptr) eight.add(load_eight(addend + (size_t)(before + vector) * out_stride, first, item.end));
+            store_eight(out + (size_t)vector * out_stride, first, item.end, eight);
         });
 }
 
@@ -66,17 +68,19 @@ __device__ void analyze_unit(const Axis &axis, const uint32_t *ids, float *out) 
     const uint32_t id = ids[blockIdx.x];
     if (id >= (uint32_t)axis.len) return;
     const Block block = axis.cut().holding((int)id);
-    transform_item<false, false>(
-        axis, axis.item(axis.index_of(block)), own, lane,
-        [&](int first, int end) {
-            Eight eight = axis.factors(first, end);
+    const Item item = axis.item(axis.item_holding((int)id));
+    const int first = item.first + lane;
+    transform_item<false>(
+        axis, item, own, lane, 1,
+        [&](int) {
+            Eight eight = axis.factors(first, item.end);
 #pragma unroll
             for (int n = 0; n < EACH; ++n) {
                 if (first + n * WARP != (int)id) eight.values[n] = 0.0f;
             }
             return eight;
         },
-        [&](int first, int, const Eight &eight) {
+        [&](int, const Eight &eight) {
 #pragma unroll
             for (int n = 0; n < EACH; ++n) {
                 const int element = first + n * WARP;
@@ -91,8 +95,9 @@ __device__ void analyze_unit(const Axis &axis, const uint32_t *ids, float *out) 
 #define KERNEL extern "C" __global__ void __launch_bounds__(TRANSFORM_WARPS * WARP)
 
 #define ANALYZE(IN_NAME, In, OUT_NAME, Out) \
-    KERNEL analyze_##IN_NAME##_##OUT_NAME(AXIS_PARAMETERS, const In *in, Out *out, int out_stride, float scale) { \
-        analyze<In, Out>(AXIS, in, out, out_stride, scale); \
+    KERNEL analyze_##IN_NAME##_##OUT_NAME(AXIS_PARAMETERS, const In *in, Out *out, int out_stride, float scale, int vectors, \
+                                           int each, int items) { \
+        analyze<In, Out>(AXIS, in, out, out_stride, scale, vectors, each, items); \
     }
 ANALYZE(f32, float, f32, float)
 ANALYZE(f16, __half, f32, float)
@@ -102,8 +107,8 @@ ANALYZE(bf16, __nv_bfloat16, bf16, __nv_bfloat16)
 
 #define SYNTHESIZE(IN_NAME, In, OUT_NAME, Out) \
     KERNEL synthesize_##IN_NAME##_##OUT_NAME(AXIS_PARAMETERS, const In *in, int splits, int in_stride, const float *addend, \
-                                             const Out *bias, Out *out, int out_stride, float scale) { \
-        synthesize<In, Out>(AXIS, in, splits, in_stride, addend, bias, out, out_stride, scale); \
+                                             const Out *bias, Out *out, int out_stride, float scale, int vectors, int each, int items) { \
+        synthesize<In, Out>(AXIS, in, splits, in_stride, addend, bias, out, out_stride, scale, vectors, each, items); \
     }
 SYNTHESIZE(f32, float, f32, float)
 SYNTHESIZE(f32, float, f16, __half)

@@ -1,30 +1,34 @@
 // The operator `A = blockdiag(T, .., T_short) D` of one axis, scales and random signs and then an orthonormal transform of each
 // block, and its inverse, for many vectors.
 //
-// A warp takes 256 elements: one whole block of 256, two of 128, and so on; or one of the shorter blocks. The DCT of a power of
-// two is the recursion of Plonka and Tasche ("Fast and numerically stable algorithms for discrete cosine transforms", 2005,
-// sections 3 and 4), with `T = sqrt(n) C`, `h = n / 2`, `c_k + i s_k = exp(i pi (2k + 1) / 4n)`:
+// A warp takes 256 elements: one whole block of 256, two of 128, and so on; or one of the shorter blocks. The DCT of a power of two
+// from 32 on goes through the complex Fourier transform of half as many points (Makhoul, "A fast cosine transform in one and two
+// dimensions", 1980), each lane four of them:
 //
-//     T_II(n) x:   u_k = x_k + x_{n-1-k},  v_k = x_k - x_{n-1-k}                          k < h
-//                  even coefficients T_II(h) u,  odd coefficients T_IV(h) v
-//     T_IV(n) x:   p_k = c_k x_k + s_k x_{n-1-k},  q_k = (-1)^k (c_k x_{n-1-k} - s_k x_k)
-//                  P = T_II(h) p,  Q = T_II(h) q
-//                  y_0 = sqrt2 P_0,  y_{2m-1} = P_m - Q_{h-m},  y_{2m} = P_m + Q_{h-m},  y_{n-1} = -sqrt2 Q_0
+//     v_j = x_{2j},  v_{n-1-j} = x_{2j+1}             j < n / 2
+//     z_m = v_{2m} + i v_{2m+1}                       m < n / 2 = h
+//     Z = sum_m z_m exp(-2 pi i k m / h)              steps of four points, the last one of two where they do not fit
+//     P = w_k (Z_k + conj Z_{h-k}),  Q = -i u_k (Z_k - conj Z_{h-k}),  a = P + Q,  b = (1 + i) (P - Q) / sqrt2
+//     y_k = Re a,  y_{n-k} = -Im a,  y_{h-k} = Re b,  y_{h+k} = Im b
 //
-// run level by level, in shared memory, all nodes of a level at once; nothing is divided by a number that is not a constant.
-// Everything else (wavelets, other lengths) is the product with the matrix, which the host made from the same definition.
+// where `w_k = exp(-i pi k / 2n) / sqrt(2n)` and `u_k = exp(-5 i pi k / 2n) / sqrt(2n)`. Its inverse is its transpose: every step's
+// own, in the opposite order. Everything else (wavelets, other lengths) is the product with the matrix, which the host made from the
+// same definition.
 #pragma once
 #include "common.cuh"
 
 constexpr int ELEMENTS = 256;
-constexpr float SQRT2 = 1.41421356f;
+constexpr float HALF_ROOT = 0.707106781f;
 // Where instructions are counted (counts.py), kernels are compiled for blocks of `2^COUNTED_LEVELS` alone.
 #ifndef COUNTED_LEVELS
 #define COUNTED_LEVELS 0
 #endif
 
+// Where a point lies in shared memory, and a real element where every fourth is read: in few banks twice.
+__device__ constexpr int point_at(int point) { return point + point / 8 * 2; }
+__device__ constexpr int element_at(int element) { return element + element / WARP; }
 // Floats that a warp needs to transform an item.
-constexpr int ITEM_FLOATS = 2 * ELEMENTS;
+constexpr int ITEM_FLOATS = 2 * (ELEMENTS / 2 + ELEMENTS / 2 / 8 * 2);
 
 // What a lane has of an item: every 32nd element.
 constexpr int EACH = ELEMENTS / WARP;
@@ -52,135 +56,184 @@ template <class T> __device__ __forceinline__ Eight load_eight(const T *from, in
     return eight;
 }
 
-struct Buffers {
-    float *from, *to;
-    __device__ void swap() {
-        float *other = from;
-        from = to, to = other;
+// And back.
+template <class T> __device__ __forceinline__ void store_eight(T *to, int first, int end, const Eight &eight) {
+    to += first;
+#pragma unroll
+    for (int n = 0; n < EACH; ++n) {
+        if (first + n * WARP < end) to[n * WARP] = from_float<T>(eight.values[n]);
+    }
+}
+
+__device__ __forceinline__ float2 product(float2 a, float2 b) { return float2 {a.x * b.x - a.y * b.y, a.x * b.y + a.y * b.x}; }
+__device__ __forceinline__ float2 conjugate(float2 a) { return float2 {a.x, -a.y}; }
+__device__ __forceinline__ float2 sum(float2 a, float2 b) { return float2 {a.x + b.x, a.y + b.y}; }
+__device__ __forceinline__ float2 difference(float2 a, float2 b) { return float2 {a.x - b.x, a.y - b.y}; }
+
+// The Fourier transform of four points, or its transpose without a factor.
+template <bool INVERSE> __device__ __forceinline__ void transform_four(float2 (&at)[4]) {
+    const float2 a = sum(at[0], at[2]), b = difference(at[0], at[2]), c = sum(at[1], at[3]), d = difference(at[1], at[3]);
+    const float2 up = {b.x - d.y, b.y + d.x}, down = {b.x + d.y, b.y - d.x};
+    at[0] = sum(a, c), at[1] = INVERSE ? up : down, at[2] = difference(a, c), at[3] = INVERSE ? down : up;
+}
+
+// The DCT of blocks of `2^LEVELS` elements side by side, 256 of them together.
+template <int LEVELS> struct FastDct {
+    static constexpr int LENGTH = 1 << LEVELS, POINTS = LENGTH / 2, LANES = POINTS / 4, QUARTER = POINTS / 2;
+    // Steps of four points, and whether one of two is left; steps that turn what they give.
+    static constexpr int STEPS = (LEVELS - 1) / 2, TURNED = (LEVELS - 2) / 2;
+    static constexpr bool PAIRS = LEVELS % 2 == 0;
+    // The host's table (src/cuda/axis.rs) has numbers of each length for all lanes side by side, after those of shorter ones.
+    static constexpr int TURNS = 3 * TURNED, NUMBERS = TURNS + 4, FIRST = LEVELS == 5 ? 0 : LEVELS == 6 ? 28 : LEVELS == 7 ? 108 : 268;
+    static constexpr int END = FIRST + NUMBERS * LANES;
+
+    int lane; // of the block's
+    // Where the lane's first point of each step lies, the output of its two pairs, its first element and the one that mirrors it, and
+    // where its block's coefficients begin.
+    int points[STEPS], outputs[2], elements[2], coefficients;
+    // Of each step but the last without one, the turns of the second point and those after it. Then `w` and `u` of the lane's first pair
+    // and its second.
+    float2 numbers[NUMBERS];
+
+    __device__ __forceinline__ FastDct(const float2 *table, int lane_of_warp) : lane(lane_of_warp & (LANES - 1)) {
+#pragma unroll
+        for (int n = 0; n < NUMBERS; ++n) numbers[n] = load_now(table + FIRST + n * LANES + lane);
+        const int block = lane_of_warp / LANES;
+#pragma unroll
+        for (int step = 0; step < STEPS; ++step) {
+            const int apart = distance(step);
+            points[step] = point_at(block * POINTS + lane / apart * apart * 4 + lane % apart);
+        }
+        const int pairs[2] = {lane, second_pair()};
+#pragma unroll
+        for (int n = 0; n < 2; ++n) outputs[n] = point_at(block * POINTS + digits_of(pairs[n]) * (PAIRS ? 2 : 1));
+        elements[0] = element_at(block * LENGTH + 4 * lane), elements[1] = element_at(block * LENGTH + LENGTH - 1 - 4 * lane);
+        coefficients = block * LENGTH;
+    }
+
+    // From a point of a step to the lane's next one.
+    __device__ __forceinline__ static constexpr int distance(int step) { return POINTS >> (2 * step + 2); }
+    __device__ __forceinline__ int point(int step, int n) const { return points[step] + point_at(n * distance(step)); }
+    // An output's place has its digits in the opposite order, and half of all outputs later is the next place, or the one after it.
+    static constexpr int HALF_LATER = PAIRS ? 1 : 2;
+    __device__ __forceinline__ static int digits_of(int k) {
+        int reversed = 0;
+#pragma unroll
+        for (int n = 0; n < STEPS; ++n) reversed = reversed * 4 + (k >> 2 * n & 3);
+        return reversed;
+    }
+    // Elements of point `n` of the first step: the first half of points has the even ones, the second the odd ones, backwards.
+    __device__ __forceinline__ int element(int n, int second) const {
+        constexpr int NEXT = element_at(LENGTH / 2);
+        return n < 2 ? elements[0] + n * NEXT + 2 * second : elements[1] - (n - 2) * NEXT - 2 * second;
+    }
+    // The lane's second pair; its first is its number, and for lane 0 the two points in its place that have no partner.
+    __device__ __forceinline__ int second_pair() const { return lane == 0 ? QUARTER / 2 : QUARTER - lane; }
+
+    template <bool INVERSE> __device__ __forceinline__ void turn(int step, float2 (&at)[4]) const {
+        if (step >= TURNED) return;
+#pragma unroll
+        for (int n = 1; n < 4; ++n) {
+            const float2 by = numbers[3 * step + n - 1];
+            at[n] = product(at[n], INVERSE ? conjugate(by) : by);
+        }
+    }
+
+    // The elements of `own`, in natural order, become their DCT.
+    __device__ __forceinline__ void forward(float *own) const {
+        float2 *at_point = reinterpret_cast<float2 *>(own), at[4];
+#pragma unroll
+        for (int n = 0; n < 4; ++n) at[n] = float2 {own[element(n, 0)], own[element(n, 1)]};
+        __syncwarp();
+#pragma unroll
+        for (int step = 0; step < STEPS; ++step) {
+            if (step > 0) {
+#pragma unroll
+                for (int n = 0; n < 4; ++n) at[n] = at_point[point(step, n)];
+            }
+            transform_four<false>(at);
+            turn<false>(step, at);
+            // A lane writes where it alone has read.
+#pragma unroll
+            for (int n = 0; n < 4; ++n) at_point[point(step, n)] = at[n];
+            __syncwarp();
+        }
+        float2 a = at_point[outputs[0]], b = at_point[outputs[0] + HALF_LATER];
+        float2 c = at_point[outputs[1]], d = at_point[outputs[1] + HALF_LATER];
+        __syncwarp();
+        if (PAIRS) {
+            const float2 before = a, other = c;
+            a = sum(before, b), b = difference(before, b), c = sum(other, d), d = difference(other, d);
+        }
+        float *to = own + coefficients;
+        if (lane == 0) {
+            const float2 turn = numbers[TURNS], root = numbers[TURNS + 1];
+            to[0] = (a.x + a.y) * root.x, to[POINTS] = (a.x - a.y) * root.x;
+            to[QUARTER] = turn.x * b.x - turn.y * b.y, to[POINTS + QUARTER] = turn.y * b.x + turn.x * b.y;
+        } else {
+            write_pair(to, lane, a, d, numbers[TURNS], numbers[TURNS + 1]);
+            d = b;
+        }
+        write_pair(to, second_pair(), c, d, numbers[TURNS + 2], numbers[TURNS + 3]);
         __syncwarp();
     }
-};
+    // Coefficients `k`, `n - k`, `h - k` and `h + k`.
+    __device__ __forceinline__ static void write_pair(float *to, int k, float2 z, float2 partner, float2 w, float2 u) {
+        const float2 p = product(w, float2 {z.x + partner.x, z.y - partner.y});
+        const float2 q = product(u, float2 {z.y + partner.y, partner.x - z.x});
+        const float2 a = sum(p, q), b = difference(p, q);
+        to[k] = a.x, to[LENGTH - k] = -a.y;
+        to[POINTS - k] = (b.x - b.y) * HALF_ROOT, to[POINTS + k] = (b.x + b.y) * HALF_ROOT;
+    }
 
-// Whether node `node` of a level is a T_IV: a path of halves leads to it, and a T_IV is the second half of a T_II.
-__device__ inline bool is_fourth(int node) { return (__ffs(~node) - 1) & 1; }
-
-// Pairs of a lane in a level.
-constexpr int PAIRS = ELEMENTS / 2 / WARP;
-
-// Pair `n` of a lane's in a level: element `k` of the first half of the run at `base` and one of the second; the run's node.
-// Of 32 pairs side by side what depends on the lane is the same for all `n`, and so is most of an address.
-struct Pair {
-    int base, k, node;
-
-    __device__ __forceinline__ Pair(int n, int level, int levels, int lane) {
-        const int half = 1 << (level - 1), nodes = 1 << (levels - level);
-        if (half >= WARP) {
-            const int run = n * WARP >> (level - 1);
-            base = run << level, k = (n * WARP & (half - 1)) + lane, node = run & (nodes - 1);
+    // And back.
+    __device__ __forceinline__ void inverse(float *own) const {
+        const float *from = own + coefficients;
+        float2 a, b, c, d, last;
+        read_pair(from, second_pair(), c, last, numbers[TURNS + 2], numbers[TURNS + 3]);
+        if (lane == 0) {
+            const float2 turn = numbers[TURNS], root = numbers[TURNS + 1];
+            const float zero = from[0], half = from[POINTS], quarter = from[QUARTER], other = from[POINTS + QUARTER];
+            a = float2 {(zero + half) * root.x, (zero - half) * root.x};
+            b = float2 {turn.x * quarter + turn.y * other, turn.x * other - turn.y * quarter};
+            d = last;
         } else {
-            const int run = lane >> (level - 1);
-            base = n * 2 * WARP + (run << level), k = lane & (half - 1);
-            node = ((n * WARP >> (level - 1)) & (nodes - 1)) + (run & (nodes - 1));
+            read_pair(from, lane, a, d, numbers[TURNS], numbers[TURNS + 1]);
+            b = last;
         }
+        __syncwarp();
+        if (PAIRS) {
+            const float2 before = a, other = c;
+            a = sum(before, b), b = difference(before, b), c = sum(other, d), d = difference(other, d);
+        }
+        float2 *at_point = reinterpret_cast<float2 *>(own), at[4];
+        at_point[outputs[0]] = a, at_point[outputs[0] + HALF_LATER] = b;
+        at_point[outputs[1]] = c, at_point[outputs[1] + HALF_LATER] = d;
+        __syncwarp();
+#pragma unroll
+        for (int step = STEPS - 1; step >= 0; --step) {
+#pragma unroll
+            for (int n = 0; n < 4; ++n) at[n] = at_point[point(step, n)];
+            turn<true>(step, at);
+            transform_four<true>(at);
+            if (step > 0) {
+#pragma unroll
+                for (int n = 0; n < 4; ++n) at_point[point(step, n)] = at[n];
+            }
+            __syncwarp();
+        }
+#pragma unroll
+        for (int n = 0; n < 4; ++n) own[element(n, 0)] = at[n].x, own[element(n, 1)] = at[n].y;
+        __syncwarp();
+    }
+    __device__ __forceinline__ static void read_pair(const float *from, int k, float2 &z, float2 &partner, float2 w, float2 u) {
+        const float2 a = {from[k], -from[LENGTH - k]};
+        const float c = from[POINTS - k], d = from[POINTS + k];
+        const float2 b = {(c + d) * HALF_ROOT, (d - c) * HALF_ROOT};
+        const float2 p = product(conjugate(w), sum(a, b)), q = product(conjugate(u), difference(a, b));
+        z = float2 {p.x - q.y, p.y + q.x}, partner = float2 {p.x + q.y, q.x - p.y};
     }
 };
-
-// One step down: from runs of `2^level` elements to halves. `turn_of(half, k, n)` is the rotation of `T_IV(2 half)`.
-template <bool INVERSE, class Turn>
-__device__ __forceinline__ void split_runs(Buffers &at, int level, int levels, int lane, Turn turn_of) {
-    const int size = 1 << level, half = size / 2;
-    // All loads come first: for all the compiler knows, a store might change what a later one gives.
-    float first[PAIRS], second[PAIRS];
-#pragma unroll
-    for (int n = 0; n < PAIRS; ++n) {
-        const Pair pair(n, level, levels, lane);
-        // The transpose of T_II takes its own two steps in the opposite order; T_IV is its own transpose.
-        const bool transposed = INVERSE && pair.node == 0;
-        first[n] = at.from[pair.base + (transposed ? 2 * pair.k : pair.k)];
-        second[n] = at.from[pair.base + (transposed ? 2 * pair.k + 1 : size - 1 - pair.k)];
-    }
-#pragma unroll
-    for (int n = 0; n < PAIRS; ++n) {
-        const Pair pair(n, level, levels, lane);
-        float a = first[n], b = second[n];
-        if (level < levels && is_fourth(pair.node)) {
-            const float2 turn = turn_of(half, pair.k, n);
-            const float p = turn.x * a + turn.y * b, q = turn.x * b - turn.y * a;
-            a = p, b = pair.k % 2 == 0 ? q : -q;
-        } else if (!(INVERSE && pair.node == 0)) {
-            const float sum = a + b;
-            b = a - b, a = sum;
-        }
-        at.to[pair.base + pair.k] = a, at.to[pair.base + half + pair.k] = b;
-    }
-    at.swap();
-}
-
-// One step up: from halves to runs of `2^level`.
-template <bool INVERSE> __device__ __forceinline__ void join_runs(Buffers &at, int level, int levels, int lane) {
-    const int size = 1 << level, half = size / 2;
-    float first[PAIRS], second[PAIRS];
-#pragma unroll
-    for (int n = 0; n < PAIRS; ++n) {
-        const Pair pair(n, level, levels, lane);
-        // Of a T_IV the first and the last stand alone: here the last of a pair whose partner is not there.
-        const int partner = !is_fourth(pair.node) ? pair.k : pair.k == 0 ? 0 : half - pair.k;
-        first[n] = at.from[pair.base + pair.k], second[n] = at.from[pair.base + half + partner];
-    }
-#pragma unroll
-    for (int n = 0; n < PAIRS; ++n) {
-        const Pair pair(n, level, levels, lane);
-        const int k = pair.k;
-        const float a = first[n], b = second[n];
-        float *to = at.to + pair.base;
-        if (is_fourth(pair.node)) {
-            to[k == 0 ? 0 : 2 * k - 1] = k == 0 ? SQRT2 * a : a - b;
-            to[k == 0 ? size - 1 : 2 * k] = k == 0 ? -SQRT2 * b : a + b;
-        } else if (INVERSE && pair.node == 0) {
-            to[k] = a + b, to[size - 1 - k] = a - b;
-        } else {
-            to[2 * k] = a, to[2 * k + 1] = b;
-        }
-    }
-    at.swap();
-}
-
-// `T_II` (or its transpose) of each run of `2^levels` elements of `at.from`; the result lies in `at.from` again.
-template <bool INVERSE> __device__ __forceinline__ void fast_dct(Buffers &at, int levels, const float2 *rotations, int lane) {
-    auto turn_of = [&](int half, int k, int) { return __ldg(rotations + half + k); };
-#pragma unroll 1
-    for (int level = levels; level > 0; --level) split_runs<INVERSE>(at, level, levels, lane, turn_of);
-#pragma unroll 1
-    for (int level = 1; level <= levels; ++level) join_runs<INVERSE>(at, level, levels, lane);
-}
-
-// The rotations that a lane needs for runs of `2^LEVELS`: two of T_IV(128), one of each that is shorter, none of the longest.
-template <int LEVELS> struct Turns {
-    float2 longest[2], rest[6];
-
-    __device__ __forceinline__ Turns(const float2 *rotations, int lane) {
-        if (LEVELS == 8) longest[0] = load_now(rotations + 64 + lane), longest[1] = load_now(rotations + 96 + lane);
-#pragma unroll
-        for (int n = 0; n < 6; ++n) rest[n] = load_now(rotations + (1 << n) + (lane & ((1 << n) - 1)));
-    }
-    __device__ __forceinline__ float2 operator()(int half, int, int n) const {
-        return half == 64   ? longest[n % 2]
-               : half == 32 ? rest[5]
-               : half == 16 ? rest[4]
-               : half == 8  ? rest[3]
-               : half == 4  ? rest[2]
-               : half == 2  ? rest[1]
-                            : rest[0];
-    }
-};
-
-// The same with the run's length as a constant, and all steps without a loop.
-template <bool INVERSE, int LEVELS> __device__ __forceinline__ void fast_dct_of(Buffers &at, const Turns<LEVELS> &turns, int lane) {
-#pragma unroll
-    for (int level = LEVELS; level > 0; --level) split_runs<INVERSE>(at, level, LEVELS, lane, turns);
-#pragma unroll
-    for (int level = 1; level <= LEVELS; ++level) join_runs<INVERSE>(at, level, LEVELS, lane);
-}
 
 // What a warp transforms at once: blocks of one length side by side, or one block that has a matrix.
 struct Item {
@@ -192,24 +245,22 @@ struct Item {
 struct Axis {
     const uint32_t *signs;     // a bit an element; null without
     const float *scales;       // a number an element; null without
-    const float2 *rotations;   // `(c_k, s_k)` of `T_IV(2h)` at `h + k`; null where powers of two have matrices too
+    const float2 *rotations;   // what the fast transform turns by; null where powers of two have matrices too
     const float *whole, *shorter; // matrices `m`, `out_o = sum_i m(i, o) in_i`; those of the shorter blocks one after another
     int len, edge;
 
     __device__ Cut cut() const { return Cut { len, edge }; }
     // Whether blocks of this length need no matrix.
-    __device__ bool is_fast(int length) const { return rotations != nullptr && (length & (length - 1)) == 0; }
-    // Blocks that a warp takes at once.
-    __device__ int together() const { return rotations != nullptr ? ELEMENTS >> (__ffs(edge) - 1) : 1; }
-    // Groups of whole blocks.
-    __device__ int groups() const { return group_of(cut().whole() + together() - 1); }
-    // `together` is a power of two.
-    __device__ int group_of(int block) const { return block >> (__ffs(together()) - 1); }
-    // What warps share out among them: groups of whole blocks, then the shorter blocks.
-    __device__ int items() const { return groups() + cut().blocks() - cut().whole(); }
-    // The number of the item that a block belongs to.
-    __device__ int index_of(const Block &block) const {
-        return block.index < cut().whole() ? group_of(block.index) : groups() + block.index - cut().whole();
+    __device__ bool is_fast(int length) const { return rotations != nullptr && length >= SHORTEST && (length & (length - 1)) == 0; }
+    // Elements of whole blocks, and those of them that a warp takes at once: a power of two.
+    __device__ int whole_end() const { return cut().whole() * edge; }
+    __device__ int together() const { return rotations != nullptr ? ELEMENTS : edge; }
+    __device__ int item_at(int element) const { return element >> (__ffs(together()) - 1); }
+    // Items of whole blocks, which those of the shorter ones follow.
+    __device__ int groups() const { return item_at(whole_end() + together() - 1); }
+    // The number of the item that has an element.
+    __device__ int item_holding(int element) const {
+        return element < whole_end() ? item_at(element) : groups() + cut().holding(element).index - cut().whole();
     }
     // A block alone.
     __device__ Item item(const Block &block) const {
@@ -217,10 +268,9 @@ struct Axis {
         return Item { block.start, block.end(), block.length, matrix };
     }
     __device__ Item item(int index) const {
-        const bool several = index < groups();
-        Item found = item(cut().block(several ? index * together() : cut().whole() + index - groups()));
-        if (several && found.matrix == nullptr) found.end = min(found.first + ELEMENTS, cut().whole() * edge);
-        return found;
+        if (index >= groups()) return item(cut().block(cut().whole() + index - groups()));
+        const int first = index * together();
+        return Item { first, min(first + together(), whole_end()), edge, rotations != nullptr ? nullptr : whole };
     }
     // The matrix of a shorter block.
     __device__ const float *matrix_of(const Block &block) const {
@@ -231,14 +281,21 @@ struct Axis {
         }
         return matrix;
     }
+    // Sends for what transforming elements `first .. end` reads.
+    __device__ __forceinline__ void send_for_tables(int first, int end) const {
+        send_for(rotations, FastDct<8>::END * (int)sizeof(float2));
+        if (signs != nullptr) send_for(signs + first / WARP, (end - first + 7) / 8);
+        if (scales != nullptr) send_for(scales + first, (end - first) * (int)sizeof(float));
+    }
     // Each element's sign times its scale.
     __device__ __forceinline__ Eight factors(int first, int end) const {
         Eight factors;
         uint32_t words[EACH] = {};
-        const int word = first / WARP, bit = first % WARP; // blocks begin with a word of signs
+        const int bit = first % WARP; // blocks begin with a word of signs, and eight more follow the last
         if (signs != nullptr) {
+            const uint32_t *own = signs + first / WARP;
 #pragma unroll
-            for (int n = 0; n < EACH; ++n) words[n] = __ldg(signs + min(word + n, (end - 1) / WARP));
+            for (int n = 0; n < EACH; ++n) words[n] = __ldg(own + n);
         }
         if (scales != nullptr) {
             factors = load_eight(scales, first, end);
@@ -248,56 +305,66 @@ struct Axis {
         }
 #pragma unroll
         for (int n = 0; n < EACH; ++n) {
-            if (words[n] >> bit & 1) factors.values[n] = -factors.values[n];
+            factors.values[n] = __uint_as_float(__float_as_uint(factors.values[n]) ^ (words[n] >> bit << 31));
         }
         return factors;
     }
 };
 
-// The item's elements through `T`: `get(first, end)` gives a lane's from `first` on, whatever it likes from `end` on; `put(first,
-// end, eight)` takes them. `own`, in shared memory, has room for ITEM_FLOATS. SHORT is less code: no steps of 128 without a loop.
-template <bool INVERSE, bool SHORT, class Get, class Put>
-__device__ __forceinline__ void transform_item(const Axis &axis, const Item &item, float *own, int lane, Get get, Put put) {
-    const int first = item.first, end = item.end, length = COUNTED_LEVELS > 0 ? 1 << COUNTED_LEVELS : item.length;
-    const bool fast = COUNTED_LEVELS > 0 || item.matrix == nullptr;
-    Buffers at = {own, own + ELEMENTS};
-    const Eight given = get(first + lane, end);
-    auto store = [&] {
+// Blocks of `2^LEVELS` elements through the fast transform, of vector after vector: see `transform_item`.
+template <bool INVERSE, int LEVELS, class Get, class Put>
+__device__ __forceinline__ void transform_fast(const float2 *rotations, float *own, int lane, int vectors, Get get, Put put) {
+    const FastDct<LEVELS> dct(rotations, lane);
+#pragma unroll 1
+    for (int vector = 0; vector < vectors; ++vector) {
+        Eight eight = get(vector);
+        // Elements lie padded, coefficients side by side.
 #pragma unroll
-        for (int n = 0; n < EACH; ++n) at.from[n * WARP + lane] = first + n * WARP + lane < end ? given.values[n] : 0.0f;
+        for (int n = 0; n < EACH; ++n) own[INVERSE ? n * WARP + lane : n * element_at(WARP) + lane] = eight.values[n];
         __syncwarp();
-    };
-    Eight result;
-    if (fast) {
-        if (length == 256) {
-            const Turns<8> turns(axis.rotations, lane);
-            store();
-            fast_dct_of<INVERSE, 8>(at, turns, lane);
-        } else if (length == 128 && !SHORT) {
-            const Turns<7> turns(axis.rotations, lane);
-            store();
-            fast_dct_of<INVERSE, 7>(at, turns, lane);
-        } else {
-            store();
-            fast_dct<INVERSE>(at, __ffs(length) - 1, axis.rotations, lane);
-        }
-        const float norm = rsqrtf((float)length);
+        if (INVERSE) dct.inverse(own);
+        else dct.forward(own);
 #pragma unroll
-        for (int n = 0; n < EACH; ++n) result.values[n] = at.from[n * WARP + lane] * norm;
-    } else {
-        store();
-        result = Eight {};
+        for (int n = 0; n < EACH; ++n) eight.values[n] = own[INVERSE ? n * element_at(WARP) + lane : n * WARP + lane];
+        put(vector, eight);
+        __syncwarp();
+    }
+}
+
+// The item's elements of so many vectors through `T`: `get(vector)` gives a lane's, whatever it likes beyond the item's end;
+// `put(vector, eight)` takes them. `own`, in shared memory, has room for ITEM_FLOATS.
+template <bool INVERSE, class Get, class Put>
+__device__ __forceinline__ void transform_item(const Axis &axis, const Item &item, float *own, int lane, int vectors, Get get, Put put) {
+    const int count = item.end - item.first, length = COUNTED_LEVELS > 0 ? 1 << COUNTED_LEVELS : item.length;
+    auto without_rest = [&](int vector) {
+        Eight eight = get(vector);
+#pragma unroll
+        for (int n = 0; n < EACH; ++n) eight.values[n] = n * WARP + lane < count ? eight.values[n] : 0.0f;
+        return eight;
+    };
+    if (COUNTED_LEVELS > 0 || item.matrix == nullptr) {
+        if (length == 256) transform_fast<INVERSE, 8>(axis.rotations, own, lane, vectors, get, put); // all of it is there
+        else if (length == 128) transform_fast<INVERSE, 7>(axis.rotations, own, lane, vectors, without_rest, put);
+        else if (length == 64) transform_fast<INVERSE, 6>(axis.rotations, own, lane, vectors, without_rest, put);
+        else transform_fast<INVERSE, 5>(axis.rotations, own, lane, vectors, without_rest, put);
+        return;
+    }
+    for (int vector = 0; vector < vectors; ++vector) {
+        const Eight given = without_rest(vector);
+#pragma unroll
+        for (int n = 0; n < EACH; ++n) own[n * WARP + lane] = given.values[n];
+        __syncwarp();
+        Eight eight = {};
         // All outputs of a lane at once: their loads do not wait for each other.
 #pragma unroll 2
         for (int in = 0; in < length; ++in) {
             const float *row = item.matrix + in * length;
 #pragma unroll
-            for (int n = 0; n < EACH; ++n) result.values[n] += __ldg(row + min(n * WARP + lane, length - 1)) * at.from[in];
+            for (int n = 0; n < EACH; ++n) eight.values[n] += __ldg(row + min(n * WARP + lane, length - 1)) * own[in];
         }
+        put(vector, eight);
+        __syncwarp();
     }
-    // Compared again, and not kept in predicates meanwhile.
-    put(first + lane, (int)in_register(end), result);
-    __syncwarp();
 }
 
 // The sums of `splits` parts for a lane's elements from `first` on, `stride` elements from a part to the next; in their order.

@@ -14,7 +14,7 @@
 // For states of 12 bits alone, or of any number.
 template <bool LONG> struct Trellis {
     static constexpr int MAX_BITS = 4;
-    static constexpr int MIN_BLOCKS = 1, TILE_BLOCKS = LONG ? 1 : 2;
+    static constexpr int MIN_BLOCKS = 1, TILE_BLOCKS = LONG ? 1 : 2, PANEL_BLOCKS = 2;
     static constexpr bool READS_ON = true;
     static constexpr int INDICES = 256, COARSE_INDICES = 128, TABLE = (INDICES + COARSE_INDICES) * WARP;
     static constexpr uint32_t NIBBLES = 0x11111111u, EVEN = 0x0f0f0f0fu, ODD = 0xf0f0f0f0u;

@@ -15,7 +15,11 @@ use std::f64::consts::PI;
 const WARPS: usize = 4;
 const ELEMENTS: usize = 256;
 const WARP: usize = 32;
-const SHARED_BYTES: usize = 2 * ELEMENTS * size_of::<f32>();
+/// Warps for each multiprocessor before one takes a second vector, and the most vectors of one.
+const WARPS_EACH: usize = 32;
+const MOST_VECTORS: usize = 16;
+/// `ITEM_FLOATS` of `transform.cuh`.
+const SHARED_BYTES: usize = (ELEMENTS + ELEMENTS / 4) * size_of::<f32>();
 
 /// The matrices of the whole blocks, or of the shorter ones one after another, for each direction.
 struct Matrices<M> {
@@ -102,7 +106,7 @@ impl<M> DeviceAxis<M> {
         let fast = transform == Transform::Dct;
         let matrices = |blocks: std::ops::Range<usize>| -> Result<_> {
             let lengths = blocks.map(|block| cut.range(block).len());
-            let lengths: Vec<_> = lengths.filter(|len| !(fast && len.is_power_of_two())).collect();
+            let lengths: Vec<_> = lengths.filter(|len| !(fast && is_fast(*len))).collect();
             if lengths.is_empty() { Ok(None) } else { matrices(machine, transform, &lengths).map(Some) }
         };
         let len = cut.elements();
@@ -165,11 +169,22 @@ impl<M> DeviceAxis<M> {
         args
     }
 
-    fn launch<'a>(&self, kernel: String, batch: usize, len: usize, args: Vec<Arg<'a, M>>) -> Launch<'a, M> {
+    /// A launch for `batch` vectors, of which a warp takes as many, one after another, as leave every multiprocessor warps enough.
+    fn launch<'a>(
+        &self,
+        machine: &impl Machine<Memory = M>,
+        kernel: String,
+        batch: usize,
+        len: usize,
+        mut args: Vec<Arg<'a, M>>,
+    ) -> Launch<'a, M> {
+        let items = self.items(len);
+        let each = (items * batch / (WARPS_EACH * machine.multiprocessors())).clamp(1, MOST_VECTORS);
+        args.extend([batch, each, items].map(Arg::Int));
         Launch {
             module: Module::Transform,
             kernel,
-            grid: [batch, self.items(len).div_ceil(WARPS), 1],
+            grid: [batch.div_ceil(each), items.div_ceil(WARPS), 1],
             threads: WARPS * WARP,
             shared_bytes: WARPS * SHARED_BYTES,
             args,
@@ -188,7 +203,7 @@ impl<M> DeviceAxis<M> {
         let mut args = self.args(self.whole(), false);
         args.extend([x.arg(), operand.arg(), Arg::Int(stride), Arg::Float(scale)]);
         let kernel = format!("analyze_{}_{}", x.element.suffix(), operand.element.suffix());
-        machine.launch(self.launch(kernel, batch, self.len, args))
+        machine.launch(self.launch(machine, kernel, batch, self.len, args))
     }
 
     /// `A e_id` within the id's block, `(ids, longest block)` in F32.
@@ -228,7 +243,7 @@ impl<M> DeviceAxis<M> {
         args.extend(to.args(part.first));
         args.extend([Arg::Int(self.len), Arg::Float(sum.scale)]);
         let kernel = format!("synthesize_{}_{}", sum.element.suffix(), to.y.element.suffix());
-        machine.launch(self.launch(kernel, batch, part.len, args))
+        machine.launch(self.launch(machine, kernel, batch, part.len, args))
     }
 }
 
@@ -268,19 +283,49 @@ pub(super) fn words(values: impl IntoIterator<Item = u32>) -> Vec<u8> {
     values.into_iter().flat_map(u32::to_le_bytes).collect()
 }
 
-/// A set bit for each negative sign, in whole words of 64.
+/// A set bit for each negative sign; those of a warp's elements follow the last, which kernels read with it.
 fn sign_bits(signs: Signs, len: usize) -> Vec<u8> {
-    (0..len.div_ceil(64) as u64).flat_map(|index| signs.word(index).to_le_bytes()).collect()
+    (0..(len + ELEMENTS).div_ceil(64) as u64).flat_map(|index| signs.word(index).to_le_bytes()).collect()
 }
 
-/// `c_k, s_k` of `T_IV(2h)` at `h + k`; the first pair is not used.
+/// Whether the DCT of so many elements goes without a matrix.
+fn is_fast(len: usize) -> bool {
+    len.is_power_of_two() && len >= SHORTEST
+}
+
+/// What `FastDct` of `transform.cuh` turns by, real and imaginary parts: of each length the numbers of all lanes side by side.
 fn rotations() -> impl Iterator<Item = f32> {
-    (0..ELEMENTS / 2).flat_map(|index| {
-        let half = 1usize << index.max(1).ilog2();
-        let k = index.saturating_sub(half);
-        let (s, c) = (PI * (2 * k + 1) as f64 / (8 * half) as f64).sin_cos();
-        [c as f32, s as f32]
-    })
+    fn unit(turns: f64) -> [f64; 2] {
+        let (im, re) = (-2.0 * PI * turns).sin_cos();
+        [re, im]
+    }
+    let numbers_of = |len: usize| {
+        let (points, lanes, quarter) = (len / 2, len / 8, len / 4);
+        let norm = (0.5 / len as f64).sqrt();
+        let mut numbers = Vec::new();
+        // A step of four points turns output `q` of point `m` by `m q`; one of just four points turns nothing.
+        let sizes = std::iter::successors(Some(points), |size| Some(size / 4)).take_while(|size| *size > 4);
+        for size in sizes {
+            let turn = |lane: usize, q: usize| unit((lane % (size / 4) * q) as f64 / size as f64);
+            numbers.extend((1..4).flat_map(|q| (0..lanes).map(move |lane| turn(lane, q))));
+        }
+        // `w_k` and `u_k` of a lane's pairs; lane 0 has in the first's place the turn of the point that is its own partner, and the
+        // factor of the two that are real.
+        let scaled = |[re, im]: [f64; 2], by: f64| [re * by, im * by];
+        let pair = |k: usize, fives: f64| scaled(unit(fives * k as f64 / (4 * len) as f64), norm);
+        let alone = [scaled(unit(-1.0 / 16.0), 2.0 * norm), [2.0 * norm * 0.5f64.sqrt(), 0.0]];
+        for (fives, alone) in [1.0, 5.0].into_iter().zip(alone) {
+            numbers.extend((0..lanes).map(|lane| if lane == 0 { alone } else { pair(lane, fives) }));
+        }
+        for fives in [1.0, 5.0] {
+            let second = |lane| if lane == 0 { quarter / 2 } else { quarter - lane };
+            numbers.extend((0..lanes).map(|lane| pair(second(lane), fives)));
+        }
+        numbers
+    };
+    let lengths =
+        std::iter::successors(Some(SHORTEST), |len| Some(2 * len)).take_while(|len| *len <= ELEMENTS);
+    lengths.flat_map(numbers_of).flatten().map(|number| number as f32)
 }
 
 /// `m(i, o)` of both directions for each length, from the codec's own transform.

@@ -19,20 +19,25 @@ const PIECE: usize = 32;
 /// Distances of pieces in shared memory.
 const SINGLE_STRIDE: usize = PIECE + 1;
 const QUAD_STRIDE: usize = PIECE + 4;
-/// The most scale groups of a block row for one block: their inputs lie in shared memory.
+/// The most scale groups of a block row for one block where their inputs lie in shared memory, and where that has room for more.
 const MOST_GROUPS: usize = 64;
+const MOST_TILE_GROUPS: usize = 128;
 /// Blocks for each multiprocessor, so that none waits for the last.
 const BLOCKS_EACH: usize = 4;
 /// Rows of the batch that a thread sums at once.
 pub(super) const BATCH_TILE: usize = 4;
-/// Blocks for each multiprocessor where they multiply on tensor cores: as many as it has at once.
-const TILE_BLOCKS_EACH: usize = 2;
+/// Shared memory that a device keeps of each block's.
+const RESERVED_BYTES: usize = 1024;
 /// Blocks of so many rows go to tensor cores.
 const TILE_ROWS: usize = 128;
 /// Floats of shared memory for the sums of `tiles.cuh`.
-const TILE_FLOATS: usize = WARPS / 2 * 8 * (32 * 10 + 8);
+const TILE_FLOATS: usize = WARPS * WARP * 64;
+/// Floats of the warps' rings for each bit of a weight: two steps of each, as `ring.cuh` has them.
+const RING_FLOATS: usize = 2 * WARPS * WARP * 4;
+/// The most rows of a block.
+const ELEMENTS: usize = 256;
 /// Floats of shared memory in which the warps transform inputs and results: `BUFFERS` of `ends.cuh`.
-const BUFFERS: usize = WARPS * 2 * 256;
+const BUFFERS: usize = WARPS * (ELEMENTS + ELEMENTS / 4);
 /// What blocks transform of inputs, all of them together, for each multiprocessor: in 256 elements. Each block row does it again, which
 /// is a seventh of what its weights take where its blocks have 256 rows. Beyond about so many, 4 microseconds on an H100, a
 /// launch that does it once is shorter.
@@ -60,6 +65,8 @@ pub(super) struct DeviceGroups<M> {
     table: M,
     words: M,
     max_lanes: usize,
+    /// Of a weight.
+    most_bits: usize,
     own: Own<M>,
 }
 
@@ -71,6 +78,8 @@ pub(super) struct Own<M> {
     /// The kernels for tensor cores, and whether one row is better off with them where some block rows take a launch of their own.
     pub tiles: &'static str,
     pub tiles_beside: bool,
+    /// Blocks of these kernels, but the widest, that a multiprocessor has at once: `TILE_BLOCKS` of the code.
+    pub tile_blocks: usize,
     pub row_scales: Option<M>,
     /// What multiplies the row scales.
     pub unit: f32,
@@ -114,9 +123,10 @@ impl<M> DeviceGroups<M> {
         fill: impl Fn(&mut BlockCodes, Block, &mut [u8]) -> Source + Sync,
     ) -> Result<Self> {
         let (table, data) = lay_out(layout, fill)?;
+        let most_bits = table.iter().skip(1).step_by(4).fold(1, |most, bits| most.max(*bits)) as usize;
         let max_lanes = layout.row_cut().iter().map(|rows| lanes_of(rows.len())).max().unwrap_or(1);
         let (table, words) = (machine.upload(&words(table))?, machine.upload(&words(data))?);
-        Ok(Self { layout, table, words, max_lanes, own })
+        Ok(Self { layout, table, words, max_lanes, most_bits, own })
     }
 
     /// Floats of shared memory that the code's table takes.
@@ -170,10 +180,11 @@ impl<M> DeviceGroups<M> {
         let at_once = if one || !fits(BATCH_TILE) { 1 } else { BATCH_TILE };
         let groups = batch.div_ceil(at_once);
         let tiles = self.tiles(product);
-        let wanted = match &tiles {
-            Some(tiles) => (TILE_BLOCKS_EACH * machine.multiprocessors()).div_ceil(tiles.groups),
-            None => (BLOCKS_EACH * machine.multiprocessors()).div_ceil(groups),
-        };
+        if let Some(tiles) = tiles {
+            let (each, splits) = self.tile_splits(machine, product, &tiles);
+            return GroupPlan { at_once, groups, each, splits, tiles: Some(tiles) };
+        }
+        let wanted = (BLOCKS_EACH * machine.multiprocessors()).div_ceil(groups);
         let (across, along) = if transposed {
             (self.per_row().div_ceil(WARPS), self.layout.block_rows())
         } else {
@@ -185,7 +196,37 @@ impl<M> DeviceGroups<M> {
         } else {
             along.div_ceil(splits).next_multiple_of(WARPS).min(MOST_GROUPS)
         };
-        GroupPlan { at_once, groups, each, splits: along.div_ceil(each), tiles }
+        GroupPlan { at_once, groups, each, splits: along.div_ceil(each), tiles: None }
+    }
+
+    /// Scale groups of a block on tensor cores, and blocks of a block row: no more blocks than the device has at once, so that none waits
+    /// for another's end, unless there are more block rows.
+    fn tile_splits(
+        &self,
+        machine: &impl Machine<Memory = M>,
+        product: &Product,
+        tiles: &Tiles,
+    ) -> (usize, usize) {
+        let (along, block_rows) = (self.per_row(), self.layout.block_rows());
+        let blocks = self.tile_blocks(tiles.form);
+        let splits = (blocks * machine.multiprocessors() / (block_rows * tiles.groups)).clamp(1, along);
+        // Inputs that are staged share a multiprocessor's memory with all else of as many blocks.
+        let others = (self.table_len().max(BUFFERS) + self.most_bits * RING_FLOATS) * size_of::<f32>();
+        let left = ((machine.shared_bytes_limit() + RESERVED_BYTES) / blocks)
+            .saturating_sub(RESERVED_BYTES + others);
+        let staged = left / (product.batch * WARP * size_of::<f32>());
+        let most = match tiles.form {
+            _ if tiles.block_rows < block_rows => MOST_GROUPS,
+            Form::Few => (staged / WARPS * WARPS).clamp(MOST_GROUPS, MOST_TILE_GROUPS),
+            Form::Many | Form::Exact | Form::Wide => usize::MAX,
+        };
+        let each = along.div_ceil(splits).next_multiple_of(WARPS).min(most);
+        (each, along.div_ceil(each))
+    }
+
+    /// Blocks that a multiprocessor has at once, by the registers of their kernels.
+    fn tile_blocks(&self, form: Form) -> usize {
+        if form == Form::Wide { 1 } else { self.own.tile_blocks }
     }
 
     /// What of a product goes to tensor cores: see `tiles.cuh`.
@@ -205,7 +246,8 @@ impl<M> DeviceGroups<M> {
         let (form, at_once) = match element {
             _ if batch <= few => (Form::Few, few),
             Element::F16 | Element::BF16 if batch > many => (Form::Wide, 2 * many),
-            _ => (Form::Many, many),
+            Element::F16 | Element::BF16 => (Form::Many, many),
+            Element::F32 => (Form::Exact, many),
         };
         Some(Tiles { block_rows: heights.len(), form, at_once, groups: batch.div_ceil(at_once) })
     }
@@ -263,9 +305,12 @@ impl<D: Machine> DeviceTerm<D> for DeviceGroups<D::Memory> {
         let tiled = tiles.as_ref().map_or(0, |tiles| tiles.block_rows);
         if let Some(Tiles { block_rows, form, groups, .. }) = tiles {
             let staged = if form == Form::Few { batch * each * WARP } else { 0 };
-            let floats = self.table_len().max(TILE_FLOATS) + staged;
+            let ring_at = self.table_len().max(BUFFERS) + staged;
+            let floats = (ring_at + self.most_bits * RING_FLOATS).max(TILE_FLOATS);
             let kernel = format!("{}_{}", self.own.tiles, form.suffix());
-            machine.launch(self.launch(&kernel, [block_rows, splits, groups], floats, args(0)))?;
+            let mut args = args(0);
+            args.extend([ring_at, self.most_bits].map(Arg::Int));
+            machine.launch(self.launch(&kernel, [block_rows, splits, groups], floats, args))?;
         }
         if tiled == self.layout.block_rows() {
             return Ok(());
@@ -273,7 +318,8 @@ impl<D: Machine> DeviceTerm<D> for DeviceGroups<D::Memory> {
         let by_rows = self.own.row_scales.is_some();
         let scales = if by_rows { WARPS * self.max_lanes * SINGLE_STRIDE } else { 0 };
         let sums = WARPS * self.max_lanes * SINGLE_STRIDE;
-        let floats = (self.table_len().max(BUFFERS) + at_once * each * WARP + scales).max(sums);
+        let staged = self.table_len().max(BUFFERS) + at_once * each * WARP + scales;
+        let floats = staged.max(sums).max(BUFFERS + at_once * ELEMENTS);
         let kind = if by_rows { "rows_product" } else { "product" };
         let grid = [self.layout.block_rows() - tiled, splits, groups];
         machine.launch(self.launch(&format!("{kind}_{at_once}"), grid, floats, args(tiled)))
@@ -323,11 +369,12 @@ struct GroupPlan {
     tiles: Option<Tiles>,
 }
 
-/// How vectors are shared out: `Few`, `Many` and `Wide` of `tiles.cuh`.
+/// How vectors are shared out: `Few`, `Many`, `Exact` and `Wide` of `tiles.cuh`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Form {
     Few,
     Many,
+    Exact,
     Wide,
 }
 
@@ -337,6 +384,7 @@ impl Form {
         match self {
             Form::Few => "few",
             Form::Many => "many",
+            Form::Exact => "exact",
             Form::Wide => "wide",
         }
     }

@@ -14,8 +14,8 @@ use rbe_core::codec::sizes;
 use rbe_core::codec::{AxisScales, Layout, Matrix, Sides};
 use std::ops::Range;
 
-/// Bytes of a panel: a part of a large matrix, so that it is still in the second cache when it is read.
-const PANEL_BYTES: usize = 32 << 20;
+/// Bytes of a panel: enough of a large matrix that its product fills a device, whether or not the second cache holds it.
+const PANEL_BYTES: usize = 256 << 20;
 /// Rows of one pass: the kernels count groups of them in a grid's short dimensions.
 const PASS_BATCH: usize = 1 << 15;
 /// Rows that a thread of a panel has.

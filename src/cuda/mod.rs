@@ -8,6 +8,8 @@
 //!    blocks of 128); for more, the coefficients reconstructed as a dense panel, part by part, and a GEMM;
 //! 3. every result back (`transform.cu`), the parts of its sum, the basis term's share (`basis.cu`) and a bias added in F32.
 //!
+//! On tensor cores the words of the weights come through shared memory, copied ahead (`ring.cuh`).
+//!
 //! The product with the stored planes or trellis takes the last step with it, and for one row, or two with blocks of 256, the first
 //! (`ends.cuh`): one launch. Of more rows each block row would transform as many inputs again as its own weights take time for; they
 //! are transformed once, by a launch of their own, for all matrices of one input ([`DeviceMatrix::matmul_all`]: queries, keys and values

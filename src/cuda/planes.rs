@@ -17,8 +17,15 @@ pub(super) fn upload<M>(
     let by_rows = term.group() == ScaleGroup::Row;
     let row_scales = if by_rows { Some(machine.upload(&row_scales(layout, term))?) } else { None };
     let unit = 0.5 * term.unit();
-    let own =
-        Own { module: Module::Planes, values: None, tiles: "tiles", tiles_beside: false, row_scales, unit };
+    let own = Own {
+        module: Module::Planes,
+        values: None,
+        tiles: "tiles",
+        tiles_beside: false,
+        tile_blocks: 2,
+        row_scales,
+        unit,
+    };
     DeviceGroups::new(machine, layout, own, |held, place, fields| {
         let block = layout.block_with(place.row, place.col);
         let codes = held.of(block, |codes| term.codes(block, codes));

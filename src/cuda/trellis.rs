@@ -15,8 +15,17 @@ pub(super) fn upload<M>(
     term: &Trellis,
 ) -> Result<DeviceGroups<M>> {
     let values = Some((machine.upload(&table())?, (INDICES + COARSE_INDICES) * WARP));
-    let tiles = if term.state_bits() == *STATE_BITS.start() { "short_tiles" } else { "tiles" };
-    let own = Own { module: Module::Trellis, values, tiles, tiles_beside: true, row_scales: None, unit: 0.0 };
+    let is_short = term.state_bits() == *STATE_BITS.start();
+    let (tiles, tile_blocks) = if is_short { ("short_tiles", 2) } else { ("tiles", 1) };
+    let own = Own {
+        module: Module::Trellis,
+        values,
+        tiles,
+        tiles_beside: true,
+        tile_blocks,
+        row_scales: None,
+        unit: 0.0,
+    };
     DeviceGroups::new(machine, layout, own, |_, place, fields| {
         let block = layout.block_with(place.row, place.col);
         let mut source = Source::default();

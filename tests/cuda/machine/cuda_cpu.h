@@ -20,6 +20,9 @@
 struct Index {
     unsigned x, y, z;
 };
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
 struct alignas(8) float2 {
     float x, y;
 };
@@ -51,6 +54,10 @@ void fence();
 Exchange &exchange();
 int turn();
 int lane();
+// Copies of sixteen bytes in the background of one thread, and groups of them: the first are waited for until so many are left.
+void copy_ahead(void *to, const void *from);
+void commit_copies();
+void wait_for_copies(int left);
 
 template <class T> T from_lane(T value, int source, int line) {
     static_assert(sizeof(T) <= sizeof(uint64_t), "a shuffle of at most eight bytes");
@@ -135,10 +142,16 @@ inline unsigned select_bits(unsigned mask, unsigned a, unsigned b) { return (a &
 inline unsigned mask_or(unsigned bits, unsigned mask, unsigned also) { return (bits & mask) | also; }
 inline unsigned fma_pair(unsigned a, unsigned b, unsigned c);
 inline float2 load_now(const float2 *at) { return *at; }
+inline void send_for_line(const void *at) { (void)*(const volatile char *)at; }
 inline unsigned in_register(unsigned number) { return number; }
 extern float4 dynamic_shared[];
 inline unsigned shared_address(const void *at) { return (const char *)at - (const char *)dynamic_shared; }
 inline unsigned shared_word(unsigned address) { return *(const unsigned *)((const char *)dynamic_shared + address); }
+// Copies that are on their way arrive when they are waited for, and not before.
+inline void copy_ahead(unsigned to, const uint4 *from) { machine::copy_ahead((char *)dynamic_shared + to, from); }
+inline void commit_copies() { machine::commit_copies(); }
+template <int LEFT> inline void wait_for_copies() { machine::wait_for_copies(LEFT); }
+inline uint4 shared_quad(unsigned address) { return *(const uint4 *)((const char *)dynamic_shared + address); }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 template <class T> inline T __ldg(const T *from) { return *from; }
 template <class T> inline T __ldcg(const T *from) { return *from; }

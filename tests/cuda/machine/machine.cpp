@@ -213,9 +213,41 @@ void machine::warp_barrier(int line) {
     __tsan_acquire(tag);
 }
 
+// Copies of a thread that are on their way, in their order, and of which group each is. As with stacks, neighbours have two in turn.
+struct Copy {
+    void *to;
+    const void *from;
+    int group;
+};
+constexpr int MOST_COPIES = 64, COPY_BYTES = 16;
+struct Copies {
+    Copy at[MOST_COPIES];
+    int first, count, groups; // groups committed so far
+};
+static Copies copies[2][MOST_THREADS];
+static int copies_turn;
+
+// From now on nobody may count on what was there.
+void machine::copy_ahead(void *to, const void *from) {
+    Copies &own = copies[copies_turn][current];
+    if (own.count == MOST_COPIES) fail("more copies on their way than the machine counts", 0);
+    memset(to, 0xff, COPY_BYTES);
+    own.at[(own.first + own.count++) % MOST_COPIES] = {to, from, own.groups};
+}
+
+void machine::commit_copies() { ++copies[copies_turn][current].groups; }
+
+void machine::wait_for_copies(int left) {
+    Copies &own = copies[copies_turn][current];
+    for (; own.count > 0 && own.at[own.first].group < own.groups - left; own.first = (own.first + 1) % MOST_COPIES, --own.count) {
+        memcpy(own.at[own.first].to, own.at[own.first].from, COPY_BYTES);
+    }
+}
+
 static void thread_main() {
     __tsan_acquire(&block_begin);
     kernel.call();
+    if (copies[copies_turn][current].count > 0) fail("a thread ends with copies on their way", 0);
     fibers[current].state = DONE, ++done;
     Warp &warp = warps[current / WARP_SIZE];
     if (++warp.done > 0 && warp.waiting > 0) fail("a lane leaves while others wait in a warp's barrier", warp.line);
@@ -237,7 +269,8 @@ static void run_block(size_t shared_bytes) {
     ASAN_POISON_MEMORY_REGION((char *)dynamic_shared + shared_bytes, sizeof dynamic_shared - shared_bytes);
     at_block_barrier = done = 0;
     __tsan_release(&block_begin);
-    Place *own = places[(machine::block_index.x + machine::block_index.y + machine::block_index.z) % 2];
+    copies_turn = (machine::block_index.x + machine::block_index.y + machine::block_index.z) % 2;
+    Place *own = places[copies_turn];
     for (int n = 0; n < threads; ++n) {
         Place &place = own[n];
         if (place.stack == nullptr) {
@@ -249,6 +282,7 @@ static void run_block(size_t shared_bytes) {
         void **top = reinterpret_cast<void **>(place.stack + STACK_BYTES);
         *--top = nullptr, *--top = reinterpret_cast<void *>(thread_main);
         fibers[n] = {top - 6, place.sanitizer, READY, 0, 0, 0, 0};
+        copies[copies_turn][n].first = copies[copies_turn][n].count = copies[copies_turn][n].groups = 0;
         warps[n / WARP_SIZE].waiting = warps[n / WARP_SIZE].done = 0;
     }
     current = step > 0 ? 0 : threads - 1;
