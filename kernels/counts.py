@@ -35,15 +35,15 @@ LOOPS = [
     ("trellis", "trellis_short_tiles_few", 4, 128, TABLE + RING + 2 * 32 * 128, 5.2, 2.5, 128, 16),
     ("trellis", "trellis_short_tiles_many", 4, 128, TABLE + RING, 5.4, 2.5, 128, 16),
     ("trellis", "trellis_short_tiles_exact", 4, 128, TABLE + RING, 5.6, 2.5, 128, 16),
-    ("trellis", "trellis_short_tiles_wide", 4, 128, TABLE + RING, 5.7, 2.5, 255, 8),
+    ("trellis", "trellis_short_tiles_wide", 4, 128, TABLE + RING, 5.6, 2.5, 255, 8),
     ("trellis", "trellis_tiles_few", 4, 128, TABLE + RING + 2 * 32 * 128, 5.8, 3.1, 255, 8),
-    ("trellis", "trellis_short_tiles_few", 3, 128, TABLE + RING + 2 * 32 * 128, 7.7, 4.8, 128, 16),
-    ("trellis", "trellis_short_tiles_few", 2, 128, TABLE + RING + 2 * 32 * 128, 5.7, 2.7, 128, 16),
+    ("trellis", "trellis_short_tiles_few", 3, 128, TABLE + RING + 2 * 32 * 128, 7.5, 4.7, 128, 16),
+    ("trellis", "trellis_short_tiles_few", 2, 128, TABLE + RING + 2 * 32 * 128, 5.6, 2.7, 128, 16),
     ("planes", "planes_product_1", 4, 32, BUFFERS + 16 * 128, 4.2, 1.5, 128, 16),
-    ("planes", "planes_tiles_few", 4, 128, SUMS, 2.9, 1.5, 128, 16),
-    ("planes", "planes_tiles_many", 4, 128, SUMS, 3.0, 1.5, 128, 16),
-    ("planes", "planes_tiles_exact", 4, 128, SUMS, 3.2, 1.6, 128, 16),
-    ("planes", "planes_tiles_wide", 4, 128, SUMS, 3.4, 1.6, 255, 8),
+    ("planes", "planes_tiles_few", 4, 128, SUMS, 2.7, 1.5, 128, 16),
+    ("planes", "planes_tiles_many", 4, 128, SUMS, 2.9, 1.5, 128, 16),
+    ("planes", "planes_tiles_exact", 4, 128, SUMS, 3.1, 1.6, 128, 16),
+    ("planes", "planes_tiles_wide", 4, 128, SUMS, 3.2, 1.6, 255, 8),
 ]
 # Kernel, binary logarithm of the block's length, the most microseconds of a warp alone.
 TRANSFORMS = [("analyze_f32_f32", 8, 5.0), ("synthesize_f32_f32", 8, 5.0), ("analyze_f32_f32", 7, 5.0)]

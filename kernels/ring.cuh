@@ -13,6 +13,7 @@ struct Ring {
     const uint2 *table; // of the block row: first word and bits of every second
     const uint4 *words; // this lane's of the first
     uint32_t slot, other; // this lane's place of the oldest step's words, and of the next one's
+    const uint4 *from; // this lane's of the next step
     int scale_group, last, step, steps;
     uint2 entry, ahead;
 
@@ -27,6 +28,7 @@ struct Ring {
         slot = shared_address(shared) + threadIdx.x / WARP * STAGES * slot_bytes + threadIdx.x % WARP * sizeof(uint4);
         other = slot + slot_bytes;
         skip_empty();
+        from = words + entry.x / 4;
         for (int n = 0; n < STAGES; ++n) fill<0>(), swap();
     }
 
@@ -45,7 +47,6 @@ struct Ring {
 
     // Sends for the words of a step, most likely of as many bits; where there is none it is a step without words.
     template <int LIKELY_BITS> __device__ __forceinline__ void fill() {
-        const uint4 *from = words + entry.x / 4 + step * (int)(entry.y * WARP);
         constexpr uint32_t LOAD = WARP * sizeof(uint4);
         if (entry.y == LIKELY_BITS) {
 #pragma unroll
@@ -55,7 +56,8 @@ struct Ring {
             for (uint32_t n = 0; n < entry.y; ++n) copy_ahead(slot + n * LOAD, from + n * WARP);
         }
         commit_copies();
-        if (++step == steps) step = 0, next_group(), skip_empty();
+        from += entry.y * WARP;
+        if (++step == steps) step = 0, next_group(), skip_empty(), from = words + entry.x / 4;
     }
 
     // The words of the oldest step, whose place another one's take.

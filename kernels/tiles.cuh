@@ -49,19 +49,18 @@ template <class Form> struct Vectors {
 
 // What a lane has of the right operand: four columns of one vector of each set.
 template <class Form> struct Share {
-    const float *x; // its token's of the first set, in shared memory with APART
-    int of_set;     // tokens from there to the next set's
-    int stride;     // columns of a token
-    int end;        // columns that are there, a multiple of 4
+    const float *x; // its token's of the first set, from its first column in a step on; in shared memory with APART
+    int next_set;   // from there to the next set's
+    int end;        // columns that are there from its own on
     int sets;       // so many of its vectors are not zero
-    int col;        // the first column in the step's
     int part;       // with APART: of the three
 
     __device__ __forceinline__ void load(int first, float4 (&to)[Form::SETS]) const {
+        const float *own = x + first;
 #pragma unroll
         for (int s = 0; s < Form::SETS; ++s) {
-            const float4 *from = reinterpret_cast<const float4 *>(x + (size_t)(s * of_set) * stride + first + col);
-            const bool is_there = s < sets && first + col < end;
+            const float4 *from = reinterpret_cast<const float4 *>(own + s * (ptrdiff_t)next_set);
+            const bool is_there = s < sets && first < end;
             to[s] = is_there ? (Form::APART ? *from : __ldg(from)) : float4 {0.0f, 0.0f, 0.0f, 0.0f};
         }
     }
@@ -189,14 +188,15 @@ __device__ __forceinline__ Share<Form> share_of(const Strips &at, const Tile<For
 #pragma unroll
     for (int s = 0; s < Form::SETS; ++s) sets += part < Form::PARTS && own + s * vectors.of_set() < tile.here ? 1 : 0;
     const int end = Form::APART ? min(at.cols, tile.last * WARP) : at.cols;
-    Share<Form> share = {nullptr, vectors.of_set(), at.cols, end, sets, (lane % 4 + half * 4) * 4, part};
+    const int col = (lane % 4 + half * 4) * 4;
+    Share<Form> share = {nullptr, vectors.of_set() * at.cols, end - col, sets, part};
     if constexpr (Form::APART) {
         float *shared = reinterpret_cast<float *>(dynamic_shared), *staged = shared + STAGED<Code>;
         const int columns = strips_per_block * WARP, first = tile.first * WARP;
         in.template stage<true>(staged, columns, shared, first, tile.token, tile.here);
-        share.x = staged + own * columns - first;
+        share.x = staged + own * columns - first + col;
     } else {
-        share.x = static_cast<const float *>(in.x) + (size_t)(tile.token + own) * at.cols;
+        share.x = static_cast<const float *>(in.x) + (size_t)(tile.token + own) * at.cols + col;
     }
     return share;
 }
