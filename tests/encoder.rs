@@ -338,6 +338,9 @@ fn pruning_moves_what_it_can_into_the_basis() {
     );
 }
 
+/// Of the Gaussian numbers.
+const DEVIATION: f32 = 0.02;
+
 /// Gaussian numbers, always the same: those of SplitMix64 by Box and Muller's transform.
 fn gaussian(rows: usize, cols: usize) -> Tensor {
     let mut state = (rows * 1000 + cols) as u64;
@@ -348,7 +351,8 @@ fn gaussian(rows: usize, cols: usize) -> Tensor {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (((z ^ (z >> 31)) >> 40) as f64 + 0.5) / f64::from(1u32 << 24)
     };
-    let mut value = || 0.02 * (-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos();
+    let mut value =
+        || f64::from(DEVIATION) * (-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos();
     let values: Vec<f32> = (0..rows * cols).map(|_| value() as f32).collect();
     Tensor::from_vec(values, (rows, cols), &Device::Cpu).unwrap()
 }
@@ -393,6 +397,32 @@ fn a_second_trellis_is_not_begun_for_crumbs() {
     }
     let more = encode(Rate::BitsPerWeight(4.5), &gaussian(576, 576)).unwrap();
     assert_eq!(more.summary().matches("trellis").count(), 2, "{}", more.summary());
+}
+
+/// Gaussian numbers, to which a block is added of which the transform makes one coefficient, so many deviations large.
+fn gaussian_with_an_outlier(rows: usize, cols: usize, edge: usize, deviations: f32) -> Tensor {
+    use candle_rbe::codec::term::sparse::{Entry, Format, Sparse};
+    use candle_rbe::codec::{Layout, Matrix, Transform};
+    let layout = Layout::new(rows, cols, edge).unwrap();
+    let mut blocks = vec![vec![]; layout.blocks()];
+    blocks[layout.blocks() / 2].push(Entry { row: 3, col: 5, value: deviations * DEVIATION });
+    let term = Sparse::pack(layout, Format::Word32, &blocks).unwrap();
+    let seed = Some(EncoderConfig::default().seed);
+    let block = Matrix::new(layout, Transform::Dct, seed, vec![term.into()], 0.0).decode();
+    (gaussian(rows, cols) + Tensor::from_vec(block, (rows, cols), &Device::Cpu).unwrap()).unwrap()
+}
+
+#[test]
+fn a_block_with_one_large_coefficient_is_nearly_as_exact_as_the_others() {
+    for (edge, deviations) in [(64, 16.0), (64, 25.0), (64, 36.0), (32, 20.0)] {
+        let weight = gaussian_with_an_outlier(512, 576, edge, deviations);
+        for (bits, budget) in [(4.1, Budget::File), (5.8, Budget::File), (6.1, Budget::Memory)] {
+            let rate = Rate::BitsPerWeight(bits);
+            let config = EncoderConfig { budget, term: TermChoice::Planes, block: Some(edge), ..rate.into() };
+            let errors = encode(config, &weight).unwrap().errors();
+            assert!(!errors.has_a_bad_row(), "{edge}, {deviations} deviations, {bits} bits: {errors:?}");
+        }
+    }
 }
 
 #[test]

@@ -13,6 +13,8 @@ use crate::codec::{Block, Layout};
 use crate::error::Result;
 use half::f16;
 use rayon::prelude::*;
+use std::f32::consts::FRAC_1_SQRT_2;
+use std::iter;
 
 /// Step of the best uniform quantiser of a unit Gaussian with n bits, and its mean squared error
 /// (Max 1960, table II, continued numerically to 8 bits). Index 0 is no bits at all.
@@ -27,6 +29,9 @@ const GAUSSIAN: [(f64, f64); MAX_PLANES as usize + 1] = [
     (0.0568678, 0.000304330),
     (0.0307622, 0.0000876784),
 ];
+
+/// How much of a squared error that is allowed is to be used.
+const USED: f64 = 0.95;
 
 /// A planes term and its squared error in the coefficient domain.
 pub(super) struct Encoded {
@@ -92,7 +97,7 @@ fn encode(task: &Task, group: ScaleGroup) -> Option<Encoded> {
         }
         Target::SquaredError(bound) => {
             // The model's error is a Gaussian's; correct it by what quantising really gives.
-            let mut asked = bound;
+            let (mut asked, mut last, mut best): (f64, _, Option<Encoded>) = (bound, vec![], None);
             for _ in 0..8 {
                 let total: f64 = energies.iter().sum();
                 let mut reached = total <= asked;
@@ -101,17 +106,24 @@ fn encode(task: &Task, group: ScaleGroup) -> Option<Encoded> {
                     reached |= error <= asked;
                     go_on
                 });
+                if planes == last {
+                    break;
+                }
                 let steps = best_steps(spectrum, group, &planes);
                 let encoded = quantize(spectrum, feedback, group, &planes, &steps);
-                if encoded.squared_error <= bound {
-                    return Some(encoded);
+                let error = encoded.squared_error;
+                if error <= bound {
+                    best = Some(encoded);
                 }
-                if planes.iter().all(|planes| *planes == MAX_PLANES) {
-                    return None;
+                let is_used = (USED * bound..=bound).contains(&error);
+                let is_past = error > bound && best.is_some();
+                if is_used || is_past || planes.iter().all(|planes| *planes == MAX_PLANES) {
+                    break;
                 }
-                asked *= 0.998 * bound / encoded.squared_error;
+                asked *= 0.998 * bound / error;
+                last = planes;
             }
-            None
+            best
         }
     }
 }
@@ -251,17 +263,39 @@ fn code_of(value: f32, inverse_step: f32, half: f32) -> f32 {
     (value * inverse_step + (half - 0.5)).clamp(0.0, 2.0 * half - 1.0) + TO_INTEGER - TO_INTEGER
 }
 
-/// The step with the least squared error, near a local minimum: Lloyd's alternation from the Gaussian's best
-/// step (codes for the step, then the least-squares step for the codes).
+/// The step with the least squared error, near a local minimum: Lloyd's alternation from the Gaussian's best step. One
+/// coefficient may hold more than all others together, and from there it is never reached: where most of the error is of what
+/// is clipped, wider steps are tried, up to the one that clips nothing.
 pub(super) fn best_step(values: &[f32], planes: u8) -> f32 {
     let energy: f32 = values.iter().map(|value| value * value).sum();
     let deviation = (f64::from(energy) / values.len() as f64).sqrt();
-    let mut step = (deviation * GAUSSIAN[usize::from(planes)].0) as f32;
+    let step = (deviation * GAUSSIAN[usize::from(planes)].0) as f32;
     // Below this the values are F32's rounding of zero.
     if planes == 0 || !step.is_normal() {
         return 0.0;
     }
     let half = f32::from(1u16 << (planes - 1));
+    let step = lloyd(values, step, half);
+    let (error, clipped) = errors(values, step, half);
+    if clipped <= 0.5 * error {
+        return step;
+    }
+    let largest = values.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+    let steps = iter::successors(Some(largest / (half - 0.5)), |wider| Some(wider * FRAC_1_SQRT_2));
+    let Some(wider) = best_of(values, half, steps.take_while(|wider| *wider > step)) else { return step };
+    let near = (-3..=3).map(|eighths| wider * (eighths as f32 / 8.0).exp2());
+    let Some(wider) = best_of(values, half, near) else { return step };
+    best_of(values, half, [step, wider, lloyd(values, wider, half)].into_iter()).unwrap_or(step)
+}
+
+/// The one of these steps that has the least squared error.
+fn best_of(values: &[f32], half: f32, steps: impl Iterator<Item = f32>) -> Option<f32> {
+    let tried = steps.map(|step| (errors(values, step, half).0, step));
+    tried.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, step)| step)
+}
+
+/// Lloyd's alternation: codes for the step, then the least-squares step for the codes.
+fn lloyd(values: &[f32], mut step: f32, half: f32) -> f32 {
     for _ in 0..6 {
         let inverse = step.recip();
         let (mut dot, mut norm) = ([0f32; 16], [0f32; 16]);
@@ -275,6 +309,19 @@ pub(super) fn best_step(values: &[f32], planes: u8) -> f32 {
         step = dot.iter().sum::<f32>() / norm.iter().sum::<f32>();
     }
     step
+}
+
+/// The squared error of a step, and what of it is of values beyond the last cell.
+fn errors(values: &[f32], step: f32, half: f32) -> (f64, f64) {
+    let inverse = step.recip();
+    let (mut error, mut clipped) = (0.0, 0.0);
+    for value in values {
+        let difference = value - (code_of(*value, inverse, half) - half + 0.5) * step;
+        let square = f64::from(difference) * f64::from(difference);
+        error += square;
+        clipped += if value.abs() > half * step { square } else { 0.0 };
+    }
+    (error, clipped)
 }
 
 /// Writes the codes for a given step and returns the squared error.
@@ -331,6 +378,20 @@ mod tests {
             let theory = GAUSSIAN[usize::from(planes)].1;
             let ratio = encoded.squared_error / total / theory;
             assert!((0.9..1.04).contains(&ratio), "{planes} planes: {ratio} of the theory's error");
+        }
+    }
+
+    #[test]
+    fn the_step_is_the_best_however_large_one_value_is() {
+        for (large, planes) in [(3.0, 4), (12.0, 6), (20.0, 8), (40.0, 8), (60.0, 3), (2000.0, 8)] {
+            let mut values = gaussian(64 * 64);
+            values[77] = large;
+            let half = f32::from(1u16 << (planes - 1));
+            let error = |step: f32| errors(&values, step, half).0;
+            let steps = (0..400).map(|n| large / half * (0.02 * n as f32 - 7.0).exp2());
+            let least = steps.map(error).fold(f64::INFINITY, f64::min);
+            let ratio = error(best_step(&values, planes)) / least;
+            assert!(ratio < 1.02, "{large}, {planes} planes: {ratio} times the least error");
         }
     }
 
