@@ -32,18 +32,20 @@ TABLE, RING, SUMS, BUFFERS = 384 * 32 * 4, 2 * 4 * 8 * 512, 8 * 32 * 64 * 4, 8 *
 # Source, kernel, bits, weights of a thread in a pass of its loop, bytes of shared memory; the most instructions and integer operations a
 # weight and registers, the fewest warps on a multiprocessor.
 LOOPS = [
-    ("trellis", "trellis_short_tiles_few", 4, 128, TABLE + RING + 2 * 32 * 128, 5.2, 2.5, 128, 16),
-    ("trellis", "trellis_short_tiles_many", 4, 128, TABLE + RING, 5.4, 2.5, 128, 16),
-    ("trellis", "trellis_short_tiles_exact", 4, 128, TABLE + RING, 5.6, 2.5, 128, 16),
-    ("trellis", "trellis_short_tiles_wide", 4, 128, TABLE + RING, 5.6, 2.5, 255, 8),
-    ("trellis", "trellis_tiles_few", 4, 128, TABLE + RING + 2 * 32 * 128, 5.8, 3.1, 255, 8),
-    ("trellis", "trellis_short_tiles_few", 3, 128, TABLE + RING + 2 * 32 * 128, 7.5, 4.7, 128, 16),
-    ("trellis", "trellis_short_tiles_few", 2, 128, TABLE + RING + 2 * 32 * 128, 5.6, 2.7, 128, 16),
+    ("trellis", "trellis_short_tiles_few", 4, 128, TABLE + RING + 2 * 32 * 128, 4.6, 2.0, 128, 16),
+    ("trellis", "trellis_short_tiles_many", 4, 128, TABLE + RING, 5.0, 2.1, 128, 16),
+    ("trellis", "trellis_short_tiles_exact", 4, 128, TABLE + RING, 5.0, 2.1, 128, 16),
+    ("trellis", "trellis_short_tiles_wide", 4, 128, TABLE + RING, 5.4, 2.2, 255, 8),
+    ("trellis", "trellis_tiles_few", 4, 128, TABLE + RING + 2 * 32 * 128, 5.3, 2.7, 255, 8),
+    ("trellis", "trellis_short_tiles_few", 3, 128, TABLE + RING + 2 * 32 * 128, 7.0, 4.4, 128, 16),
+    ("trellis", "trellis_short_tiles_few", 2, 128, TABLE + RING + 2 * 32 * 128, 5.2, 2.5, 128, 16),
     ("planes", "planes_product_1", 4, 32, BUFFERS + 16 * 128, 4.2, 1.5, 128, 16),
-    ("planes", "planes_tiles_few", 4, 128, SUMS, 2.7, 1.5, 128, 16),
-    ("planes", "planes_tiles_many", 4, 128, SUMS, 2.9, 1.5, 128, 16),
-    ("planes", "planes_tiles_exact", 4, 128, SUMS, 3.1, 1.6, 128, 16),
-    ("planes", "planes_tiles_wide", 4, 128, SUMS, 3.2, 1.6, 255, 8),
+    ("planes", "planes_tiles_few", 4, 128, SUMS, 1.55, 1.0, 128, 16),
+    ("planes", "planes_tiles_few_exact", 4, 128, SUMS, 2.1, 1.0, 128, 16),
+    ("planes", "planes_tiles_many", 4, 128, SUMS, 1.9, 1.05, 128, 16),
+    ("planes", "planes_tiles_exact", 4, 128, SUMS, 2.4, 1.05, 128, 16),
+    ("planes", "planes_tiles_wide", 4, 128, SUMS, 2.4, 1.1, 255, 8),
+    ("planes", "planes_tiles_broad", 4, 64, SUMS, 3.7, 1.65, 255, 8),
 ]
 # Kernel, binary logarithm of the block's length, the most microseconds of a warp alone.
 TRANSFORMS = [("analyze_f32_f32", 8, 5.0), ("synthesize_f32_f32", 8, 5.0), ("analyze_f32_f32", 7, 5.0)]

@@ -6,32 +6,52 @@
 // other columns than the first sixteen; each half then has four of the eight vectors, zeros for the other half's columns in the
 // other four.
 //
-// Values are exact in bfloat16, and a vector's F32 is the sum of three such numbers, 8 bits each. They are three of the eight
-// vectors where there are few (APART), else three products with one left operand: nothing is lost in either. Where inputs and results
-// have 16 bits, two of them are enough: 16 bits.
+// Values are exact in half precision. A vector's F32 is the sum of two such numbers, each rounded to the nearest: of its 24 bits the last is
+// lost in one of four, and nothing else, down to 2^-40 of the largest. They are two of the eight vectors where there are few (APART), else
+// two products with one left operand. A vector is multiplied by a power of two first, which brings its largest number times the largest
+// scale to between 2^13 and 2^15; sums by its inverse at the end. That is exact, but for vectors that are nothing but numbers below 2^-110.
+//
+// A term says of a field in half precision what it is to be multiplied by and what to be added to it, `pair_unit` and `pair_offset`: after the
+// product, once a row and once a vector.
 #pragma once
 #include "ring.cuh"
 
-// One token or two.
+// One token or two, of 16 bits and in F32.
 struct Few {
     static constexpr bool APART = true; // a number's parts are vectors of their own, not products
-    static constexpr int PARTS = 3;
-    static constexpr int SETS = 1; // of eight vectors
+    static constexpr int EXACT_FROM = 9; // from so many bits a weight on nothing of a sum is left to the tensor core's judgement
+    static constexpr int PARTS = 2;
+    static constexpr int SETS = 1;   // of eight vectors
+    static constexpr int SHARES = 1; // warps that share a scale group, each with so many rows less of every piece
 };
-// Up to eight, of 16 bits and in F32.
+struct FewExact {
+    static constexpr bool APART = true;
+    static constexpr int EXACT_FROM = 1, PARTS = 2, SETS = 1, SHARES = 1;
+};
+// Up to eight. (With eight bits the compiler spills fewer registers so.)
 struct Many {
     static constexpr bool APART = false;
-    static constexpr int PARTS = 2, SETS = 1;
+    static constexpr int EXACT_FROM = 8, PARTS = 2, SETS = 1, SHARES = 1;
 };
 struct Exact {
     static constexpr bool APART = false;
-    static constexpr int PARTS = 3, SETS = 1;
+    static constexpr int EXACT_FROM = 1, PARTS = 2, SETS = 1, SHARES = 1;
 };
 // Up to sixteen, of 16 bits: every weight is decoded once for all of them.
 struct Wide {
     static constexpr bool APART = false;
-    static constexpr int PARTS = 2, SETS = 2;
+    static constexpr int EXACT_FROM = 9, PARTS = 2, SETS = 2, SHARES = 1;
 };
+// Up to 32, of 16 bits, each number a half alone, as panels have them: what that loses, 2^-12 of it at most, is as much as F16 loses of a
+// result, and an eighth of what BF16 does. Registers have room for the sums of half of the rows.
+struct Broad {
+    static constexpr bool APART = false;
+    static constexpr int EXACT_FROM = 9, PARTS = 1, SETS = 4, SHARES = 2;
+};
+// Rows of a warp in each piece, two by two.
+template <class Form> constexpr int PAIRS_OF_ROWS = 16 / Form::SHARES;
+template <class Form, int BITS> constexpr bool IS_EXACT = BITS >= Form::EXACT_FROM;
+template <class Form> using RingOf = Ring<Form::SHARES>;
 
 // Where staged inputs begin in shared memory: behind the table and the buffers, which have the same place.
 template <class Code> constexpr int STAGED = Code::TABLE > BUFFERS ? Code::TABLE : BUFFERS;
@@ -47,75 +67,99 @@ template <class Form> struct Vectors {
     __device__ int tokens() const { return Form::SETS * of_set(); }
 };
 
+// The bits of 1 as F32, and so many bits of an F32 below its exponent.
+constexpr uint32_t ONE_BITS = 0x3f800000u, BELOW_EXPONENT = 23;
+
+// A power of two: times that, what is not farther from zero than `largest`, times a scale as small as `largest_scale`, is less than 2^15.
+// Neither it nor its inverse nor its product with the scale is more than F32 holds.
+__device__ __forceinline__ float power_for(uint32_t largest, float largest_scale) {
+    constexpr int TINY = 17, ALL = 394;
+    const int exponents = max((int)(largest >> BELOW_EXPONENT), TINY) + (int)(magnitude(largest_scale) >> BELOW_EXPONENT);
+    return __uint_as_float((uint32_t)min(max(ALL - exponents, 1), 253) << BELOW_EXPONENT);
+}
+__device__ __forceinline__ float inverse_power(float power) { return __uint_as_float(2 * ONE_BITS - __float_as_uint(power)); }
+
+// Four columns of one vector: in F32, or both parts in half precision.
+template <bool APART> struct Columns { typedef float4 Type; };
+template <> struct Columns<true> { typedef uint2 Type; };
+
 // What a lane has of the right operand: four columns of one vector of each set.
 template <class Form> struct Share {
-    const float *x; // its token's of the first set, from its first column in a step on; in shared memory with APART
+    typedef typename Columns<Form::APART>::Type Columns;
+
+    const float *x; // its token's of the first set, from its first column in a step on; in shared memory with APART, its part
     int next_set;   // from there to the next set's
     int end;        // columns that are there from its own on
     int sets;       // so many of its vectors are not zero
-    int part;       // with APART: of the three
 
-    __device__ __forceinline__ void load(int first, float4 (&to)[Form::SETS]) const {
+    __device__ __forceinline__ void load(int first, Columns (&to)[Form::SETS]) const {
         const float *own = x + first;
 #pragma unroll
         for (int s = 0; s < Form::SETS; ++s) {
-            const float4 *from = reinterpret_cast<const float4 *>(own + s * (ptrdiff_t)next_set);
+            const Columns *from = reinterpret_cast<const Columns *>(own + s * (ptrdiff_t)next_set);
             const bool is_there = s < sets && first < end;
-            to[s] = is_there ? (Form::APART ? *from : __ldg(from)) : float4 {0.0f, 0.0f, 0.0f, 0.0f};
+            if constexpr (Form::APART) to[s] = is_there ? *from : uint2 {0, 0};
+            else to[s] = is_there ? __ldg(from) : float4 {0.0f, 0.0f, 0.0f, 0.0f};
         }
     }
 };
 
-__device__ __forceinline__ float without_upper_half(float x) {
-    return x - __uint_as_float(__float_as_uint(x) & 0xffff0000u);
-}
-__device__ __forceinline__ uint32_t upper_halves(float low, float high) {
-    return __byte_perm(__float_as_uint(low), __float_as_uint(high), 0x7632);
+// Two numbers in half precision; what is left of them.
+__device__ __forceinline__ uint32_t take_halves(float &low, float &high) {
+    const uint32_t halves = halves_of(low, high);
+    low -= low_half(halves), high -= high_half(halves);
+    return halves;
 }
 
-// One step: of four columns the piece's 32 rows. `sums[s][m]` are rows `2m` and `2m + 1` of two vectors. `fetch()` is called in its midst,
-// for the next step's vectors.
+// One step: of four columns the piece's 32 rows. `sums[s][m]` are rows `2m` and `2m + 1` of two vectors, `offsets[s]` what is to be added to
+// all rows of these. `fetch()` is called in its midst, for the next step's vectors. Scales are those of each set.
 template <class Code, int BITS, class Form, class Fetch>
-__device__ __forceinline__ void multiply(const Code &code, const uint4 (&held)[BITS], int below, const float4 (&x)[Form::SETS],
-                                         float scale, int part, float (&sums)[Form::SETS][16][4], Fetch fetch) {
+__device__ __forceinline__ void multiply(const Code &code, const uint4 (&held)[RingOf<Form>::own_words(BITS)], int below,
+                                         const typename Share<Form>::Columns (&x)[Form::SETS], const float (&scales)[Form::SETS],
+                                         float (&sums)[Form::SETS][PAIRS_OF_ROWS<Form>][4], float (&offsets)[Form::SETS][4], Fetch fetch) {
     constexpr int PRODUCTS = Form::APART ? 1 : Form::PARTS;
-    uint32_t words[4][BITS], next[4];
+    constexpr int WORDS = RingOf<Form>::own_words(BITS);
+    static_assert(Form::SHARES == 1 || !Code::READS_ON, "a share of a piece has not what follows it");
+    uint32_t words[4][WORDS], next[4];
 #pragma unroll
-    for (int n = 0; n < BITS; ++n) {
+    for (int n = 0; n < WORDS; ++n) {
         words[0][n] = held[n].x, words[1][n] = held[n].y, words[2][n] = held[n].z, words[3][n] = held[n].w;
+    }
+    if constexpr (Form::SHARES > 1 && BITS % 2 == 1) {
+        // The second share begins in the middle of a word.
+        const uint32_t before = threadIdx.x / WARP % Form::SHARES * 16;
+#pragma unroll
+        for (int n = 0; n < 4 * WORDS; ++n) {
+            uint32_t *own = words[n / WORDS];
+            own[n % WORDS] = __funnelshift_r(own[n % WORDS], n % WORDS + 1 < WORDS ? own[n % WORDS + 1] : 0, before);
+        }
     }
 #pragma unroll
     for (int v = 0; v < 4; ++v) next[v] = Code::READS_ON ? __shfl_sync(ALL_LANES, words[v][0], below) : 0;
     uint32_t right[Form::SETS][PRODUCTS][2];
 #pragma unroll
     for (int s = 0; s < Form::SETS; ++s) {
-        float factors[4] = {x[s].x * scale, x[s].y * scale, x[s].z * scale, x[s].w * scale};
         if constexpr (Form::APART) {
+            right[s][0][0] = x[s].x, right[s][0][1] = x[s].y;
+        } else {
+            float factors[4] = {x[s].x * scales[s], x[s].y * scales[s], x[s].z * scales[s], x[s].w * scales[s]};
 #pragma unroll
-            for (int n = 1; n < Form::PARTS; ++n) {
-                if (part < n) continue;
-#pragma unroll
-                for (int v = 0; v < 4; ++v) factors[v] = without_upper_half(factors[v]);
+            for (int n = 0; n < PRODUCTS; ++n) {
+                right[s][n][0] = take_halves(factors[0], factors[1]), right[s][n][1] = take_halves(factors[2], factors[3]);
             }
-        }
-#pragma unroll
-        for (int n = 0; n < PRODUCTS; ++n) {
-            right[s][n][0] = upper_halves(factors[0], factors[1]), right[s][n][1] = upper_halves(factors[2], factors[3]);
-#pragma unroll
-            for (int v = 0; v < 4; ++v) factors[v] = without_upper_half(factors[v]);
         }
     }
     // Two rows of products in turn where registers have room for both: one's sums are ready when they are added to again.
-    constexpr int TURNS = Form::SETS;
+    constexpr int TURNS = Form::SETS > 1 ? 2 : 1;
 #pragma unroll
-    for (int n = 0; n < 16; n += TURNS) {
+    for (int n = 0; n < PAIRS_OF_ROWS<Form>; n += TURNS) {
         uint32_t left[TURNS][4];
 #pragma unroll
         for (int t = 0; t < TURNS; ++t) {
 #pragma unroll
             for (int e = 0; e < 4; ++e) { // rows in turn, then the next two columns
                 const int row = 2 * Code::template order<BITS>(n + t) + e % 2, col = e / 2 * 2;
-                left[t][e] = code.template pair<BITS>(words[col], next[col], words[col + 1], next[col + 1], row);
+                left[t][e] = code.template pair<BITS, IS_EXACT<Form, BITS>>(words[col], next[col], words[col + 1], next[col + 1], row);
             }
         }
 #pragma unroll
@@ -124,42 +168,67 @@ __device__ __forceinline__ void multiply(const Code &code, const uint4 (&held)[B
             for (int t = 0; t < TURNS; ++t) {
                 const int m = Code::template order<BITS>(n + t);
 #pragma unroll
-                for (int s = 0; s < Form::SETS; ++s) mma_bf16(sums[s][m], left[t], right[s][p][0], right[s][p][1]);
+                for (int s = 0; s < Form::SETS; ++s) mma_halves(sums[s][m], left[t], right[s][p][0], right[s][p][1]);
             }
         }
-        if (n == 8) fetch();
+        if (n == PAIRS_OF_ROWS<Form> / 2) fetch();
+    }
+    if constexpr (Code::HAS_OFFSET) {
+        constexpr uint32_t OFFSET = Code::template pair_offset<BITS, IS_EXACT<Form, BITS>>();
+        const uint32_t left[4] = {OFFSET, OFFSET, OFFSET, OFFSET};
+#pragma unroll
+        for (int p = 0; p < PRODUCTS; ++p) {
+#pragma unroll
+            for (int s = 0; s < Form::SETS; ++s) mma_halves(offsets[s], left, right[s][p][0], right[s][p][1]);
+        }
     }
 }
 
-// The scale groups from `scale_group` on, every eighth, as long as they have `BITS` bits; the first that has not.
+// The next steps, as long as they have `BITS` bits. Vectors are multiplied by `powers`; `has_sums` where sums are not zero.
 template <class Code, int BITS, class Form>
-__device__ __forceinline__ int multiply_groups(Code &code, Ring &ring, const uint4 *table, int lanes, const Share<Form> &share,
-                                               int scale_group, int last, float (&sums)[Form::SETS][16][4]) {
-    const int below = lane_below(threadIdx.x % WARP, lanes), steps = lanes / 4;
-    // A scale group of no bits stands for what is not there.
-    auto entry_of = [&](int n) { return n < last ? __ldg(table + n) : uint4 {0, 0, 0, 0}; };
-    uint4 entry = entry_of(scale_group), ahead = entry_of(scale_group + WARPS);
-    code.begin(entry.w);
-    float4 x[Form::SETS];
-    share.load(scale_group * WARP, x);
-    int step = 0;
-#pragma unroll 1
-    for (bool more = true; more;) {
-        const float scale = __uint_as_float(entry.z);
-        if (++step == steps) {
-            step = 0, scale_group += WARPS, entry = ahead;
-            ahead = entry_of(scale_group + WARPS);
-            more = entry.y == BITS;
+__device__ __forceinline__ void multiply_steps(Code &code, RingOf<Form> &ring, int lanes, const Share<Form> &share,
+                                               const float (&powers)[Form::SETS], bool has_sums,
+                                               float (&sums)[Form::SETS][PAIRS_OF_ROWS<Form>][4]) {
+    constexpr int SUMS = PAIRS_OF_ROWS<Form> * 4;
+    const int below = lane_below(threadIdx.x % WARP, lanes);
+    if constexpr (Code::READS_ON) code.begin(ring.rest_of(ring.oldest).y);
+    float offsets[Form::SETS][4] = {};
+    // Sums in the units of so many bits.
+    if constexpr (Code::HAS_OFFSET) {
+        if (has_sums) {
+#pragma unroll
+            for (int n = 0; n < Form::SETS * SUMS; ++n) {
+                const int m = n % SUMS / 4;
+                sums[n / SUMS][m][n % 4] *= 1.0f / Code::template pair_unit<BITS, IS_EXACT<Form, BITS>>(2 * m + n % 4 / 2);
+            }
         }
-        uint4 held[BITS];
-        ring.take(held);
-        float4 fetched[Form::SETS];
-        multiply<Code, BITS, Form>(code, held, below, x, scale, share.part, sums,
-                                   [&] { share.load(scale_group * WARP + step * 16, fetched); });
+    }
+    typename Share<Form>::Columns x[Form::SETS];
+    share.load(ring.oldest.column(), x);
+    uint32_t scale = Form::APART ? 0 : ring.rest_of(ring.oldest).x;
+#pragma unroll 1
+    do {
+        float scales[Form::SETS];
+#pragma unroll
+        for (int s = 0; s < Form::SETS; ++s) scales[s] = __uint_as_float(scale) * powers[s];
+        uint4 held[RingOf<Form>::own_words(BITS)];
+        ring.template take<BITS>(held);
+        typename Share<Form>::Columns fetched[Form::SETS];
+        multiply<Code, BITS, Form>(code, held, below, x, scales, sums, offsets, [&] {
+            share.load(ring.oldest.column(), fetched);
+            if (!Form::APART && ring.oldest.bits() == BITS) scale = ring.rest_of(ring.oldest).x;
+        });
 #pragma unroll
         for (int s = 0; s < Form::SETS; ++s) x[s] = fetched[s];
+    } while (ring.oldest.bits() == BITS);
+    if constexpr (Code::HAS_OFFSET) {
+#pragma unroll
+        for (int n = 0; n < Form::SETS * SUMS; ++n) {
+            const int m = n % SUMS / 4;
+            float &sum = sums[n / SUMS][m][n % 4];
+            sum = sum * Code::template pair_unit<BITS, IS_EXACT<Form, BITS>>(2 * m + n % 4 / 2) + offsets[n / SUMS][n % 2];
+        }
     }
-    return scale_group;
 }
 
 // What a block multiplies: scale groups `first .. last` of one block row with `here` vectors from `token` on.
@@ -175,31 +244,101 @@ template <class Form> struct Tile {
           last(min(first + strips_per_block, at.per_row())) {}
 };
 
-// A lane's share of the inputs, with APART of those that are transformed here; a barrier is to follow.
-template <class Code, class Form>
-__device__ __forceinline__ Share<Form> share_of(const Strips &at, const Tile<Form> &tile, const Inputs &in, int strips_per_block) {
-    const Vectors<Form> &vectors = tile.vectors;
-    const int lane = threadIdx.x % WARP;
-    // With APART all parts of a vector follow each other, of each the tokens.
-    const int vector = lane / 4, half = vector >= vectors.each ? 1 : 0, rest = vector - half * vectors.each;
-    const int part = !Form::APART ? 0 : vectors.are_halved() ? rest : rest / 2, own = rest - part * vectors.of_set();
-    // Of the first set, and of each one more as many later; inputs are staged as far as the block multiplies.
-    int sets = 0;
-#pragma unroll
-    for (int s = 0; s < Form::SETS; ++s) sets += part < Form::PARTS && own + s * vectors.of_set() < tile.here ? 1 : 0;
-    const int end = Form::APART ? min(at.cols, tile.last * WARP) : at.cols;
-    const int col = (lane % 4 + half * 4) * 4;
-    Share<Form> share = {nullptr, vectors.of_set() * at.cols, end - col, sets, part};
-    if constexpr (Form::APART) {
-        float *shared = reinterpret_cast<float *>(dynamic_shared), *staged = shared + STAGED<Code>;
-        const int columns = strips_per_block * WARP, first = tile.first * WARP;
-        in.template stage<true>(staged, columns, shared, first, tile.token, tile.here);
-        share.x = staged + own * columns - first + col;
-    } else {
-        share.x = static_cast<const float *>(in.x) + (size_t)(tile.token + own) * at.cols + col;
+// Which vectors are a lane's.
+template <class Form> struct Own {
+    int half, part, token; // of the lanes with columns of their own; of the numbers' parts; of each set
+
+    __device__ __forceinline__ explicit Own(const Vectors<Form> &vectors) {
+        // With APART all parts of a vector follow each other, of each the tokens.
+        const int vector = threadIdx.x % WARP / 4;
+        half = vector >= vectors.each ? 1 : 0;
+        const int rest = vector - half * vectors.each;
+        part = !Form::APART ? 0 : vectors.are_halved() ? rest : rest / 2;
+        token = rest - part * vectors.of_set();
     }
-    return share;
+    // Of all sets, so many of its vectors are not zero.
+    __device__ __forceinline__ int sets(const Tile<Form> &tile) const {
+        int sets = 0;
+#pragma unroll
+        for (int s = 0; s < Form::SETS; ++s) sets += part < Form::PARTS && token + s * tile.vectors.of_set() < tile.here ? 1 : 0;
+        return sets;
+    }
+};
+
+// Inputs that were transformed by another launch: behind all of them it has left what is farthest from zero of each vector in each item.
+template <class Form>
+__device__ __forceinline__ Share<Form> share_of(const Strips &at, const Tile<Form> &tile, const Inputs &in, int tokens, float largest_scale,
+                                                float (&powers)[Form::SETS]) {
+    const Own<Form> own(tile.vectors);
+    const int col = (threadIdx.x % 4 + own.half * 4) * 4, sets = own.sets(tile), items = in.axis.item_holding(at.cols - 1) + 1;
+    const float *x = static_cast<const float *>(in.x);
+    const uint32_t *largest = reinterpret_cast<const uint32_t *>(x + (size_t)tokens * at.cols);
+#pragma unroll
+    for (int s = 0; s < Form::SETS; ++s) {
+        const uint32_t *from = largest + (size_t)(tile.token + own.token + s * tile.vectors.of_set()) * items;
+        uint32_t most = 0;
+        for (int n = threadIdx.x % 4; s < sets && n < items; n += 4) most = max(most, __ldg(from + n));
+        most = max(most, __shfl_xor_sync(ALL_LANES, most, 1));
+        powers[s] = power_for(max(most, __shfl_xor_sync(ALL_LANES, most, 2)), largest_scale);
+    }
+    return {x + (size_t)(tile.token + own.token) * at.cols + col, tile.vectors.of_set() * at.cols, at.cols - col, sets};
 }
+
+// Inputs that are staged in shared memory, transformed there: each four columns of a token become their parts in half precision.
+template <class Code, class Form> struct Staged {
+    float *x;          // (tokens at once, columns)
+    uint32_t *largest; // (tokens at once, WARPS): what is farthest from zero
+    int columns;
+
+    __device__ __forceinline__ Staged(int strips_per_block, int here)
+        : x(reinterpret_cast<float *>(dynamic_shared) + STAGED<Code>), columns(strips_per_block * WARP) {
+        largest = reinterpret_cast<uint32_t *>(x + here * columns);
+    }
+    // One after another, a barrier after each.
+    __device__ __forceinline__ void stage(const Tile<Form> &tile, const Inputs &in) const {
+        in.template stage<true>(x, columns, reinterpret_cast<float *>(dynamic_shared), tile.first * WARP, tile.token, tile.here);
+    }
+    __device__ __forceinline__ void find_largest(int here) const {
+        for (int t = 0; t < here; ++t) {
+            uint32_t most = 0;
+            for (int n = 4 * threadIdx.x; n < columns; n += 4 * THREADS) {
+                const float4 four = *reinterpret_cast<const float4 *>(x + t * columns + n);
+                most = max(max(most, max(magnitude(four.x), magnitude(four.y))), max(magnitude(four.z), magnitude(four.w)));
+            }
+            most = __reduce_max_sync(ALL_LANES, most);
+            if (threadIdx.x % WARP == 0) largest[t * WARPS + threadIdx.x / WARP] = most;
+        }
+    }
+    __device__ __forceinline__ void halve(const Tile<Form> &tile, const uint4 *table, float largest_scale) const {
+        for (int t = 0; t < tile.here; ++t) {
+            const float power = power_of(t, largest_scale);
+            for (int n = 4 * threadIdx.x; n < columns; n += 4 * THREADS) {
+                const int scale_group = tile.first + n / WARP;
+                const float scale = scale_group < tile.last ? __uint_as_float(__ldg(&table[scale_group].z)) * power : 0.0f;
+                float4 &four = *reinterpret_cast<float4 *>(x + t * columns + n);
+                float a = four.x * scale, b = four.y * scale, c = four.z * scale, d = four.w * scale;
+                uint4 parts;
+                parts.x = take_halves(a, b), parts.y = take_halves(c, d);
+                parts.z = halves_of(a, b), parts.w = halves_of(c, d);
+                *reinterpret_cast<uint4 *>(&four) = parts;
+            }
+        }
+    }
+    __device__ __forceinline__ float power_of(int t, float largest_scale) const {
+        uint32_t most = 0;
+#pragma unroll
+        for (int w = 0; w < WARPS; ++w) most = max(most, largest[t * WARPS + w]);
+        return power_for(most, largest_scale);
+    }
+    __device__ __forceinline__ Share<Form> share(const Strips &at, const Tile<Form> &tile, float largest_scale, float (&powers)[Form::SETS]) const {
+        const Own<Form> own(tile.vectors);
+        const int col = (threadIdx.x % 4 + own.half * 4) * 4, sets = own.sets(tile);
+        powers[0] = power_of(min(own.token, tile.here - 1), largest_scale);
+        // As far as the block multiplies.
+        const int end = min(at.cols, tile.last * WARP) - col;
+        return {x + own.token * columns - tile.first * WARP + col + own.part * 2, 0, end, sets};
+    }
+};
 
 // The sum over four lanes side by side.
 __device__ __forceinline__ float quad_sum(float x) {
@@ -210,7 +349,8 @@ __device__ __forceinline__ float quad_sum(float x) {
 // Writes the block's part of the results. Each warp adds up what all warps have of four rows of every piece: `rows[v]` are a lane's of
 // two vectors, those of its place among four lanes, in the piece of these.
 template <class Form>
-__device__ __forceinline__ void add_warps(const Tile<Form> &tile, const Results &to, int tokens, const float (&sums)[Form::SETS][16][4]) {
+__device__ __forceinline__ void add_warps(const Tile<Form> &tile, const Results &to, int tokens, const float (&powers)[Form::SETS],
+                                          const float (&sums)[Form::SETS][PAIRS_OF_ROWS<Form>][4]) {
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, quarter = lane % 4;
     const bool halved = tile.vectors.are_halved();
     float4 *shared = reinterpret_cast<float4 *>(dynamic_shared);
@@ -218,11 +358,14 @@ __device__ __forceinline__ void add_warps(const Tile<Form> &tile, const Results 
     for (int s = 0; s < Form::SETS; ++s) {
         __syncthreads();
 #pragma unroll
-        for (int m = 0; m < 16; ++m) shared[(warp * 16 + m) * WARP + lane] = float4 {sums[s][m][0], sums[s][m][1], sums[s][m][2], sums[s][m][3]};
+        for (int m = 0; m < PAIRS_OF_ROWS<Form>; ++m) {
+            const int own = warp / Form::SHARES * 16 + warp % Form::SHARES * PAIRS_OF_ROWS<Form> + m;
+            shared[own * WARP + lane] = float4 {sums[s][m][0], sums[s][m][1], sums[s][m][2], sums[s][m][3]};
+        }
         __syncthreads();
         float rows[2][4] = {};
 #pragma unroll
-        for (int w = 0; w < WARPS; ++w) {
+        for (int w = 0; w < RingOf<Form>::GROUPS; ++w) {
 #pragma unroll
             for (int n = 0; n < 2; ++n) {
                 const float4 other = shared[(w * 16 + 2 * warp + n) * WARP + lane];
@@ -254,6 +397,9 @@ __device__ __forceinline__ void add_warps(const Tile<Form> &tile, const Results 
 #pragma unroll
         for (int v = 0; v < (Form::APART ? 1 : 2); ++v) {
             const int own = Form::APART ? quarter : 2 * quarter + v, token = s * tile.vectors.of_set() + own;
+            const float unit = inverse_power(__shfl_sync(ALL_LANES, powers[s], 4 * own)); // that lane has a part of the same token
+#pragma unroll
+            for (int n = 0; n < 4; ++n) rows[v][n] *= unit;
             if (own >= tile.vectors.of_set() || half > 0 || token >= tile.here) continue;
             float *out = to.part(tokens, tile.token + token) + row;
             if (to.axis.len % 4 == 0) {
@@ -269,49 +415,64 @@ __device__ __forceinline__ void add_warps(const Tile<Form> &tile, const Results 
 // y(token, row) += S(row, column) x(token, column) for the scale groups of one split of one block row, as `product`.
 //
 //     in        inputs; with APART they are transformed here
-//     shared    buffers of the transforms, then the code's table; with APART x (tokens at once, 32 scale groups); from `ring_at` on the
-//               warps' rings. Over all of it then the warps' sums, and then buffers
+//     shared    buffers of the transforms, then the code's table; with APART x (tokens at once, 32 scale groups) and what is farthest from
+//               zero (tokens at once, WARPS); from `ring_at` on the warps' rings. Over all of it then the warps' sums, and then buffers
 template <class Code, class Form>
 __device__ __forceinline__ void tiles(const Strips &at, int first_block_row, const Inputs &in, const Results &to, int tokens, int strips_per_block,
-                      int ring_at, int most_bits) {
+                      int ring_at, int most_bits, float largest_scale) {
     const int block_row = first_block_row + blockIdx.x;
-    float sums[Form::SETS][16][4] = {};
+    float sums[Form::SETS][PAIRS_OF_ROWS<Form>][4] = {}, powers[Form::SETS];
     {
         const Tile<Form> tile(at, block_row, tokens, strips_per_block);
         if (tile.here <= 0) return; // blocks of 256 rows take more at once than those of 128
         // Ahead of the weights, which are many: behind them it would come late.
         if constexpr (Form::APART) in.send_for_inputs(tile.first * WARP, strips_per_block * WARP, tile.token, tile.here);
         if (to.y != nullptr) to.axis.send_for_tables(tile.block.start, tile.block.end());
-        Ring ring(at, block_row, tile.lanes, tile.first, tile.last, reinterpret_cast<float *>(dynamic_shared) + ring_at, most_bits);
-        const Share<Form> share = share_of<Code>(at, tile, in, strips_per_block);
-        if (Form::APART) __syncthreads();
+        RingOf<Form> ring(at, block_row, tile.lanes, tile.first, tile.last, reinterpret_cast<float *>(dynamic_shared) + ring_at, most_bits);
+        const uint4 *table = at.table + (size_t)block_row * at.per_row();
+        Share<Form> share;
+        const Staged<Code, Form> staged(strips_per_block, tile.here);
+        if constexpr (Form::APART) {
+            staged.stage(tile, in);
+            __syncthreads();
+            staged.find_largest(tile.here);
+        } else {
+            share = share_of(at, tile, in, tokens, largest_scale, powers);
+        }
         Code code(reinterpret_cast<float *>(dynamic_shared), at.values);
         __syncthreads();
-        const uint4 *table = at.table + (size_t)block_row * at.per_row();
-        for (int scale_group = tile.first + threadIdx.x / WARP; scale_group < tile.last;) {
-            switch (__ldg(table + scale_group).y) {
+        if constexpr (Form::APART) {
+            staged.halve(tile, table, largest_scale);
+            share = staged.share(at, tile, largest_scale, powers);
+            __syncthreads();
+        }
+        bool has_sums = false;
+        while (ring.oldest.bits() != 0) {
+            switch (ring.oldest.bits()) {
 #define CASE(BITS) \
     case BITS: \
         if constexpr (HAS_BITS<Code, BITS>) { \
-            scale_group = multiply_groups<Code, BITS, Form>(code, ring, table, tile.lanes, share, scale_group, tile.last, sums); \
+            multiply_steps<Code, BITS, Form>(code, ring, tile.lanes, share, powers, has_sums, sums); \
+            has_sums = true; \
         } \
         break;
                 CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
 #undef CASE
-            default: scale_group += WARPS;
             }
         }
     }
     // Found again, and not kept in registers that the loop has other use for.
     const Tile<Form> tile(at, first_block_row + (int)in_register(blockIdx.x), tokens, strips_per_block);
-    add_warps(tile, to, tokens, sums);
+    add_warps(tile, to, tokens, powers, sums);
     to.finish(tile.block, tile.token, tile.here, tokens);
 }
 
 #define TILES_KERNEL(NAME, CODE, FORM, BLOCKS) \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) \
-        NAME(STRIPS_PARAMETERS, ENDS_PARAMETERS, int first_block_row, int tokens, int strips_per_block, int ring_at, int most_bits) { \
-        tiles<CODE, FORM>(STRIPS_ARGUMENTS, first_block_row, INPUTS, RESULTS, tokens, strips_per_block, ring_at, most_bits); \
+        NAME(STRIPS_PARAMETERS, ENDS_PARAMETERS, int first_block_row, int tokens, int strips_per_block, int ring_at, int most_bits, \
+             float largest_scale) { \
+        tiles<CODE, FORM>(STRIPS_ARGUMENTS, first_block_row, INPUTS, RESULTS, tokens, strips_per_block, ring_at, most_bits, \
+                          largest_scale); \
     }
 #define TILES_KERNELS(NAME, CODE) \
     TILES_KERNEL(NAME##_few, CODE, Few, CODE::TILE_BLOCKS) \

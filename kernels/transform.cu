@@ -4,9 +4,10 @@
 constexpr int TRANSFORM_WARPS = 4;
 
 // Grid: (groups of `each` vectors, groups of TRANSFORM_WARPS items). `in` (vectors, len); `out` (vectors, out_stride), times `scale`,
-// zero beyond `len`.
+// zero beyond `len`; `largest` (vectors, items), where it is wanted, what is farthest from zero in each item, as `magnitude` has it.
 template <class In, class Out>
-__device__ void analyze(const Axis &axis, const In *in, Out *out, int out_stride, float scale, int vectors, int each, int items) {
+__device__ void analyze(const Axis &axis, const In *in, Out *out, int out_stride, float scale, uint32_t *largest, int vectors, int each,
+                        int items) {
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, index = blockIdx.y * TRANSFORM_WARPS + warp;
     if (index >= items) return;
     float *own = reinterpret_cast<float *>(dynamic_shared) + warp * ITEM_FLOATS;
@@ -23,7 +24,15 @@ __device__ void analyze(const Axis &axis, const In *in, Out *out, int out_stride
             eight.multiply(factors);
             return eight;
         },
-        [&](int vector, const Eight &eight) { store_eight(out + (size_t)vector * out_stride, first, item.end, eight); });
+        [&](int vector, const Eight &eight) {
+            store_eight(out + (size_t)vector * out_stride, first, item.end, eight);
+            if (largest == nullptr) return;
+            uint32_t most = 0;
+#pragma unroll
+            for (int n = 0; n < EACH; ++n) most = max(most, first + n * WARP < item.end ? magnitude(eight.values[n]) : 0);
+            most = __reduce_max_sync(ALL_LANES, most);
+            if (lane == 0) largest[(size_t)(before + vector) * items + index] = most;
+        });
     if (index == items - 1) {
         for (int vector = 0; vector < here; ++vector) {
             for (int n = axis.len + lane; n < out_stride; n += WARP) out[(size_t)vector * out_stride + n] = from_float<Out>(0.0f);
@@ -95,9 +104,9 @@ __device__ void analyze_unit(const Axis &axis, const uint32_t *ids, float *out) 
 #define KERNEL extern "C" __global__ void __launch_bounds__(TRANSFORM_WARPS * WARP)
 
 #define ANALYZE(IN_NAME, In, OUT_NAME, Out) \
-    KERNEL analyze_##IN_NAME##_##OUT_NAME(AXIS_PARAMETERS, const In *in, Out *out, int out_stride, float scale, int vectors, \
-                                           int each, int items) { \
-        analyze<In, Out>(AXIS, in, out, out_stride, scale, vectors, each, items); \
+    KERNEL analyze_##IN_NAME##_##OUT_NAME(AXIS_PARAMETERS, const In *in, Out *out, int out_stride, float scale, uint32_t *largest, \
+                                           int vectors, int each, int items) { \
+        analyze<In, Out>(AXIS, in, out, out_stride, scale, largest, vectors, each, items); \
     }
 ANALYZE(f32, float, f32, float)
 ANALYZE(f16, __half, f32, float)

@@ -6,7 +6,7 @@
 // row two, 24 bits apart.
 //
 // A product of four bytes with four others (`dp4a`) makes an address of a byte: the value of index `i` for lane `l` is the word
-// `32 i + l` of shared memory, one look-up without a bank conflict. It has two numbers in bfloat16, above the value with four bits
+// `32 i + l` of shared memory, one look-up without a bank conflict. It has two numbers in half precision, above the value with four bits
 // a row and below that with three; 128 indices of one or two bits have their own words behind: 48 KiB. The host makes the table from
 // the codec and the shifts (src/cuda/trellis.rs).
 #include "tiles.cuh"
@@ -102,14 +102,15 @@ template <bool LONG> struct Trellis {
     }
     template <int BITS> __device__ __forceinline__ float value(const uint32_t *words, uint32_t next, int j) const {
         const uint32_t entry = raw<BITS>(words, next, j);
-        return __uint_as_float(BITS == 3 ? entry << 16 : entry & 0xffff0000u);
+        return BITS == 3 ? low_half(entry) : high_half(entry);
     }
     template <int BITS> __device__ __forceinline__ float scaled(const uint32_t *words, uint32_t next, int j) const {
         return value<BITS>(words, next, j);
     }
     template <int BITS> static constexpr __device__ float unit(int) { return 1.0f; }
-    // Row `j`'s values of two columns as bfloat16.
-    template <int BITS>
+    // Row `j`'s values of two columns in half precision, as they are.
+    static constexpr bool HAS_OFFSET = false;
+    template <int BITS, bool EXACT>
     __device__ __forceinline__ uint32_t pair(const uint32_t *low, uint32_t low_next, const uint32_t *high, uint32_t high_next,
                                              int j) const {
         return __byte_perm(raw<BITS>(low, low_next, j), raw<BITS>(high, high_next, j), BITS == 3 ? 0x5410 : 0x7632);

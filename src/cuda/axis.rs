@@ -1,7 +1,7 @@
 //! One side of a matrix on the device: the signs and tables of its transform.
 
 use super::machine::{Arg, Element, Launch, Machine, Module};
-use super::operands::{Gather, Operand, Target};
+use super::operands::{Gather, Operand, Partial, Target};
 use crate::error::Result;
 use rbe_core::codec::axis::Axis;
 use rbe_core::codec::layout::SHORTEST;
@@ -73,6 +73,8 @@ pub(super) struct Spectrum<'a, M> {
     pub stride: usize,
     /// What the transform is multiplied by.
     pub scale: f32,
+    /// Where what is farthest from zero of each row in each item goes, `(batch, items)`, if it is asked for.
+    pub largest: Option<Partial<'a, M>>,
 }
 
 /// The input of an inverse transform.
@@ -138,6 +140,11 @@ impl<M> DeviceAxis<M> {
         Part { first: 0, len: self.len }
     }
 
+    /// Warps' items of a vector.
+    pub(super) fn all_items(&self) -> usize {
+        self.items(self.len)
+    }
+
     /// Warps' items in so many elements.
     fn items(&self, len: usize) -> usize {
         let cut = Cut::new(len, self.cut.edge());
@@ -199,9 +206,10 @@ impl<M> DeviceAxis<M> {
         batch: usize,
         to: Spectrum<'_, M>,
     ) -> Result<()> {
-        let Spectrum { operand, stride, scale } = to;
+        let Spectrum { operand, stride, scale, largest } = to;
         let mut args = self.args(self.whole(), false);
         args.extend([x.arg(), operand.arg(), Arg::Int(stride), Arg::Float(scale)]);
+        args.push(largest.map_or(Arg::Null, |largest| largest.arg()));
         let kernel = format!("analyze_{}_{}", x.element.suffix(), operand.element.suffix());
         machine.launch(self.launch(machine, kernel, batch, self.len, args))
     }

@@ -67,6 +67,8 @@ pub(super) struct DeviceGroups<M> {
     max_lanes: usize,
     /// Of a weight.
     most_bits: usize,
+    /// The scale that is farthest from zero.
+    largest_scale: f32,
     own: Own<M>,
 }
 
@@ -80,6 +82,8 @@ pub(super) struct Own<M> {
     pub tiles_beside: bool,
     /// Blocks of these kernels, but the widest, that a multiprocessor has at once: `TILE_BLOCKS` of the code.
     pub tile_blocks: usize,
+    /// Whether few vectors in F32 have a kernel of their own, and more than sixteen of 16 bits.
+    pub has_more_forms: bool,
     pub row_scales: Option<M>,
     /// What multiplies the row scales.
     pub unit: f32,
@@ -124,9 +128,11 @@ impl<M> DeviceGroups<M> {
     ) -> Result<Self> {
         let (table, data) = lay_out(layout, fill)?;
         let most_bits = table.iter().skip(1).step_by(4).fold(1, |most, bits| most.max(*bits)) as usize;
+        let scales = table.iter().skip(2).step_by(4).map(|bits| f32::from_bits(*bits));
+        let largest_scale = scales.fold(0f32, |largest, scale| largest.max(scale.abs()));
         let max_lanes = layout.row_cut().iter().map(|rows| lanes_of(rows.len())).max().unwrap_or(1);
         let (table, words) = (machine.upload(&words(table))?, machine.upload(&words(data))?);
-        Ok(Self { layout, table, words, max_lanes, most_bits, own })
+        Ok(Self { layout, table, words, max_lanes, most_bits, largest_scale, own })
     }
 
     /// Floats of shared memory that the code's table takes.
@@ -214,11 +220,11 @@ impl<M> DeviceGroups<M> {
         let others = (self.table_len().max(BUFFERS) + self.most_bits * RING_FLOATS) * size_of::<f32>();
         let left = ((machine.shared_bytes_limit() + RESERVED_BYTES) / blocks)
             .saturating_sub(RESERVED_BYTES + others);
-        let staged = left / (product.batch * WARP * size_of::<f32>());
+        let staged = (left / size_of::<f32>()).saturating_sub(product.batch * WARPS) / (product.batch * WARP);
         let most = match tiles.form {
             _ if tiles.block_rows < block_rows => MOST_GROUPS,
-            Form::Few => (staged / WARPS * WARPS).clamp(MOST_GROUPS, MOST_TILE_GROUPS),
-            Form::Many | Form::Exact | Form::Wide => usize::MAX,
+            Form::Few | Form::FewExact => (staged / WARPS * WARPS).clamp(MOST_GROUPS, MOST_TILE_GROUPS),
+            Form::Many | Form::Exact | Form::Wide | Form::Broad => usize::MAX,
         };
         let each = along.div_ceil(splits).next_multiple_of(WARPS).min(most);
         (each, along.div_ceil(each))
@@ -226,7 +232,7 @@ impl<M> DeviceGroups<M> {
 
     /// Blocks that a multiprocessor has at once, by the registers of their kernels.
     fn tile_blocks(&self, form: Form) -> usize {
-        if form == Form::Wide { 1 } else { self.own.tile_blocks }
+        if matches!(form, Form::Wide | Form::Broad) { 1 } else { self.own.tile_blocks }
     }
 
     /// What of a product goes to tensor cores: see `tiles.cuh`.
@@ -244,7 +250,11 @@ impl<M> DeviceGroups<M> {
         // Two at most of blocks of 256 rows with all three parts of each in one product, half as many of those of 128.
         let (few, many) = if *heights.last()? == TILE_ROWS { (1, 4) } else { (2, 8) };
         let (form, at_once) = match element {
+            Element::F32 if batch <= few && self.own.has_more_forms => (Form::FewExact, few),
             _ if batch <= few => (Form::Few, few),
+            Element::F16 | Element::BF16 if batch > 2 * many && self.own.has_more_forms => {
+                (Form::Broad, 4 * many)
+            }
             Element::F16 | Element::BF16 if batch > many => (Form::Wide, 2 * many),
             Element::F16 | Element::BF16 => (Form::Many, many),
             Element::F32 => (Form::Exact, many),
@@ -276,9 +286,7 @@ impl<D: Machine> DeviceTerm<D> for DeviceGroups<D::Memory> {
         }
         let block_rows = self.layout.block_rows();
         let is_one_pass = product.batch == 1
-            || self
-                .tiles(product)
-                .is_some_and(|tiles| tiles.form == Form::Few && tiles.block_rows == block_rows);
+            || self.tiles(product).is_some_and(|tiles| tiles.form.stages() && tiles.block_rows == block_rows);
         let is_cheap = input.fast_items().is_some_and(|items| {
             items * product.batch * block_rows <= ITEMS_EACH * machine.multiprocessors()
         });
@@ -304,12 +312,14 @@ impl<D: Machine> DeviceTerm<D> for DeviceGroups<D::Memory> {
         };
         let tiled = tiles.as_ref().map_or(0, |tiles| tiles.block_rows);
         if let Some(Tiles { block_rows, form, groups, .. }) = tiles {
-            let staged = if form == Form::Few { batch * each * WARP } else { 0 };
+            // Inputs, and for each warp what is farthest from zero.
+            let staged = if form.stages() { batch * (each * WARP + WARPS) } else { 0 };
             let ring_at = self.table_len().max(BUFFERS) + staged;
             let floats = (ring_at + self.most_bits * RING_FLOATS).max(TILE_FLOATS);
             let kernel = format!("{}_{}", self.own.tiles, form.suffix());
             let mut args = args(0);
             args.extend([ring_at, self.most_bits].map(Arg::Int));
+            args.push(Arg::Float(self.largest_scale));
             machine.launch(self.launch(&kernel, [block_rows, splits, groups], floats, args))?;
         }
         if tiled == self.layout.block_rows() {
@@ -369,23 +379,32 @@ struct GroupPlan {
     tiles: Option<Tiles>,
 }
 
-/// How vectors are shared out: `Few`, `Many`, `Exact` and `Wide` of `tiles.cuh`.
+/// How vectors are shared out, as `tiles.cuh` has it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Form {
     Few,
+    FewExact,
     Many,
     Exact,
     Wide,
+    Broad,
 }
 
 impl Form {
+    /// Whether a block has its inputs in shared memory.
+    fn stages(self) -> bool {
+        matches!(self, Form::Few | Form::FewExact)
+    }
+
     /// What the kernels' names end in.
     fn suffix(self) -> &'static str {
         match self {
             Form::Few => "few",
+            Form::FewExact => "few_exact",
             Form::Many => "many",
             Form::Exact => "exact",
             Form::Wide => "wide",
+            Form::Broad => "broad",
         }
     }
 }

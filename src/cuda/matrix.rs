@@ -204,12 +204,19 @@ impl<D: Machine> DeviceMatrix<D> {
         // All of it lies in one memory that is kept: the inputs' coefficients where a product takes them, and behind them what one
         // product after another needs.
         let transforms = plans.iter().flat_map(|plan| &plan.takes).any(|takes| !takes.inputs);
-        let own_at = if transforms { (product.batch * input.len).next_multiple_of(ALIGNED) } else { 0 };
+        let coefficients = product.batch * input.len;
+        let own_at = if transforms {
+            (coefficients + product.batch * input.all_items()).next_multiple_of(ALIGNED)
+        } else {
+            0
+        };
         let floats = own_at + plans.iter().map(|plan| plan.floats).max().unwrap_or(0);
         let scratch = machine.scratch(sizes::elements(&[floats, size_of::<f32>()]))?;
         if transforms {
             let operand = Operand { memory: &*scratch, offset: 0, element: Element::F32 };
-            let to = Spectrum { operand, stride: input.len, scale: 1.0 };
+            // The products find them there: `share_of` of `kernels/tiles.cuh`.
+            let largest = Some(Partial { memory: &*scratch, offset: coefficients });
+            let to = Spectrum { operand, stride: input.len, scale: 1.0, largest };
             input.forward(machine, x, product.batch, to)?;
         }
         let room = Partial { memory: &*scratch, offset: own_at };
@@ -298,10 +305,10 @@ impl<D: Machine> DeviceMatrix<D> {
             machine,
             x,
             batch,
-            Spectrum { operand: operand(), stride: inner, scale: 1.0 / guard },
+            Spectrum { operand: operand(), stride: inner, scale: 1.0 / guard, largest: None },
         )?;
         for (matrix, to) in products {
-            let spectrum = Spectrum { operand: operand(), stride: inner, scale: guard };
+            let spectrum = Spectrum { operand: operand(), stride: inner, scale: guard, largest: None };
             matrix.decoded_product(product, x, &spectrum, to)?;
         }
         Ok(())
@@ -317,7 +324,7 @@ impl<D: Machine> DeviceMatrix<D> {
     ) -> Result<()> {
         let Product { batch, transposed, element } = *product;
         let (machine, output) = (&self.machine, self.sides(transposed).1);
-        let Spectrum { operand, stride: inner, scale } = spectrum;
+        let Spectrum { operand, stride: inner, scale, .. } = spectrum;
         let sums = match self.weights() {
             Some(basis) => {
                 let sums = machine.allocate(sizes::elements(&[batch, output.len, size_of::<f32>()]))?;

@@ -4,8 +4,8 @@
 //!
 //! 1. every input row into the coefficient domain (`transform.cu`);
 //! 2. for up to [`GEMV_MAX_BATCH`] rows the product with the stored coefficients (`planes.cu`, `trellis.cu`, `sparse.cu`), on
-//!    tensor cores where blocks have 128 rows or more (`tiles.cuh`), and there for up to 64 in F16 and BF16, 32 in F32 (half as many with
-//!    blocks of 128); for more, the coefficients reconstructed as a dense panel, part by part, and a GEMM;
+//!    tensor cores where blocks have 128 rows or more (`tiles.cuh`), and there for up to 128 in F16 and BF16 with planes and 64 with a
+//!    trellis, 32 in F32 (half as many with blocks of 128); for more, the coefficients reconstructed as a dense panel, part by part, and a GEMM;
 //! 3. every result back (`transform.cu`), the parts of its sum, the basis term's share (`basis.cu`) and a bias added in F32.
 //!
 //! On tensor cores the words of the weights come through shared memory, copied ahead (`ring.cuh`).

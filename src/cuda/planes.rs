@@ -23,6 +23,7 @@ pub(super) fn upload<M>(
         tiles: "tiles",
         tiles_beside: false,
         tile_blocks: 2,
+        has_more_forms: true,
         row_scales,
         unit,
     };

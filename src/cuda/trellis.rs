@@ -4,6 +4,7 @@ use super::axis::words;
 use super::groups::{DeviceGroups, Own, Source, WARP};
 use super::machine::{Machine, Module};
 use crate::error::Result;
+use half::f16;
 use rbe_core::codec::Layout;
 use rbe_core::codec::term::Trellis;
 use rbe_core::codec::term::trellis::{Code, GROUP_COLS, STATE_BITS};
@@ -24,6 +25,7 @@ pub(super) fn upload<M>(
         tiles_beside: true,
         tile_blocks,
         row_scales: None,
+        has_more_forms: false,
         unit: 0.0,
     };
     DeviceGroups::new(machine, layout, own, |_, place, fields| {
@@ -82,13 +84,14 @@ fn values(bits: u8) -> [f32; INDICES] {
     values
 }
 
-/// The kernels' table: words of two numbers in bfloat16, the value with four bits above that with three, and then words of that with
+/// The kernels' table: words of two numbers in half precision, the value with four bits above that with three, and then words of that with
 /// one or two.
 fn table() -> Vec<u8> {
     let [coarse, three, four] = [2, 3, 4].map(values);
-    // Small integers are exact in the upper half of an F32.
-    let fine = four.iter().zip(three).map(|(four, three)| four.to_bits() | three.to_bits() >> 16);
-    words(fine.chain(coarse[..COARSE_INDICES].iter().map(|value| value.to_bits())))
+    // Small integers are exact in half precision.
+    let half = |value: f32| u32::from(f16::from_f32(value).to_bits());
+    let fine = four.into_iter().zip(three).map(|(four, three)| half(four) << 16 | half(three));
+    words(fine.chain(coarse[..COARSE_INDICES].iter().map(|value| half(*value) << 16)))
 }
 
 #[cfg(test)]
@@ -104,6 +107,7 @@ mod tests {
                 for state in 0..=u16::MAX >> (16 - state_bits) {
                     let value = values[index(bits, state)];
                     assert_eq!(value, f32::from(code.value(state)), "{code:?} {state:x}");
+                    assert_eq!(f16::from_f32(value).to_f32(), value, "{code:?} {state:x}");
                 }
             }
         }

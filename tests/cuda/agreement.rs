@@ -3,12 +3,13 @@
 use crate::sample::{Noise, SHAPES, TRANSFORMS, Terms, all_terms, matrix, trellis};
 use crate::simulator::{Checks, Memory, Order, Simulator, encode};
 use candle_rbe::codec::Matrix;
+use candle_rbe::codec::term::planes::ScaleGroup;
 use candle_rbe::cuda::{DeviceMatrix, Element, GEMV_MAX_BATCH, Machine, Operand};
 
 /// Vectors at once: those of one kernel each, and what lies between.
-const TOKENS: [usize; 5] = [1, 2, 5, GEMV_MAX_BATCH, GEMV_MAX_BATCH + 3];
+const TOKENS: [usize; 6] = [1, 2, 5, GEMV_MAX_BATCH, GEMV_MAX_BATCH + 3, 2 * GEMV_MAX_BATCH + 3];
 /// So many are a panel's of every matrix.
-const PANEL_TOKENS: usize = 65;
+const PANEL_TOKENS: usize = 129;
 const ELEMENTS: [Element; 3] = [Element::F32, Element::F16, Element::BF16];
 
 /// The largest difference that an element type may make, relative to the size of the sums: the largest root of a sum of
@@ -154,8 +155,9 @@ fn compare(machine: &Simulator, chosen: impl Fn(usize) -> bool) -> Worst {
                 subject.gather(ELEMENTS[number % 3], &mut worst, &what);
                 let panel = Some(PANEL_TOKENS).filter(|_| number % 4 == 1);
                 for (n, tokens) in TOKENS.into_iter().chain(panel).enumerate() {
-                    // The transposed kernels take one vector at a time or four: two and eight are no other case than five.
-                    let alike = [2, GEMV_MAX_BATCH].contains(&tokens);
+                    // The transposed kernels take one vector at a time or four: two and eight are no other case than five; and panels
+                    // are what more than eight take.
+                    let alike = [2, GEMV_MAX_BATCH, 2 * GEMV_MAX_BATCH + 3].contains(&tokens);
                     for transposed in [false, true].into_iter().filter(|t| !(*t && alike)) {
                         let element = ELEMENTS[(number + n) % 3];
                         subject.product(tokens, transposed, element, &mut worst, &what);
@@ -268,6 +270,18 @@ fn a_warp_goes_from_scale_group_to_scale_group() {
             );
         }
     }
+    // Sums are brought from one number of planes' units to another's.
+    for rows in [256, 128] {
+        let planes = Terms::Planes(ScaleGroup::Block);
+        let matrix = matrix((rows, 2300, rows), planes, TRANSFORMS[0], true).unwrap();
+        let subject = Subject::new(&machine, &matrix);
+        for element in ELEMENTS {
+            for tokens in [1, GEMV_MAX_BATCH, 2 * GEMV_MAX_BATCH, 4 * GEMV_MAX_BATCH] {
+                subject.product(tokens, false, element, &mut worst, &format!("{rows} rows, planes"));
+            }
+        }
+    }
+    report("from scale group to scale group", &machine, &worst);
 }
 
 #[test]

@@ -15,7 +15,7 @@ fn a_product_is_one_launch_and_no_allocation() {
     // Inputs of several tokens are transformed by a launch of their own, and so are those of many block rows or by a matrix.
     for (terms, transform, shape, counts) in [
         (Terms::Trellis(12), Transform::Dct, whole, [(1, 1), (2, 1), (3, 2), (GEMV_MAX_BATCH, 2), (64, 2)]),
-        (planes, Transform::Dct, whole, [(1, 1), (2, 1), (3, 2), (GEMV_MAX_BATCH, 2), (64, 2)]),
+        (planes, Transform::Dct, whole, [(1, 1), (2, 1), (3, 2), (GEMV_MAX_BATCH, 2), (128, 2)]),
         (Terms::Planes(ScaleGroup::Row), Transform::Dct, whole, [(1, 1), (2, 2), (3, 2), (8, 2), (7, 2)]),
         (Terms::Trellis(12), Transform::Haar, whole, [(1, 2), (2, 2), (3, 2), (8, 2), (16, 2)]),
         (Terms::Trellis(12), Transform::Dct, low, [(1, 2), (2, 2), (3, 2), (8, 2), (7, 2)]),
@@ -91,7 +91,7 @@ fn products_of_one_input_share_its_transform() {
         (of([(512, planes, false), (256, planes, false), (256, Terms::Trellis(12), false)]), 3, 1 + 3),
         (of([(512, planes, false), (256, planes, false), (256, Terms::Trellis(12), false)]), 16, 1 + 3),
         // A panel, a dense product (no launch of ours) and a way back each.
-        (of([(512, planes, false), (256, planes, false), (256, planes, false)]), 65, 1 + 3 * 2),
+        (of([(512, planes, false), (256, planes, false), (256, planes, false)]), 129, 1 + 3 * 2),
         // Other signs are another operator; what shares one does so if it is next to it.
         (of([(512, planes, true), (256, planes, false), (256, planes, false)]), 3, 2 + (1 + 2)),
     ] {

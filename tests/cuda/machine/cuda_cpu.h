@@ -68,16 +68,24 @@ template <class T> T from_lane(T value, int source, int line) {
     return value;
 }
 
-// The lower half of a word as bfloat16, or the upper.
-inline float bfloat16(unsigned pair, int half) {
-    const unsigned bits = half == 0 ? pair << 16 : pair & 0xffff0000u;
-    float value;
-    memcpy(&value, &bits, sizeof value);
+inline unsigned most_of_lanes(unsigned value, int line) {
+    uint64_t(&values)[32][3] = exchange().values[turn()];
+    values[lane()][0] = value;
+    warp_barrier(line);
+    for (int n = 0; n < 32; ++n) value = std::max(value, (unsigned)values[n][0]);
     return value;
+}
+
+// The lower half of a word as a number in half precision, or the upper.
+inline float half_of(unsigned pair, int half) {
+    const uint16_t bits = (uint16_t)(pair >> 16 * half);
+    _Float16 value;
+    memcpy(&value, &bits, sizeof value);
+    return (float)value;
 }
 // PTX's mma.m16n8k16: a lane has rows `lane / 4` and 8 below of the left operand and of the sums, and column `lane / 4` of the
 // right; of 16 inner elements 2t, 2t + 1, 2t + 8 and 2t + 9, of 8 sums 2t and 2t + 1, where `t = lane % 4`.
-inline void mma_bf16(float (&sums)[4], const unsigned (&left)[4], unsigned right_low, unsigned right_high, int line) {
+inline void mma_halves(float (&sums)[4], const unsigned (&left)[4], unsigned right_low, unsigned right_high, int line) {
     const unsigned own[6] = {left[0], left[1], left[2], left[3], right_low, right_high};
     uint64_t(&values)[32][3] = exchange().values[turn()];
     memcpy(values[lane()], own, sizeof own);
@@ -89,7 +97,7 @@ inline void mma_bf16(float (&sums)[4], const unsigned (&left)[4], unsigned right
         memcpy(row, values[4 * group + among], sizeof row);
         for (int n = 0; n < 2; ++n) memcpy(col[n], values[4 * (2 * t + n) + among], sizeof col[n]);
         for (int n = 0; n < 4; ++n) {
-            sums[n] += bfloat16(row[2 * upper + n / 2], inner % 2) * bfloat16(col[n % 2][4 + upper], inner % 2);
+            sums[n] += half_of(row[2 * upper + n / 2], inner % 2) * half_of(col[n % 2][4 + upper], inner % 2);
         }
     }
 }
@@ -103,10 +111,11 @@ inline void mma_bf16(float (&sums)[4], const unsigned (&left)[4], unsigned right
 #define __threadfence() machine::fence()
 #define atomicAdd(to, value) machine::atomic_add(to, value)
 #define __syncwarp() machine::warp_barrier(__LINE__)
+#define __reduce_max_sync(mask, value) machine::most_of_lanes(value, __LINE__)
 #define __shfl_sync(mask, value, source) machine::from_lane(value, source, __LINE__)
 #define __shfl_xor_sync(mask, value, distance) machine::from_lane(value, machine::lane() ^ (distance), __LINE__)
 
-#define mma_bf16(sums, left, right_low, right_high) machine::mma_bf16(sums, left, right_low, right_high, __LINE__)
+#define mma_halves(sums, left, right_low, right_high) machine::mma_halves(sums, left, right_low, right_high, __LINE__)
 
 using std::max;
 using std::min;
@@ -140,7 +149,6 @@ inline unsigned __dp4a(unsigned a, unsigned b, unsigned sum) {
 inline unsigned add_masked(unsigned a, unsigned b, unsigned mask) { return a ^ (b & mask); }
 inline unsigned select_bits(unsigned mask, unsigned a, unsigned b) { return (a & mask) | (b & ~mask); }
 inline unsigned mask_or(unsigned bits, unsigned mask, unsigned also) { return (bits & mask) | also; }
-inline unsigned fma_pair(unsigned a, unsigned b, unsigned c);
 inline float2 load_now(const float2 *at) { return *at; }
 inline void send_for_line(const void *at) { (void)*(const volatile char *)at; }
 inline unsigned in_register(unsigned number) { return number; }
@@ -173,12 +181,12 @@ inline __nv_bfloat16 __float2bfloat16(float x) {
     const unsigned bits = bits_of<unsigned>(x);
     return {(uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16)}; // to nearest, ties to even
 }
-inline unsigned fma_pair(unsigned a, unsigned b, unsigned c) {
-    unsigned pair = 0;
-    for (int half = 0; half < 2; ++half) {
-        // Exact in F32 but for the last rounding: factors have 8 bits.
-        const float sum = machine::bfloat16(a, half) * machine::bfloat16(b, half) + machine::bfloat16(c, half);
-        pair |= (unsigned)__float2bfloat16(sum).bits << 16 * half;
-    }
-    return pair;
+inline unsigned halves_of(float low, float high) {
+    return (unsigned)bits_of<uint16_t>((_Float16)low) | (unsigned)bits_of<uint16_t>((_Float16)high) << 16;
+}
+inline float low_half(unsigned halves) { return machine::half_of(halves, 0); }
+inline float high_half(unsigned halves) { return machine::half_of(halves, 1); }
+inline unsigned add_halves(unsigned a, unsigned b) {
+    // Exact in F32 but for the last rounding.
+    return halves_of(low_half(a) + low_half(b), high_half(a) + high_half(b));
 }
