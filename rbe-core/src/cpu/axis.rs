@@ -7,6 +7,7 @@ use super::pool::Shared;
 use crate::codec::axis::Axis;
 use crate::codec::{Cut, Transform};
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// One thread's room for sixteen segments, by rows and by lanes, or for a strip of them.
 struct Workspace {
@@ -46,33 +47,35 @@ enum Direction {
 /// `x <- A x` for every vector; `take(vector, block, segment)` receives each block's coefficients, once, on
 /// some thread.
 pub(super) fn forward(exec: Exec, axis: &Axis, x: &[f32], take: &Take) {
-    run(exec, Direction::Forward, &[Some(Source { axis, x })], &|_, vector, block, segment| {
+    let source = Source { axis, values: Values::Given(x) };
+    run(exec, Direction::Forward, &[Some(source)], &|_, vector, block, segment| {
         take(vector, block, segment);
     });
 }
 
-/// A way back: the operator, coefficients of some vectors, and where these go.
+/// A way back, in place: the operator, and coefficients of some vectors.
 pub(super) struct Back<'a> {
     pub axis: &'a Axis,
-    pub x: &'a [f32],
     pub y: &'a mut [f32],
 }
 
 /// The most ways that go together.
 pub(super) const TOGETHER: usize = 8;
 
-/// `y <- A' x` for every vector of each, of which there are at most [`TOGETHER`].
+/// `y <- A' y` for every vector of each, of which there are at most [`TOGETHER`].
 pub(super) fn inverse<'a>(exec: Exec, all: impl Iterator<Item = Back<'a>>) {
-    let mut sources = [None; TOGETHER];
-    let mut outputs = [const { None }; TOGETHER];
-    for (n, Back { axis, x, y }) in all.enumerate() {
-        assert!(x.len() == y.len() && n < TOGETHER);
-        (sources[n], outputs[n]) = (Some(Source { axis, x }), Some(Shared::new(y)));
+    let mut ys = [const { None }; TOGETHER];
+    for (n, back) in all.enumerate() {
+        assert!(n < TOGETHER);
+        ys[n] = Some((back.axis, Shared::new(back.y)));
     }
+    let ys = &ys;
+    let sources =
+        ys.each_ref().map(|way| way.as_ref().map(|(axis, y)| Source { axis, values: Values::InPlace(y) }));
     run(exec, Direction::Inverse, &sources, &|n, vector, block, segment| {
-        if let (Some(Source { axis, .. }), Some(y)) = (&sources[n], &outputs[n]) {
+        if let Some((axis, y)) = &ys[n] {
             let start = vector * axis.len() + axis.cut().range(block).start;
-            // SAFETY: each vector's blocks are its own, and each is taken once.
+            // SAFETY: each vector's blocks are its own, and each is read once and then written.
             unsafe { y.part(start..start + segment.len()) }.copy_from_slice(segment);
         }
     });
@@ -82,17 +85,36 @@ pub(super) fn inverse<'a>(exec: Exec, all: impl Iterator<Item = Back<'a>>) {
 #[derive(Clone, Copy)]
 struct Source<'a> {
     axis: &'a Axis,
-    x: &'a [f32],
+    values: Values<'a>,
+}
+
+/// Where vectors are.
+#[derive(Clone, Copy)]
+enum Values<'a> {
+    Given(&'a [f32]),
+    /// Where what becomes of them will be.
+    InPlace(&'a Shared<'a, f32>),
 }
 
 impl<'a> Source<'a> {
     fn batch(self) -> usize {
-        self.x.len() / self.axis.len()
+        let len = match self.values {
+            Values::Given(x) => x.len(),
+            Values::InPlace(y) => y.len(),
+        };
+        len / self.axis.len()
     }
 
-    /// A vector's block.
+    /// A vector's block, to be read before it is taken.
     fn segment(self, (vector, block): (usize, usize)) -> &'a [f32] {
-        &self.x[vector * self.axis.len()..][self.axis.cut().range(block)]
+        let Range { start, end } = self.axis.cut().range(block);
+        let first = vector * self.axis.len();
+        let range = first + start..first + end;
+        match self.values {
+            Values::Given(x) => &x[range],
+            // SAFETY: each block is one segment of one group, which reads it and lets go of it before it is written.
+            Values::InPlace(y) => unsafe { y.part(range) },
+        }
     }
 }
 

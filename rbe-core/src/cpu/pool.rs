@@ -51,6 +51,10 @@ impl<'a, T> Shared<'a, T> {
         Self { start: slice.as_mut_ptr(), len: slice.len(), _borrow: std::marker::PhantomData }
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
     /// A part of the slice.
     ///
     /// # Safety

@@ -30,12 +30,12 @@ impl<F> Op<F> {
 pub(in crate::cpu::kernels) type Planes =
     unsafe fn(&PackedPlanes, i: usize, row_tile: usize, QuantizedRows, &mut [RowSums]);
 pub(in crate::cpu::kernels) type Trellis =
-    unsafe fn(&PackedTrellis, i: usize, blocks: Range<usize>, QuantizedRows, &mut [RowSums]);
+    unsafe fn(&PackedTrellis, i: usize, groups: Range<usize>, QuantizedRows, &mut [RowSums]);
 /// `acc += S x` or `acc += S' g` for one block; `acc` is `batch x height` or `batch x width`.
 type OfBlock<T> = unsafe fn(&T, Block, Input, acc: &mut [f32]);
 type Spmm = unsafe fn(&SortedEntries, LaneInput, acc: &mut [Lanes], stride: usize);
 type Sddmm = unsafe fn(&[Place], LaneInput, LaneInput, sums: &mut [f32]);
-type TakeDigit = unsafe fn(&mut [f32], scale: f32, digits: &mut [i8]);
+type TakeDigit = unsafe fn(&mut [f32], scale: f32, digits: &mut [i8], sums: &mut [i32]);
 type RowsToLanes = unsafe fn(rows: &[f32], stride: usize, lanes: &mut [Lanes; LANES]);
 type LanesToRows = unsafe fn(lanes: &[Lanes; LANES], rows: &mut [f32], stride: usize);
 type Norm = unsafe fn(NormRow, bias: &[f32], out: &mut [f32]);
@@ -258,22 +258,28 @@ impl Kernels {
         unsafe { (self.largest.run)(x) }
     }
 
-    pub(in crate::cpu) fn quantize_slice(&self, x: &mut [f32], scale: f32, digits: &mut [i8]) {
+    pub(in crate::cpu) fn quantize_slice(
+        &self,
+        x: &mut [f32],
+        scale: f32,
+        digits: &mut [i8],
+        sums: &mut [i32],
+    ) {
         // SAFETY: as in `planes`.
-        unsafe { (self.quantize_slice.run)(x, scale, digits) }
+        unsafe { (self.quantize_slice.run)(x, scale, digits, sums) }
     }
 
     pub(in crate::cpu) fn trellis(
         &self,
         term: &PackedTrellis,
         i: usize,
-        blocks: Range<usize>,
+        groups: Range<usize>,
         x: QuantizedRows,
         sums: &mut [RowSums],
     ) {
         assert!(sums.len().is_multiple_of(x.batch()));
         // SAFETY: as in `planes`.
-        unsafe { (self.trellis.run)(term, i, blocks, x, sums) }
+        unsafe { (self.trellis.run)(term, i, groups, x, sums) }
     }
 
     pub(in crate::cpu) fn trellis_transposed(

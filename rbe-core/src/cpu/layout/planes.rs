@@ -91,9 +91,11 @@ pub(in crate::cpu) struct RowTiles<'a> {
     tiles: &'a PackedPlanes,
     /// The row tile's, over the whole width.
     lines: &'a [Line],
+    /// Those of the blocks that are left, and the number of the first.
+    heads: &'a [BlockHead],
+    j: usize,
     i: usize,
     row_tile: usize,
-    blocks: Range<usize>,
 }
 
 impl<'a> Iterator for RowTiles<'a> {
@@ -101,19 +103,20 @@ impl<'a> Iterator for RowTiles<'a> {
 
     #[inline(always)]
     fn next(&mut self) -> Option<RowTile<'a>> {
-        let (tiles, j) = (self.tiles, self.blocks.next()?);
-        let all = tiles.layout.block_cols();
-        let index = self.i * all + j;
-        let (start, end) =
-            (tiles.offsets[index], if j + 1 < all { tiles.offsets[index + 1] } else { self.lines.len() });
+        let (head, rest) = self.heads.split_first()?;
+        self.heads = rest;
+        let (tiles, j) = (self.tiles, self.j);
+        self.j += 1;
         let half_steps = match tiles.group {
-            ScaleGroup::Block => HalfSteps::Same(tiles.half_steps[index]),
+            ScaleGroup::Block => HalfSteps::Same(head.half_step),
             ScaleGroup::Row => {
                 let rows = tiles.layout.row_range(self.i);
-                tiles.half_steps_of_rows(rows.start * all + j * rows.len(), self.row_tile, rows.len())
+                let first = rows.start * tiles.layout.block_cols() + j * rows.len();
+                tiles.half_steps_of_rows(first, self.row_tile, rows.len())
             }
         };
-        Some(RowTile { planes: tiles.planes[index], lines: &self.lines[start..end], half_steps })
+        let lines = &self.lines[head.start as usize..][..head.lines as usize];
+        Some(RowTile { planes: head.planes, lines, half_steps })
     }
 }
 
@@ -123,16 +126,23 @@ pub(in crate::cpu) struct PackedPlanes {
     layout: Layout,
     group: ScaleGroup,
     unit: f32,
-    planes: Vec<u8>,
     scales: Vec<f16>,
-    /// Half the step of each block, where each has one: what half integers are multiplied with.
-    half_steps: Vec<f32>,
-    /// For each block, where its part begins in every row tile of its block row.
-    offsets: Vec<usize>,
+    blocks: Vec<BlockHead>,
     /// For each block row, its first line and the lines of one of its row tiles.
     bands: Vec<(usize, usize)>,
     /// Row tile after row tile over the whole width, so that a product reads memory from front to back.
     lines: Vec<Line>,
+}
+
+/// What a product reads of a block for each row tile, together: out of memory, as it reads the lines.
+#[derive(Clone, Copy, Debug)]
+struct BlockHead {
+    /// Where its part begins in every row tile of its block row, and the lines that this has.
+    start: u32,
+    lines: u16,
+    planes: u8,
+    /// Half the step of its rows, where all have one: what half integers are multiplied with.
+    half_step: f32,
 }
 
 /// Tiles across a block.
@@ -153,23 +163,27 @@ impl PackedPlanes {
             layout,
             group: term.group(),
             unit: term.unit(),
-            planes: layout.iter().map(|block| term.planes(block)).collect(),
             scales: term.scales().to_vec(),
-            half_steps: Vec::new(),
-            offsets: Vec::with_capacity(layout.blocks()),
+            blocks: Vec::with_capacity(layout.blocks()),
             bands: Vec::with_capacity(layout.block_rows()),
             lines: Vec::new(),
         };
-        if tiles.group == ScaleGroup::Block {
-            tiles.half_steps = tiles.scales().iter().map(|scale| 0.5 * scale).collect();
-        }
+        let scales = if tiles.group == ScaleGroup::Block { tiles.scales() } else { Vec::new() };
         let mut first = 0;
         for i in 0..layout.block_rows() {
             let mut width = 0;
             for j in 0..layout.block_cols() {
                 let block = layout.block_at(i, j);
-                tiles.offsets.push(width);
-                width += tiles.lines_across(block);
+                let planes = term.planes(block);
+                let lines = usize::from(planes) * col_tiles(block);
+                tiles.blocks.push(BlockHead {
+                    // Of at most 2^32 columns, a line for four at least.
+                    start: width as u32,
+                    lines: lines as u16,
+                    planes,
+                    half_step: scales.get(block.index).map_or(0.0, |scale| 0.5 * scale),
+                });
+                width += lines;
             }
             tiles.bands.push((first, width));
             first += width * row_tiles(layout.block_at(i, 0));
@@ -204,7 +218,7 @@ impl PackedPlanes {
 
     /// Lines of one row tile of a block.
     fn lines_across(&self, block: Block) -> usize {
-        usize::from(self.planes(block)) * col_tiles(block)
+        self.blocks[block.index].lines.into()
     }
 
     fn push_tile(&mut self, block: Block, codes: &[u8], row_tile: usize, col_tile: usize) {
@@ -227,23 +241,24 @@ impl PackedPlanes {
 
     /// Planes of a block.
     pub(in crate::cpu) fn planes(&self, block: Block) -> u8 {
-        self.planes[block.index]
+        self.blocks[block.index].planes
     }
 
     /// The tiles of one row tile of a block, [`planes`](Self::planes) lines each.
     pub(in crate::cpu) fn row_tile(&self, block: Block, row_tile: usize) -> &[Line] {
         let (first, width) = self.bands[self.layout.place(block).0];
-        &self.lines[first + row_tile * width + self.offsets[block.index]..][..self.lines_across(block)]
+        &self.lines[first + row_tile * width + self.blocks[block.index].start as usize..]
+            [..self.lines_across(block)]
     }
 
     /// Neighbouring blocks of block row `i` with as many planes, and how many; those without any are left out.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(in crate::cpu) fn runs(&self, i: usize) -> impl Iterator<Item = (u8, Range<usize>)> {
         let blocks = self.layout.block_cols();
-        let runs = self.planes[i * blocks..][..blocks].chunk_by(|one, next| one == next);
-        let place = |end: &mut usize, run: &[u8]| {
+        let runs = self.blocks[i * blocks..][..blocks].chunk_by(|one, next| one.planes == next.planes);
+        let place = |end: &mut usize, run: &[BlockHead]| {
             let first = std::mem::replace(end, *end + run.len());
-            Some((run[0], first..*end))
+            Some((run[0].planes, first..*end))
         };
         runs.scan(0, place).filter(|(planes, _)| *planes > 0)
     }
@@ -258,14 +273,15 @@ impl PackedPlanes {
     ) -> RowTiles<'_> {
         let (first, width) = self.bands[i];
         let lines = &self.lines[first + row_tile * width..][..width];
-        RowTiles { tiles: self, lines, i, row_tile, blocks }
+        let heads = &self.blocks[i * self.layout.block_cols()..][blocks.clone()];
+        RowTiles { tiles: self, lines, heads, j: blocks.start, i, row_tile }
     }
 
     /// Half the steps of the sixteen rows of a row tile.
     #[inline(always)]
     pub(in crate::cpu) fn half_steps(&self, block: Block, row_tile: usize) -> HalfSteps<'_> {
         match self.group {
-            ScaleGroup::Block => HalfSteps::Same(self.half_steps[block.index]),
+            ScaleGroup::Block => HalfSteps::Same(self.blocks[block.index].half_step),
             ScaleGroup::Row => {
                 let first = block.row * self.layout.block_cols() + self.layout.place(block).1 * block.height;
                 self.half_steps_of_rows(first, row_tile, block.height)
@@ -308,11 +324,7 @@ impl PackedPlanes {
 
     /// Bytes in memory.
     pub(in crate::cpu) fn bytes(&self) -> usize {
-        size_of_val(&self.lines[..])
-            + size_of_val(&self.offsets[..])
-            + size_of_val(&self.scales[..])
-            + size_of_val(&self.half_steps[..])
-            + self.planes.len()
+        size_of_val(&self.lines[..]) + size_of_val(&self.blocks[..]) + size_of_val(&self.scales[..])
     }
 
     /// Adds a row tile's coefficients to `out` (`rows of the tile x width`).

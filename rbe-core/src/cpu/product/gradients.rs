@@ -68,8 +68,9 @@ pub(in crate::cpu) fn gradients(
     let (in_axis, out_axis) = matrix.axes();
     x_spectrum.fill(exec, in_axis, x, forms);
     g_spectrum.fill(exec, out_axis, g, forms);
-    let mut dx_spectrum =
-        vec![0.0; if out.x.is_some() && matrix.has_spectrum() { x.values.len() } else { 0 }];
+    if let Some(dx) = out.x.as_deref_mut() {
+        dx.fill(0.0);
+    }
     let mut rest = &mut *out.parameters;
     for (parameters, term) in parameters.iter().zip(matrix.matrix.terms()) {
         let own = rest.split_off_mut(..parameters.values().len()).unwrap_or_default();
@@ -80,10 +81,10 @@ pub(in crate::cpu) fn gradients(
             true => (x_spectrum.inputs(x), g_spectrum.inputs(g)),
             false => (plain(x), plain(g)),
         };
-        let dx = Some(&mut dx_spectrum[..]).filter(|dx| is_spectral && !dx.is_empty());
+        let dx = out.x.as_deref_mut().filter(|_| is_spectral);
         term.gradients(exec, &Backward { sides, parameters, x, g }, dx, own);
     }
     if let Some(dx) = out.x.as_deref_mut() {
-        finish(exec, std::iter::once(back), &dx_spectrum, &mut [dx]);
+        finish(exec, std::iter::once(back), &mut [dx]);
     }
 }

@@ -146,15 +146,9 @@ pub(super) struct Call<'a> {
     pub precision: Precision,
 }
 
-/// One thread's memory between calls, so that a warm product allocates nothing.
-#[derive(Default)]
-struct Workspace {
-    input: Spectrum,
-    out: Vec<f32>,
-}
-
 thread_local! {
-    static WORKSPACE: RefCell<Workspace> = RefCell::default();
+    /// One thread's inputs, between calls, so that a warm product allocates nothing.
+    static INPUT: RefCell<Spectrum> = RefCell::default();
 }
 
 /// Every product there is.
@@ -170,8 +164,7 @@ pub(super) fn run(exec: Exec, call: &Call, ys: &mut [&mut [f32]]) {
         return;
     }
     // Taken, not borrowed: a pool may run another product on this thread meanwhile.
-    let mut workspace = WORKSPACE.take();
-    let Workspace { input, out } = &mut workspace;
+    let mut input = INPUT.take();
     let mut rest = ys;
     for group in matrices.chunk_by(|a, b| a.shares_input(*b)).flat_map(|group| group.chunks(axis::TOGETHER)) {
         let ys = rest.split_off_mut(..group.len()).unwrap_or_default();
@@ -182,36 +175,22 @@ pub(super) fn run(exec: Exec, call: &Call, ys: &mut [&mut [f32]]) {
         });
         let forms = passes.clone().fold(Forms::default(), |forms, pass| forms | pass.forms());
         input.fill(exec, group[0].axes().0, x, forms);
-        out.clear();
-        out.resize(passes.clone().zip(&*ys).map(|(pass, y)| pass.spectrum_len(y)).sum(), 0.0);
-        let mut spectra = &mut out[..];
-        for (pass, y) in passes.clone().zip(&*ys) {
-            let spectrum = spectra.split_off_mut(..pass.spectrum_len(y)).unwrap_or_default();
-            pass.add_terms(Domain::Coefficients, &input.inputs(x), spectrum);
+        for (pass, y) in passes.clone().zip(&mut *ys) {
+            y.fill(0.0);
+            pass.add_terms(Domain::Coefficients, &input.inputs(x), y);
         }
-        finish(exec, passes, out, ys);
+        finish(exec, passes, ys);
     }
-    WORKSPACE.set(workspace);
+    INPUT.set(input);
 }
 
-/// The way back, and the terms in the weight domain: `y` of each of at most [`TOGETHER`](axis::TOGETHER) products, whose shares of
-/// coefficients lie one after another in `spectra`.
-fn finish<'a>(
-    exec: Exec,
-    passes: impl Iterator<Item = Pass<'a>> + Clone,
-    mut spectra: &[f32],
-    ys: &mut [&mut [f32]],
-) {
-    let exec = exec.shared_if(spectra.len(), TRANSFORM_WORTH_SHARING);
-    let back = passes.clone().zip(&mut *ys).filter_map(|(pass, y)| {
-        let x = spectra.split_off(..pass.spectrum_len(y)).unwrap_or_default();
-        if !pass.matrix.has_spectrum() {
-            y.fill(0.0);
-            return None;
-        }
-        Some(Back { axis: pass.matrix.axes().1, x, y })
-    });
-    axis::inverse(exec, back);
+/// The way back, and the terms in the weight domain, of at most [`TOGETHER`](axis::TOGETHER) products, whose `ys` hold coefficients.
+fn finish<'a>(exec: Exec, passes: impl Iterator<Item = Pass<'a>> + Clone, ys: &mut [&mut [f32]]) {
+    let spectra = || passes.clone().filter(|pass| pass.matrix.has_spectrum());
+    let elements = spectra().map(|pass| pass.x.batch * pass.matrix.sides().output().elements()).sum();
+    let back = passes.clone().zip(&mut *ys).filter(|(pass, _)| pass.matrix.has_spectrum());
+    let back = back.map(|(pass, y)| Back { axis: pass.matrix.axes().1, y });
+    axis::inverse(exec.shared_if(elements, TRANSFORM_WORTH_SHARING), back);
     let (lanes, slices) = (&InLanes::default(), &Activations::default());
     for (pass, y) in passes.zip(ys) {
         pass.add_terms(Domain::Weights, &Inputs { rows: pass.x, lanes, slices }, y);
@@ -231,11 +210,6 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Elements of the coefficients' share of `y`.
-    fn spectrum_len(&self, y: &[f32]) -> usize {
-        if self.matrix.has_spectrum() { y.len() } else { 0 }
-    }
-
     /// What term `n` is asked for.
     fn product(&self, n: usize) -> Product<'_> {
         let parameters = self.parameters.map(|parameters| &parameters[n]);

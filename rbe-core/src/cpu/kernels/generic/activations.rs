@@ -1,36 +1,62 @@
 //! Activations to int8 digits.
 
 use crate::cpu::layout::LANES;
+use crate::cpu::layout::planes::TILE_COLS;
 
 /// The largest magnitude; NaN where an element is not finite, so that the product shows it.
 #[inline(always)]
 pub(in crate::cpu) fn largest(x: &[f32]) -> f32 {
     let (mut largest, mut poison) = ([0f32; LANES], [0f32; LANES]);
-    for chunk in x.chunks(LANES) {
+    let (whole, rest) = x.as_chunks::<LANES>();
+    let mut take = |lane: usize, value: f32| {
+        largest[lane] = if value.abs() > largest[lane] { value.abs() } else { largest[lane] };
+        poison[lane] += value * 0.0;
+    };
+    for chunk in whole {
         for (lane, value) in chunk.iter().enumerate() {
-            largest[lane] = if value.abs() > largest[lane] { value.abs() } else { largest[lane] };
-            poison[lane] += value * 0.0;
+            take(lane, *value);
         }
     }
-    largest.into_iter().fold(0.0, f32::max) + poison.into_iter().sum::<f32>()
+    for (lane, value) in rest.iter().enumerate() {
+        take(lane, *value);
+    }
+    // Halves upon halves: four steps after one another, not sixteen.
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        for lane in 0..width {
+            let other = largest[lane + width];
+            largest[lane] = if other > largest[lane] { other } else { largest[lane] };
+            poison[lane] += poison[lane + width];
+        }
+    }
+    largest[0] + poison[0]
 }
 
 /// Takes the digit `round(x / scale)` of every element away from it.
 ///
 /// Adding 1.5 * 2^23 rounds to the nearest integer, ties to even, and leaves it in the low bits (`|x / scale|`
-/// is below 2^22). A scale of zero, or one that is not finite, gives zeros.
+/// is below 2^22). A scale of zero, or one that is not finite, gives zeros. Digits beyond `x` become zero; `sums` are those of each tile's
+/// digits.
 #[inline(always)]
-pub(in crate::cpu) fn quantize_slice(x: &mut [f32], scale: f32, digits: &mut [i8]) {
+pub(in crate::cpu) fn quantize_slice(x: &mut [f32], scale: f32, digits: &mut [i8], sums: &mut [i32]) {
     const TO_INTEGER: f32 = (3 << 22) as f32;
     let inverse = scale.recip();
     if !inverse.is_finite() || inverse == 0.0 {
         digits.fill(0);
+        sums.fill(0);
         return;
     }
-    for (digit, x) in digits.iter_mut().zip(x) {
+    let (used, padding) = digits.split_at_mut(x.len());
+    padding.fill(0);
+    for (digit, x) in used.iter_mut().zip(x) {
         let shifted = *x * inverse + TO_INTEGER;
         let integer = shifted.to_bits().wrapping_sub(TO_INTEGER.to_bits());
         *digit = (integer as u8).cast_signed();
         *x -= (shifted - TO_INTEGER) * scale;
+    }
+    for (sum, tile) in sums.iter_mut().zip(digits.as_chunks::<TILE_COLS>().0) {
+        // 32 digits of at most 127: the sum fits.
+        *sum = i32::from(tile.iter().map(|digit| i16::from(*digit)).sum::<i16>());
     }
 }

@@ -53,13 +53,13 @@ pub(in crate::cpu) struct Fused<'a> {
 pub(in crate::cpu) fn product(
     term: &PackedTrellis,
     i: usize,
-    blocks: Range<usize>,
+    groups: Range<usize>,
     x: QuantizedRows,
     mut add: impl FnMut(Fused),
 ) {
     assert!((1..=MAX_DIGITS).contains(&x.slices()));
-    for j in blocks {
-        for (first, scale_group) in term.block_groups(term.layout().block_at(i, j)) {
+    for (j, scale_groups) in term.blocks_across(i, groups) {
+        for (first, scale_group) in scale_groups {
             let digits = &GroupSlices::new(x, j, first, scale_group.scale, BIAS);
             add(Fused { scale_group, x, digits });
         }

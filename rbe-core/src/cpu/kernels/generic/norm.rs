@@ -95,12 +95,16 @@ pub(in crate::cpu) fn norm_gradient(row: NormRow, g: &[f32], out: NormGradient) 
 #[inline(always)]
 pub(in crate::cpu) fn exp(x: &mut [f32], shift: f32) -> f32 {
     let mut lanes = [0f32; LANES];
-    for chunk in x.chunks_mut(LANES) {
-        for (x, lane) in chunk.iter_mut().zip(&mut lanes) {
-            *x = exp_of(*x - shift);
-            *lane += *x;
-        }
+    let take = |x: &mut f32, lane: &mut f32| {
+        *x = exp_of(*x - shift);
+        *lane += *x;
+    };
+    // Chunks whose length is known fill registers.
+    let (whole, rest) = x.as_chunks_mut::<LANES>();
+    for chunk in whole {
+        chunk.iter_mut().zip(&mut lanes).for_each(|(x, lane)| take(x, lane));
     }
+    rest.iter_mut().zip(&mut lanes).for_each(|(x, lane)| take(x, lane));
     lanes.iter().sum()
 }
 

@@ -119,7 +119,7 @@ pub(in crate::cpu) fn product<I: MultiplyTile>(
     isa: I,
     term: &PackedTrellis,
     i: usize,
-    blocks: Range<usize>,
+    groups: Range<usize>,
     x: QuantizedRows,
     sums: &mut [RowSums],
 ) {
@@ -127,13 +127,13 @@ pub(in crate::cpu) fn product<I: MultiplyTile>(
     let batch_at_once = DIGITS_AT_ONCE / x.slices_per_row();
     let tiles = sums.len() / x.batch();
     if x.batch() <= batch_at_once {
-        return product_of_few(isa, term, i, blocks, x, sums);
+        return product_of_few(isa, term, i, groups, x, sums);
     }
     let mut codes = [[Line([0; 64]); GROUP_LINES]; MOST_GROUPS];
-    for j in blocks {
+    for (j, scale_groups) in term.blocks_across(i, groups) {
         let mut places = [(0, 0.0); MOST_GROUPS];
         let mut count = 0;
-        for (first, scale_group) in term.block_groups(term.layout().block_at(i, j)) {
+        for (first, scale_group) in scale_groups {
             decode_group(isa, &scale_group, &mut codes[count]);
             places[count] = (first, scale_group.scale);
             count += 1;
@@ -155,14 +155,14 @@ fn product_of_few<I: MultiplyTile>(
     isa: I,
     term: &PackedTrellis,
     i: usize,
-    blocks: Range<usize>,
+    groups: Range<usize>,
     x: QuantizedRows,
     sums: &mut [RowSums],
 ) {
     let tiles = sums.len() / x.batch();
     let mut codes = [Line([0; 64]); GROUP_LINES];
-    for j in blocks {
-        for (first, scale_group) in term.block_groups(term.layout().block_at(i, j)) {
+    for (j, scale_groups) in term.blocks_across(i, groups) {
+        for (first, scale_group) in scale_groups {
             decode_group(isa, &scale_group, &mut codes);
             let places = [(first, scale_group.scale); MOST_GROUPS];
             let scale_groups = DecodedStrips::new(std::slice::from_ref(&codes), &places, x, j, I::CODE_BIAS);

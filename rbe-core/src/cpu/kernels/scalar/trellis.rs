@@ -14,11 +14,11 @@ use std::ops::Range;
 pub(super) fn product(
     term: &PackedTrellis,
     i: usize,
-    blocks: Range<usize>,
+    groups: Range<usize>,
     x: QuantizedRows,
     sums: &mut [RowSums],
 ) {
-    generic::product(Scalar, term, i, blocks, x, sums);
+    generic::product(Scalar, term, i, groups, x, sums);
 }
 
 pub(super) fn transposed(term: &PackedTrellis, block: Block, g: Input, acc: &mut [f32]) {

@@ -19,7 +19,7 @@ use super::planes::{Line, QUAD, QUADS, TILE_ROWS};
 use crate::codec::term::Trellis;
 use crate::codec::term::trellis::{Code, GROUP_COLS, scale_groups};
 use crate::codec::{Block, Layout};
-use half::f16;
+use std::ops::Range;
 
 /// Rows of a period: those of a tile.
 pub(in crate::cpu) const PERIOD: usize = 16;
@@ -95,12 +95,20 @@ impl Packing {
 pub(in crate::cpu) struct PackedTrellis {
     layout: Layout,
     state_bits: u8,
-    unit: f32,
-    bits: Vec<u8>,
-    scales: Vec<f16>,
-    /// The first line of each scale group; one more than there are scale groups.
-    starts: Vec<usize>,
+    /// In the order of their lines, and one more, which has none.
+    groups: Vec<GroupHead>,
     lines: Vec<Line>,
+}
+
+/// What a scale group's decoding begins with, together: a product reads that of every group, out of memory as it reads the lines.
+#[derive(Clone, Copy, Debug)]
+struct GroupHead {
+    /// The first line.
+    start: usize,
+    /// What multiplies the values.
+    scale: f32,
+    /// Bits a row.
+    bits: u8,
 }
 
 /// One scale group, ready to decode. There is none where all coefficients are zero.
@@ -134,22 +142,19 @@ impl PackedTrellis {
     pub(in crate::cpu) fn new(term: &Trellis) -> Self {
         let layout = term.layout();
         let count = layout.block_rows() * layout.cols().div_ceil(GROUP_COLS);
-        let (mut bits, mut scales) = (Vec::with_capacity(count), Vec::with_capacity(count));
-        let mut starts = Vec::with_capacity(count + 1);
+        let mut groups = Vec::with_capacity(count + 1);
         let mut end = 0;
         for (scale_group, (k, scale)) in scale_groups(layout).zip(term.group_scales()) {
-            bits.push(k);
-            scales.push(scale);
-            starts.push(end);
+            groups.push(GroupHead { start: end, scale: scale.to_f32() * term.unit(), bits: k });
             let packing = Packing::new(scale_group.height);
             end += if k == 0 { 0 } else { packing.bundle_lines(k) * packing.bundles(scale_group.width) };
         }
-        starts.push(end);
+        groups.push(GroupHead { start: end, scale: 0.0, bits: 0 });
         let mut lines = vec![Line([0; 64]); end];
         for scale_group in scale_groups(layout) {
             let block = layout.block_with(scale_group.row, scale_group.col);
             let packing = Packing::new(scale_group.height);
-            let lines = &mut lines[starts[scale_group.index]..starts[scale_group.index + 1]];
+            let lines = &mut lines[groups[scale_group.index].start..groups[scale_group.index + 1].start];
             for col in 0..scale_group.width {
                 let Some((column, _)) = term.column(block, scale_group.col - block.col + col) else {
                     continue;
@@ -177,7 +182,7 @@ impl PackedTrellis {
                 }
             }
         }
-        Self { layout, state_bits: term.state_bits(), unit: term.unit(), bits, scales, starts, lines }
+        Self { layout, state_bits: term.state_bits(), groups, lines }
     }
 
     /// The layout of the matrix.
@@ -185,18 +190,20 @@ impl PackedTrellis {
         self.layout
     }
 
+    #[inline(always)]
     fn scale_group(&self, index: usize, height: usize, width: usize) -> Option<PackedGroup<'_>> {
-        let bits = self.bits[index];
+        let &[GroupHead { start, scale, bits }, next, ..] = &self.groups[index..] else { return None };
         (bits > 0).then(|| PackedGroup {
             packing: Packing::new(height),
             code: Code::new(bits, self.state_bits),
-            scale: self.scales[index].to_f32() * self.unit,
+            scale,
             width,
-            lines: &self.lines[self.starts[index]..self.starts[index + 1]],
+            lines: &self.lines[start..next.start],
         })
     }
 
     /// The scale groups of a block from left to right, each with its first column in the block.
+    #[inline(always)]
     pub(in crate::cpu) fn block_groups(
         &self,
         block: Block,
@@ -209,17 +216,40 @@ impl PackedTrellis {
         })
     }
 
+    /// Scale groups of a block row, counted over the whole width, block by block: the block's column, and of its scale groups those that are
+    /// among them, as in [`block_groups`](Self::block_groups).
+    #[inline(always)]
+    pub(in crate::cpu) fn blocks_across(
+        &self,
+        i: usize,
+        groups: Range<usize>,
+    ) -> impl Iterator<Item = (usize, impl Iterator<Item = (usize, PackedGroup<'_>)>)> {
+        let (layout, height) = (self.layout, self.layout.row_range(i).len());
+        let first = i * layout.cols().div_ceil(GROUP_COLS);
+        let mut next = groups.start;
+        std::iter::from_fn(move || {
+            // Every block begins where a scale group does.
+            let j = (next < groups.end).then(|| layout.col_cut().block_of(next * GROUP_COLS))?;
+            let cols = layout.col_range(j);
+            let own = next..groups.end.min(cols.end.div_ceil(GROUP_COLS));
+            next = own.end;
+            let group = move |n: usize| {
+                let col = n * GROUP_COLS;
+                let width = GROUP_COLS.min(cols.end - col);
+                Some((col - cols.start, self.scale_group(first + n, height, width)?))
+            };
+            Some((j, own.filter_map(group)))
+        })
+    }
+
     /// What multiplies the values of each scale group.
     pub(in crate::cpu) fn scales(&self) -> Vec<f32> {
-        self.scales.iter().map(|scale| scale.to_f32() * self.unit).collect()
+        self.groups[..self.groups.len() - 1].iter().map(|head| head.scale).collect()
     }
 
     /// Bytes in memory.
     pub(in crate::cpu) fn bytes(&self) -> usize {
-        size_of_val(&self.lines[..])
-            + size_of_val(&self.starts[..])
-            + size_of_val(&self.scales[..])
-            + self.bits.len()
+        size_of_val(&self.lines[..]) + size_of_val(&self.groups[..])
     }
 }
 

@@ -1,5 +1,6 @@
 use super::*;
 use crate::codec::term::trellis::QuantizedGroup;
+use half::f16;
 
 impl PackedGroup<'_> {
     /// Byte `byte` of a period of a column; those after a period's last are the first of the next.

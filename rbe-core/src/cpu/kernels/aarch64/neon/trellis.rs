@@ -33,15 +33,15 @@ pub(in crate::cpu::kernels::aarch64) use dispatch_passes;
 pub(super) fn product(
     term: &PackedTrellis,
     i: usize,
-    blocks: Range<usize>,
+    groups: Range<usize>,
     x: QuantizedRows,
     sums: &mut [RowSums],
 ) {
     if !fused::fuses(term, i, x) {
-        generic::product(Neon::new(), term, i, blocks, x, sums);
+        generic::product(Neon::new(), term, i, groups, x, sums);
         return;
     }
-    fused::product(term, i, blocks, x, |group| {
+    fused::product(term, i, groups, x, |group| {
         dispatch_columns!(group.scale_group, add_group(group, sums));
     });
 }

@@ -20,15 +20,15 @@ use std::ops::Range;
 pub(super) fn product(
     term: &PackedTrellis,
     i: usize,
-    blocks: Range<usize>,
+    groups: Range<usize>,
     x: QuantizedRows,
     sums: &mut [RowSums],
 ) {
     if !fused::fuses(term, i, x) {
-        generic::product(NeonDot::with_dot(), term, i, blocks, x, sums);
+        generic::product(NeonDot::with_dot(), term, i, groups, x, sums);
         return;
     }
-    fused::product(term, i, blocks, x, |group| {
+    fused::product(term, i, groups, x, |group| {
         dispatch_columns!(group.scale_group, add_group(group, sums));
     });
 }

@@ -16,15 +16,15 @@ use std::ops::Range;
 pub(super) fn product(
     term: &PackedTrellis,
     i: usize,
-    blocks: Range<usize>,
+    groups: Range<usize>,
     x: QuantizedRows,
     sums: &mut [RowSums],
 ) {
     if !fused::fuses(term, i, x) {
-        generic::product(Simd128, term, i, blocks, x, sums);
+        generic::product(Simd128, term, i, groups, x, sums);
         return;
     }
-    fused::product(term, i, blocks, x, |group| {
+    fused::product(term, i, groups, x, |group| {
         dispatch_columns!(group.scale_group, add_group(group, sums));
     });
 }

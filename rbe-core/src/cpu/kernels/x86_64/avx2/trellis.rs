@@ -26,14 +26,14 @@ const AHEAD: usize = 4;
 pub(super) fn product(
     term: &PackedTrellis,
     i: usize,
-    blocks: Range<usize>,
+    groups: Range<usize>,
     x: QuantizedRows,
     sums: &mut [RowSums],
 ) {
     if !fused::fuses(term, i, x) {
-        return trellis_many::product(term, i, blocks, x, sums);
+        return trellis_many::product(term, i, groups, x, sums);
     }
-    fused::product(term, i, blocks, x, |group| {
+    fused::product(term, i, groups, x, |group| {
         dispatch_columns!(group.scale_group, add_group(group, sums));
     });
 }

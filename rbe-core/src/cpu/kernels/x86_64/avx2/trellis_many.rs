@@ -53,14 +53,14 @@ impl GroupDigits {
 pub(super) fn product(
     term: &PackedTrellis,
     i: usize,
-    blocks: Range<usize>,
+    groups: Range<usize>,
     x: QuantizedRows,
     sums: &mut [RowSums],
 ) {
     if x.batch() <= DIGITS_AT_ONCE / x.slices_per_row() {
-        multiply_blocks::<1>(term, i, blocks, x, sums);
+        multiply_blocks::<1>(term, i, groups, x, sums);
     } else {
-        multiply_blocks::<MOST_GROUPS>(term, i, blocks, x, sums);
+        multiply_blocks::<MOST_GROUPS>(term, i, groups, x, sums);
     }
 }
 
@@ -69,7 +69,7 @@ pub(super) fn product(
 fn multiply_blocks<const GROUPS: usize>(
     term: &PackedTrellis,
     i: usize,
-    blocks: Range<usize>,
+    groups: Range<usize>,
     x: QuantizedRows,
     sums: &mut [RowSums],
 ) {
@@ -77,8 +77,7 @@ fn multiply_blocks<const GROUPS: usize>(
     let tiles = sums.len() / x.batch();
     let mut codes = [[Line([0; 64]); GROUP_LINES]; GROUPS];
     let mut digits = [GroupDigits::NONE; GROUPS];
-    for j in blocks {
-        let mut groups = term.block_groups(term.layout().block_at(i, j));
+    for (j, mut groups) in term.blocks_across(i, groups) {
         loop {
             let mut places = [(0, 0.0); GROUPS];
             let mut count = 0;

@@ -25,14 +25,14 @@ use std::ops::Range;
 pub(super) fn product(
     term: &PackedTrellis,
     i: usize,
-    blocks: Range<usize>,
+    groups: Range<usize>,
     x: QuantizedRows,
     sums: &mut [RowSums],
 ) {
     if adds_groups(Packing::new(term.layout().row_range(i).len()), x) {
-        add_groups(term, i, blocks, x, sums);
+        add_groups(term, i, groups, x, sums);
     } else {
-        generic::product(Avx512Vbmi::with_vbmi(), term, i, blocks, x, sums);
+        generic::product(Avx512Vbmi::with_vbmi(), term, i, groups, x, sums);
     }
 }
 
@@ -208,10 +208,10 @@ fn adds_groups(packing: Packing, x: QuantizedRows) -> bool {
 
 /// Few digits: a scale group's products are made as it is decoded.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,gfni")]
-fn add_groups(term: &PackedTrellis, i: usize, blocks: Range<usize>, x: QuantizedRows, sums: &mut [RowSums]) {
+fn add_groups(term: &PackedTrellis, i: usize, groups: Range<usize>, x: QuantizedRows, sums: &mut [RowSums]) {
     align_frame();
-    for j in blocks {
-        for (first, scale_group) in term.block_groups(term.layout().block_at(i, j)) {
+    for (j, scale_groups) in term.blocks_across(i, groups) {
+        for (first, scale_group) in scale_groups {
             let digits = GroupSlices::new(x, j, first, scale_group.scale, BIAS);
             add_group(&scale_group, x, &digits, sums);
         }

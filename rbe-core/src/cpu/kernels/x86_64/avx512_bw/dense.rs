@@ -40,6 +40,6 @@ pub(super) fn largest(x: &[f32]) -> f32 {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,popcnt")]
-pub(super) fn quantize_slice(x: &mut [f32], scale: f32, digits: &mut [i8]) {
-    activations::quantize_slice(x, scale, digits);
+pub(super) fn quantize_slice(x: &mut [f32], scale: f32, digits: &mut [i8], sums: &mut [i32]) {
+    activations::quantize_slice(x, scale, digits, sums);
 }

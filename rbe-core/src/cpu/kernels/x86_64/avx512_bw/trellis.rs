@@ -26,15 +26,15 @@ macro_rules! compile_trellis {
         pub(super) fn product(
             term: &PackedTrellis,
             i: usize,
-            blocks: Range<usize>,
+            groups: Range<usize>,
             x: QuantizedRows,
             sums: &mut [RowSums],
         ) {
             if !fused::fuses(term, i, x) {
-                generic::product(Avx512::<$proof>::$new(), term, i, blocks, x, sums);
+                generic::product(Avx512::<$proof>::$new(), term, i, groups, x, sums);
                 return;
             }
-            fused::product(term, i, blocks, x, |group| {
+            fused::product(term, i, groups, x, |group| {
                 dispatch_columns!(group.scale_group, add_group(group, sums));
             });
         }

@@ -76,15 +76,15 @@ macro_rules! compile {
         pub(in crate::cpu::kernels::x86_64::avx_vnni) fn trellis(
             term: &PackedTrellis,
             i: usize,
-            blocks: Range<usize>,
+            groups: Range<usize>,
             x: QuantizedRows,
             sums: &mut [RowSums],
         ) {
             if !fused::fuses(term, i, x) {
-                generic::product(Avx2::<$proof>::with_vnni(), term, i, blocks, x, sums);
+                generic::product(Avx2::<$proof>::with_vnni(), term, i, groups, x, sums);
                 return;
             }
-            fused::product(term, i, blocks, x, |group| {
+            fused::product(term, i, groups, x, |group| {
                 dispatch_columns!(group.scale_group, add_group(group, sums));
             });
         }

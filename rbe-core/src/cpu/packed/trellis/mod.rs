@@ -1,10 +1,12 @@
 //! Products with the trellis term: integer dot products of decoded scale groups and int8 slices, or dense ones of reconstructed
 //! blocks.
 
+mod items;
+
 use super::{Backward, BlockRow, Forms, Inputs, PackedTerm, Product, add_blockwise};
+use crate::codec::Block;
 use crate::codec::signs::Side;
 use crate::codec::term::trellis::GROUP_COLS;
-use crate::codec::{Block, Layout};
 use crate::cpu::exec::Exec;
 use crate::cpu::kernels::Kernels;
 use crate::cpu::layout::planes::TILE_ROWS;
@@ -12,19 +14,22 @@ use crate::cpu::layout::trellis::{PERIOD, PackedTrellis, Packing};
 use crate::cpu::layout::{EDGE, QuantizedRows, RowSums};
 use crate::cpu::pool::Shared;
 use crate::cpu::product::dense::{self, DenseTerm, Groups};
+use items::{Item, Items};
 use std::cell::RefCell;
 use std::ops::Range;
-
-/// Rows for which a scale group is decoded once: their sums over a block row stay in the second cache.
-const GROUP_BATCH_TILE: usize = 256;
-/// Rows for which it is worth to decode a scale group again.
-const DECODE_WORTH_BATCH: usize = 32;
-/// Items that keep all threads busy to the end.
-const ENOUGH_ITEMS: usize = 32;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 thread_local! {
-    /// Sums of all items, between products.
-    static PARTIAL: RefCell<Vec<RowSums>> = RefCell::default();
+    /// Kept between products.
+    static WORKSPACE: RefCell<Workspace> = RefCell::default();
+}
+
+/// What the items of a product leave.
+#[derive(Default)]
+struct Workspace {
+    sums: Vec<RowSums>,
+    /// For each [place](Item::place) the items that are done.
+    done: Vec<AtomicUsize>,
 }
 
 impl PackedTerm for PackedTrellis {
@@ -51,11 +56,11 @@ impl PackedTerm for PackedTrellis {
                 exec.kernels.trellis_transposed(self, block, input, acc);
             });
         } else {
-            let mut partial = PARTIAL.take();
+            let mut workspace = WORKSPACE.take();
             let items = Items::new(self.layout(), product.batch);
             let x = x.slices.rows(0..product.batch, product.slices);
-            add_integer_product(exec, self, (x, items), &mut partial, out);
-            PARTIAL.set(partial);
+            add_integer_product(exec, self, (x, items), &mut workspace, out);
+            WORKSPACE.set(workspace);
         }
     }
 
@@ -106,50 +111,6 @@ impl DenseTerm for PackedTrellis {
     }
 }
 
-/// How a product is cut into items: block row by block row. Where there are few block rows, their blocks are shared out too, and
-/// where these are few, their part of the batch. How depends on the shape alone, so the sums are the same on any pool.
-#[derive(Clone, Copy)]
-struct Items {
-    layout: Layout,
-    batch: usize,
-    /// Parts of the batch, and its rows in each.
-    batch_parts: usize,
-    part_batch: usize,
-    /// Parts of the block columns.
-    column_parts: usize,
-    /// Sums of an item.
-    stride: usize,
-}
-
-impl Items {
-    fn new(layout: Layout, batch: usize) -> Self {
-        let wanted = ENOUGH_ITEMS.div_ceil(layout.block_rows());
-        let tiles = batch.div_ceil(GROUP_BATCH_TILE);
-        let column_parts = wanted.div_ceil(tiles).clamp(1, layout.block_cols());
-        let batch_parts = (wanted / column_parts).min(batch / DECODE_WORTH_BATCH).max(tiles);
-        let part_batch = batch.div_ceil(batch_parts);
-        let stride = part_batch * Packing::new(layout.row_cut().longest()).tiles();
-        Self { layout, batch, batch_parts, part_batch, column_parts, stride }
-    }
-
-    fn count(self) -> usize {
-        self.layout.block_rows() * self.batch_parts * self.column_parts
-    }
-
-    /// The block row of an item, and its part of the batch.
-    fn place(self, item: usize) -> (usize, Range<usize>) {
-        let part = item / self.column_parts % self.batch_parts;
-        let first = (part * self.part_batch).min(self.batch);
-        (item / (self.batch_parts * self.column_parts), first..(first + self.part_batch).min(self.batch))
-    }
-
-    /// The block columns of an item.
-    fn columns(self, item: usize) -> Range<usize> {
-        let (part, blocks) = (item % self.column_parts, self.layout.block_cols());
-        part * blocks / self.column_parts..(part + 1) * blocks / self.column_parts
-    }
-}
-
 /// Calls `f` with the decoded rows of each scale group of a block, and which columns of the block they are.
 fn for_each_decoded(
     term: &PackedTrellis,
@@ -166,40 +127,47 @@ fn for_each_decoded(
     }
 }
 
-/// Adds the term's share to `out` (`batch x rows`, coefficients), each scale group decoded once for many rows.
+/// Adds the term's share to `out` (`batch x rows`, coefficients), each scale group decoded once for many rows. Who ends the last part of
+/// a block row's columns adds up all of them.
 fn add_integer_product(
     exec: Exec,
     term: &PackedTrellis,
     (x, items): (QuantizedRows, Items),
-    partial: &mut Vec<RowSums>,
+    Workspace { sums, done }: &mut Workspace,
     out: &mut [f32],
 ) {
-    let (layout, rows, stride) = (term.layout(), term.layout().rows(), items.stride);
-    partial.resize(items.count() * stride, RowSums::ZERO);
-    let sums = Shared::new(partial);
+    let (layout, rows, stride) = (term.layout(), term.layout().rows(), items.stride());
+    let len = items.count() * stride;
+    if sums.len() < len {
+        sums.resize(len, RowSums::ZERO);
+    }
+    done.clear();
+    done.resize_with(items.places(), AtomicUsize::default);
+    let (sums, out, done) = (Shared::new(&mut sums[..len]), Shared::new(out), &*done);
     exec.pool.run(items.count(), &|range| {
-        for item in range {
-            let (i, batch) = items.place(item);
-            let packing = Packing::new(layout.row_range(i).len());
-            // SAFETY: each item has sums of its own.
-            let sums = unsafe { sums.part(item * stride..item * stride + batch.len() * packing.tiles()) };
-            sums.fill(RowSums::ZERO);
+        for index in range {
+            let Item { i, batch, groups, place, together } = items.get(index);
+            let block_row = layout.row_range(i);
+            let packing = Packing::new(block_row.len());
+            let own = index * stride..index * stride + batch.len() * packing.tiles();
+            // SAFETY: each item has sums of its own until it counts as done.
+            let own = unsafe { sums.part(own) };
+            own.fill(RowSums::ZERO);
             if !batch.is_empty() {
-                exec.kernels.trellis(term, i, items.columns(item), x.part(batch), sums);
+                exec.kernels.trellis(term, i, groups, x.part(batch.clone()), own);
             }
-        }
-    });
-    let (sums, out) = (&*partial, Shared::new(out));
-    exec.pool.run(items.count() / items.column_parts, &|range| {
-        for first in range.map(|part| part * items.column_parts) {
-            let (i, batch) = items.place(first);
-            let (place, packing) = (layout.row_range(i), Packing::new(layout.row_range(i).len()));
+            // What the others wrote before they counted is seen by who counts last.
+            if done[place].fetch_add(1, Ordering::AcqRel) + 1 < together.len() {
+                continue;
+            }
+            // SAFETY: all items that add up are done.
+            let all = &*unsafe { sums.part(together.start * stride..together.end * stride) };
             for (n, vector) in batch.enumerate() {
-                let of_columns = (first..first + items.column_parts)
-                    .map(|item| &sums[item * stride + n * packing.tiles()..][..packing.tiles()]);
-                // SAFETY: a block row's rows of a part of the batch belong to one item.
-                let out = unsafe { out.part(vector * rows + place.start..vector * rows + place.end) };
-                add_sums(packing, of_columns, out);
+                let of_columns =
+                    all.chunks_exact(stride).map(|sums| &sums[n * packing.tiles()..][..packing.tiles()]);
+                let first = vector * rows + block_row.start;
+                // SAFETY: a block row's rows of a part of the batch are written by who is last.
+                add_sums(packing, of_columns, unsafe { out.part(first..first + block_row.len()) });
             }
         }
     });
@@ -207,6 +175,23 @@ fn add_integer_product(
 
 /// Adds up what parts of the columns made of a block row's tiles, and adds that to its rows.
 fn add_sums<'s>(packing: Packing, of_columns: impl Iterator<Item = &'s [RowSums]>, out: &mut [f32]) {
+    match packing.groups() {
+        1 => add_sums_of::<1>(packing, of_columns, out),
+        2 => add_sums_of::<2>(packing, of_columns, out),
+        4 => add_sums_of::<4>(packing, of_columns, out),
+        _ => add_sums_of::<8>(packing, of_columns, out),
+    }
+}
+
+/// The same of columns of which a register has so many `GROUPS` side by side.
+#[inline(always)]
+fn add_sums_of<'s, const GROUPS: usize>(
+    packing: Packing,
+    of_columns: impl Iterator<Item = &'s [RowSums]>,
+    out: &mut [f32],
+) {
+    let tiles = const { TILE_ROWS / GROUPS };
+    assert!(packing.tiles() == tiles);
     let mut total = [RowSums::ZERO; TILE_ROWS];
     for sums in of_columns {
         for (total, sums) in total.iter_mut().zip(sums) {
