@@ -74,7 +74,9 @@ fn products_refuse_so_many_vectors_that_their_sizes_wrap() {
                     let text = refusal(|| cpu::matmul(matrix, rows, &mut y, precision, &Serial));
                     assert!(text.contains("are expected"), "{text}");
                 }
-                refusal(|| cpu::matmul_all(&[matrix], rows, &mut [&mut y], Precision::Exact, &Serial));
+                refusal(|| {
+                    drop(cpu::matmul_all(&[matrix, matrix], Rows::new(&y, 1, 5), Precision::Exact, &Serial))
+                });
                 let product = || cpu::parametric_matmul(matrix, &parameters, rows, &mut y, &Serial);
                 assert!(refusal(product).contains("are expected"));
                 let (mut dx, mut gradients) = ([0.0; 5], parameters.clone());

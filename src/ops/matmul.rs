@@ -108,9 +108,8 @@ impl CustomOp1 for RbeMatMul {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let shape = output_shape(&self.weight, layout, NAME)?;
         let x = to_f32(storage, layout, self.name())?;
-        let mut y = vec![0.0; shape.elem_count()];
-        let x = rows(&x, layout);
-        cpu::matmul(self.weight.oriented()?, x, &mut y, self.precision, &CandlePool);
+        let weight = self.weight.oriented()?;
+        let y = cpu::matmul_all(&[weight], rows(&x, layout), self.precision, &CandlePool);
         Ok((from_f32(y, dtype_of(storage), self.name())?, shape))
     }
 

@@ -94,14 +94,9 @@ impl CustomOp1 for RbeMatMulAll {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let lens: Vec<usize> = self.output_shapes(layout)?.iter().map(Shape::elem_count).collect();
         let x = to_f32(storage, layout, NAME)?;
-        let mut joined = vec![0.0; lens.iter().sum()];
-        let mut rest = &mut joined[..];
-        let mut ys: Vec<&mut [f32]> =
-            lens.iter().map(|len| rest.split_off_mut(..*len).unwrap_or_default()).collect();
         let matrices = self.weights.iter().map(RbeTensor::oriented).collect::<crate::Result<Vec<_>>>()?;
-        cpu::matmul_all(&matrices, rows(&x, layout), &mut ys, self.precision, &CandlePool);
+        let joined = cpu::matmul_all(&matrices, rows(&x, layout), self.precision, &CandlePool);
         let shape = Shape::from(joined.len());
         Ok((from_f32(joined, dtype_of(storage), NAME)?, shape))
     }

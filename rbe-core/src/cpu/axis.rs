@@ -241,7 +241,7 @@ impl<P: Iterator<Item = (usize, usize)> + Clone> Segments<'_, P> {
         let (axis, len) = (self.source.axis, self.len);
         let mut count = 0;
         for (place, x) in self.places.clone().zip(strip.elements.chunks_exact_mut(len)) {
-            begin(axis, direction, place.1, self.source.segment(place), x);
+            begin(kernels, axis, direction, place.1, self.source.segment(place), x);
             count += 1;
         }
         match direction {
@@ -249,7 +249,7 @@ impl<P: Iterator<Item = (usize, usize)> + Clone> Segments<'_, P> {
             Direction::Inverse => kernels.dct3_of_strip(strip, len, count),
         }
         for (place, x) in self.places.zip(strip.elements.chunks_exact_mut(len)) {
-            end(axis, direction, place.1, x);
+            end(kernels, axis, direction, place.1, x);
             take(place, x);
         }
     }
@@ -264,7 +264,7 @@ impl<P: Iterator<Item = (usize, usize)> + Clone> Segments<'_, P> {
     ) {
         let axis = self.source.axis;
         for (place, row) in self.places.clone().zip(rows.iter_mut()) {
-            begin(axis, direction, place.1, self.source.segment(place), &mut row[..self.len]);
+            begin(kernels, axis, direction, place.1, self.source.segment(place), &mut row[..self.len]);
         }
         let lanes = &mut lanes[..self.len];
         kernels.rows_to_lanes(rows, lanes);
@@ -275,19 +275,18 @@ impl<P: Iterator<Item = (usize, usize)> + Clone> Segments<'_, P> {
         kernels.lanes_to_rows(lanes, rows);
         for (place, row) in self.places.zip(rows.iter_mut()) {
             let x = &mut row[..self.len];
-            end(axis, direction, place.1, x);
+            end(kernels, axis, direction, place.1, x);
             take(place, x);
         }
     }
 }
 
 /// A segment on its way into a kernel: with the transform's norm and, where they come first, its signs and scales.
-fn begin(axis: &Axis, direction: Direction, block: usize, source: &[f32], x: &mut [f32]) {
+fn begin(kernels: &Kernels, axis: &Axis, direction: Direction, block: usize, source: &[f32], x: &mut [f32]) {
     let norm = 1.0 / (x.len() as f32).sqrt();
-    let weights = axis.signed_scales(block).filter(|_| direction == Direction::Forward);
-    if let Some(weights) = weights {
-        let weighed = source.iter().zip(weights).map(|(source, weight)| source * norm * weight);
-        x.iter_mut().zip(weighed).for_each(|(x, weighed)| *x = weighed);
+    if let Some(weights) = axis.signed_scales(block).filter(|_| direction == Direction::Forward) {
+        x.copy_from_slice(source);
+        kernels.weigh(x, norm, weights);
         return;
     }
     x.iter_mut().zip(source).for_each(|(x, source)| *x = source * norm);
@@ -297,8 +296,12 @@ fn begin(axis: &Axis, direction: Direction, block: usize, source: &[f32], x: &mu
 }
 
 /// And out of it: with its signs and scales, where they come last.
-fn end(axis: &Axis, direction: Direction, block: usize, x: &mut [f32]) {
-    if direction == Direction::Inverse {
-        axis.weigh(block, x);
+fn end(kernels: &Kernels, axis: &Axis, direction: Direction, block: usize, x: &mut [f32]) {
+    if direction == Direction::Forward {
+        return;
+    }
+    match axis.signed_scales(block) {
+        Some(weights) => kernels.weigh(x, 1.0, weights),
+        None => axis.weigh(block, x),
     }
 }

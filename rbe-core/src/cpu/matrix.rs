@@ -31,18 +31,22 @@ pub struct PackedMatrix {
     relative_error: f32,
     axes: Axes,
     terms: Vec<Arc<dyn PackedTerm>>,
+    /// Of the terms.
+    bytes: usize,
 }
 
 impl PackedMatrix {
     /// Packs a matrix.
     pub fn new(matrix: &Matrix) -> Self {
+        let terms: Vec<_> = matrix.terms().iter().map(pack).collect();
         Self {
             layout: matrix.layout(),
             transform: matrix.transform(),
             seed: matrix.seed(),
             relative_error: matrix.relative_error(),
             axes: matrix.axes().clone(),
-            terms: matrix.terms().iter().map(pack).collect(),
+            bytes: terms.iter().map(|term| term.bytes()).sum(),
+            terms,
         }
     }
 
@@ -74,7 +78,7 @@ impl PackedMatrix {
 
     /// Bytes in memory, the axes' signs and small constants left out.
     pub fn memory_in_bytes(&self) -> usize {
-        self.terms.iter().map(|term| term.bytes()).sum()
+        self.bytes
     }
 
     pub(super) fn axes(&self) -> &Axes {

@@ -69,6 +69,8 @@ pub(in crate::cpu) struct Kernels {
     pub(super) spmm_min_batch: Op<usize>,
     pub(super) spmm: Op<Spmm>,
     pub(super) sddmm: Op<Sddmm>,
+    /// Multiplies a segment by a number and by each element's weight.
+    pub(super) weigh: Op<unsafe fn(&mut [f32], by: f32, weights: &[f32])>,
     /// The largest magnitude of a block of activations, and one digit of it.
     pub(super) largest: Op<unsafe fn(&[f32]) -> f32>,
     pub(super) quantize_slice: Op<TakeDigit>,
@@ -111,6 +113,7 @@ impl Kernels {
             spmm_min_batch,
             spmm,
             sddmm,
+            weigh,
             largest,
             quantize_slice,
             rows_to_lanes,
@@ -139,6 +142,7 @@ impl Kernels {
             ("spmm_min_batch", spmm_min_batch.level),
             ("spmm", spmm.level),
             ("sddmm", sddmm.level),
+            ("weigh", weigh.level),
             ("largest", largest.level),
             ("quantize_slice", quantize_slice.level),
             ("rows_to_lanes", rows_to_lanes.level),
@@ -251,6 +255,12 @@ impl Kernels {
         assert_eq!(a.len(), b.len());
         // SAFETY: as in `planes`.
         unsafe { (self.dot.run)(a, b) }
+    }
+
+    pub(in crate::cpu) fn weigh(&self, x: &mut [f32], by: f32, weights: &[f32]) {
+        assert_eq!(x.len(), weights.len());
+        // SAFETY: as in `planes`.
+        unsafe { (self.weigh.run)(x, by, weights) }
     }
 
     pub(in crate::cpu) fn largest(&self, x: &[f32]) -> f32 {

@@ -23,7 +23,7 @@ use super::rows::Rows;
 use super::spmm::InLanes;
 use crate::codec::Sides;
 use crate::codec::axis::Axis;
-use crate::codec::sizes::expect_len;
+use crate::codec::sizes::{elements, expect_len};
 use crate::codec::term::Domain;
 use std::cell::RefCell;
 
@@ -103,22 +103,23 @@ pub fn matmul<'a>(
     precision: Precision,
     pool: &dyn Pool,
 ) {
-    matmul_all(&[matrix.into()], x, &mut [y], precision, pool);
+    run(Exec::new(pool), &Call { matrices: &[matrix.into()], parameters: None, x, precision }, &mut [y]);
 }
 
-/// [`matmul`] for several matrices. Neighbours that see their input through one operator (as many inputs, block edge, transform,
-/// seed and scales alike) have it transformed and cut into slices once, and each takes as many of these as it would alone.
+/// The products with several matrices, one after another: each as [`matmul`] writes it. Neighbours that see their input through one
+/// operator (as many inputs, block edge, transform, seed and scales alike) have it transformed and cut into slices once, and each takes as
+/// many of these as it would alone.
 ///
 /// # Panics
-/// When a slice has another length, or there are not as many outputs as matrices.
-pub fn matmul_all(
-    matrices: &[Oriented],
-    x: Rows,
-    ys: &mut [&mut [f32]],
-    precision: Precision,
-    pool: &dyn Pool,
-) {
-    run(Exec::new(pool), &Call { matrices, parameters: None, x, precision }, ys);
+/// When the input has another length than a matrix' inputs.
+pub fn matmul_all(matrices: &[Oriented], x: Rows, precision: Precision, pool: &dyn Pool) -> Vec<f32> {
+    let len = |matrix: &Oriented| elements(&[x.batch, matrix.sides().output().elements()]);
+    let mut joined = vec![0.0; matrices.iter().map(len).sum()];
+    let mut rest = &mut joined[..];
+    let mut ys: Vec<&mut [f32]> =
+        matrices.iter().map(|matrix| rest.split_off_mut(..len(matrix)).unwrap_or_default()).collect();
+    add(Exec::new(pool), &Call { matrices, parameters: None, x, precision }, &mut ys);
+    joined
 }
 
 /// [`matmul`] with these `parameters` in the place of the matrix's own, `W(p) = sum_n p_n M_n`, in the order of the codec's
@@ -153,6 +154,12 @@ thread_local! {
 
 /// Every product there is.
 pub(super) fn run(exec: Exec, call: &Call, ys: &mut [&mut [f32]]) {
+    ys.iter_mut().for_each(|y| y.fill(0.0));
+    add(exec, call, ys);
+}
+
+/// [`run`] with `ys` that are zero.
+fn add(exec: Exec, call: &Call, ys: &mut [&mut [f32]]) {
     let Call { matrices, parameters, x, precision } = *call;
     assert_eq!(matrices.len(), ys.len());
     for (matrix, y) in matrices.iter().zip(&*ys) {
@@ -176,7 +183,6 @@ pub(super) fn run(exec: Exec, call: &Call, ys: &mut [&mut [f32]]) {
         let forms = passes.clone().fold(Forms::default(), |forms, pass| forms | pass.forms());
         input.fill(exec, group[0].axes().0, x, forms);
         for (pass, y) in passes.clone().zip(&mut *ys) {
-            y.fill(0.0);
             pass.add_terms(Domain::Coefficients, &input.inputs(x), y);
         }
         finish(exec, passes, ys);

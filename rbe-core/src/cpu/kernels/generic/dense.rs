@@ -1,4 +1,4 @@
-//! The dot product of dense vectors.
+//! Dense vectors: their dot product, and one by numbers.
 
 use crate::cpu::layout::LANES;
 
@@ -39,5 +39,13 @@ pub(in crate::cpu) fn dot(a: &[f32], b: &[f32]) -> f32 {
 fn add(sums: &mut [[f32; LANES]], a: &[f32], b: &[f32]) {
     for (sum, (a, b)) in sums.as_flattened_mut().iter_mut().zip(a.iter().zip(b)) {
         *sum += a * b;
+    }
+}
+
+/// `x <- by x weights`, element by element.
+#[inline(always)]
+pub(in crate::cpu) fn weigh(x: &mut [f32], by: f32, weights: &[f32]) {
+    for (x, weight) in x.iter_mut().zip(weights) {
+        *x = *x * by * weight;
     }
 }

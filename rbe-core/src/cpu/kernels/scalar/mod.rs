@@ -27,6 +27,7 @@ pub(super) const TABLE: Kernels = Kernels {
     spmm_min_batch: Op::new(NAME, 8),
     spmm: Op::new(NAME, sparse::spmm::<Scalar>),
     sddmm: Op::new(NAME, sparse::sddmm::<Scalar>),
+    weigh: Op::new(NAME, dense::weigh),
     largest: Op::new(NAME, activations::largest),
     quantize_slice: Op::new(NAME, activations::quantize_slice),
     rows_to_lanes: Op::new(NAME, lanes::rows_to_lanes),

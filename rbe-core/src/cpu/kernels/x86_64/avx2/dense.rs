@@ -35,6 +35,11 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
+pub(super) fn weigh(x: &mut [f32], by: f32, weights: &[f32]) {
+    dense::weigh(x, by, weights);
+}
+
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
 pub(super) fn largest(x: &[f32]) -> f32 {
     activations::largest(x)
 }

@@ -38,6 +38,7 @@ pub(super) const TABLE: Kernels = Kernels {
     spmm_min_batch: Op::new(NAME, 8),
     spmm: Op::new(NAME, sparse::spmm),
     sddmm: Op::new(NAME, sparse::sddmm),
+    weigh: Op::new(NAME, dense::weigh),
     largest: Op::new(NAME, dense::largest),
     quantize_slice: Op::new(NAME, dense::quantize_slice),
     rows_to_lanes: Op::new(NAME, lanes::rows_to_lanes),
