@@ -22,8 +22,8 @@ pub(in crate::cpu) trait Multiply: Windows {
     /// Whether registers hold the dot products of a pass. Where they do not, these lie in memory whatever the optimiser thinks.
     const HOLDS_DOTS: bool;
 
-    /// Asks for the lines after these, where that helps.
-    fn ask_for_next(self, _lines: &[Line]) {}
+    /// Asks for lines ahead, where that helps: called with a bundle's in each pass over them.
+    fn ask_ahead(self, _lines: &[Line], _pass: &Pass) {}
     /// In each lane the four activations of its group: `x` begins with the bundle's, and columns have so many `tiles`.
     fn activations(self, x: &[i8], part: usize, tiles: usize) -> Self::Register;
     /// Adds to each lane of `sums` the four products of its codes, at most 127, and activations.
@@ -31,6 +31,15 @@ pub(in crate::cpu) trait Multiply: Windows {
     /// `sums += (dots - bias) * factor`, in this order of operations on every level; of `dots`, lanes that have the same period of as
     /// many groups as `sums` is shorter are added first.
     fn add_share(self, sums: &mut [f32], dots: Self::Register, bias: i32, factor: f32);
+}
+
+/// A pass over the lines of a scale group.
+pub(in crate::cpu) struct Pass {
+    /// Which of how many.
+    pub index: usize,
+    pub count: usize,
+    /// Lines of the scale group; the next one's follow.
+    pub lines: usize,
 }
 
 /// Whether products of a block row with these vectors are made so: columns of 256, 128 or 64 rows, and few digits.
@@ -90,12 +99,15 @@ pub(in crate::cpu) fn add_group<
     each!(PASS in [0 1 2 3] if PASS * ROWS < PERIOD {
         for of_column in 0..apart {
             let mut dots = [[isa.splat(0); DIGITS]; ROWS];
+            let pass = Pass {
+                index: PASS * apart + of_column,
+                count: PERIOD / ROWS * apart,
+                lines: 2 * BITS * scale_group.bundles().len(),
+            };
             let dots = if I::HOLDS_DOTS { &mut dots } else { black_box(&mut dots) };
             for (n, bundle) in scale_group.bundles().enumerate() {
                 let lines = &bundle.lines[..2 * BITS];
-                if PASS == 0 && of_column == 0 {
-                    isa.ask_for_next(lines);
-                }
+                isa.ask_ahead(lines, &pass);
                 for part in (of_column..I::PARTS).step_by(apart) {
                     let mut fours = [isa.splat(0); DIGITS];
                     for (digit, fours) in fours.iter_mut().enumerate() {

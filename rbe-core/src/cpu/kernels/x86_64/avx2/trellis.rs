@@ -6,7 +6,7 @@
 use super::isa::{Avx2, Proof};
 use super::trellis_many;
 use crate::codec::Block;
-use crate::cpu::kernels::generic::fused::{self, Fused, Multiply, dispatch_columns};
+use crate::cpu::kernels::generic::fused::{self, Fused, Multiply, Pass, dispatch_columns};
 use crate::cpu::kernels::generic::trellis::{self as generic, Decode, GroupRows};
 use crate::cpu::kernels::generic::windows::{self, Windows};
 use crate::cpu::kernels::isa::Bytes;
@@ -165,10 +165,15 @@ fn add_digits<const BITS: usize, const STATE: usize, const TILES: usize, const D
 impl<P: Proof> Multiply for Avx2<P> {
     const HOLDS_DOTS: bool = false;
 
+    /// A scale group ahead, in each pass a part: memory brings what the next one needs all the while this one is multiplied.
     #[inline(always)]
-    fn ask_for_next(self, lines: &[Line]) {
-        // SAFETY: here and below, the token proves the instructions.
-        unsafe { prefetch_ahead(lines) }
+    fn ask_ahead(self, lines: &[Line], pass: &Pass) {
+        let part = lines.len().div_ceil(pass.count);
+        for line in lines.iter().skip(pass.index * part).take(part) {
+            let next = std::ptr::from_ref(line).wrapping_add(pass.lines);
+            // SAFETY: here and below, the token proves the instructions.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(next.cast()) }
+        }
     }
 
     #[inline(always)]

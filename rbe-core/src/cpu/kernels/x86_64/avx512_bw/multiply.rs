@@ -2,7 +2,7 @@
 
 use super::isa::{Avx512, Proof};
 use crate::cpu::kernels::generic::dot::{Broadcast, dot_registers};
-use crate::cpu::kernels::generic::fused::Multiply;
+use crate::cpu::kernels::generic::fused::{Multiply, Pass};
 use crate::cpu::kernels::generic::planes::Digits;
 use crate::cpu::kernels::generic::trellis::{DecodedStrips, Place};
 use crate::cpu::kernels::generic::unpack::unpack;
@@ -95,8 +95,8 @@ impl<P: Proof> Multiply for Avx512<P> {
 
     /// Once in their order, which the hardware knows how to go on from.
     #[inline(always)]
-    fn ask_for_next(self, lines: &[Line]) {
-        for line in lines {
+    fn ask_ahead(self, lines: &[Line], pass: &Pass) {
+        for line in lines.iter().filter(|_| pass.index == 0) {
             // SAFETY: here and below, the token proves the instructions.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).wrapping_add(lines.len()).cast()) }
         }
