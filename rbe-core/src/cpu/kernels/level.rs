@@ -11,8 +11,8 @@ pub(super) const LANES: &[&str] = &["rows_to_lanes", "lanes_to_rows"];
 /// With floats alone.
 pub(super) const FLOATS: &[&str] =
     &["dct2", "dct3", "norm", "norm_gradient", "exp", "silu_mul", "dot", "weigh"];
-/// With segments that are transformed by themselves.
-pub(super) const STRIPS: &[&str] = &["dct2_of_strip", "dct3_of_strip"];
+/// In registers of eight: segments that are transformed by themselves, tiles to rows.
+pub(super) const STRIPS: &[&str] = &["dct2_of_strip", "dct3_of_strip", "add_tiles"];
 
 /// A set of instructions and its kernels.
 pub(in crate::cpu) struct LevelSpec {

@@ -40,6 +40,7 @@ mod x86_64;
 
 pub(super) use generic::dct::supports;
 pub(super) use generic::norm::{NormGradient, NormRow};
+pub(super) use generic::tiles::TileParts;
 pub(super) use generic::viterbi::{OVERREAD, cost};
 pub(super) use generic::viterbi_bytes::{ByteRow, DEAD, StateBlocks};
 pub(super) use level::LevelSpec;

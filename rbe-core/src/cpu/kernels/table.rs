@@ -2,6 +2,7 @@
 
 use super::generic::dct::supports;
 use super::generic::norm::{NormGradient, NormRow};
+use super::generic::tiles::TileParts;
 use super::generic::trellis::GroupRows;
 use super::generic::viterbi_bytes::ByteRow;
 use crate::codec::Block;
@@ -83,6 +84,8 @@ pub(in crate::cpu) struct Kernels {
     /// The same of each segment of a strip: their length, and how many there are.
     pub(super) dct2_of_strip: Op<DctOfStrip>,
     pub(super) dct3_of_strip: Op<DctOfStrip>,
+    /// Adds a vector's sums over parts of the columns to the rows of a block row.
+    pub(super) add_tiles: Op<unsafe fn(TileParts, &mut [f32])>,
     pub(super) norm: Op<Norm>,
     pub(super) norm_gradient: Op<unsafe fn(NormRow, g: &[f32], NormGradient)>,
     pub(super) exp: Op<unsafe fn(&mut [f32], f32) -> f32>,
@@ -99,7 +102,7 @@ pub(in crate::cpu) struct Kernels {
 #[cfg(test)]
 impl Kernels {
     /// Every operation with the level whose it is.
-    pub(in crate::cpu::kernels) fn levels(&self) -> [(&'static str, &'static str); 26] {
+    pub(in crate::cpu::kernels) fn levels(&self) -> [(&'static str, &'static str); 28] {
         // Whole, so that none is forgotten.
         let Self {
             planes,
@@ -122,6 +125,7 @@ impl Kernels {
             dct3,
             dct2_of_strip,
             dct3_of_strip,
+            add_tiles,
             norm,
             norm_gradient,
             exp,
@@ -151,6 +155,7 @@ impl Kernels {
             ("dct3", dct3.level),
             ("dct2_of_strip", dct2_of_strip.level),
             ("dct3_of_strip", dct3_of_strip.level),
+            ("add_tiles", add_tiles.level),
             ("norm", norm.level),
             ("norm_gradient", norm_gradient.level),
             ("exp", exp.level),
@@ -354,6 +359,12 @@ impl Kernels {
     }
 
     /// [`dct3`](Self::dct3), likewise.
+    pub(in crate::cpu) fn add_tiles(&self, tiles: TileParts, out: &mut [f32]) {
+        assert!(tiles.parts > 0);
+        // SAFETY: as in `planes`.
+        unsafe { (self.add_tiles.run)(tiles, out) }
+    }
+
     pub(in crate::cpu) fn dct3_of_strip(&self, strip: &mut Strip, len: usize, count: usize) {
         assert!(supports(len) && count * len <= EDGE);
         // SAFETY: as in `planes`.

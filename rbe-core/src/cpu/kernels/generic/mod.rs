@@ -21,6 +21,7 @@ pub(super) mod norm;
 pub(super) mod planes;
 pub(super) mod sparse;
 pub(super) mod strip;
+pub(super) mod tiles;
 pub(super) mod trellis;
 pub(super) mod unpack;
 pub(super) mod viterbi;

@@ -3,6 +3,7 @@
 use super::isa::Scalar;
 use crate::cpu::kernels::generic::dct::{self, Recursive};
 use crate::cpu::kernels::generic::strip::{self, OCTET, Octets};
+use crate::cpu::kernels::generic::tiles::{self, TileParts};
 use crate::cpu::layout::{Element, Strip};
 
 pub(super) fn dct2<L: Element>(x: &mut [L], scratch: &mut [L]) {
@@ -23,6 +24,10 @@ pub(super) fn dct2_of_strip(strip: &mut Strip, len: usize, count: usize) {
 
 pub(super) fn dct3_of_strip(strip: &mut Strip, len: usize, count: usize) {
     strip::dct3(Scalar, strip, len, count);
+}
+
+pub(super) fn add_tiles(sums: TileParts, out: &mut [f32]) {
+    tiles::add_tiles(Scalar, sums, out);
 }
 
 impl Recursive for Scalar {

@@ -14,9 +14,9 @@ const ENOUGH_ITEMS: usize = 32;
 /// Weights below which an item is not worth parting, with however many rows: microseconds.
 const WORTH_PARTING: usize = 1 << 16;
 
-/// How a product is cut into items: block row by block row. Where there are few block rows, their scale groups are shared out too, and
-/// where these are few, their part of the batch. How depends on the shape alone, so the sums are the same on any pool, and up to a tile
-/// of rows beside any others.
+/// How a product is cut into items: block row by block row. Where there are few block rows, the batch is shared out too, and where that is
+/// small, their scale groups, whose sums are then to be added up. How depends on the shape alone, so the sums are the same on any pool;
+/// those of a row are also the same beside others, up to twice [`DECODE_WORTH_BATCH`] of them.
 #[derive(Clone, Copy)]
 pub(super) struct Items {
     layout: Layout,
@@ -49,8 +49,8 @@ impl Items {
         let tiles = batch.div_ceil(GROUP_BATCH_TILE);
         let wanted = ENOUGH_ITEMS.div_ceil(layout.block_rows());
         let worth = (layout.row_cut().longest() * layout.cols()).div_ceil(WORTH_PARTING);
-        let column_parts = wanted.div_ceil(tiles).min(worth).min(groups_across(layout));
-        let batch_parts = (wanted / column_parts).min(batch / DECODE_WORTH_BATCH).max(tiles);
+        let batch_parts = wanted.min(batch / DECODE_WORTH_BATCH).max(tiles);
+        let column_parts = wanted.div_ceil(batch_parts).min(worth).min(groups_across(layout));
         let part_batch = batch.div_ceil(batch_parts);
         let stride = part_batch * Packing::new(layout.row_cut().longest()).tiles();
         Self { layout, batch, batch_parts, part_batch, column_parts, stride }
@@ -59,6 +59,11 @@ impl Items {
     /// Sums of an item, or room for them.
     pub(super) fn stride(self) -> usize {
         self.stride
+    }
+
+    /// Sums of all items, where some are added up.
+    pub(super) fn shared_sums(self) -> usize {
+        if self.column_parts > 1 { self.count() * self.stride } else { 0 }
     }
 
     /// How many [places](Item::place) there are.

@@ -8,9 +8,8 @@ use crate::codec::Block;
 use crate::codec::signs::Side;
 use crate::codec::term::trellis::GROUP_COLS;
 use crate::cpu::exec::Exec;
-use crate::cpu::kernels::Kernels;
-use crate::cpu::layout::planes::TILE_ROWS;
-use crate::cpu::layout::trellis::{PERIOD, PackedTrellis, Packing};
+use crate::cpu::kernels::{Kernels, TileParts};
+use crate::cpu::layout::trellis::{PackedTrellis, Packing};
 use crate::cpu::layout::{EDGE, QuantizedRows, RowSums};
 use crate::cpu::pool::Shared;
 use crate::cpu::product::dense::{self, DenseTerm, Groups};
@@ -24,7 +23,12 @@ thread_local! {
     static WORKSPACE: RefCell<Workspace> = RefCell::default();
 }
 
-/// What the items of a product leave.
+thread_local! {
+    /// Those of an item that has whole rows: in the nearer caches, where those of all items would not stay.
+    static OWN_SUMS: RefCell<Vec<RowSums>> = RefCell::default();
+}
+
+/// What the items of a product leave whose sums are added up.
 #[derive(Default)]
 struct Workspace {
     sums: Vec<RowSums>,
@@ -137,7 +141,7 @@ fn add_integer_product(
     out: &mut [f32],
 ) {
     let (layout, rows, stride) = (term.layout(), term.layout().rows(), items.stride());
-    let len = items.count() * stride;
+    let len = items.shared_sums();
     if sums.len() < len {
         sums.resize(len, RowSums::ZERO);
     }
@@ -149,59 +153,38 @@ fn add_integer_product(
             let Item { i, batch, groups, place, together } = items.get(index);
             let block_row = layout.row_range(i);
             let packing = Packing::new(block_row.len());
-            let own = index * stride..index * stride + batch.len() * packing.tiles();
-            // SAFETY: each item has sums of its own until it counts as done.
-            let own = unsafe { sums.part(own) };
-            own.fill(RowSums::ZERO);
-            if !batch.is_empty() {
-                exec.kernels.trellis(term, i, groups, x.part(batch.clone()), own);
+            let len = batch.len() * packing.tiles();
+            let add = |sums: &mut [RowSums]| {
+                sums.fill(RowSums::ZERO);
+                if !batch.is_empty() {
+                    exec.kernels.trellis(term, i, groups.clone(), x.part(batch.clone()), sums);
+                }
+            };
+            let write = |all: &[RowSums]| {
+                for (n, vector) in batch.clone().enumerate() {
+                    let sums = &all[n * packing.tiles()..];
+                    let first = vector * rows + block_row.start;
+                    // SAFETY: a block row's rows of a part of the batch are written by who is last.
+                    let out = unsafe { out.part(first..first + block_row.len()) };
+                    exec.kernels.add_tiles(TileParts { packing, sums, stride, parts: together.len() }, out);
+                }
+            };
+            if together.len() == 1 {
+                OWN_SUMS.with_borrow_mut(|own| {
+                    own.resize(own.len().max(len), RowSums::ZERO);
+                    add(&mut own[..len]);
+                    write(&own[..len]);
+                });
+                continue;
             }
+            // SAFETY: each item has sums of its own until it counts as done.
+            add(unsafe { sums.part(index * stride..index * stride + len) });
             // What the others wrote before they counted is seen by who counts last.
             if done[place].fetch_add(1, Ordering::AcqRel) + 1 < together.len() {
                 continue;
             }
             // SAFETY: all items that add up are done.
-            let all = &*unsafe { sums.part(together.start * stride..together.end * stride) };
-            for (n, vector) in batch.enumerate() {
-                let of_columns =
-                    all.chunks_exact(stride).map(|sums| &sums[n * packing.tiles()..][..packing.tiles()]);
-                let first = vector * rows + block_row.start;
-                // SAFETY: a block row's rows of a part of the batch are written by who is last.
-                add_sums(packing, of_columns, unsafe { out.part(first..first + block_row.len()) });
-            }
+            write(unsafe { sums.part(together.start * stride..together.end * stride) });
         }
     });
-}
-
-/// Adds up what parts of the columns made of a block row's tiles, and adds that to its rows.
-fn add_sums<'s>(packing: Packing, of_columns: impl Iterator<Item = &'s [RowSums]>, out: &mut [f32]) {
-    match packing.groups() {
-        1 => add_sums_of::<1>(packing, of_columns, out),
-        2 => add_sums_of::<2>(packing, of_columns, out),
-        4 => add_sums_of::<4>(packing, of_columns, out),
-        _ => add_sums_of::<8>(packing, of_columns, out),
-    }
-}
-
-/// The same of columns of which a register has so many `GROUPS` side by side.
-#[inline(always)]
-fn add_sums_of<'s, const GROUPS: usize>(
-    packing: Packing,
-    of_columns: impl Iterator<Item = &'s [RowSums]>,
-    out: &mut [f32],
-) {
-    let tiles = const { TILE_ROWS / GROUPS };
-    assert!(packing.tiles() == tiles);
-    let mut total = [RowSums::ZERO; TILE_ROWS];
-    for sums in of_columns {
-        for (total, sums) in total.iter_mut().zip(sums) {
-            total.0.iter_mut().zip(&sums.0).for_each(|(total, sum)| *total += sum);
-        }
-    }
-    for (period, out) in out.chunks_mut(PERIOD).enumerate() {
-        for (n, out) in out.iter_mut().enumerate() {
-            let (tile, lane) = packing.place(period, n);
-            *out += total[tile].0[lane];
-        }
-    }
 }

@@ -3,6 +3,7 @@
 use super::isa::{Neon, Proof};
 use super::lanes::transpose;
 use crate::cpu::kernels::generic::strip::{self, OCTET, Octets};
+use crate::cpu::kernels::generic::tiles::{self, TileParts};
 use crate::cpu::layout::Strip;
 use std::arch::aarch64::*;
 
@@ -14,6 +15,11 @@ pub(super) fn dct2_of_strip(strip: &mut Strip, len: usize, count: usize) {
 #[target_feature(enable = "neon")]
 pub(super) fn dct3_of_strip(strip: &mut Strip, len: usize, count: usize) {
     strip::dct3(Neon::new(), strip, len, count);
+}
+
+#[target_feature(enable = "neon")]
+pub(super) fn add_tiles(sums: TileParts, out: &mut [f32]) {
+    tiles::add_tiles(Neon::new(), sums, out);
 }
 
 /// Elements of a register.

@@ -42,6 +42,7 @@ pub(super) const TABLE: Kernels = Kernels {
     lanes_to_rows: Op::new(NAME, lanes::lanes_to_rows),
     dct2_of_strip: Op::new(NAME, dct::dct2_of_strip),
     dct3_of_strip: Op::new(NAME, dct::dct3_of_strip),
+    add_tiles: Op::new(NAME, dct::add_tiles),
     viterbi: Op::new(NAME, [viterbi::step::<2>, viterbi::step::<4>, viterbi::step::<8>, viterbi::step::<16>]),
     viterbi_bytes: Op::new(
         NAME,

@@ -1,8 +1,9 @@
-//! The transforms: the generic recursion, and registers of eight for segments alone.
+//! The transforms: the generic recursion, and registers of eight for segments alone; tiles to rows, in registers of eight too.
 
 use super::isa::{Avx2, Proof};
 use crate::cpu::kernels::generic::dct::{self, Recursive};
 use crate::cpu::kernels::generic::strip::{self, OCTET, Octets};
+use crate::cpu::kernels::generic::tiles::{self, TileParts};
 use crate::cpu::kernels::x86_64::frame::align_frame;
 use crate::cpu::layout::{Element, Strip};
 use std::arch::x86_64::*;
@@ -35,6 +36,11 @@ pub(super) fn dct2_of_strip(strip: &mut Strip, len: usize, count: usize) {
 pub(super) fn dct3_of_strip(strip: &mut Strip, len: usize, count: usize) {
     align_frame();
     strip::dct3(Avx2::new(), strip, len, count);
+}
+
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+pub(super) fn add_tiles(sums: TileParts, out: &mut [f32]) {
+    tiles::add_tiles(Avx2::new(), sums, out);
 }
 
 impl Recursive for Avx2 {

@@ -47,6 +47,7 @@ pub(super) const TABLE: Kernels = Kernels {
     dct3: Op::new(NAME, dct::dct3),
     dct2_of_strip: Op::new(NAME, dct::dct2_of_strip),
     dct3_of_strip: Op::new(NAME, dct::dct3_of_strip),
+    add_tiles: Op::new(NAME, dct::add_tiles),
     norm: Op::new(NAME, dense::norm),
     norm_gradient: Op::new(NAME, dense::norm_gradient),
     exp: Op::new(NAME, dense::exp),
