@@ -8,16 +8,15 @@
 //! decoded back; RBE runs on the compressed form. `bits` are those of the projections, everything counted.
 //! KL is from the uncompressed F32 model, in nats per token, over eight windows of 128 tokens; top-1 is the part of
 //! positions at which both find the same token likeliest. With `--calibrate` there are rows, marked so, that are
-//! compressed by `archive::compress_calibrated`, all projections sharing the bits; the text is read in windows of 256. Every
+//! compressed by `archive::compress_layer_by_layer`, all projections sharing the bits; the text is read in windows of 256. Every
 //! window begins with what the tokenizer puts before a text.
 
 use anyhow::{Context, Result};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
-use candle_rbe::archive::{CompressOptions, Selection, compress_calibrated};
-use candle_rbe::models::{Model, Text, Windows, evaluate};
-use candle_rbe::nn::Calibration;
+use candle_rbe::archive::{self, CompressOptions, Selection, Stage, compress_layer_by_layer};
+use candle_rbe::models::{Config, Model, Text, Walk, Windows, evaluate};
 use candle_rbe::{Encoder, EncoderConfig, LayerConfig, Precision, Rate, set_default_layer_config};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -67,8 +66,8 @@ fn rbe(dense: &Tensors, bits: f64, conv1d: bool) -> Result<(Tensors, Account)> {
     Ok((tensors, account))
 }
 
-/// The same through an archive, calibrated.
-fn calibrated(dir: &str, bits: f64, calibration: &mut Calibration) -> Result<(Tensors, Account)> {
+/// The same through an archive, calibrated layer by layer as `rbe compress --calibrate` does it.
+fn calibrated(dir: &str, bits: f64, samples: &[Tensor]) -> Result<(Tensors, Account)> {
     let encoder = Encoder::new(EncoderConfig::from(Rate::BitsPerWeight(bits)))?;
     let options = CompressOptions {
         selection: Selection::new(Some(r"(_proj|c_attn|c_fc)\.weight$"), None)?,
@@ -76,8 +75,12 @@ fn calibrated(dir: &str, bits: f64, calibration: &mut Calibration) -> Result<(Te
     };
     let room = tempfile::tempdir()?;
     let out = room.path().join("model");
-    let report =
-        compress_calibrated(dir, &out, &encoder, &options, calibration, &mut |_| ControlFlow::Continue(()))?;
+    let walk =
+        Walk::new(Config::read(dir)?, archive::open(dir, DType::F32, &Device::Cpu)?, samples.to_vec())?;
+    let stage = Stage::directory(&out, false, &[])?;
+    let watch = &mut |_: archive::Progress<'_>| ControlFlow::Continue(());
+    let report = compress_layer_by_layer(dir, &stage, &encoder, &options, walk, watch)?;
+    stage.commit()?;
     let bits = report.bits_per_weight;
     let account = Account { bits, weights: 1.0, squared_error: report.relative_error.powi(2), energy: 1.0 };
     let tensors = candle_core::safetensors::load(out.join("model.safetensors"), &Device::Cpu)?;
@@ -157,7 +160,6 @@ fn main() -> Result<()> {
         }
         None => vec![],
     };
-    let mut calibration = Calibration::new(&reference, samples.clone());
     let mut perplexity = 0.0;
     let table = [
         (8.05, vec![(GgmlDType::Q8_0, "Q8_0")]),
@@ -170,7 +172,7 @@ fn main() -> Result<()> {
     for (bits, peers) in table {
         perplexity = row("RBE", rbe(&dense, bits, conv1d)?)?;
         if !samples.is_empty() {
-            row("RBE, calibrated", calibrated(&dir, bits, &mut calibration)?)?;
+            row("RBE, calibrated", calibrated(&dir, bits, &samples)?)?;
         }
         for (dtype, name) in peers {
             row(name, candle(&dense, dtype, conv1d)?)?;
