@@ -10,6 +10,8 @@ pub(super) const ACTIVATIONS: &[&str] = &["largest", "quantize_slice"];
 pub(super) const LANES: &[&str] = &["rows_to_lanes", "lanes_to_rows"];
 /// With floats alone.
 pub(super) const FLOATS: &[&str] = &["dct2", "dct3", "norm", "norm_gradient", "exp", "silu_mul", "dot"];
+/// With one position's queries.
+pub(super) const ATTENTION: &[&str] = &["attend"];
 /// With segments that are transformed by themselves.
 pub(super) const STRIPS: &[&str] = &["dct2_of_strip", "dct3_of_strip"];
 
