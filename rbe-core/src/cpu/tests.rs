@@ -14,6 +14,7 @@ use crate::codec::term::trellis::{QuantizedGroup, Trellis, scale_groups};
 use crate::codec::{AxisScales, Layout, Matrix, Transform};
 use half::f16;
 
+mod attention;
 mod dense;
 mod gradients;
 mod sides;

@@ -11,6 +11,8 @@ pub(super) const LANES: &[&str] = &["rows_to_lanes", "lanes_to_rows"];
 /// With floats alone.
 pub(super) const FLOATS: &[&str] =
     &["dct2", "dct3", "norm", "norm_gradient", "exp", "silu_mul", "dot", "weigh"];
+/// With one position's queries.
+pub(super) const ATTENTION: &[&str] = &["attend"];
 /// In registers of eight: segments that are transformed by themselves, tiles to rows.
 pub(super) const STRIPS: &[&str] = &["dct2_of_strip", "dct3_of_strip", "add_tiles"];
 

@@ -38,6 +38,7 @@ mod wasm32;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
+pub(super) use generic::attention::{KeyPart, PartialMix};
 pub(super) use generic::dct::supports;
 pub(super) use generic::norm::{NormGradient, NormRow};
 pub(super) use generic::tiles::TileParts;

@@ -1,5 +1,6 @@
 //! The table of a level's operations.
 
+use super::generic::attention::{KeyPart, PartialMix};
 use super::generic::dct::supports;
 use super::generic::norm::{NormGradient, NormRow};
 use super::generic::tiles::TileParts;
@@ -42,6 +43,8 @@ type LanesToRows = unsafe fn(lanes: &[Lanes; LANES], rows: &mut [f32], stride: u
 type Norm = unsafe fn(NormRow, bias: &[f32], out: &mut [f32]);
 type SiluMul = unsafe fn(gate: &[f32], up: &[f32], out: &mut [f32]);
 type Dot = unsafe fn(&[f32], &[f32]) -> f32;
+/// [`attend`](super::generic::attention::attend) of a level's registers.
+type Attend = unsafe fn(KeyPart, scores: &mut [f32], PartialMix);
 type Dct = unsafe fn(&mut [Lanes], &mut [Lanes]);
 type DctOfStrip = unsafe fn(&mut Strip, usize, usize);
 /// [`step`](super::generic::viterbi::step) with a number of bits.
@@ -93,6 +96,8 @@ pub(in crate::cpu) struct Kernels {
     pub(super) silu_mul: Op<SiluMul>,
     /// The dot product of dense vectors of one length.
     pub(super) dot: Op<Dot>,
+    /// Attention of one position to a part of the keys.
+    pub(super) attend: Op<Attend>,
     /// For trellises of 1 to 4 bits.
     pub(super) viterbi: Op<[Viterbi; 4]>,
     /// Those with costs in bytes, and the states that they take at once.
@@ -102,7 +107,7 @@ pub(in crate::cpu) struct Kernels {
 #[cfg(test)]
 impl Kernels {
     /// Every operation with the level whose it is.
-    pub(in crate::cpu::kernels) fn levels(&self) -> [(&'static str, &'static str); 28] {
+    pub(in crate::cpu::kernels) fn levels(&self) -> [(&'static str, &'static str); 29] {
         // Whole, so that none is forgotten.
         let Self {
             planes,
@@ -131,6 +136,7 @@ impl Kernels {
             exp,
             silu_mul,
             dot,
+            attend,
             viterbi,
             viterbi_bytes,
         } = *self;
@@ -161,6 +167,7 @@ impl Kernels {
             ("exp", exp.level),
             ("silu_mul", silu_mul.level),
             ("dot", dot.level),
+            ("attend", attend.level),
             ("viterbi", viterbi.level),
             ("viterbi_bytes", viterbi_bytes.level),
         ]
@@ -266,6 +273,12 @@ impl Kernels {
         assert_eq!(x.len(), weights.len());
         // SAFETY: as in `planes`.
         unsafe { (self.weigh.run)(x, by, weights) }
+    }
+
+    /// What a part of the keys comes to; `scores` is scratch.
+    pub(in crate::cpu) fn attend(&self, part: KeyPart, scores: &mut [f32], out: PartialMix) {
+        // SAFETY: as in `planes`.
+        unsafe { (self.attend.run)(part, scores, out) }
     }
 
     pub(in crate::cpu) fn largest(&self, x: &[f32]) -> f32 {

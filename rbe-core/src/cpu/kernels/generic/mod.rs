@@ -2,6 +2,7 @@
 //! compiler vectorises well enough by itself.
 
 pub(super) mod activations;
+pub(super) mod attention;
 pub(super) mod columns;
 pub(super) mod dct;
 pub(super) mod decode;

@@ -4,6 +4,7 @@
 //! Statistics take two passes: the variance is that of the differences from the mean, so that a large mean costs no digits.
 //! Sums are in lanes over at most [`CHUNK`] elements and beyond in F64.
 
+use crate::cpu::kernels::isa::Isa;
 use crate::cpu::layout::LANES;
 
 /// Elements whose sum is held in F32 lanes.
@@ -96,7 +97,7 @@ pub(in crate::cpu) fn norm_gradient(row: NormRow, g: &[f32], out: NormGradient) 
 pub(in crate::cpu) fn exp(x: &mut [f32], shift: f32) -> f32 {
     let mut lanes = [0f32; LANES];
     let take = |x: &mut f32, lane: &mut f32| {
-        *x = exp_of(*x - shift);
+        *x = exp_of::<Unfused>(*x - shift);
         *lane += *x;
     };
     // Chunks whose length is known fill registers.
@@ -113,27 +114,38 @@ pub(in crate::cpu) fn exp(x: &mut [f32], shift: f32) -> f32 {
 pub(in crate::cpu) fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
     for (out, (gate, up)) in out.iter_mut().zip(gate.iter().zip(up)) {
         // Of numbers below 0 exp(x) / (1 + exp(x)), so that nothing is too large.
-        let small = exp_of(-gate.abs());
+        let small = exp_of::<Unfused>(-gate.abs());
         let numerator = if *gate < 0.0 { small } else { 1.0 };
         *out = gate * (numerator / (1.0 + small)) * up;
     }
+}
+
+/// Products and sums that are rounded one after the other, on every level.
+#[derive(Clone, Copy)]
+struct Unfused;
+
+impl Isa for Unfused {
+    const FMA: bool = false;
 }
 
 /// `exp(t)` for `t <= 0`. Relative error below 3e-7; zero below -87.
 ///
 /// `exp(t) = 2^n exp(r)` with `n` the integer nearest to `t / ln 2` and a polynomial of degree 6 on `|r| <= ln 2 / 2`.
 #[inline(always)]
-fn exp_of(t: f32) -> f32 {
+pub(super) fn exp_of<I: Isa>(t: f32) -> f32 {
     const TO_INTEGER: f32 = (3 << 22) as f32;
     /// The high bits of `ln 2`, which times a small integer are exact, and the rest.
     const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
     let bounded = if t > -87.0 { t } else { -87.0 };
-    let shifted = bounded * std::f32::consts::LOG2_E + TO_INTEGER;
+    let shifted = I::multiply_add(bounded, std::f32::consts::LOG2_E, TO_INTEGER);
     let n = shifted - TO_INTEGER;
-    let r = bounded - n * LN_2[0] - n * LN_2[1];
-    let tail = 0.5 + r * (1.0 / 6.0 + r * (1.0 / 24.0 + r * (1.0 / 120.0 + r * (1.0 / 720.0))));
+    let r = I::multiply_add(n, -LN_2[1], I::multiply_add(n, -LN_2[0], bounded));
+    let mut tail = 1.0 / 720.0;
+    for coefficient in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5] {
+        tail = I::multiply_add(r, tail, coefficient);
+    }
     let exponent = shifted.to_bits().wrapping_sub(TO_INTEGER.to_bits()).wrapping_add(127) << 23;
-    let value = (1.0 + r + r * r * tail) * f32::from_bits(exponent);
+    let value = I::multiply_add(r * r, tail, 1.0 + r) * f32::from_bits(exponent);
     // Neither above nor below is what is not a number, and stays so.
     let low = if t <= -87.0 { 0.0 } else { t };
     if t > -87.0 { value } else { low }

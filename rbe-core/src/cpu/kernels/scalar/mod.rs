@@ -1,5 +1,6 @@
 //! Plain Rust: what every processor runs, and what the other levels are compared with.
 
+mod attention;
 mod dct;
 mod isa;
 mod planes;
@@ -42,6 +43,7 @@ pub(super) const TABLE: Kernels = Kernels {
     exp: Op::new(NAME, norm::exp),
     silu_mul: Op::new(NAME, norm::silu_mul),
     dot: Op::new(NAME, dense::dot),
+    attend: Op::new(NAME, attention::attend),
     viterbi: Op::new(NAME, [plain_step::<2>, plain_step::<4>, plain_step::<8>, plain_step::<16>]),
     viterbi_bytes: Op::new(
         NAME,

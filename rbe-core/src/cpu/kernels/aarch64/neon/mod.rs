@@ -1,5 +1,6 @@
 //! NEON as every AArch64 processor has it: Cortex-A53, A72.
 
+mod attention;
 mod dct;
 pub(super) mod isa;
 pub(super) mod lanes;
@@ -43,6 +44,7 @@ pub(super) const TABLE: Kernels = Kernels {
     dct2_of_strip: Op::new(NAME, dct::dct2_of_strip),
     dct3_of_strip: Op::new(NAME, dct::dct3_of_strip),
     add_tiles: Op::new(NAME, dct::add_tiles),
+    attend: Op::new(NAME, attention::attend),
     viterbi: Op::new(NAME, [viterbi::step::<2>, viterbi::step::<4>, viterbi::step::<8>, viterbi::step::<16>]),
     viterbi_bytes: Op::new(
         NAME,

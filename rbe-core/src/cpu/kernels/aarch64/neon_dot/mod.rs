@@ -5,7 +5,7 @@ mod planes;
 mod trellis;
 
 use super::neon;
-use crate::cpu::kernels::level::{ACTIVATIONS, FLOATS, LANES, LevelSpec, SPARSE, STRIPS};
+use crate::cpu::kernels::level::{ACTIVATIONS, ATTENTION, FLOATS, LANES, LevelSpec, SPARSE, STRIPS};
 use crate::cpu::kernels::table::{Kernels, Op};
 use std::arch::is_aarch64_feature_detected as has;
 
@@ -23,6 +23,7 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
         ACTIVATIONS,
         LANES,
         FLOATS,
+        ATTENTION,
         STRIPS,
     ],
 };

@@ -5,7 +5,7 @@ mod multiply;
 mod planes;
 mod trellis;
 
-use crate::cpu::kernels::level::{ACTIVATIONS, FLOATS, LANES, LevelSpec, SPARSE, STRIPS};
+use crate::cpu::kernels::level::{ACTIVATIONS, ATTENTION, FLOATS, LANES, LevelSpec, SPARSE, STRIPS};
 use crate::cpu::kernels::scalar;
 use crate::cpu::kernels::table::{Kernels, Op};
 
@@ -23,6 +23,7 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
         ACTIVATIONS,
         LANES,
         FLOATS,
+        ATTENTION,
         STRIPS,
     ],
 };

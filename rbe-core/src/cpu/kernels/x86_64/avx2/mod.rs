@@ -1,5 +1,6 @@
 //! AVX2, FMA and F16C: Haswell, Zen.
 
+mod attention;
 mod dct;
 mod dense;
 pub(super) mod isa;
@@ -53,6 +54,7 @@ pub(super) const TABLE: Kernels = Kernels {
     exp: Op::new(NAME, dense::exp),
     silu_mul: Op::new(NAME, dense::silu_mul),
     dot: Op::new(NAME, dense::dot),
+    attend: Op::new(NAME, attention::attend),
     viterbi: Op::new(NAME, [viterbi::step::<2>, viterbi::step::<4>, viterbi::step::<8>, viterbi::step::<16>]),
     viterbi_bytes: Op::new(
         NAME,

@@ -5,7 +5,7 @@ mod sparse;
 mod trellis;
 
 use super::avx512_vnni;
-use crate::cpu::kernels::level::{ACTIVATIONS, FLOATS, LANES, LevelSpec, STRIPS};
+use crate::cpu::kernels::level::{ACTIVATIONS, ATTENTION, FLOATS, LANES, LevelSpec, STRIPS};
 use crate::cpu::kernels::table::{Kernels, Op};
 use std::arch::is_x86_feature_detected as has;
 
@@ -22,6 +22,7 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
         ACTIVATIONS,
         LANES,
         FLOATS,
+        ATTENTION,
         STRIPS,
     ],
 };

@@ -1,5 +1,6 @@
 //! AVX-512 F, BW, DQ and VL: Skylake-X.
 
+mod attention;
 mod dct;
 pub(super) mod decode;
 mod dense;
@@ -48,6 +49,7 @@ pub(super) const TABLE: Kernels = Kernels {
     exp: Op::new(NAME, dense::exp),
     silu_mul: Op::new(NAME, dense::silu_mul),
     dot: Op::new(NAME, dense::dot),
+    attend: Op::new(NAME, attention::attend),
     viterbi: Op::new(NAME, [viterbi::step::<2>, viterbi::step::<4>, viterbi::step::<8>, viterbi::step::<16>]),
     viterbi_bytes: Op::new(
         NAME,

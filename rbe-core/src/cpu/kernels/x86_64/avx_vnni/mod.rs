@@ -8,7 +8,7 @@ mod kernels;
 mod multiply;
 
 use super::avx2;
-use crate::cpu::kernels::level::{ACTIVATIONS, FLOATS, LANES, LevelSpec, SPARSE, STRIPS};
+use crate::cpu::kernels::level::{ACTIVATIONS, ATTENTION, FLOATS, LANES, LevelSpec, SPARSE, STRIPS};
 use crate::cpu::kernels::table::{Kernels, Op, Planes, Trellis};
 use std::arch::is_x86_feature_detected as has;
 
@@ -18,6 +18,7 @@ const INHERITED: &[&[&str]] = &[
     ACTIVATIONS,
     LANES,
     FLOATS,
+    ATTENTION,
     STRIPS,
 ];
 

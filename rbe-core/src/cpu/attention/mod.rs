@@ -9,7 +9,11 @@
 //!
 //! A query head takes a tile of [`QUERIES`] at a time, an item of work. The backward computes the scores again, tile by tile,
 //! from `m + ln l`: an item is a key head with all query heads that share it, so that nobody else adds to its keys.
+//! One query of each sequence, as of a token that is written, has a path of its own (`one_query`).
 
+mod one_query;
+
+use super::exec::Exec;
 use super::gemm::{Strided, Write, multiply};
 use super::kernels::Kernels;
 use super::pool::{Pool, Shared};
@@ -157,14 +161,22 @@ impl<'a> Tile<'a> {
 ///
 /// # Panics
 /// When a slice is too short for its sizes.
-pub fn attention(shape: &Attention, [q, k, v]: [Heads; 3], out: &mut [f32], pool: &dyn Pool) {
+pub fn attention(shape: &Attention, qkv: [Heads; 3], out: &mut [f32], pool: &dyn Pool) {
+    run(Exec::new(pool), shape, qkv, out);
+}
+
+/// [`attention`] with these kernels.
+pub(super) fn run(exec: Exec, shape: &Attention, [q, k, v]: [Heads; 3], out: &mut [f32]) {
     let Attention { batch, heads, kv_heads, queries, width, .. } = *shape;
     expect_len("the output", out.len(), &[batch, queries, heads, width]);
     shape.check(q, k, v);
     if out.is_empty() {
         return;
     }
-    let kernels = Kernels::get();
+    if queries == 1 {
+        return one_query::run(exec, shape, [q, k, v], out);
+    }
+    let Exec { kernels, pool } = exec;
     let tiles = queries.div_ceil(QUERIES);
     let out = Shared::new(out);
     pool.run(batch * heads * tiles, &|items| {
