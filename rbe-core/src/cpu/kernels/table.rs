@@ -37,6 +37,7 @@ pub(in crate::cpu::kernels) type Trellis =
 type OfBlock<T> = unsafe fn(&T, Block, Input, acc: &mut [f32]);
 type Spmm = unsafe fn(&SortedEntries, LaneInput, acc: &mut [Lanes], stride: usize);
 type Sddmm = unsafe fn(&[Place], LaneInput, LaneInput, sums: &mut [f32]);
+type Weigh = unsafe fn(&mut [f32], by: f32, weights: &[f32]);
 type TakeDigit = unsafe fn(&mut [f32], scale: f32, digits: &mut [i8], sums: &mut [i32]);
 type RowsToLanes = unsafe fn(rows: &[f32], stride: usize, lanes: &mut [Lanes; LANES]);
 type LanesToRows = unsafe fn(lanes: &[Lanes; LANES], rows: &mut [f32], stride: usize);
@@ -74,7 +75,7 @@ pub(in crate::cpu) struct Kernels {
     pub(super) spmm: Op<Spmm>,
     pub(super) sddmm: Op<Sddmm>,
     /// Multiplies a segment by a number and by each element's weight.
-    pub(super) weigh: Op<unsafe fn(&mut [f32], by: f32, weights: &[f32])>,
+    pub(super) weigh: Op<Weigh>,
     /// The largest magnitude of a block of activations, and one digit of it.
     pub(super) largest: Op<unsafe fn(&[f32]) -> f32>,
     pub(super) quantize_slice: Op<TakeDigit>,

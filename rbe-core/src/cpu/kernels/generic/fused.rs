@@ -34,6 +34,7 @@ pub(in crate::cpu) trait Multiply: Windows {
 }
 
 /// A pass over the lines of a scale group.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(in crate::cpu) struct Pass {
     /// Which of how many.
     pub index: usize,
