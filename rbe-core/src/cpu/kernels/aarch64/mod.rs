@@ -3,7 +3,7 @@
 //! Written by hand are the integer products, the decoding of a trellis and the way of rows into lanes. The transforms, the
 //! sparse loops, the norms and the digits of activations are [`generic`](super::generic) ones, which the compiler
 //! vectorises for the plain Rust level too: here they only have the fused multiply-add. A sparse product with one vector
-//! goes from place to place, which no NEON instruction does.
+//! goes from place to place, which no NEON instruction does. Attention of one position is generic too, in registers' words.
 //!
 //! Instructions of the inner loops for each coefficient, counted in the machine code; no processor has timed them:
 //!
