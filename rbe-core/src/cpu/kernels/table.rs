@@ -60,7 +60,7 @@ pub(in crate::cpu) struct Kernels {
     /// `sums[v] += S_i x_v` for the rows of a row tile of block row `i` and the vectors `v` of a batch.
     pub(super) planes: Op<Planes>,
     pub(super) planes_transposed: Op<OfBlock<PackedPlanes>>,
-    /// `sums[v * tiles + t] += S_ij x_vj` over blocks `j` of block row `i`, the rows in the order of
+    /// `sums[v * tiles + t] += S x_v` over scale groups of block row `i`, counted over the whole width, the rows in the order of
     /// [`Packing::row`](crate::cpu::layout::trellis::Packing::row).
     pub(super) trellis: Op<Trellis>,
     pub(super) trellis_transposed: Op<OfBlock<PackedTrellis>>,

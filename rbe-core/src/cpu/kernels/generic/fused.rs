@@ -58,7 +58,7 @@ pub(in crate::cpu) struct Fused<'a> {
     pub digits: &'a GroupSlices<'a, MAX_DIGITS>,
 }
 
-/// The macro-kernel: scale groups of some blocks of a block row one after another. `add` is [`add_group`], compiled for the level.
+/// The macro-kernel: some scale groups of a block row one after another. `add` is [`add_group`], compiled for the level.
 #[inline(always)]
 pub(in crate::cpu) fn product(
     term: &PackedTrellis,

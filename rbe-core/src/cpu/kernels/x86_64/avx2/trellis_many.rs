@@ -45,7 +45,7 @@ impl GroupDigits {
     }
 }
 
-/// `sums[v * tiles + t] += S_ij x_vj` over some blocks, for any number of vectors.
+/// `sums[v * tiles + t] += S x_v` over some scale groups, for any number of vectors.
 ///
 /// What fits into one go has each scale group decoded and multiplied while it is in the nearest cache; for more a block is decoded
 /// whole. Either way each scale group's share is added to the sums in turn, digit by digit: they have the same bits.
