@@ -1,5 +1,6 @@
 //! Activations to int8 digits.
 
+use super::dense::halves;
 use crate::cpu::layout::LANES;
 use crate::cpu::layout::planes::TILE_COLS;
 
@@ -20,17 +21,7 @@ pub(in crate::cpu) fn largest(x: &[f32]) -> f32 {
     for (lane, value) in rest.iter().enumerate() {
         take(lane, *value);
     }
-    // Halves upon halves: four steps after one another, not sixteen.
-    let mut width = LANES;
-    while width > 1 {
-        width /= 2;
-        for lane in 0..width {
-            let other = largest[lane + width];
-            largest[lane] = if other > largest[lane] { other } else { largest[lane] };
-            poison[lane] += poison[lane + width];
-        }
-    }
-    largest[0] + poison[0]
+    halves(largest, |a, b| if b > a { b } else { a }) + halves(poison, |a, b| a + b)
 }
 
 /// Takes the digit `round(x / scale)` of every element away from it.

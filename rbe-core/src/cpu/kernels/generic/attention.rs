@@ -7,6 +7,7 @@
 //! When a token is written keys and values are seldom in a cache, and these loops do not read them in the order of memory, by which a
 //! processor knows what it is to read ahead. So the lines of keys and values are [looked at](Floats::look_at) in that order first.
 
+use super::dense::halves;
 use super::norm::exp_of;
 use crate::cpu::kernels::isa::Isa;
 use crate::cpu::layout::LANES;
@@ -266,19 +267,6 @@ fn exponentials<I: Isa>(scores: &mut [f32], largest: f32) -> f32 {
         }
     }
     halves(sums, |a, b| a + b)
-}
-
-/// `f` of one half and the other, until one number is left.
-#[inline(always)]
-fn halves(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut width = LANES;
-    while width > 1 {
-        width /= 2;
-        for lane in 0..width {
-            lanes[lane] = f(lanes[lane], lanes[lane + width]);
-        }
-    }
-    lanes[0]
 }
 
 /// The values' columns of [`CHUNKS`] registers, mixed by the weights of queries; `at` is the first query and the first column.

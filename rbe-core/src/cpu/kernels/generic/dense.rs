@@ -24,15 +24,20 @@ pub(in crate::cpu) fn dot(a: &[f32], b: &[f32]) -> f32 {
     for sums in &sums {
         total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
     }
-    // Halves upon halves: five additions after one another, not sixteen.
+    halves(total, |a, b| a + b)
+}
+
+/// `f` of the lanes of one half and the other, until one number is left: four steps after one another, not sixteen.
+#[inline(always)]
+pub(super) fn halves(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut width = LANES;
     while width > 1 {
         width /= 2;
         for lane in 0..width {
-            total[lane] += total[lane + width];
+            lanes[lane] = f(lanes[lane], lanes[lane + width]);
         }
     }
-    total[0]
+    lanes[0]
 }
 
 #[inline(always)]

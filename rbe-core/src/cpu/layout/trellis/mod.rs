@@ -190,15 +190,30 @@ impl PackedTrellis {
         self.layout
     }
 
+    /// Some scale groups of block row `i` that are in the block with these columns, counted over the whole width: each with its first column in
+    /// the block.
     #[inline(always)]
-    fn scale_group(&self, index: usize, height: usize, width: usize) -> Option<PackedGroup<'_>> {
-        let &[GroupHead { start, scale, bits }, next, ..] = &self.groups[index..] else { return None };
-        (bits > 0).then(|| PackedGroup {
-            packing: Packing::new(height),
-            code: Code::new(bits, self.state_bits),
-            scale,
-            width,
-            lines: &self.lines[start..next.start],
+    fn groups_in(
+        &self,
+        i: usize,
+        cols: Range<usize>,
+        groups: Range<usize>,
+    ) -> impl Iterator<Item = (usize, PackedGroup<'_>)> {
+        let packing = Packing::new(self.layout.row_range(i).len());
+        let first = i * self.layout.cols().div_ceil(GROUP_COLS);
+        groups.filter_map(move |n| {
+            let &[GroupHead { start, scale, bits }, next, ..] = &self.groups[first + n..] else {
+                return None;
+            };
+            let col = n * GROUP_COLS;
+            let group = || PackedGroup {
+                packing,
+                code: Code::new(bits, self.state_bits),
+                scale,
+                width: GROUP_COLS.min(cols.end - col),
+                lines: &self.lines[start..next.start],
+            };
+            Some((col - cols.start, (bits > 0).then(group)?))
         })
     }
 
@@ -208,15 +223,12 @@ impl PackedTrellis {
         &self,
         block: Block,
     ) -> impl Iterator<Item = (usize, PackedGroup<'_>)> {
-        let first =
-            self.layout.place(block).0 * self.layout.cols().div_ceil(GROUP_COLS) + block.col / GROUP_COLS;
-        (0..block.width.div_ceil(GROUP_COLS)).filter_map(move |n| {
-            let width = GROUP_COLS.min(block.width - n * GROUP_COLS);
-            Some((n * GROUP_COLS, self.scale_group(first + n, block.height, width)?))
-        })
+        // Every block begins where a scale group does.
+        let (cols, groups) = (block.cols(), block.col / GROUP_COLS..block.cols().end.div_ceil(GROUP_COLS));
+        self.groups_in(self.layout.place(block).0, cols, groups)
     }
 
-    /// Scale groups of a block row, counted over the whole width, block by block: the block's column, and of its scale groups those that are
+    /// Scale groups of block row `i`, counted over the whole width, block by block: the block's column, and those of its scale groups that are
     /// among them, as in [`block_groups`](Self::block_groups).
     #[inline(always)]
     pub(in crate::cpu) fn blocks_across(
@@ -224,21 +236,13 @@ impl PackedTrellis {
         i: usize,
         groups: Range<usize>,
     ) -> impl Iterator<Item = (usize, impl Iterator<Item = (usize, PackedGroup<'_>)>)> {
-        let (layout, height) = (self.layout, self.layout.row_range(i).len());
-        let first = i * layout.cols().div_ceil(GROUP_COLS);
         let mut next = groups.start;
         std::iter::from_fn(move || {
-            // Every block begins where a scale group does.
-            let j = (next < groups.end).then(|| layout.col_cut().block_of(next * GROUP_COLS))?;
-            let cols = layout.col_range(j);
+            let j = (next < groups.end).then(|| self.layout.col_cut().block_of(next * GROUP_COLS))?;
+            let cols = self.layout.col_range(j);
             let own = next..groups.end.min(cols.end.div_ceil(GROUP_COLS));
             next = own.end;
-            let group = move |n: usize| {
-                let col = n * GROUP_COLS;
-                let width = GROUP_COLS.min(cols.end - col);
-                Some((col - cols.start, self.scale_group(first + n, height, width)?))
-            };
-            Some((j, own.filter_map(group)))
+            Some((j, self.groups_in(i, cols, own)))
         })
     }
 

@@ -21,9 +21,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 thread_local! {
     /// Kept between products.
     static WORKSPACE: RefCell<Workspace> = RefCell::default();
-}
-
-thread_local! {
     /// Those of an item that has whole rows: in the nearer caches, where those of all items would not stay.
     static OWN_SUMS: RefCell<Vec<RowSums>> = RefCell::default();
 }
