@@ -230,8 +230,8 @@ fn write_model(
     let chosen = archive.entries().filter(|entry| !tied.contains_key(entry.name.as_str()));
     let parts = Part::all(chosen.filter(|entry| selection.takes(entry)));
     let matrices = Matrices::new(archive, &parts, config.as_ref());
-    let plan = work.plan(&matrices)?;
     let mut pace = ProgressReporter::new(watch, output, parts.iter().map(Part::elements));
+    let plan = work.plan(&matrices, &mut pace)?;
     let mut made_before = match work.walk.take() {
         Some(walk) => Some(layers::encode(work, &matrices, &plan, walk, &mut pace)?),
         None => None,
