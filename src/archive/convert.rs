@@ -149,8 +149,10 @@ pub fn compress_into(
 /// behind the layers in front of it as they are compressed, so that it makes up for their errors.
 ///
 /// It takes what the walk takes and one matrix' encoding, whatever the model's size, and for every token two passes through the
-/// model. The rate must be [`Rate::BitsPerWeight`](crate::Rate), shared out as [`compress`] does. Matrices that the walk does
-/// not come to (a token table that is not the head) are encoded as by [`compress`].
+/// model. The rate must be [`Rate::BitsPerWeight`](crate::Rate), shared out by what each matrix' errors are expected to do to the
+/// predictions: before the first step the dense model goes back from those on a part of the windows
+/// ([`EncoderConfig::mix`](crate::EncoderConfig); without, all have the same). Matrices that the walk does not come to (a token table that is
+/// not the head) are encoded as by [`compress`].
 ///
 /// Matrices that are encoded are kept in a hidden file beside the destination until the stage is committed ([`kept_layers`](super::kept_layers)). If that
 /// does not come to pass, the same call goes on from there, with the same output to the byte: what is the same is told by the

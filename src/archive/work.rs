@@ -309,8 +309,8 @@ impl Encoder {
     ) -> Result<Vec<Offer>> {
         let offers = || -> Result<_> {
             let mut offers = self.offers(&matrices.weight(at)?, statistics)?;
-            // Far below the others the expectation does not hold; see `FARTHEST`.
-            offers.retain(|offer| offer.bits_per_weight >= bits - FARTHEST);
+            // Far below the others the expectation does not hold; see `FEWEST`.
+            offers.retain(|offer| offer.bits_per_weight >= FEWEST * bits);
             Ok(offers)
         };
         offers().map_err(|e| e.in_tensor(matrices.names[at]))
@@ -336,6 +336,6 @@ const MEASURED: usize = 4096;
 /// What the shares are kept as; no name of a tensor.
 const SHARES: &str = "\0shares";
 
-/// How many bits fewer than the budget's a matrix gets at most. What errors do to predictions is known to second
-/// order: of matrices with few bits it expects too little.
-const FARTHEST: f64 = 0.5;
+/// The part of the budget's bits that a matrix gets at least. What errors do to predictions is known to second
+/// order: of matrices with few bits it expects too little, and the sooner the fewer bits all have.
+const FEWEST: f64 = 0.75;

@@ -137,3 +137,64 @@ fn gradient_at(stream: &Var, sum: &Tensor, recorder: &mut Recorder) -> Result<Te
         gradients.get(stream).ok_or_else(|| Error::config("a layer does not lead to the logits"))?;
     Ok(gradient.detach())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::archive;
+    use crate::models::{Config, Model};
+    use crate::nn::Calibration;
+    use candle_core::Device;
+    use std::path::Path;
+
+    #[test]
+    fn layer_by_layer_the_same_is_learnt_as_of_the_whole_model() -> Result<()> {
+        for name in ["llama-books", "gpt2-books"] {
+            let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(name);
+            let weights = || archive::open(&directory, DType::F32, &Device::Cpu);
+            let model = Model::load(&directory, weights()?)?;
+            let streamed = StreamedModel::new(Config::read(&directory)?, weights()?)?;
+            let window = |n: u32| {
+                Tensor::from_iter((0..POSITIONS as u32).map(|at| (at * at * 37 + n) % 4096), &Device::Cpu)
+            };
+            let windows: Vec<Tensor> =
+                [5, 900].into_iter().map(|n| Ok(window(n)?.unsqueeze(0)?)).collect::<Result<_>>()?;
+            let (mut found, mut told) = (Guided::new(), Vec::new());
+            streamed.guided(&windows, |done, of, statistics| {
+                told.push((done, of));
+                found.extend(statistics);
+                Ok(())
+            })?;
+            assert!(told.iter().enumerate().all(|(n, step)| *step == (n + 1, told.len())), "{told:?}");
+            let mut calibration = Calibration::new(&model, windows);
+            let mut tables = 0;
+            let layers: Vec<&str> = found.keys().map(String::as_str).collect();
+            for (at, (layer, own)) in found.iter().enumerate() {
+                let Some(whole) = calibration.statistics(&layers[at..])? else {
+                    // A table that is not the head: all of its rows count the same.
+                    tables += 1;
+                    assert!(
+                        own.divergence(&vec![0.01; own.shape().0 * own.shape().1]) > 0.0,
+                        "{name} {layer}"
+                    );
+                    continue;
+                };
+                assert_eq!((own.shape(), own.count()), (whole.shape(), whole.count()), "{name} {layer}");
+                // An error that grows with rows and columns.
+                let (rows, cols) = own.shape();
+                let error: Vec<f32> = (0..rows * cols)
+                    .map(|n| (1.0 + (n / cols) as f32 / rows as f32) * ((n % cols) as f32 * 0.7).sin())
+                    .collect();
+                let (own, whole) = (own.divergence(&error), whole.divergence(&error));
+                assert!((own / whole - 1.0).abs() < 1e-3, "{name} {layer}: {own} {whole}");
+            }
+            // The table beside a head, and positions.
+            assert_eq!(
+                (found.len(), tables),
+                if name == "llama-books" { (44, 1) } else { (26, 1) },
+                "{name}"
+            );
+        }
+        Ok(())
+    }
+}
