@@ -141,19 +141,20 @@ fn gradient_at(stream: &Var, sum: &Tensor, recorder: &mut Recorder) -> Result<Te
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::archive;
     use crate::models::{Config, Model};
     use crate::nn::Calibration;
     use candle_core::Device;
+    use candle_nn::VarBuilder;
     use std::path::Path;
 
     #[test]
     fn layer_by_layer_the_same_is_learnt_as_of_the_whole_model() -> Result<()> {
         for name in ["llama-books", "gpt2-books"] {
             let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(name);
-            let weights = || archive::open(&directory, DType::F32, &Device::Cpu);
-            let model = Model::load(&directory, weights()?)?;
-            let streamed = StreamedModel::new(Config::read(&directory)?, weights()?)?;
+            let tensors = candle_core::safetensors::load(directory.join("model.safetensors"), &Device::Cpu)?;
+            let weights = || VarBuilder::from_tensors(tensors.clone(), DType::F32, &Device::Cpu);
+            let model = Model::load(&directory, weights())?;
+            let streamed = StreamedModel::new(Config::read(&directory)?, weights())?;
             let window = |n: u32| {
                 Tensor::from_iter((0..POSITIONS as u32).map(|at| (at * at * 37 + n) % 4096), &Device::Cpu)
             };
