@@ -149,10 +149,8 @@ pub fn compress_into(
 /// behind the layers in front of it as they are compressed, so that it makes up for their errors.
 ///
 /// It takes what the walk takes and one matrix' encoding, whatever the model's size, and for every token two passes through the
-/// model. The rate must be [`Rate::BitsPerWeight`](crate::Rate), shared out by what each matrix' errors are expected to do to the
-/// predictions: before the first step the dense model goes back from those on a part of the windows
-/// ([`EncoderConfig::mix`](crate::EncoderConfig); without, all have the same). Matrices that the walk does not come to (a token table that is
-/// not the head) are encoded as by [`compress`].
+/// model. The rate must be [`Rate::BitsPerWeight`](crate::Rate), shared out as [`compress`] does. Matrices that the walk does
+/// not come to (a token table that is not the head) are encoded as by [`compress`].
 ///
 /// Matrices that are encoded are kept in a hidden file beside the destination until the stage is committed ([`kept_layers`](super::kept_layers)). If that
 /// does not come to pass, the same call goes on from there, with the same output to the byte: what is the same is told by the
@@ -232,8 +230,8 @@ fn write_model(
     let chosen = archive.entries().filter(|entry| !tied.contains_key(entry.name.as_str()));
     let parts = Part::all(chosen.filter(|entry| selection.takes(entry)));
     let matrices = Matrices::new(archive, &parts, config.as_ref());
+    let plan = work.plan(&matrices)?;
     let mut pace = ProgressReporter::new(watch, output, parts.iter().map(Part::elements));
-    let plan = work.plan(&matrices, &mut pace)?;
     let mut made_before = match work.walk.take() {
         Some(walk) => Some(layers::encode(work, &matrices, &plan, walk, &mut pace)?),
         None => None,

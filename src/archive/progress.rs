@@ -4,12 +4,12 @@ use crate::{Error, Result};
 use std::ops::ControlFlow;
 use std::path::Path;
 
-/// Where a conversion stands: measuring, about to take up tensor `name`, or at the end.
+/// Where a conversion stands: about to take up tensor `name`, or at the end when `done == of`.
 ///
 /// Only tensors that are encoded or decoded count; dense ones are copied in no time.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress<'a> {
-    /// The tensor that comes next; empty at the end, and while something is measured.
+    /// The tensor that comes next; empty at the end.
     pub name: &'a str,
     /// Tensors finished.
     pub tensors_done: usize,
@@ -19,8 +19,6 @@ pub struct Progress<'a> {
     pub weights_done: u64,
     /// Weights to do in all.
     pub weights: u64,
-    /// While what errors cost is measured, before the first tensor: steps done and all of them. The name is empty then.
-    pub measuring: Option<(usize, usize)>,
     /// Weights among those finished that an earlier run of the same conversion left ([`kept_layers`](super::kept_layers)).
     pub weights_kept: u64,
 }
@@ -55,22 +53,9 @@ impl<'a, 'b> ProgressReporter<'a, 'b> {
 
     /// Before a tensor of this name and so many weights, or at the end with `None`.
     pub(super) fn tell(&mut self, next: Option<(&str, u64)>) -> Result<()> {
-        self.step(next.map_or("", |(name, _)| name), None)?;
-        if let Some((_, weights)) = next {
-            self.tensors_done += 1;
-            self.weights_done = self.weights_done.saturating_add(weights);
-        }
-        Ok(())
-    }
-
-    /// While what errors cost is measured, before the first tensor.
-    pub(super) fn tell_of_measuring(&mut self, done: usize, of: usize) -> Result<()> {
-        self.step("", Some((done, of)))
-    }
-
-    fn step(&mut self, name: &str, measuring: Option<(usize, usize)>) -> Result<()> {
         let &mut Self { tensors_done, tensors, weights_done, weights, weights_kept, .. } = self;
-        let step = Progress { name, tensors_done, tensors, weights_done, weights, measuring, weights_kept };
+        let name = next.map_or("", |(name, _)| name);
+        let step = Progress { name, tensors_done, tensors, weights_done, weights, weights_kept };
         let stop = (self.watch)(step);
         if stop.is_break() {
             let kind = std::io::ErrorKind::Interrupted;
@@ -78,6 +63,10 @@ impl<'a, 'b> ProgressReporter<'a, 'b> {
                 self.output,
                 std::io::Error::new(kind, "stopped on request; nothing is written"),
             ));
+        }
+        if let Some((_, weights)) = next {
+            self.tensors_done += 1;
+            self.weights_done = self.weights_done.saturating_add(weights);
         }
         Ok(())
     }

@@ -5,7 +5,6 @@ use super::beside::{is_conv1d, model_type, ties_head};
 use super::mix::{Share, mix};
 use super::options::CompressOptions;
 use super::parts::{Part, is_in_out};
-use super::progress::ProgressReporter;
 use super::roles::{Depth, Role, layer, share_input};
 use super::stage::Kept;
 use crate::models::Walk;
@@ -105,11 +104,7 @@ pub(super) struct Plan {
 
 impl Work<'_, '_> {
     /// A plan for each matrix.
-    pub(super) fn plan(
-        &mut self,
-        matrices: &Matrices,
-        pace: &mut ProgressReporter<'_, '_>,
-    ) -> Result<Vec<Plan>> {
+    pub(super) fn plan(&mut self, matrices: &Matrices) -> Result<Vec<Plan>> {
         let Rate::BitsPerWeight(bits) = self.encoder.config().rate else {
             return match self.gathered().filter(|gathered| *gathered != Gathered::Squares) {
                 None if self.walk.is_none() => Ok(vec![Plan::default(); matrices.names.len()]),
@@ -124,10 +119,6 @@ impl Work<'_, '_> {
             return Ok(bits.into_iter().map(|bits| Plan { bits, scaling: None }).collect());
         }
         let scalings = self.scalings(matrices)?;
-        if self.walk.is_some() && self.encoder.config().mix {
-            let plan = self.measured(matrices, bits, pace)?.into_iter().zip(scalings);
-            return Ok(plan.map(|(bits, scaling)| Plan { bits, scaling: Some(scaling) }).collect());
-        }
         let layers = matrices.names.iter().filter_map(|name| layer(name)).max().map_or(0, |last| last + 1);
         let shares = (0..matrices.names.len()).map(|at| {
             let (rows, cols) = matrices.parts[at].entry.matrix().unwrap_or((1, 1));
@@ -219,49 +210,36 @@ impl Work<'_, '_> {
         Ok(Scaling { rows: Some(rows), cols })
     }
 
-    /// The shares of the budget that the calibration's statistics lead to; `None` for a matrix that it has none of.
+    /// What calibration offers each matrix of the budget; `None` for one that it has no statistics of.
     fn offered(&mut self, matrices: &Matrices, bits: f64) -> Result<Vec<Option<f64>>> {
         let names = &matrices.names;
         let Some(calibration) = &mut self.calibration else { return Ok(vec![None; names.len()]) };
-        let mut offers = vec![Vec::new(); names.len()];
-        for (at, offers) in offers.iter_mut().enumerate() {
-            let statistics = calibration.statistics(&names[at..]).map_err(|e| e.in_tensor(names[at]))?;
-            if let Some(statistics) = statistics {
-                *offers = self.encoder.offers_of(matrices, at, statistics, bits)?;
-            }
+        let mut offers: Vec<(u64, Vec<Offer>)> = Vec::new();
+        for at in 0..names.len() {
+            let mut offer = || -> Result<_> {
+                let Some(statistics) = calibration.statistics(&names[at..])? else { return Ok(Vec::new()) };
+                let weight = matrices.weight(at)?;
+                let mut offers = self.encoder.offers(&weight, statistics)?;
+                // Far below the others the expectation does not hold; see `FARTHEST`.
+                offers.retain(|offer| offer.bits_per_weight >= bits - FARTHEST);
+                Ok(offers)
+            };
+            offers.push((matrices.elements(at), offer().map_err(|e| e.in_tensor(names[at]))?));
         }
-        Ok(shared_out(matrices, &offers, bits))
-    }
-
-    /// The shares of the budget by what going back through the dense model shows, kept for a run that goes on with this one.
-    fn measured(
-        &mut self,
-        matrices: &Matrices,
-        bits: f64,
-        pace: &mut ProgressReporter<'_, '_>,
-    ) -> Result<Vec<Option<f64>>> {
-        let Some((walk, kept)) = &mut self.walk else { return Ok(vec![None; matrices.names.len()]) };
-        if kept.has(SHARES) {
-            let shares: Vec<Option<f64>> = serde_json::from_slice(&kept.read(SHARES)?)
-                .map_err(|e| Error::file(kept.path(), format!("{e}; remove the file to begin anew")))?;
-            if shares.len() == matrices.names.len() {
-                return Ok(shares);
-            }
+        let (some, matrices): (Vec<usize>, Vec<(u64, &[Offer])>) = offers
+            .iter()
+            .enumerate()
+            .filter(|(_, (_, offers))| !offers.is_empty())
+            .map(|(at, (weights, offers))| (at, (*weights, &offers[..])))
+            .unzip();
+        let budget = bits * matrices.iter().map(|(weights, _)| *weights as f64).sum::<f64>();
+        let mut rates = vec![None; names.len()];
+        for ((at, taken), (_, offers)) in
+            some.into_iter().zip(share(&matrices, |spent, _| spent <= budget)).zip(&matrices)
+        {
+            rates[at] = Some(offers[taken].bits_per_weight);
         }
-        let mut offers = vec![Vec::new(); matrices.names.len()];
-        let (model, windows) = walk.dense(MEASURED)?;
-        model.guided(&windows, |done, of, statistics| {
-            for (name, statistics) in statistics {
-                if let Some(at) = matrices.position(&name) {
-                    offers[at] = self.encoder.offers_of(matrices, at, &statistics, bits)?;
-                }
-            }
-            pace.tell_of_measuring(done, of)
-        })?;
-        let shares = shared_out(matrices, &offers, bits);
-        let text = serde_json::to_vec(&shares).map_err(|e| Error::file(kept.path(), e))?;
-        kept.keep(SHARES, &text)?;
-        Ok(shares)
+        Ok(rates)
     }
 
     /// Encodes a matrix as its plan says, by the statistics that are given or, without, by those of the calibration.
@@ -298,44 +276,6 @@ impl Work<'_, '_> {
     }
 }
 
-impl Encoder {
-    /// What sizes a matrix can have by these statistics.
-    fn offers_of(
-        &self,
-        matrices: &Matrices,
-        at: usize,
-        statistics: &LayerStatistics,
-        bits: f64,
-    ) -> Result<Vec<Offer>> {
-        let offers = || -> Result<_> {
-            let mut offers = self.offers(&matrices.weight(at)?, statistics)?;
-            // Far below the others the expectation does not hold; see `FEWEST`.
-            offers.retain(|offer| offer.bits_per_weight >= FEWEST * bits);
-            Ok(offers)
-        };
-        offers().map_err(|e| e.in_tensor(matrices.names[at]))
-    }
-}
-
-/// The bits of each matrix, where so many are the budget of all that have offers; `None` for the others.
-fn shared_out(matrices: &Matrices, offers: &[Vec<Offer>], bits: f64) -> Vec<Option<f64>> {
-    let open: Vec<usize> = (0..offers.len()).filter(|at| !offers[*at].is_empty()).collect();
-    let sides: Vec<(u64, &[Offer])> =
-        open.iter().map(|at| (matrices.elements(*at), &offers[*at][..])).collect();
-    let budget = bits * sides.iter().map(|(weights, _)| *weights as f64).sum::<f64>();
-    let mut shares = vec![None; offers.len()];
-    for (at, taken) in open.into_iter().zip(share(&sides, |spent, _| spent <= budget)) {
-        shares[at] = Some(offers[at][taken].bits_per_weight);
-    }
-    shares
-}
-
-/// How many tokens of a text going back looks at: their share of the time of a calibration is about a fourth.
-const MEASURED: usize = 4096;
-
-/// What the shares are kept as; no name of a tensor.
-const SHARES: &str = "\0shares";
-
-/// The part of the budget's bits that a matrix gets at least. What errors do to predictions is known to second
-/// order: of matrices with few bits it expects too little, and the sooner the fewer bits all have.
-const FEWEST: f64 = 0.75;
+/// How many bits fewer than the budget's a matrix gets at most. What errors do to predictions is known to second
+/// order: of matrices with few bits it expects too little.
+const FARTHEST: f64 = 0.5;

@@ -33,7 +33,6 @@
 use super::inputs::Inputs;
 use super::{ForwardHook, Linear};
 use crate::{Error, Result};
-use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Device, Tensor, Var};
 use rbe_core::codec::signs::{Side, signs};
 use rbe_core::encode::LayerStatistics;
@@ -316,16 +315,11 @@ impl Recorder {
     /// # Errors
     /// A layer does not lead to the logits, an input or a gradient is not finite; Candle's.
     pub fn learn(&mut self, logits: &Tensor) -> Result<()> {
-        if lock(&self.ledger).taps.is_empty() {
+        let taps = std::mem::take(&mut lock(&self.ledger).taps);
+        if taps.is_empty() {
             // Nothing that is wanted is a layer of the model.
             return Ok(());
         }
-        let sum = self.likelihood(logits)?;
-        self.go_back(&sum).map(drop)
-    }
-
-    /// The likelihood that [`learn`](Self::learn) goes back from; another outcome each time.
-    pub(crate) fn likelihood(&mut self, logits: &Tensor) -> Result<Tensor> {
         let logits = logits.flatten_to(D::Minus2)?;
         let p = candle_nn::ops::softmax(&logits.detach().to_dtype(DType::F32)?, D::Minus1)?;
         let signs = signs(self.samples, Side::Cols, p.elem_count());
@@ -333,23 +327,14 @@ impl Recorder {
         let root = (p.sqrt()? * Tensor::from_vec(signs, p.shape(), p.device())?)?;
         let along = (p.sqrt()? * &root)?.sum_keepdim(1)?;
         let outcome = (root - p.broadcast_mul(&along)?)?.to_dtype(logits.dtype())?;
-        Ok((logits * outcome)?.sum_all()?)
-    }
-
-    /// Goes back from a number to every layer noted since the last time.
-    ///
-    /// # Errors
-    /// As [`learn`](Self::learn).
-    pub(crate) fn go_back(&mut self, sum: &Tensor) -> Result<GradStore> {
-        let taps = std::mem::take(&mut lock(&self.ledger).taps);
-        let gradients = sum.backward()?;
+        let gradients = (logits * outcome)?.sum_all()?.backward()?;
         for tap in taps {
             let gradient = gradients.get(&tap.zero).ok_or_else(|| {
                 Error::config("its output does not lead to the logits").in_tensor(tap.name.clone())
             })?;
             self.add(&tap, gradient).map_err(|error| error.in_tensor(tap.name.clone()))?;
         }
-        Ok(gradients)
+        Ok(())
     }
 
     fn add(&mut self, tap: &Tap, gradient: &Tensor) -> Result<()> {

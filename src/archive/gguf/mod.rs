@@ -128,8 +128,7 @@ fn write_model(
     let mut tell = |part: Option<&Part>| {
         let name = part.map_or("", |part| &part.name);
         let tensors = parts.len();
-        let step =
-            Progress { name, tensors_done, tensors, weights_done, weights, measuring: None, weights_kept: 0 };
+        let step = Progress { name, tensors_done, tensors, weights_done, weights, weights_kept: 0 };
         if watch(step).is_break() {
             let stopped = std::io::Error::new(
                 std::io::ErrorKind::Interrupted,

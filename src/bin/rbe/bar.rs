@@ -25,12 +25,9 @@ impl Bar {
 
     /// For a conversion to tell its steps to; never stops it, since an interrupt does that by itself.
     pub(crate) fn step(&self, step: Progress<'_>) -> ControlFlow<()> {
-        match step.measuring {
-            Some((done, of)) => self.set(done as u64, of as u64, "measuring what errors cost".to_owned()),
-            None => self.set(step.weights_done, step.weights, step.name.to_owned()),
-        }
-        if step.measuring.is_none() && step.weights_kept == step.weights_done {
-            // What was measured, or done by an earlier run, says nothing of the time that is left.
+        self.set(step.weights_done, step.weights, step.name.to_owned());
+        if step.weights_kept > 0 && step.weights_kept == step.weights_done {
+            // What an earlier run did says nothing of the time that is left.
             self.0.tick();
             self.0.reset_eta();
         }

@@ -3,7 +3,6 @@
 
 mod config;
 mod experts;
-mod gradients;
 mod layer;
 mod names;
 mod projections;
@@ -115,25 +114,8 @@ impl Model {
 
     /// The name that the token table has in the file, where it is the head too.
     pub fn tied_table(&self) -> Option<String> {
-        self.config.tie_word_embeddings.then(|| self.table_name(self.config.names.tokens))
-    }
-
-    /// The name that a table has in the file.
-    fn table_name(&self, table: &str) -> String {
-        format!("{}{table}.weight", dotted(self.body))
-    }
-
-    /// What the model predicts by, from what the head's layer makes.
-    fn shaped(&self, logits: Tensor) -> candle_core::Result<Tensor> {
-        let logits = logits.to_dtype(DType::F32)?;
-        let logits = match self.config.logits_divisor {
-            Some(by) => (logits / by)?,
-            None => logits,
-        };
-        match self.config.logits_softcap {
-            Some(cap) => (logits / cap)?.tanh()? * cap,
-            None => Ok(logits),
-        }
+        let Names { tokens, .. } = self.config.names;
+        self.config.tie_word_embeddings.then(|| format!("{}{tokens}.weight", dotted(self.body)))
     }
 }
 
@@ -218,7 +200,15 @@ impl CausalLm for Model {
     }
 
     fn head(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
-        self.shaped(self.head.forward(hidden)?)
+        let logits = self.head.forward(hidden)?.to_dtype(DType::F32)?;
+        let logits = match self.config.logits_divisor {
+            Some(by) => (logits / by)?,
+            None => logits,
+        };
+        match self.config.logits_softcap {
+            Some(cap) => (logits / cap)?.tanh()? * cap,
+            None => Ok(logits),
+        }
     }
 
     fn new_cache(&self) -> KvCache {

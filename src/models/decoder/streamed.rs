@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 /// windows at once, as every forward reads the layers again.
 pub struct StreamedModel {
     /// Its layers are none.
-    pub(super) frame: Model,
-    pub(super) inside: VarBuilder<'static>,
+    frame: Model,
+    inside: VarBuilder<'static>,
 }
 
 impl std::fmt::Debug for StreamedModel {

@@ -3,7 +3,7 @@
 
 use super::layer::{AnyNorm, Layer};
 use super::names::dotted;
-use super::{Config, FeedForwardConfig, Names, StreamedModel, body, embed, load_layer, pass};
+use super::{Config, FeedForwardConfig, Names, body, embed, load_layer, pass};
 use crate::nn::{Embedding, RbeLinear, Recorder, Rope, embedding};
 use crate::{Error, RbeTensor, Result};
 use candle_core::{D, DType, Device, Tensor};
@@ -23,8 +23,8 @@ const BATCH: usize = 1024;
 /// feed-forward's last layer, two and two of its inner width) in F32; the products of the inputs of one step at a time.
 pub struct Walk {
     config: Config,
-    /// The weights, until the last of them are read: a map of a file counts as memory.
-    weights: Option<VarBuilder<'static>>,
+    /// The weights of the body, until the last of them are read: a map of a file counts as memory.
+    inside: Option<VarBuilder<'static>>,
     body: &'static str,
     ropes: Vec<(Rope, usize)>,
     /// Token ids `(1, length)`.
@@ -97,7 +97,7 @@ impl Walk {
         let config = config.stored_in(&inside);
         let (ropes, paths) = (config.ropes(), Default::default());
         let (place, tables) = (Place::Start, BTreeMap::new());
-        Ok(Self { config, weights: Some(vb), body, ropes, windows, paths, place, tables })
+        Ok(Self { config, inside: Some(inside), body, ropes, windows, paths, place, tables })
     }
 
     /// Tokens of all windows.
@@ -113,7 +113,7 @@ impl Walk {
 
     /// All that decides what is seen but weights and tokens.
     pub(crate) fn settings(&self) -> String {
-        let dtype = self.weights.as_ref().map(|weights| weights.dtype());
+        let dtype = self.inside.as_ref().map(|inside| inside.dtype());
         format!("{:?} {dtype:?} batches of {BATCH}", self.config)
     }
 
@@ -194,7 +194,7 @@ impl Walk {
                 Ok(Some(vec![self.head_name()]))
             }
             Place::Start | Place::End => {
-                (self.paths, self.weights) = (Default::default(), None);
+                (self.paths, self.inside) = (Default::default(), None);
                 Ok(None)
             }
         }
@@ -218,9 +218,7 @@ impl Walk {
     }
 
     fn seen_by_head(&mut self) -> Result<Seen> {
-        let Some(weights) = self.weights.take() else { return Ok(Vec::new()) };
-        let (_, inside) = body(&self.config.names, &weights);
-        drop(weights);
+        let Some(inside) = self.inside.take() else { return Ok(Vec::new()) };
         let Config { norm, hidden_size, vocab_size, tie_word_embeddings, ref names, .. } = self.config;
         let norm = AnyNorm::new(norm, hidden_size, inside.pp(names.norm))?;
         self.each(|path, _, window| {
@@ -237,19 +235,8 @@ impl Walk {
         Ok(vec![(self.head_name(), seen)])
     }
 
-    /// The weights of the body.
-    fn inside(&self) -> Result<VarBuilder<'static>> {
-        let weights = self.weights.as_ref().ok_or_else(|| Error::config("the walk is over"))?;
-        Ok(body(&self.config.names, weights).1)
-    }
-
-    /// The dense model, and windows of the walk's, spread evenly over them, that have `tokens` together, or the least that there are.
-    pub(crate) fn dense(&self, tokens: usize) -> Result<(StreamedModel, Vec<Tensor>)> {
-        let weights = self.weights.as_ref().ok_or_else(|| Error::config("the walk is over"))?;
-        let count = self.windows.len();
-        let wanted = (tokens * count / self.tokens().max(1)).clamp(1, count);
-        let windows = (0..wanted).map(|n| self.windows[n * count / wanted].clone()).collect();
-        Ok((StreamedModel::new(self.config.clone(), weights.clone())?, windows))
+    fn weights(&self) -> Result<&VarBuilder<'static>> {
+        self.inside.as_ref().ok_or_else(|| Error::config("the walk is over"))
     }
 
     fn next_place(&self) -> Place {
@@ -282,7 +269,7 @@ impl Walk {
                 self.embed()?;
             }
             self.finish_layer()?;
-            let layer = load_layer(&self.config, index, &self.ropes, &self.inside()?)?;
+            let layer = load_layer(&self.config, index, &self.ropes, self.weights()?)?;
             self.paths[COMPRESSED].layer = Some(layer.clone());
             self.paths[DENSE].layer = Some(layer);
         }
@@ -316,9 +303,9 @@ impl Walk {
     /// The beginning of both streams.
     fn embed(&mut self) -> Result<()> {
         let Names { tokens, positions, .. } = self.config.names;
-        let (hidden, inside) = (self.config.hidden_size, self.inside()?);
+        let hidden = self.config.hidden_size;
         let table = |rows: usize, name: &str| -> Result<[Embedding; 2]> {
-            let dense = embedding(rows, hidden, inside.pp(name))?;
+            let dense = embedding(rows, hidden, self.weights()?.pp(name))?;
             let compressed = self.tables.get(&format!("{}{name}.weight", dotted(self.body)));
             let compressed = compressed.map(|table| Embedding::new(table.clone(), hidden));
             Ok([dense.clone(), compressed.unwrap_or(dense)])
