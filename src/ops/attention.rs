@@ -128,7 +128,7 @@ impl CustomOp3 for RbeAttention {
         let shape = self.shape(lq, lk, lv)?;
         let dtype = dtype_of(q);
         let (q, k, v) = (Rows::new(q, lq)?, Rows::new(k, lk)?, Rows::new(v, lv)?);
-        let mut out = vec![0.0; shape.batch * shape.queries * shape.heads * shape.width];
+        let mut out = cpu::zeros(shape.batch * shape.queries * shape.heads * shape.width, &CandlePool);
         cpu::attention(&shape, [q.heads(), k.heads(), v.heads()], &mut out, &CandlePool);
         let dims = (shape.batch, shape.queries, shape.heads * shape.width);
         Ok((from_f32(out, dtype, NAME)?, Shape::from(dims)))

@@ -53,7 +53,7 @@ impl CustomOp2 for DenseMatMul {
             *last = out_features;
         }
         let x = to_f32(x, x_layout, NAME)?;
-        let mut y = vec![0.0; shape.iter().product()];
+        let mut y = cpu::zeros(shape.iter().product(), &CandlePool);
         cpu::dense_matmul(&weight[start..end], rows(&x, x_layout), &mut y, &CandlePool);
         Ok((CpuStorage::F32(y), shape.into()))
     }

@@ -38,7 +38,7 @@ impl CustomOp2 for SiluMul {
             bail!("{NAME}: a gate of shape {shape:?} and {dtype:?} with {other:?} and {other_dtype:?}");
         }
         let (gate, up) = (to_f32(gate, gate_layout, NAME)?, to_f32(up, up_layout, NAME)?);
-        let mut out = vec![0.0; gate.len()];
+        let mut out = cpu::zeros(gate.len(), &CandlePool);
         cpu::silu_mul(&gate, &up, &mut out, &CandlePool);
         Ok((from_f32(out, dtype, NAME)?, shape.clone()))
     }

@@ -48,7 +48,7 @@ impl RbeNorm {
         let values = to_f32(x, x_layout, NAME)?;
         let weight = to_f32(weight, weight_layout, NAME)?;
         let bias = bias.map(|(bias, layout)| to_f32(bias, layout, NAME)).transpose()?.unwrap_or_default();
-        let mut out = vec![0.0; values.len()];
+        let mut out = cpu::zeros(values.len(), &CandlePool);
         cpu::norm(self.0, &values, &weight, &bias, &mut out, &CandlePool);
         Ok((from_f32(out, dtype_of(x), NAME)?, x_layout.shape().clone()))
     }

@@ -39,7 +39,7 @@ pub use gate::silu_mul;
 pub use layout::Precision;
 pub use matrix::PackedMatrix;
 pub use norm::{Norm, norm, norm_gradients};
-pub use pool::{Pool, Rayon, Serial};
+pub use pool::{Pool, Rayon, Serial, zeros};
 pub use product::{Gradients, Oriented, matmul, matmul_all, parametric_gradients, parametric_matmul};
 pub use rows::Rows;
 pub(crate) use viterbi::{Codebook, Search};

@@ -16,6 +16,7 @@ mod one_query;
 use super::exec::Exec;
 use super::gemm::{Strided, Write, multiply};
 use super::kernels::Kernels;
+use super::layout::LANES;
 use super::pool::{Pool, Shared};
 use crate::codec::sizes::{checked, elements, expect_len, strided};
 use std::cell::RefCell;
@@ -233,8 +234,7 @@ impl Workspace {
             tile.scores(&q, keys, scores);
             for (row, scores) in scores.chunks_exact_mut(cols).enumerate() {
                 let old = self.largest[row];
-                let new =
-                    scores.iter().fold(old, |largest, score| if *score < largest { largest } else { *score });
+                let new = largest(scores, old);
                 if new == f32::NEG_INFINITY {
                     scores.fill(0.0);
                     continue;
@@ -250,6 +250,19 @@ impl Workspace {
             multiply(&mut self.mixed, width, scores, v, Write::Add);
         }
     }
+}
+
+/// The largest of some scores and that of those before.
+fn largest(scores: &[f32], before: f32) -> f32 {
+    let larger = |largest: f32, score: f32| if score < largest { largest } else { score };
+    let (lanes, rest) = scores.as_chunks::<LANES>();
+    let mut largest = [before; LANES];
+    for scores in lanes {
+        for (largest, score) in largest.iter_mut().zip(scores) {
+            *largest = larger(*largest, *score);
+        }
+    }
+    largest.iter().chain(rest).copied().fold(before, larger)
 }
 
 /// The gradients of `<g, attention>`; `out` is what [`attention`] gave, `g` lies as it does. Those of queries, keys and values

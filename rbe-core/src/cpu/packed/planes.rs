@@ -108,23 +108,24 @@ impl IntegerProduct<'_> {
         let Self { exec, term, x, product, out } = *self;
         let (layout, batch, rows) = (term.layout(), product.batch, term.layout().rows());
         let mut sums = [RowSums::ZERO; AT_ONCE];
-        let mut block_row = 0..0;
-        let mut i = 0;
-        for item in row_tiles {
-            // Every block begins at a multiple of a tile's rows.
-            let first_row = item * TILE_ROWS;
-            if !block_row.contains(&first_row) {
-                i = layout.row_cut().block_of(first_row);
-                block_row = layout.row_range(i);
-            }
-            let (row_tile, count) =
-                ((first_row - block_row.start) / TILE_ROWS, TILE_ROWS.min(rows - first_row));
-            for first in (0..batch).step_by(AT_ONCE) {
-                let vectors = first..(first + AT_ONCE).min(batch);
-                let sums = &mut sums[..vectors.len()];
+        // All row tiles of some vectors, whose activations and outputs stay in the nearer caches.
+        for first in (0..batch).step_by(AT_ONCE) {
+            let vectors = first..(first + AT_ONCE).min(batch);
+            let sums = &mut sums[..vectors.len()];
+            let mut block_row = 0..0;
+            let mut i = 0;
+            for item in row_tiles.clone() {
+                // Every block begins at a multiple of a tile's rows.
+                let first_row = item * TILE_ROWS;
+                if !block_row.contains(&first_row) {
+                    i = layout.row_cut().block_of(first_row);
+                    block_row = layout.row_range(i);
+                }
+                let (row_tile, count) =
+                    ((first_row - block_row.start) / TILE_ROWS, TILE_ROWS.min(rows - first_row));
                 sums.fill(RowSums::ZERO);
                 exec.kernels.planes(term, i, row_tile, x.rows(vectors.clone(), product.slices), sums);
-                for (vector, sums) in vectors.zip(sums) {
+                for (vector, sums) in vectors.clone().zip(&*sums) {
                     let start = vector * rows + first_row;
                     // SAFETY: the rows of a row tile belong to one item.
                     let out = unsafe { out.part(start..start + count) };

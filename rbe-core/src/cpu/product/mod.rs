@@ -18,7 +18,7 @@ use super::exec::Exec;
 use super::layout::Activations;
 use super::matrix::PackedMatrix;
 use super::packed::{Forms, Inputs, PackedTerm, Parameters, Product};
-use super::pool::{Pool, Shared};
+use super::pool::{Pool, Shared, zeros};
 use super::rows::Rows;
 use super::spmm::InLanes;
 use crate::codec::Sides;
@@ -114,7 +114,7 @@ pub fn matmul<'a>(
 /// When the input has another length than a matrix' inputs.
 pub fn matmul_all(matrices: &[Oriented], x: Rows, precision: Precision, pool: &dyn Pool) -> Vec<f32> {
     let len = |matrix: &Oriented| elements(&[x.batch, matrix.sides().output().elements()]);
-    let mut joined = vec![0.0; matrices.iter().map(len).sum()];
+    let mut joined = zeros(matrices.iter().map(len).sum(), pool);
     let mut rest = &mut joined[..];
     let mut ys: Vec<&mut [f32]> =
         matrices.iter().map(|matrix| rest.split_off_mut(..len(matrix)).unwrap_or_default()).collect();

@@ -11,6 +11,7 @@ use crate::cpu::layout::trellis::{
     BIAS, Bundle, GROUP_LINES, GroupCodes, PERIOD, PackedGroup, PackedTrellis, Packing,
 };
 use crate::cpu::layout::{EDGE, Input, QuantizedRows, RowDots, RowSums};
+use std::cell::Cell;
 use std::ops::Range;
 
 /// The coefficients of a scale group, row by row.
@@ -20,6 +21,32 @@ pub(in crate::cpu) type GroupRows = [[f32; GROUP_COLS]; EDGE];
 pub(in crate::cpu) const DIGITS_AT_ONCE: usize = 16;
 /// Scale groups of the widest block.
 pub(in crate::cpu) const MOST_GROUPS: usize = EDGE / GROUP_COLS;
+
+thread_local! {
+    static BLOCK_CODES: Cell<Vec<GroupCodes>> = const { Cell::new(Vec::new()) };
+}
+
+/// Room for the widest block's scale groups: a thread's own, kept between products so that none clears 64 KiB.
+struct BlockCodes(Vec<GroupCodes>);
+
+impl BlockCodes {
+    fn take() -> Self {
+        let mut codes = BLOCK_CODES.take();
+        codes.resize(MOST_GROUPS, [Line([0; 64]); GROUP_LINES]);
+        Self(codes)
+    }
+
+    /// For as many scale groups as the widest block has. What was there before is there still.
+    #[inline(always)]
+    fn codes(&mut self) -> &mut [GroupCodes; MOST_GROUPS] {
+        // As many as `take` saw to.
+        &mut self.0.as_chunks_mut().0[0]
+    }
+
+    fn keep(self) {
+        BLOCK_CODES.set(self.0);
+    }
+}
 
 /// Digits that a scale group is to be multiplied with, at most `N`.
 #[derive(Clone, Copy)]
@@ -129,7 +156,8 @@ pub(in crate::cpu) fn product<I: MultiplyTile>(
     if x.batch() <= batch_at_once {
         return product_of_few(isa, term, i, groups, x, sums);
     }
-    let mut codes = [[Line([0; 64]); GROUP_LINES]; MOST_GROUPS];
+    let mut room = BlockCodes::take();
+    let codes = room.codes();
     for (j, scale_groups) in term.blocks_across(i, groups) {
         let mut places = [(0, 0.0); MOST_GROUPS];
         let mut count = 0;
@@ -147,6 +175,7 @@ pub(in crate::cpu) fn product<I: MultiplyTile>(
             }
         }
     }
+    room.keep();
 }
 
 /// [`product`] with digits that are taken at once: each scale group is multiplied while its codes are in the nearest cache.
