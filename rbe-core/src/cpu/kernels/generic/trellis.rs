@@ -27,10 +27,10 @@ thread_local! {
 }
 
 /// Room for the widest block's scale groups: a thread's own, kept between products so that none clears 64 KiB.
-struct BlockCodes(Vec<GroupCodes>);
+pub(in crate::cpu) struct BlockCodes(Vec<GroupCodes>);
 
 impl BlockCodes {
-    fn take() -> Self {
+    pub(in crate::cpu) fn take() -> Self {
         let mut codes = BLOCK_CODES.take();
         codes.resize(MOST_GROUPS, [Line([0; 64]); GROUP_LINES]);
         Self(codes)
@@ -38,12 +38,12 @@ impl BlockCodes {
 
     /// For as many scale groups as the widest block has. What was there before is there still.
     #[inline(always)]
-    fn codes(&mut self) -> &mut [GroupCodes; MOST_GROUPS] {
+    pub(in crate::cpu) fn codes(&mut self) -> &mut [GroupCodes; MOST_GROUPS] {
         // As many as `take` saw to.
         &mut self.0.as_chunks_mut().0[0]
     }
 
-    fn keep(self) {
+    pub(in crate::cpu) fn keep(self) {
         BLOCK_CODES.set(self.0);
     }
 }

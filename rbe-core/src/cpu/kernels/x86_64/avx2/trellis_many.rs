@@ -1,48 +1,147 @@
-//! The trellis for several vectors: scale groups are decoded once, and their values multiplied with the activations as unsigned bytes.
+//! The trellis for several vectors: scale groups are decoded once, and their codes multiplied with the activations.
 //!
-//! Values are -63 to 63 and activations -127 to 127. With 128 added to these, `vpmaddubsw` multiplies them as its unsigned bytes with the
-//! values as its signed ones: pairs of products, up to 2 * 255 * 63 < 2^15. The sum of two pairs may leave 16 bits. But it wraps, and less
-//! 128 times the sum of its four values it is the sum of four products as they are, 4 * 127 * 63 < 2^15 at most: it is right again. So
-//! two registers of products are widened by one instruction, and nothing is to be taken away from the sums.
+//! Codes are 1 to 127, values -63 to 63 with [`BIAS`] added, and activations -127 to 127. `vpmaddubsw` multiplies the codes as its unsigned
+//! bytes and adds up pairs of products, up to 2 * 127 * 127 < 2^15. The sum of two such results, four products, may leave 16 bits. But it wraps, and
+//! less the bias times its activations it is the sum of the products of values, 4 * 63 * 127 < 2^15 at most: it is right again.
+//!
+//! All products of a lane, sixteen in a scale group, are added up in 16 bits where their sum is known to fit there. It is at most the root
+//! of the sum of the values' squares times that of the activations' (Cauchy and Schwarz): where the largest such sums of a tile and of the digits
+//! come to less than 2^30 together, as they nearly always do, eight results of `vpmaddubsw` are widened by one instruction; else two are.
+//! The sums are exact either way.
 
 use super::isa::Avx2;
-use crate::cpu::kernels::generic::trellis::{DIGITS_AT_ONCE, MOST_GROUPS, decode_group};
+use crate::cpu::kernels::generic::trellis::{BlockCodes, DIGITS_AT_ONCE, MOST_GROUPS, decode_group};
 use crate::cpu::kernels::isa::Bytes;
-use crate::cpu::layout::planes::{Line, QUAD, QUADS, TILE_COLS};
-use crate::cpu::layout::trellis::{BIAS, GROUP_LINES, GroupCodes, PackedGroup, PackedTrellis};
-use crate::cpu::layout::{QuantizedRows, RowSums};
+use crate::cpu::kernels::unroll::each;
+use crate::cpu::layout::planes::{Line, QUAD, QUADS, TILE_ROWS};
+use crate::cpu::layout::trellis::{BIAS, GroupCodes, PackedGroup, PackedTrellis};
+use crate::cpu::layout::{EDGE, QuantizedRows, RowSums};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Turns a signed byte into one that is 128 more, unsigned.
-const TO_UNSIGNED: u8 = 128;
-/// Sums of a half of a line's rows.
-const HALF: usize = 8;
+/// Quads that are multiplied at a time: as many as have the codes of all sixteen rows in half of the registers.
+const QUADS_AT_ONCE: usize = QUADS / 2;
+/// Row tiles of the highest block.
+const MOST_TILES: usize = EDGE / TILE_ROWS;
+/// Rows of a half of a line.
+const HALF_ROWS: usize = TILE_ROWS / 2;
+/// What the squares of a lane's values times those of its activations are to stay below for a sum in 16 bits.
+const FITS_BELOW: u64 = 1 << 30;
 
-/// Digits of some vectors for a scale group: unsigned, and what multiplies their products.
+/// The activations of a scale group, by quads that are multiplied at a time.
+type GroupValues = [[i8; QUAD * QUADS_AT_ONCE]; 2];
+
+/// Digits of some vectors for a scale group.
 #[derive(Clone, Copy)]
-#[repr(align(32))]
-struct GroupDigits {
-    values: [[u8; TILE_COLS]; DIGITS_AT_ONCE],
-    factors: [f32; DIGITS_AT_ONCE],
+struct Digits {
+    each: [Digit; DIGITS_AT_ONCE],
+    /// The largest sum of the squares of a lane's activations.
+    squares: u32,
 }
 
-impl GroupDigits {
-    const NONE: Self = Self { values: [[0; TILE_COLS]; DIGITS_AT_ONCE], factors: [0.0; DIGITS_AT_ONCE] };
+/// One of them.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Digit {
+    values: GroupValues,
+    parts: [Part; 2],
+}
 
-    /// All digits of `x` for the scale group that begins with column `col` of block column `j`.
-    #[inline(always)]
+/// Of a half of a digit.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Part {
+    /// What [`BIAS`] in every code makes of the sums of a row's two lanes, two numbers of 16 bits: over the half's first two quads.
+    first_bias: i32,
+    /// Over all quads of both halves.
+    whole_bias: i32,
+    /// Over the half's last two quads.
+    last_bias: i32,
+    /// What multiplies the digit's products.
+    factor: f32,
+}
+
+impl Digits {
+    const NONE: Self = Self { each: [Digit::NONE; DIGITS_AT_ONCE], squares: 0 };
+
+    /// All of `x`, for the scale group that begins with column `col` of block column `j`.
+    #[target_feature(enable = "avx2,fma,f16c,popcnt")]
     fn fill(&mut self, x: QuantizedRows, j: usize, col: usize, scale: f32) {
         let values = x.values(0, j, col);
-        for digit in 0..x.slices() {
-            let own = &values[digit * x.stride()..][..TILE_COLS];
-            for (unsigned, value) in self.values[digit].iter_mut().zip(own) {
-                *unsigned = value.cast_unsigned() ^ TO_UNSIGNED;
-            }
-            self.factors[digit] = scale * x.scale(digit, j);
+        let mut squares = _mm_setzero_si128();
+        for (n, digit) in self.each[..x.slices()].iter_mut().enumerate() {
+            let values = &values[n * x.stride()..].as_chunks().0.as_chunks().0[0];
+            *digit = Digit::new(values, scale * x.scale(n, j));
+            squares = _mm_max_epi32(squares, squares_of_activations(values));
         }
+        self.squares = _mm_extract_epi32::<0>(squares).max(_mm_extract_epi32::<1>(squares)).cast_unsigned();
     }
+}
+
+impl Digit {
+    const NONE: Self = Self {
+        values: [[0; QUAD * QUADS_AT_ONCE]; 2],
+        parts: [Part { first_bias: 0, whole_bias: 0, last_bias: 0, factor: 0.0 }; 2],
+    };
+
+    #[target_feature(enable = "avx2,fma,f16c,popcnt")]
+    #[inline]
+    fn new(values: &GroupValues, factor: f32) -> Self {
+        let mut digit = Self { values: *values, ..Self::NONE };
+        // 2 * 64 * 127 < 2^15; what follows may wrap, as the sums do from which it is taken.
+        let quads = _mm256_maddubs_epi16(_mm256_set1_epi8(BIAS as i8), load(values));
+        let pairs = _mm256_add_epi16(quads, _mm256_shuffle_epi32::<0b10_11_00_01>(quads));
+        let halves = _mm256_add_epi16(pairs, _mm256_shuffle_epi32::<0b01_00_11_10>(pairs));
+        let whole = _mm256_add_epi16(halves, _mm256_permute4x64_epi64::<0b01_00_11_10>(halves));
+        let parts = _mm256_blend_epi32::<0b0010_0010>(pairs, whole);
+        let parts = _mm256_blend_epi32::<0b1000_1000>(parts, _mm256_castps_si256(_mm256_set1_ps(factor)));
+        // SAFETY: two times four numbers of 32 bits.
+        unsafe { _mm256_store_si256(digit.parts.as_mut_ptr().cast(), parts) };
+        digit
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+#[inline]
+fn load(values: &GroupValues) -> __m256i {
+    // SAFETY: 32 bytes.
+    unsafe { _mm256_loadu_si256(values.as_ptr().cast()) }
+}
+
+/// The sums of the squares of a lane's activations, for a row's two lanes, as the first two numbers.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+#[inline]
+fn squares_of_activations(values: &GroupValues) -> __m128i {
+    let magnitudes = _mm256_abs_epi8(load(values));
+    // 2 * 127 * 127 < 2^15.
+    let pairs = _mm256_maddubs_epi16(magnitudes, magnitudes);
+    let first = _mm256_madd_epi16(pairs, _mm256_set1_epi32(1));
+    let last = _mm256_madd_epi16(pairs, _mm256_set1_epi32(1 << 16));
+    let both = _mm256_hadd_epi32(first, last);
+    let both = _mm256_hadd_epi32(both, both);
+    _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256::<1>(both))
+}
+
+/// The largest sum of the squares of a lane's values in a tile.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+fn squares_of_values(codes: &[Line; QUADS]) -> u32 {
+    let isa = Avx2::new();
+    let mut largest = _mm256_setzero_si256();
+    for half in 0..2 {
+        let mut sums = _mm256_setzero_si256();
+        for codes in codes {
+            let values = _mm256_sub_epi8(isa.load(codes, half), _mm256_set1_epi8(BIAS as i8));
+            let magnitudes = _mm256_abs_epi8(values);
+            // 16 * 63 * 63 < 2^16.
+            sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(magnitudes, magnitudes));
+        }
+        largest = _mm256_max_epu16(largest, sums);
+    }
+    let largest = _mm_max_epu16(_mm256_castsi256_si128(largest), _mm256_extracti128_si256::<1>(largest));
+    // The instruction has the least; that of the complements is the largest's.
+    let least = _mm_minpos_epu16(_mm_xor_si128(largest, _mm_set1_epi16(-1)));
+    u32::from(!(_mm_cvtsi128_si32(least) as u16))
 }
 
 /// `sums[v * tiles + t] += S x_v` over some scale groups, for any number of vectors.
@@ -57,32 +156,40 @@ pub(super) fn product(
     x: QuantizedRows,
     sums: &mut [RowSums],
 ) {
-    if x.batch() <= DIGITS_AT_ONCE / x.slices_per_row() {
-        multiply_blocks::<1>(term, i, groups, x, sums);
-    } else {
-        multiply_blocks::<MOST_GROUPS>(term, i, groups, x, sums);
+    let mut room = BlockCodes::take();
+    let at_once = if x.slices() <= DIGITS_AT_ONCE { 1 } else { MOST_GROUPS };
+    let codes = &mut room.codes()[..at_once];
+    match x.slices_per_row() {
+        1 => multiply_blocks::<1>(codes, (term, i, groups), x, sums),
+        2 => multiply_blocks::<2>(codes, (term, i, groups), x, sums),
+        _ => multiply_blocks::<3>(codes, (term, i, groups), x, sums),
     }
+    room.keep();
 }
 
-/// [`product`] with so many scale groups decoded at a time.
+/// [`product`] of vectors of so many digits, with as many scale groups at a time as `codes` has room for.
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-fn multiply_blocks<const GROUPS: usize>(
-    term: &PackedTrellis,
-    i: usize,
-    groups: Range<usize>,
+fn multiply_blocks<const PER_VECTOR: usize>(
+    codes: &mut [GroupCodes],
+    (term, i, groups): (&PackedTrellis, usize, Range<usize>),
     x: QuantizedRows,
     sums: &mut [RowSums],
 ) {
-    let batch_at_once = DIGITS_AT_ONCE / x.slices_per_row();
-    let tiles = sums.len() / x.batch();
-    let mut codes = [[Line([0; 64]); GROUP_LINES]; GROUPS];
-    let mut digits = [GroupDigits::NONE; GROUPS];
+    let (batch_at_once, tiles) = (DIGITS_AT_ONCE / PER_VECTOR, sums.len() / x.batch());
+    // For few digits it is not worth to find out what fits in 16 bits.
+    let few = x.slices() <= DIGITS_AT_ONCE;
+    let mut squares = [[u32::MAX; MOST_TILES]; MOST_GROUPS];
+    let mut digits = [Digits::NONE; MOST_GROUPS];
     for (j, mut groups) in term.blocks_across(i, groups) {
         loop {
-            let mut places = [(0, 0.0); GROUPS];
+            let mut places = [(0, 0.0); MOST_GROUPS];
             let mut count = 0;
-            for (first, scale_group) in groups.by_ref().take(GROUPS) {
+            for (first, scale_group) in groups.by_ref().take(codes.len()) {
                 decode(&scale_group, &mut codes[count]);
+                let tiles = codes[count].as_chunks().0[..tiles].iter();
+                for (squares, tile) in squares[count].iter_mut().zip(tiles).filter(|_| !few) {
+                    *squares = squares_of_values(tile);
+                }
                 places[count] = (first, scale_group.scale);
                 count += 1;
             }
@@ -96,9 +203,15 @@ fn multiply_blocks<const GROUPS: usize>(
                     digits.fill(x, j, *col, *scale);
                 }
                 for tile in 0..tiles {
-                    for (codes, digits) in codes[..count].iter().zip(&digits) {
-                        let codes = &codes[tile * QUADS..][..QUADS];
-                        multiply_tile(codes, x, digits, &mut sums[tile..], tiles);
+                    let sums = &mut sums[tile..];
+                    for ((codes, squares), digits) in codes[..count].iter().zip(&squares).zip(&digits) {
+                        let codes = &codes.as_chunks().0[tile];
+                        let fit = u64::from(squares[tile]) * u64::from(digits.squares) < FITS_BELOW;
+                        let digits = &digits.each[..x.slices()];
+                        match fit {
+                            true => multiply_tile::<PER_VECTOR, true>(codes, digits, sums, tiles),
+                            false => multiply_tile::<PER_VECTOR, false>(codes, digits, sums, tiles),
+                        }
                     }
                 }
             }
@@ -113,97 +226,149 @@ fn decode(scale_group: &PackedGroup, codes: &mut GroupCodes) {
     decode_group(Avx2::new(), scale_group, codes);
 }
 
-/// Quads that are multiplied at a time: as many as have the values of all sixteen rows in half of the registers.
-const QUADS_AT_ONCE: usize = QUADS / 2;
-
-/// Adds the products of a tile with all digits to the vectors' sums, `stride` apart.
+/// Adds the products of a tile with some vectors' digits to their sums, `stride` apart. Whether a lane's sums `FIT` in 16 bits is known.
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 #[inline]
-fn multiply_tile(
-    codes: &[Line],
-    x: QuantizedRows,
-    digits: &GroupDigits,
+fn multiply_tile<const PER_VECTOR: usize, const FIT: bool>(
+    codes: &[Line; QUADS],
+    digits: &[Digit],
     sums: &mut [RowSums],
     stride: usize,
 ) {
     let mut dots = [MaybeUninit::uninit(); DIGITS_AT_ONCE];
-    let values = Values::new(&codes[..QUADS_AT_ONCE]);
-    for (digit, dots) in digits.values[..x.slices()].iter().zip(&mut dots) {
-        dots.write(values.dot(digit));
+    let quads = codes.as_chunks().0;
+    let codes = Codes::new(&quads[0]);
+    for (digit, dots) in digits.iter().zip(&mut dots) {
+        dots.write(codes.dot::<0, FIT>(digit));
     }
-    let values = Values::new(&codes[QUADS_AT_ONCE..]);
+    let codes = Codes::new(&quads[1]);
     // The digits of a vector are added to its sums one after another.
-    let (per_row, mut left, mut at) = (x.slices_per_row(), x.slices_per_row(), 0);
-    let all = digits.values[..x.slices()].iter().zip(&digits.factors).zip(&dots);
-    for ((digit, factor), dots) in all {
-        // SAFETY: written above, for as many digits.
+    for (n, (digit, dots)) in digits.iter().zip(&dots).enumerate() {
+        // SAFETY: written above.
         let dots = unsafe { dots.assume_init() };
-        let (factor, rest) = (_mm256_set1_ps(*factor), values.dot(&digit[QUAD * QUADS_AT_ONCE..]));
-        let sums = &mut sums[at].0;
+        let rest = codes.dot::<1, FIT>(digit);
+        let Part { whole_bias, factor, .. } = digit.parts[1];
+        let sums = &mut sums[n / PER_VECTOR * stride].0;
         for half in 0..2 {
-            let dots = _mm256_add_epi32(dots[half], rest[half]);
-            let share = _mm256_mul_ps(_mm256_cvtepi32_ps(dots), factor);
-            let sums = &mut sums[HALF * half..][..HALF];
+            let dots = if FIT {
+                let whole = _mm256_add_epi16(dots[half], rest[half]);
+                widen(_mm256_sub_epi16(whole, _mm256_set1_epi32(whole_bias)))
+            } else {
+                _mm256_add_epi32(dots[half], rest[half])
+            };
+            let share = _mm256_mul_ps(_mm256_cvtepi32_ps(dots), _mm256_set1_ps(factor));
+            let sums = &mut sums[HALF_ROWS * half..][..HALF_ROWS];
             // SAFETY: eight sums.
             unsafe {
                 let sum = _mm256_add_ps(_mm256_loadu_ps(sums.as_ptr()), share);
                 _mm256_storeu_ps(sums.as_mut_ptr(), sum);
             }
         }
-        left -= 1;
-        if left == 0 {
-            (left, at) = (per_row, at + stride);
-        }
     }
 }
 
-/// The values of [`QUADS_AT_ONCE`] quads in the two halves of a tile's rows, and what 128 in every activation makes of each two quads.
-struct Values {
-    values: [[__m256i; 2]; QUADS_AT_ONCE],
-    excess: [[__m256i; 2]; QUADS_AT_ONCE / 2],
+/// The sums of the two lanes of each row.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+#[inline]
+fn widen(lanes: __m256i) -> __m256i {
+    _mm256_madd_epi16(lanes, _mm256_set1_epi16(1))
 }
 
-impl Values {
+/// The codes of [`QUADS_AT_ONCE`] quads in the two halves of a tile's rows.
+struct Codes([[__m256i; QUADS_AT_ONCE]; 2]);
+
+impl Codes {
     #[target_feature(enable = "avx2,fma,f16c,popcnt")]
     #[inline]
-    fn new(codes: &[Line]) -> Self {
+    fn new(codes: &[Line; QUADS_AT_ONCE]) -> Self {
         let isa = Avx2::new();
-        let mut values = [[_mm256_setzero_si256(); 2]; QUADS_AT_ONCE];
-        for (values, line) in values.iter_mut().zip(codes) {
-            for (half, values) in values.iter_mut().enumerate() {
-                *values = _mm256_sub_epi8(isa.load(line, half), _mm256_set1_epi8(BIAS as i8));
-            }
-        }
-        let mut excess = [[_mm256_setzero_si256(); 2]; QUADS_AT_ONCE / 2];
-        let all = _mm256_set1_epi8(TO_UNSIGNED.cast_signed());
-        for (excess, [first, second]) in excess.iter_mut().zip(values.as_chunks().0) {
-            for half in 0..2 {
-                let first = _mm256_maddubs_epi16(all, first[half]);
-                excess[half] = _mm256_add_epi16(first, _mm256_maddubs_epi16(all, second[half]));
-            }
-        }
-        Self { values, excess }
+        Self(each!(HALF in [0 1] each!(N in [0 1 2 3] isa.load(&codes[N], HALF))))
     }
 
-    /// For each row the sum of its products with the activations of these quads.
+    /// The products with this `PART` of a digit, for the two halves of the rows. Where sums `FIT` in 16 bits: each lane's sum, with its
+    /// bias. Else each row's, without.
     #[target_feature(enable = "avx2,fma,f16c,popcnt")]
     #[inline]
-    fn dot(&self, digit: &[u8]) -> [__m256i; 2] {
-        let mut dots = [_mm256_setzero_si256(); 2];
-        for (n, ([first, second], excess)) in self.values.as_chunks().0.iter().zip(&self.excess).enumerate() {
-            let four = |quad: usize| {
-                let four = &digit[QUAD * quad..][..QUAD];
-                _mm256_set1_epi32(i32::from_le_bytes([four[0], four[1], four[2], four[3]]))
-            };
-            let x = [four(2 * n), four(2 * n + 1)];
-            for half in 0..2 {
-                let first = _mm256_maddubs_epi16(x[0], first[half]);
-                let both = _mm256_add_epi16(first, _mm256_maddubs_epi16(x[1], second[half]));
-                let both = _mm256_sub_epi16(both, excess[half]);
-                let four = _mm256_madd_epi16(both, _mm256_set1_epi16(1));
-                dots[half] = if n == 0 { four } else { _mm256_add_epi32(dots[half], four) };
+    fn dot<const PART: usize, const FIT: bool>(&self, digit: &Digit) -> [__m256i; 2] {
+        let quads = digit.values[PART].as_chunks::<QUAD>().0;
+        let quads =
+            each!(N in [0 1 2 3] _mm256_set1_epi32(i32::from_le_bytes(quads[N].map(i8::cast_unsigned))));
+        let Part { first_bias, last_bias, .. } = digit.parts[PART];
+        each!(HALF in [0 1] {
+            let [a, b, c, d] = each!(N in [0 1 2 3] _mm256_maddubs_epi16(self.0[HALF][N], quads[N]));
+            let (first, last) = (_mm256_add_epi16(a, b), _mm256_add_epi16(c, d));
+            if FIT {
+                _mm256_add_epi16(first, last)
+            } else {
+                let first = _mm256_sub_epi16(first, _mm256_set1_epi32(first_bias));
+                let last = _mm256_sub_epi16(last, _mm256_set1_epi32(last_bias));
+                _mm256_add_epi32(widen(first), widen(last))
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::kernels::x86_64::avx2::LEVEL;
+    use crate::cpu::layout::planes::TILE_COLS;
+
+    /// Small values and activations fit in 16 bits, the largest of one sign do not: both are exact.
+    #[test]
+    fn sums_are_exact_whether_they_fit_in_16_bits_or_not() {
+        if !LEVEL.is_available() {
+            return;
+        }
+        let mut kinds = [false; 2];
+        for (most, largest) in [(63, 127), (63, 40), (20, 127), (40, 45), (0, 127)] {
+            for alike in [true, false] {
+                let number = |n: usize, most: i32| match alike {
+                    true => most,
+                    false => (n * n * 7919 + n * 104_729).cast_signed() as i32 % (2 * most + 1) - most,
+                };
+                let value = |row: usize, col: usize| number(row * TILE_COLS + col, most);
+                let x =
+                    |col: usize| number(col, largest) * if alike && col.is_multiple_of(3) { -1 } else { 1 };
+                let mut codes = [Line([0; 64]); QUADS];
+                for (quad, line) in codes.iter_mut().enumerate() {
+                    for (n, code) in line.0.iter_mut().enumerate() {
+                        *code = (value(n / QUAD, QUAD * quad + n % QUAD) + BIAS) as u8;
+                    }
+                }
+                let signed: [i8; TILE_COLS] = std::array::from_fn(|col| x(col) as i8);
+                let signed = &signed.as_chunks().0.as_chunks().0[0];
+                let of_lane = |lane: usize| (0..TILE_COLS).filter(move |col| col % QUAD / 2 == lane);
+                // SAFETY: the processor has the instructions.
+                let (of_values, of_x, digit) = unsafe {
+                    let of_x = squares_of_activations(signed);
+                    let of_x = [_mm_extract_epi32::<0>(of_x), _mm_extract_epi32::<1>(of_x)];
+                    (squares_of_values(&codes), of_x, Digit::new(signed, 1.0))
+                };
+                assert_eq!(of_x, [0, 1].map(|lane| of_lane(lane).map(|col| x(col).pow(2)).sum::<i32>()));
+                let largest_of = |row: usize| {
+                    [0, 1].map(|lane| of_lane(lane).map(|col| value(row, col).pow(2)).sum::<i32>())
+                };
+                let expected = (0..TILE_ROWS).flat_map(largest_of).max();
+                assert_eq!(Some(of_values.cast_signed()), expected);
+                let fits = u64::from(of_values) * (of_x[0].max(of_x[1]) as u64) < FITS_BELOW;
+                kinds[usize::from(fits)] = true;
+                for fits in [false, fits] {
+                    let mut sums = [RowSums::ZERO];
+                    // SAFETY: as above.
+                    unsafe {
+                        match fits {
+                            true => multiply_tile::<1, true>(&codes, &[digit], &mut sums, 1),
+                            false => multiply_tile::<1, false>(&codes, &[digit], &mut sums, 1),
+                        }
+                    }
+                    for row in 0..TILE_ROWS {
+                        let expected: i32 = (0..TILE_COLS).map(|col| value(row, col) * x(col)).sum();
+                        assert_eq!(sums[0].0[row], expected as f32, "{most} {largest} {alike} {fits} {row}");
+                    }
+                }
             }
         }
-        dots
+        assert_eq!(kinds, [true; 2]);
     }
 }
