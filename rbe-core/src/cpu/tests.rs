@@ -203,7 +203,7 @@ fn every_level_agrees_with_the_codec() {
 fn products_in_integers_have_the_same_bits_on_every_level_and_pool_and_beside_others() {
     for matrix in matrices().iter().filter(|m| matches!(m.terms(), [Term::Planes(_) | Term::Trellis(_)])) {
         let loaded = PackedMatrix::new(matrix);
-        let batch = 9;
+        let batch = 40;
         let x: Vec<f32> = (0..batch * matrix.layout().cols()).map(|n| (n as f32 * 0.7).cos()).collect();
         for precision in [Precision::Exact, Precision::Int16, Precision::Int8] {
             let results = levels().into_iter().flat_map(|level| {
@@ -219,7 +219,7 @@ fn products_in_integers_have_the_same_bits_on_every_level_and_pool_and_beside_ot
             assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{}", matrix.summary());
             // Few segments go through the transforms by themselves, more side by side.
             let (rows, cols) = (matrix.layout().rows(), matrix.layout().cols());
-            for few in [1, 2, 5] {
+            for few in [1, 2, 5, 9] {
                 let mut y = vec![0.0; few * rows];
                 let (kernels, x) = (Kernels::get(), &x[..few * cols]);
                 product(kernels, Oriented::from(&loaded), x, &mut y, (precision, &Serial));
