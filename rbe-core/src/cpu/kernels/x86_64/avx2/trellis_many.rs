@@ -133,7 +133,8 @@ fn squares_of_values(codes: &[Line; QUADS]) -> u32 {
         for codes in codes {
             let values = _mm256_sub_epi8(isa.load(codes, half), _mm256_set1_epi8(BIAS as i8));
             let magnitudes = _mm256_abs_epi8(values);
-            // 16 * 63 * 63 < 2^16.
+            // 16 * 63 * 63 < 2^16. (A code of a row or column that is not there may be 0, a value of -64. Sixteen of them wrap, and no
+            // sum that is wanted has so many.)
             sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(magnitudes, magnitudes));
         }
         largest = _mm256_max_epu16(largest, sums);
