@@ -15,6 +15,8 @@
 use super::calibrate::LayerStatistics;
 use super::matrix_ref::MatrixRef;
 use crate::codec::AxisScales;
+#[cfg(doc)]
+use crate::codec::errors::Errors;
 use rayon::prelude::*;
 
 /// Scales that a matrix is to have in front of a trellis or planes.
@@ -110,13 +112,19 @@ fn from_octaves(octaves: &[f64]) -> Option<AxisScales> {
 /// The least weight of an error, as a part of the mean weight.
 const FLOOR: f64 = 1e-4;
 /// How many octaves the relative error of a row is above the matrix' at most, and from where on rows are scaled for it: what is said of
-/// a row begins at three times ([`Errors::warning`](crate::codec::errors::Errors::warning)).
+/// a row begins at three times ([`Errors::warning`]).
 const WORST: f64 = 1.0;
 const UNEVEN: f64 = 1.5;
 /// How many octaves a scale is from the middle at most: 15 steps for twice as many leave it a seventh off at most.
 const FARTHEST: f64 = 3.0;
 
+/// From how many times the error of the matrix on a row's is mended, and how many it is to be: below what is
+/// [said](Errors::warning), which begins at three.
+const BAD: f64 = 2.75;
+const GOOD: f64 = 2.0;
+
 /// Scales of one side or of both.
+#[derive(Clone)]
 pub(super) struct Scales {
     pub rows: Option<AxisScales>,
     pub cols: Option<AxisScales>,
@@ -144,6 +152,22 @@ impl Scales {
         });
         let scales = Self { rows, cols: scaling.cols.clone() };
         (scales.rows.is_some() || scales.cols.is_some()).then_some(scales)
+    }
+
+    /// The same with smaller ones of rows that came out [bad](Errors::has_a_bad_row), with these errors where that of all is `whole`;
+    /// `None` where none did.
+    pub(super) fn mended(&self, row_errors: &[Option<f64>], whole: f64) -> Option<Self> {
+        let mut rows = self.rows.as_ref().map_or_else(|| vec![1.0; row_errors.len()], AxisScales::values);
+        let mut any = false;
+        for (scale, error) in rows.iter_mut().zip(row_errors) {
+            let times = error.map_or(0.0, |error| error / whole);
+            if times > BAD {
+                *scale *= (GOOD / times) as f32;
+                any = true;
+            }
+        }
+        let rows = any.then(|| AxisScales::new(&rows))??;
+        Some(Self { rows: Some(rows), cols: self.cols.clone() })
     }
 
     /// What they take in a payload.

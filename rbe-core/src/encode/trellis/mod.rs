@@ -101,13 +101,12 @@ fn gaussian(state_bits: u8, rows: usize) -> Curve {
 
 /// What multiplies the squared error of a Gaussian in columns of `rows` for coefficients some of which are [far off](Tails).
 fn excess(values: &[f32], state_bits: u8, rows: usize) -> Curve {
-    let energy: f64 = values.iter().map(|value| f64::from(*value).powi(2)).sum();
     let tails = Tails::new(values);
     let gaussian = gaussian(state_bits, rows);
     std::array::from_fn(|bits| match bits {
         0 => 1.0,
-        _ if energy > 0.0 => {
-            tails.widening(bits as u8, gaussian[bits]).squared_error / (energy * gaussian[bits])
+        _ if tails.energy > 0.0 => {
+            tails.widening(bits as u8, gaussian[bits]).squared_error / (tails.energy * gaussian[bits])
         }
         _ => 1.0,
     })
@@ -351,12 +350,12 @@ fn quantize_group(
     scale_group: &mut feedback::GroupTargets,
 ) -> CodedGroup {
     let (height, len) = (scale_group.place.height, scale_group.place.len());
-    let energy: f64 = scale_group.targets().iter().map(|value| f64::from(*value).powi(2)).sum();
+    let tails = Tails::new(scale_group.targets());
+    let energy = tails.energy;
     let mut made = CodedGroup::zero(bits, scale_group.place, energy);
     let Some(last) = made.halves.iter().rposition(|half| half.bits > 0) else { return made };
     let [first, second] = &mut made.halves;
     let gaussian = gaussian(plan.state_bits, height);
-    let tails = Tails::new(scale_group.targets());
     let wider = tails.widening(bits, gaussian[usize::from(bits)]).scale;
     first.scale = wider as f32 * Codebooks::scale(first.bits, tails.near_energy, len);
     if last > 0 {

@@ -11,9 +11,13 @@ use crate::codec::term::trellis::Code;
 
 /// How many deviations off a coefficient counts as far: of a Gaussian one in 47 thousand does.
 const FAR: f64 = 4.25;
+/// How many deviations off the farthest counts at most: the widest scale reaches there.
+const FARTHEST: f64 = 200.0;
 /// Octaves from scale to scale that are tried, and how many.
 const STEP: f64 = 0.125;
 const STEPS: usize = 48;
+/// Fewer bits leave so much of all others that they gain nothing by it: their scale is that of all coefficients together.
+const WIDENED_FROM: u8 = 4;
 /// What a scale `1 + w` times the best makes of the squared error of a Gaussian, `1 + a w + b w^2`, by the bits (measured by a test).
 const GROWTH: [[f64; 2]; MOST_BITS as usize] = [
     [0.24, 0.12],
@@ -29,7 +33,9 @@ const GROWTH: [[f64; 2]; MOST_BITS as usize] = [
 /// The coefficients of a scale group, told apart by how far off they are.
 #[derive(Clone, Debug)]
 pub(super) struct Tails {
-    /// Sum of squares of those that are not far.
+    /// Sum of squares.
+    pub energy: f64,
+    /// That of those that are not far.
     pub near_energy: f64,
     /// Their root mean square.
     deviation: f64,
@@ -37,7 +43,7 @@ pub(super) struct Tails {
     far: Vec<f64>,
 }
 
-/// A scale, as a multiple of what suits a Gaussian, and the squared error that is expected with it.
+/// A scale, as a multiple of what suits a Gaussian of the near coefficients, and the squared error that is expected with it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Widening {
     pub scale: f64,
@@ -50,12 +56,15 @@ impl Tails {
         let energy: f64 = values.iter().map(square).sum();
         let bound = FAR * FAR * energy / values.len() as f64;
         let far = || values.iter().filter(|value| square(value) > bound);
-        // Without any the sum stays what it is, to the last bit.
-        let near_energy = energy - far().map(square).sum::<f64>();
-        let near = values.len() - far().count();
+        let largest = far().map(square).fold(0.0, f64::max);
+        let near = (values.len() - far().count()) as f64;
+        // Without any the sum stays what it is, to the last bit. Where next to nothing is left, scales go by what is far.
+        let near_energy =
+            (energy - far().map(square).sum::<f64>()).max(near * largest / (FARTHEST * FARTHEST));
         Self {
+            energy,
             near_energy,
-            deviation: (near_energy / near as f64).sqrt(),
+            deviation: (near_energy / near).sqrt(),
             far: far().map(|value| f64::from(value.abs())).collect(),
         }
     }
@@ -64,8 +73,7 @@ impl Tails {
     pub(super) fn widening(&self, bits: u8, gaussian: f64) -> Widening {
         let reach = self.deviation * reach(bits);
         let [linear, square] = GROWTH[usize::from(bits) - 1];
-        let widening = |n: usize| {
-            let scale = (STEP * n as f64).exp2();
+        let widening = |scale: f64| {
             let wider = scale - 1.0;
             let near = self.near_energy * gaussian * (1.0 + linear * wider + square * wider * wider);
             // One that is reached has an error as the near ones.
@@ -76,7 +84,10 @@ impl Tails {
         if self.far.is_empty() {
             return Widening { scale: 1.0, squared_error: self.near_energy * gaussian };
         }
-        let all = (0..STEPS).map(widening);
+        if bits < WIDENED_FROM {
+            return widening((self.energy / self.near_energy).sqrt());
+        }
+        let all = (0..STEPS).map(|n| widening((STEP * n as f64).exp2()));
         all.min_by(|a, b| a.squared_error.total_cmp(&b.squared_error)).expect("STEPS is not 0")
     }
 }
@@ -127,11 +138,24 @@ mod tests {
         assert_eq!((tails.near_energy, &tails.far[..]), (8191.0, &[12.0][..]));
         let scale = |bits: u8| tails.widening(bits, super::super::GAUSSIAN[0][usize::from(bits)]).scale;
         let scales: Vec<f64> = (1..=MOST_BITS).map(scale).collect();
-        assert!(scales.is_sorted(), "{scales:?}");
+        assert!(scales[usize::from(WIDENED_FROM) - 1..].is_sorted(), "{scales:?}");
+        let all = (tails.energy / tails.near_energy).sqrt();
+        assert!(scales[..usize::from(WIDENED_FROM) - 1].iter().all(|scale| *scale == all), "{scales:?}");
         // Four bits stay below what would reach it, eight go there.
         assert!(
             scales[3] < 1.7 && (12.0 / reach(8) / 1.1..12.0 / reach(8) * 1.1).contains(&scales[7]),
             "{scales:?}"
         );
+        // Of one alone a scale is found too.
+        let mut lone = [0.0; 8192];
+        lone[7] = 3.0;
+        let tails = Tails::new(&lone);
+        for bits in 1..=MOST_BITS {
+            let Widening { scale, squared_error } = tails.widening(bits, 0.01);
+            assert!(
+                scale.is_finite() && squared_error > 0.0 && tails.near_energy > 0.0,
+                "{bits} bits: {scale}"
+            );
+        }
     }
 }

@@ -78,6 +78,21 @@ fn coefficients_far_off_cost_what_the_model_says() {
 }
 
 #[test]
+fn a_coefficient_alone_comes_back() {
+    let layout = Layout::new(256, 64, 256).unwrap();
+    let axes = Axes::new(layout, Transform::Dct, Some(1));
+    let mut values = vec![0.0; layout.elements()];
+    values[77 * 64 + 5] = 1.0;
+    axes.inverse_block(layout.block_at(0, 0), &mut values, &mut vec![0.0; axes.scratch_len()]);
+    let spectrum = spectrum(256, 64, 256, &values);
+    // All of its energy was lost with every number of bits, where scales were a Gaussian's.
+    for (bits, most) in [(4, 0.75), (6, 0.32), (8, 0.1)] {
+        let error = relative_error(&spectrum, 12, bits);
+        assert!(error < most, "{bits} bits: {error}");
+    }
+}
+
+#[test]
 fn more_bits_in_a_state_make_the_error_smaller() {
     // So many that what one size of state happens to be luckier with is little beside what two bits more gain.
     let values = gaussian_values(256 * 512);
