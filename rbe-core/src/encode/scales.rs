@@ -100,13 +100,18 @@ fn if_they_pay(octaves: &[f64], saved: f64, others: usize) -> Option<AxisScales>
 
 /// Scales by their logarithms.
 fn from_octaves(octaves: &[f64]) -> Option<AxisScales> {
-    let finite = || octaves.iter().copied().filter(|octave| octave.is_finite());
     // A few that lie far off would make the steps of all coarse.
-    let middle = finite().sum::<f64>() / finite().count() as f64;
+    let middle = middle(octaves);
     let near = |octave: &f64| octave.clamp(middle - FARTHEST, middle + FARTHEST);
     // The logarithm of nothing stays: there is no scale for it.
     let scale = |octave: &f64| if octave.is_finite() { near(octave).exp2() as f32 } else { 0.0 };
     AxisScales::new(&octaves.iter().map(scale).collect::<Vec<_>>())
+}
+
+/// The mean of those that there are.
+fn middle(octaves: &[f64]) -> f64 {
+    let finite = || octaves.iter().copied().filter(|octave| octave.is_finite());
+    finite().sum::<f64>() / finite().count() as f64
 }
 
 /// The least weight of an error, as a part of the mean weight.
@@ -118,10 +123,11 @@ const UNEVEN: f64 = 1.5;
 /// How many octaves a scale is from the middle at most: 15 steps for twice as many leave it a seventh off at most.
 const FARTHEST: f64 = 3.0;
 
-/// From how many times the error of the matrix on a row's is mended, and how many it is to be: below what is
-/// [said](Errors::warning), which begins at three.
-const BAD: f64 = 2.75;
-const GOOD: f64 = 2.0;
+/// How many times the error of the matrix that of a mended row is to be. What is [said](Errors::warning) of a row begins at three;
+/// those that are nearly there would come out worse the next time by chance.
+const GOOD: f64 = 1.5;
+/// Octaves that are worth another search.
+const WORTH: f64 = 0.2;
 
 /// Scales of one side or of both.
 #[derive(Clone)]
@@ -154,19 +160,22 @@ impl Scales {
         (scales.rows.is_some() || scales.cols.is_some()).then_some(scales)
     }
 
-    /// The same with smaller ones of rows that came out [bad](Errors::has_a_bad_row), with these errors where that of all is `whole`;
-    /// `None` where none did.
+    /// The same with smaller ones of rows that came out too bad beside the others, with these errors where that of all is `whole`; `None` where
+    /// none did whose scale may be smaller.
     pub(super) fn mended(&self, row_errors: &[Option<f64>], whole: f64) -> Option<Self> {
-        let mut rows = self.rows.as_ref().map_or_else(|| vec![1.0; row_errors.len()], AxisScales::values);
+        let rows = self.rows.as_ref().map_or_else(|| vec![1.0; row_errors.len()], AxisScales::values);
+        let mut octaves: Vec<f64> = rows.iter().map(|scale| f64::from(*scale).log2()).collect();
+        let least = middle(&octaves) - FARTHEST;
         let mut any = false;
-        for (scale, error) in rows.iter_mut().zip(row_errors) {
+        for (octave, error) in octaves.iter_mut().zip(row_errors) {
             let times = error.map_or(0.0, |error| error / whole);
-            if times > BAD {
-                *scale *= (GOOD / times) as f32;
+            let mended = (*octave - (times / GOOD).log2()).max(least);
+            if mended < *octave - WORTH {
+                *octave = mended;
                 any = true;
             }
         }
-        let rows = any.then(|| AxisScales::new(&rows))??;
+        let rows = any.then(|| from_octaves(&octaves))??;
         Some(Self { rows: Some(rows), cols: self.cols.clone() })
     }
 
@@ -288,5 +297,24 @@ mod tests {
             let off = (rows[row] / rows[63]).log2() - (row as f32 - 63.0) / 16.0;
             assert!(off.abs() < 0.45, "row {row}: {off} octaves");
         }
+    }
+
+    #[test]
+    fn rows_that_came_out_bad_have_smaller_scales() {
+        let scales = Scales { rows: None, cols: None };
+        let mut errors = vec![Some(0.1); 64];
+        assert!(scales.mended(&errors, 0.1).is_none());
+        errors[5] = Some(0.4);
+        errors[6] = None;
+        let mended = scales.mended(&errors, 0.1).unwrap();
+        let rows = mended.rows.as_ref().unwrap().values();
+        assert!((rows[5] / rows[4] - 0.375).abs() < 0.03, "{rows:?}");
+        assert!(rows.iter().enumerate().all(|(n, scale)| n == 5 || *scale == rows[4]), "{rows:?}");
+        // Next to nothing beside the others: as small as a scale may be, and no smaller the next time.
+        errors[5] = Some(1e4);
+        let mended = scales.mended(&errors, 0.1).unwrap();
+        let rows = mended.rows.as_ref().unwrap().values();
+        assert!((rows[5] / rows[4] * 8.0 - 1.0).abs() < 0.1, "{rows:?}");
+        assert!(mended.mended(&errors, 0.1).is_none());
     }
 }

@@ -279,4 +279,4 @@ impl PackedTrellis {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::cpu) mod tests;

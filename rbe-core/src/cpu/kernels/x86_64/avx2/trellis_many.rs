@@ -345,8 +345,12 @@ impl Codes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::kernels::x86_64::avx2::LEVEL;
+    use crate::codec::Layout;
+    use crate::codec::term::trellis::GROUP_COLS;
+    use crate::cpu::kernels::x86_64::avx2::{LEVEL, trellis};
+    use crate::cpu::layout::Activations;
     use crate::cpu::layout::planes::TILE_COLS;
+    use crate::cpu::layout::trellis::tests::term;
 
     /// Small values and activations fit in 16 bits, the largest of one sign do not: both are exact.
     #[test]
@@ -400,6 +404,71 @@ mod tests {
                         let expected: i32 = (0..TILE_COLS).map(|col| value(row, col) * x(col)).sum();
                         assert_eq!(sums[0].0[row], expected as f32, "{most} {largest} {alike} {fits} {row}");
                     }
+                }
+            }
+        }
+        assert_eq!(kinds, [true; 2]);
+    }
+
+    #[test]
+    fn squares_bound_what_lanes_have_and_products_are_the_same_without_them() {
+        if !LEVEL.is_available() {
+            return;
+        }
+        let mut kinds = [false; 2];
+        for (rows, cols, edge) in [(256, 320, 256), (128, 160, 128), (64, 320, 64), (300, 77, 256)] {
+            let layout = Layout::new(rows, cols, edge).unwrap();
+            let term = term(layout);
+            // SAFETY: here and below, the processor has the instructions.
+            let find = |scale_group: &PackedGroup| unsafe { squares(scale_group) };
+            let unknown = PackedTrellis::new(&term);
+            let known = unknown.clone().with_squares(find);
+            for block in layout.iter() {
+                for (first, scale_group) in known.block_groups(block) {
+                    let value = |row: usize, col: usize| {
+                        let (column, _) = term.column(block, first + col).unwrap();
+                        i32::from(column.value(row))
+                    };
+                    let of_lane = |row: usize, lane: usize| {
+                        let cols = (0..scale_group.width).filter(|col| col % QUAD / 2 == lane);
+                        cols.map(|col| value(row, col).pow(2)).sum::<i32>()
+                    };
+                    let lanes = (0..block.height).flat_map(|row| [of_lane(row, 0), of_lane(row, 1)]);
+                    let (most, found) = (lanes.max().unwrap(), i32::from(scale_group.squares));
+                    let whole = scale_group.packing.is_full() && scale_group.width == GROUP_COLS;
+                    assert!(found == most || (found > most && !whole), "{found}, has {most}");
+                }
+            }
+            for (slices, largest) in [(1, 127), (2, 127), (1, 60), (2, 60)] {
+                let mut x = Activations::default();
+                x.prepare(layout.col_cut(), 1, slices);
+                for slice in 0..slices {
+                    for j in 0..layout.block_cols() {
+                        for col in 0..layout.col_range(j).len() {
+                            let sign = if (col * col + slice) % 7 < 3 { -1 } else { 1 };
+                            let at = slice * x.stride + x.starts[j] + col;
+                            x.values[at] = (largest - (col % 5) as i32) as i8 * sign;
+                        }
+                        x.scales[slice * layout.block_cols() + j] = 0.25;
+                    }
+                }
+                let sums = x.values.chunks_exact(TILE_COLS);
+                x.tile_sums = sums.map(|tile| tile.iter().map(|value| i32::from(*value)).sum()).collect();
+                for i in 0..layout.block_rows() {
+                    let tiles = layout.row_range(i).len().div_ceil(TILE_ROWS).next_power_of_two();
+                    let [of_unknown, of_known] = [&unknown, &known].map(|term| {
+                        let mut sums = vec![RowSums::ZERO; tiles.max(2)];
+                        let groups = 0..layout.cols().div_ceil(GROUP_COLS);
+                        let x = x.rows(0..1, slices);
+                        unsafe { trellis::product(term, i, groups, x, &mut sums) };
+                        sums.iter().flat_map(|sums| sums.0).collect::<Vec<f32>>()
+                    });
+                    assert!(of_known.iter().any(|sum| *sum != 0.0));
+                    assert_eq!(of_known, of_unknown, "{rows}x{cols}, {slices} digits of {largest}");
+                }
+                for (_, scale_group) in layout.iter().flat_map(|block| known.block_groups(block)) {
+                    let of_x = (largest as u64).pow(2) * TILE_COLS as u64 / 2;
+                    kinds[usize::from(u64::from(scale_group.squares) * of_x < FITS_BELOW)] = true;
                 }
             }
         }
