@@ -33,6 +33,7 @@ pub(in crate::cpu::kernels) type Planes =
     unsafe fn(&PackedPlanes, i: usize, row_tile: usize, QuantizedRows, &mut [RowSums]);
 pub(in crate::cpu::kernels) type Trellis =
     unsafe fn(&PackedTrellis, i: usize, groups: Range<usize>, QuantizedRows, &mut [RowSums]);
+pub(in crate::cpu::kernels) type Squares = unsafe fn(&PackedGroup) -> u16;
 /// `acc += S x` or `acc += S' g` for one block; `acc` is `batch x height` or `batch x width`.
 type OfBlock<T> = unsafe fn(&T, Block, Input, acc: &mut [f32]);
 type Spmm = unsafe fn(&SortedEntries, LaneInput, acc: &mut [Lanes], stride: usize);
@@ -67,7 +68,7 @@ pub(in crate::cpu) struct Kernels {
     /// The coefficients of a scale group; columns beyond its width have no meaning.
     pub(super) trellis_rows: Op<unsafe fn(&PackedGroup, &mut GroupRows)>,
     /// What a scale group's [squares](PackedGroup::squares) are, at levels that have products in 16 bits.
-    pub(super) trellis_squares: Op<Option<unsafe fn(&PackedGroup) -> u16>>,
+    pub(super) trellis_squares: Op<Option<Squares>>,
     /// The digits of many vectors, with all terms together, that take more time than a product of floats.
     pub(super) dense_digits: Op<usize>,
     pub(super) sparse: Op<OfBlock<PackedSparse>>,

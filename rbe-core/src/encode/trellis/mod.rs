@@ -4,9 +4,6 @@
 //! of one among a finer alphabet, which states of L bits are too few for. What is left is close to Gaussian again, so that
 //! errors multiply (a relative error of 0.0048 at 8 bits, where the best uniform quantiser has 0.0094).
 //!
-//! Calibration takes columns one at a time, in its own order and with targets of its own making: that is
-//! [`Codebooks::column`]. [`TrellisQuantizer`] is a loop over it.
-//!
 //! The scale of a scale group is the least-squares one where an error is asked for. It shrinks: the decoded coefficients
 //! are the originals times `1 - D` (`D` being the relative squared error) plus noise. Noise is spread over all
 //! directions, but the shrinking hits the output where it is largest, so where bits are asked for the scale is the

@@ -124,6 +124,7 @@ pub(in crate::cpu) struct PackedGroup<'a> {
     /// What multiplies the values.
     pub scale: f32,
     /// At most so much are the squares of a lane's values, summed up: of a row, those in the first two columns of every quad or in the last.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub squares: u16,
     pub width: usize,
     lines: &'a [Line],

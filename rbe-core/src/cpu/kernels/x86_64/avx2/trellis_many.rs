@@ -439,7 +439,7 @@ mod tests {
                     assert!(found == most || (found > most && !whole), "{found}, has {most}");
                 }
             }
-            for (slices, largest) in [(1, 127), (2, 127), (1, 60), (2, 60)] {
+            for (slices, largest) in [(1, 127i8), (2, 127), (1, 60), (2, 60)] {
                 let mut x = Activations::default();
                 x.prepare(layout.col_cut(), 1, slices);
                 for slice in 0..slices {
@@ -447,7 +447,7 @@ mod tests {
                         for col in 0..layout.col_range(j).len() {
                             let sign = if (col * col + slice) % 7 < 3 { -1 } else { 1 };
                             let at = slice * x.stride + x.starts[j] + col;
-                            x.values[at] = (largest - (col % 5) as i32) as i8 * sign;
+                            x.values[at] = (largest - (col % 5) as i8) * sign;
                         }
                         x.scales[slice * layout.block_cols() + j] = 0.25;
                     }
@@ -460,6 +460,7 @@ mod tests {
                         let mut sums = vec![RowSums::ZERO; tiles.max(2)];
                         let groups = 0..layout.cols().div_ceil(GROUP_COLS);
                         let x = x.rows(0..1, slices);
+                        // SAFETY: as above.
                         unsafe { trellis::product(term, i, groups, x, &mut sums) };
                         sums.iter().flat_map(|sums| sums.0).collect::<Vec<f32>>()
                     });
@@ -467,7 +468,7 @@ mod tests {
                     assert_eq!(of_known, of_unknown, "{rows}x{cols}, {slices} digits of {largest}");
                 }
                 for (_, scale_group) in layout.iter().flat_map(|block| known.block_groups(block)) {
-                    let of_x = (largest as u64).pow(2) * TILE_COLS as u64 / 2;
+                    let of_x = u64::from(largest.unsigned_abs()).pow(2) * TILE_COLS as u64 / 2;
                     kinds[usize::from(u64::from(scale_group.squares) * of_x < FITS_BELOW)] = true;
                 }
             }
