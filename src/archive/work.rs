@@ -170,8 +170,11 @@ impl Work<'_, '_> {
         columns: &mut BTreeMap<Vec<String>, Option<AxisScales>>,
     ) -> Result<Scaling> {
         let role = matrices.role(at);
-        if !self.encoder.config().scales || role == Role::Positions {
+        if !self.encoder.config().scales {
             return Ok(Scaling::default());
+        }
+        if role == Role::Positions {
+            return Ok(Scaling { rows: Some(RowScales::SquareRoot), cols: None });
         }
         let rows = if role.has_tokens() { RowScales::Full } else { RowScales::SquareRoot };
         // Errors that are handed on from column to column need no scales for what columns meet.

@@ -108,6 +108,11 @@ impl BlockRowErrors {
     }
 }
 
+/// The relative error of each row of some block rows one after another; `None` of zeros.
+pub fn row_errors(block_rows: &[BlockRowErrors]) -> Vec<Option<f64>> {
+    block_rows.iter().flat_map(|band| &band.rows).map(|part| part.relative()).collect()
+}
+
 /// A matrix compared with its original.
 #[derive(Clone, Copy, Debug)]
 pub struct Comparison {

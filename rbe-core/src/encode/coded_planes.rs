@@ -70,7 +70,7 @@ impl Quantizer for CodedPlanesQuantizer {
         let weights = spectrum.layout.elements() as f64;
         let step = plan.finest(|step| (curve(step).0 + side_bits - budget as f64) / weights)?;
         let (bits, error) = curve(step);
-        Some(Estimate { squared_error: error, bits: (side_bits + bits) as usize })
+        Some(Estimate { squared_error: error, gaussian: error, bits: (side_bits + bits) as usize })
     }
 }
 
@@ -193,8 +193,10 @@ impl<'a> Plan<'a> {
         let blocks = planes::round_blocks(self.spectrum, ScaleGroup::Block, &planes, &steps, unit);
         let codes = blocks.par_iter().map(|(block, _)| (block.planes, &block.codes[..]));
         let tables = Tables::new(self.layout, codes);
+        let squared_error = blocks.iter().map(|(_, error)| error).sum();
         Estimate {
-            squared_error: blocks.iter().map(|(_, error)| error).sum(),
+            squared_error,
+            gaussian: squared_error,
             bits: tables.bits() + self.side_bits() - 8 * (TABLES_GUESS + self.layout.blocks()),
         }
     }

@@ -11,7 +11,7 @@ use super::scales::Scales;
 use super::search::{self, Trials};
 use super::spectrum::{self, Spectrum};
 use crate::codec::axis::Axes;
-use crate::codec::errors::{BlockRowErrors, Comparison};
+use crate::codec::errors::{BlockRowErrors, Comparison, row_errors};
 use crate::codec::matrix::Orientation;
 use crate::codec::term::trellis::STATE_BITS;
 use crate::codec::{BLOCK_EDGES, Matrix};
@@ -50,6 +50,9 @@ pub fn check_largest(largest: f64) -> Result<()> {
     }
     Ok(())
 }
+
+/// How often a matrix is encoded again at most, with smaller scales for rows that came out bad.
+const MENDED: usize = 2;
 
 /// The block edge of a large matrix of which next to nothing is stored: with 256 readers would refuse it.
 const SPARE_EDGE: usize = 128;
@@ -284,8 +287,33 @@ impl MatrixEncoder {
         Ok(quantizer.trial() != Trial::OfFewCoefficients && !preparation.basis)
     }
 
-    /// The matrix with these scales in front; `None` where the budget does not hold them.
+    /// The matrix with these scales in front, or with smaller ones for rows that come out bad; `None` where the budget does not hold
+    /// them.
     fn encode_scaled(
+        &self,
+        scales: Scales,
+        weights: MatrixRef,
+        statistics: Option<&LayerStatistics>,
+    ) -> Result<Option<Matrix>> {
+        let mut best: Option<(f64, Matrix)> = None;
+        let mut scales = Some(scales);
+        for _ in 0..=MENDED {
+            let Some(own) = scales else { break };
+            let Some(matrix) = self.encode_with(own.clone(), weights, statistics)? else { break };
+            let block_rows = compare_block_rows(&matrix, weights);
+            let comparison = Comparison::new(&block_rows);
+            let (errors, whole) = (comparison.errors(), comparison.relative_error());
+            scales = own.mended(&row_errors(&block_rows), whole).filter(|_| errors.has_a_bad_row());
+            let times = comparison.worst_row.map_or(0.0, |(_, error)| error / whole);
+            if best.as_ref().is_none_or(|(least, _)| times < *least) {
+                best = Some((times, matrix.with_errors(errors)));
+            }
+        }
+        Ok(best.map(|(_, matrix)| matrix))
+    }
+
+    /// The matrix with these scales in front, its errors not yet measured; `None` where the budget does not hold them.
+    fn encode_with(
         &self,
         scales: Scales,
         weights: MatrixRef,
@@ -302,11 +330,7 @@ impl MatrixEncoder {
         let statistics = statistics.map(|statistics| scales.scaled(statistics));
         let feedback = feedback(&spectrum, statistics.as_ref());
         let encoded = search::quantize(&spectrum, feedback.as_ref(), &*quantizer, Target::Bits(bits))?;
-        Ok(encoded.map(|encoded| {
-            let matrix = encoded.matrix.with_scales(scales.rows, scales.cols);
-            let errors = compare(&matrix, weights).errors();
-            matrix.with_errors(errors)
-        }))
+        Ok(encoded.map(|encoded| encoded.matrix.with_scales(scales.rows, scales.cols)))
     }
 }
 
@@ -318,11 +342,15 @@ fn feedback(spectrum: &Spectrum, statistics: Option<&LayerStatistics>) -> Option
 
 /// A matrix against its original, by decoding block row after block row.
 fn compare(matrix: &Matrix, weights: MatrixRef) -> Comparison {
+    Comparison::new(&compare_block_rows(matrix, weights))
+}
+
+fn compare_block_rows(matrix: &Matrix, weights: MatrixRef) -> Vec<BlockRowErrors> {
     let layout = matrix.layout();
     let block_row = |i: usize| {
         let mut decoded = vec![0.0; layout.row_range(i).len() * layout.cols()];
         matrix.decode_block_row(i, &mut decoded);
         BlockRowErrors::new(layout, i, |row, col| weights.row(row)[col].into(), &decoded)
     };
-    Comparison::new(&(0..layout.block_rows()).into_par_iter().map(block_row).collect::<Vec<_>>())
+    (0..layout.block_rows()).into_par_iter().map(block_row).collect()
 }

@@ -77,7 +77,7 @@ impl Quantizer for PlanesQuantizer {
         });
         let error = |(planes, energy): (&u8, &f64)| energy * GAUSSIAN[usize::from(*planes)].1;
         let squared_error = planes.iter().zip(&energies).map(error).sum();
-        Some(Estimate { squared_error, bits: side_bits + spent })
+        Some(Estimate { squared_error, gaussian: squared_error, bits: side_bits + spent })
     }
 }
 

@@ -28,6 +28,8 @@ pub(super) struct Quantized {
 pub(super) struct Estimate {
     /// In the coefficient domain, times what errors weigh where that is known.
     pub squared_error: f64,
+    /// What it would be of Gaussian coefficients with the same energy.
+    pub gaussian: f64,
     /// Of the payload.
     pub bits: usize,
 }
@@ -53,7 +55,7 @@ pub(super) trait Quantizer: std::fmt::Debug + Send + Sync {
     /// When the terms cannot hold blocks of this size.
     fn encode(&self, task: &Task) -> Result<Option<Quantized>>;
 
-    /// What [`encode`](Self::encode) would come to if coefficients were Gaussian; `None` where it cannot reach the target, or no
+    /// What [`encode`](Self::encode) is expected to come to, coefficients being nearly Gaussian; `None` where it cannot reach the target, or no
     /// model says.
     fn model(&self, _task: &Task) -> Option<Estimate> {
         None

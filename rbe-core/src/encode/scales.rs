@@ -15,6 +15,8 @@
 use super::calibrate::LayerStatistics;
 use super::matrix_ref::MatrixRef;
 use crate::codec::AxisScales;
+#[cfg(doc)]
+use crate::codec::errors::Errors;
 use rayon::prelude::*;
 
 /// Scales that a matrix is to have in front of a trellis or planes.
@@ -98,25 +100,37 @@ fn if_they_pay(octaves: &[f64], saved: f64, others: usize) -> Option<AxisScales>
 
 /// Scales by their logarithms.
 fn from_octaves(octaves: &[f64]) -> Option<AxisScales> {
-    let finite = || octaves.iter().copied().filter(|octave| octave.is_finite());
     // A few that lie far off would make the steps of all coarse.
-    let middle = finite().sum::<f64>() / finite().count() as f64;
+    let middle = middle(octaves);
     let near = |octave: &f64| octave.clamp(middle - FARTHEST, middle + FARTHEST);
     // The logarithm of nothing stays: there is no scale for it.
     let scale = |octave: &f64| if octave.is_finite() { near(octave).exp2() as f32 } else { 0.0 };
     AxisScales::new(&octaves.iter().map(scale).collect::<Vec<_>>())
 }
 
+/// The mean of those that there are.
+fn middle(octaves: &[f64]) -> f64 {
+    let finite = || octaves.iter().copied().filter(|octave| octave.is_finite());
+    finite().sum::<f64>() / finite().count() as f64
+}
+
 /// The least weight of an error, as a part of the mean weight.
 const FLOOR: f64 = 1e-4;
 /// How many octaves the relative error of a row is above the matrix' at most, and from where on rows are scaled for it: what is said of
-/// a row begins at three times ([`Errors::warning`](crate::codec::errors::Errors::warning)).
+/// a row begins at three times ([`Errors::warning`]).
 const WORST: f64 = 1.0;
 const UNEVEN: f64 = 1.5;
 /// How many octaves a scale is from the middle at most: 15 steps for twice as many leave it a seventh off at most.
 const FARTHEST: f64 = 3.0;
 
+/// How many times the error of the matrix that of a mended row is to be. What is [said](Errors::warning) of a row begins at three;
+/// those that are nearly there would come out worse the next time by chance.
+const GOOD: f64 = 1.5;
+/// Octaves that are worth another search.
+const WORTH: f64 = 0.2;
+
 /// Scales of one side or of both.
+#[derive(Clone)]
 pub(super) struct Scales {
     pub rows: Option<AxisScales>,
     pub cols: Option<AxisScales>,
@@ -144,6 +158,25 @@ impl Scales {
         });
         let scales = Self { rows, cols: scaling.cols.clone() };
         (scales.rows.is_some() || scales.cols.is_some()).then_some(scales)
+    }
+
+    /// The same with smaller ones of rows that came out too bad beside the others, with these errors where that of all is `whole`; `None` where
+    /// none did whose scale may be smaller.
+    pub(super) fn mended(&self, row_errors: &[Option<f64>], whole: f64) -> Option<Self> {
+        let rows = self.rows.as_ref().map_or_else(|| vec![1.0; row_errors.len()], AxisScales::values);
+        let mut octaves: Vec<f64> = rows.iter().map(|scale| f64::from(*scale).log2()).collect();
+        let least = middle(&octaves) - FARTHEST;
+        let mut any = false;
+        for (octave, error) in octaves.iter_mut().zip(row_errors) {
+            let times = error.map_or(0.0, |error| error / whole);
+            let mended = (*octave - (times / GOOD).log2()).max(least);
+            if mended < *octave - WORTH {
+                *octave = mended;
+                any = true;
+            }
+        }
+        let rows = any.then(|| from_octaves(&octaves))??;
+        Some(Self { rows: Some(rows), cols: self.cols.clone() })
     }
 
     /// What they take in a payload.
@@ -264,5 +297,24 @@ mod tests {
             let off = (rows[row] / rows[63]).log2() - (row as f32 - 63.0) / 16.0;
             assert!(off.abs() < 0.45, "row {row}: {off} octaves");
         }
+    }
+
+    #[test]
+    fn rows_that_came_out_bad_have_smaller_scales() {
+        let scales = Scales { rows: None, cols: None };
+        let mut errors = vec![Some(0.1); 64];
+        assert!(scales.mended(&errors, 0.1).is_none());
+        errors[5] = Some(0.4);
+        errors[6] = None;
+        let mended = scales.mended(&errors, 0.1).unwrap();
+        let rows = mended.rows.as_ref().unwrap().values();
+        assert!((rows[5] / rows[4] - 0.375).abs() < 0.03, "{rows:?}");
+        assert!(rows.iter().enumerate().all(|(n, scale)| n == 5 || *scale == rows[4]), "{rows:?}");
+        // Next to nothing beside the others: as small as a scale may be, and no smaller the next time.
+        errors[5] = Some(1e4);
+        let mended = scales.mended(&errors, 0.1).unwrap();
+        let rows = mended.rows.as_ref().unwrap().values();
+        assert!((rows[5] / rows[4] * 8.0 - 1.0).abs() < 0.1, "{rows:?}");
+        assert!(mended.mended(&errors, 0.1).is_none());
     }
 }

@@ -243,9 +243,9 @@ impl Contest<'_> {
         let (config, tried) = (self.config, self.tried);
         let excess = |candidate: &Candidate| excess(config, candidate, tried);
         let best = self.costs.iter().flatten().min_by(|a, b| a.0.total_cmp(&b.0));
-        let (least, its) =
-            best.map_or(Ok((0.0, 1.0)), |(cost, best)| excess(best).map(|its| (*cost, its)))?;
-        if its <= TRUSTED {
+        let Some((least, best)) = best.map(|(cost, best)| (*cost, best.clone())) else { return Ok(true) };
+        let its = excess(&best)?;
+        if its * self.beyond_gaussian(&best)? <= TRUSTED {
             return Ok(false);
         }
         // It is not the same for every block edge, so those are measured too that the best may turn out to be.
@@ -253,6 +253,19 @@ impl Contest<'_> {
             *cost *= if *cost < least * its { excess(candidate)? } else { its };
         }
         Ok(true)
+    }
+
+    /// How many times the squared error of Gaussian coefficients a candidate's model expects.
+    ///
+    /// # Errors
+    /// As [`prepare`].
+    fn beyond_gaussian(&self, (preparation, quantizer): &Candidate) -> Result<f64> {
+        let spectrum = prepare(self.config, preparation, self.tried)?;
+        let estimate = quantizer.model(&task(&spectrum, None, self.target));
+        Ok(match estimate {
+            Some(Estimate { squared_error, gaussian, .. }) if gaussian > 0.0 => squared_error / gaussian,
+            _ => 1.0,
+        })
     }
 
     /// Tries all of a kind that may still be the best.
@@ -299,12 +312,12 @@ impl Contest<'_> {
     }
 }
 
-/// How many times a trellis' expected cost its real one may be for planes not to be tried: they cost 1.12 times as much in a file
-/// and 1.4 times or more in memory.
+/// How many times the cost that is expected of Gaussian coefficients a trellis' real one may be for planes not to be tried: they cost
+/// 1.12 times as much in a file and 1.4 times or more in memory.
 const TRUSTED: f64 = 1.1;
 
-/// A trellis is judged as if its coefficients were Gaussian. Where they are not (a mean that all rows of a head share makes a few
-/// of them huge), it costs more: how many times as much, measured on the first rows.
+/// A trellis is judged as if its coefficients were Gaussian but for some. Where they are not (a mean that all rows of a head share makes
+/// a few of them huge), it may cost more: how many times as much, measured on the first rows.
 ///
 /// # Errors
 /// As [`prepare`].
@@ -381,7 +394,7 @@ fn try_out(
 ) -> Result<Option<Outcome>> {
     if quantizer.trial() == Trial::ByModel {
         let estimate = quantizer.model(&task(spectrum, None, target));
-        return Ok(estimate.map(|Estimate { squared_error, bits }| Outcome {
+        return Ok(estimate.map(|Estimate { squared_error, bits, .. }| Outcome {
             squared_error,
             bits,
             memory_bits: bits,

@@ -59,7 +59,7 @@ impl MatrixEncoder {
                 other_bits,
             };
             let models = quantizers.iter().filter_map(|quantizer| quantizer.model(&task));
-            offers.extend(models.map(|Estimate { squared_error, bits }| Offer {
+            offers.extend(models.map(|Estimate { squared_error, bits, .. }| Offer {
                 bits_per_weight: bits as f64 / weights.elements() as f64,
                 divergence: squared_error,
             }));

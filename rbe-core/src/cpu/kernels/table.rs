@@ -33,6 +33,7 @@ pub(in crate::cpu::kernels) type Planes =
     unsafe fn(&PackedPlanes, i: usize, row_tile: usize, QuantizedRows, &mut [RowSums]);
 pub(in crate::cpu::kernels) type Trellis =
     unsafe fn(&PackedTrellis, i: usize, groups: Range<usize>, QuantizedRows, &mut [RowSums]);
+pub(in crate::cpu::kernels) type Squares = unsafe fn(&PackedGroup) -> u16;
 /// `acc += S x` or `acc += S' g` for one block; `acc` is `batch x height` or `batch x width`.
 type OfBlock<T> = unsafe fn(&T, Block, Input, acc: &mut [f32]);
 type Spmm = unsafe fn(&SortedEntries, LaneInput, acc: &mut [Lanes], stride: usize);
@@ -66,6 +67,8 @@ pub(in crate::cpu) struct Kernels {
     pub(super) trellis_transposed: Op<OfBlock<PackedTrellis>>,
     /// The coefficients of a scale group; columns beyond its width have no meaning.
     pub(super) trellis_rows: Op<unsafe fn(&PackedGroup, &mut GroupRows)>,
+    /// What a scale group's [squares](PackedGroup::squares) are, at levels that have products in 16 bits.
+    pub(super) trellis_squares: Op<Option<Squares>>,
     /// The digits of many vectors, with all terms together, that take more time than a product of floats.
     pub(super) dense_digits: Op<usize>,
     pub(super) sparse: Op<OfBlock<PackedSparse>>,
@@ -108,7 +111,7 @@ pub(in crate::cpu) struct Kernels {
 #[cfg(test)]
 impl Kernels {
     /// Every operation with the level whose it is.
-    pub(in crate::cpu::kernels) fn levels(&self) -> [(&'static str, &'static str); 29] {
+    pub(in crate::cpu::kernels) fn levels(&self) -> [(&'static str, &'static str); 30] {
         // Whole, so that none is forgotten.
         let Self {
             planes,
@@ -116,6 +119,7 @@ impl Kernels {
             trellis,
             trellis_transposed,
             trellis_rows,
+            trellis_squares,
             dense_digits,
             sparse,
             sparse_transposed,
@@ -147,6 +151,7 @@ impl Kernels {
             ("trellis", trellis.level),
             ("trellis_transposed", trellis_transposed.level),
             ("trellis_rows", trellis_rows.level),
+            ("trellis_squares", trellis_squares.level),
             ("dense_digits", dense_digits.level),
             ("sparse", sparse.level),
             ("sparse_transposed", sparse_transposed.level),
@@ -325,6 +330,15 @@ impl Kernels {
     pub(in crate::cpu) fn trellis_rows(&self, scale_group: &PackedGroup, rows: &mut GroupRows) {
         // SAFETY: as in `planes`.
         unsafe { (self.trellis_rows.run)(scale_group, rows) }
+    }
+
+    /// Tells a term what products in 16 bits want to know of it.
+    pub(in crate::cpu) fn with_squares(&self, term: PackedTrellis) -> PackedTrellis {
+        match self.trellis_squares.run {
+            // SAFETY: as in `planes`.
+            Some(squares) => term.with_squares(|scale_group| unsafe { squares(scale_group) }),
+            None => term,
+        }
     }
 
     pub(in crate::cpu) fn rows_to_lanes(&self, rows: &[[f32; EDGE]; LANES], lanes: &mut [Lanes]) {

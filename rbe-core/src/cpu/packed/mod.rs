@@ -29,7 +29,7 @@ pub(super) fn pack(term: &Term) -> Arc<dyn PackedTerm> {
         Term::Basis(term) => Arc::new(basis::PackedBasis::new(term)),
         Term::Sparse(term) => Arc::new(PackedSparse::new(term)),
         Term::Planes(term) => Arc::new(PackedPlanes::new(term)),
-        Term::Trellis(term) => Arc::new(PackedTrellis::new(term)),
+        Term::Trellis(term) => Arc::new(Kernels::get().with_squares(PackedTrellis::new(term))),
     }
 }
 

@@ -4,9 +4,6 @@
 //! of one among a finer alphabet, which states of L bits are too few for. What is left is close to Gaussian again, so that
 //! errors multiply (a relative error of 0.0048 at 8 bits, where the best uniform quantiser has 0.0094).
 //!
-//! Calibration takes columns one at a time, in its own order and with targets of its own making: that is
-//! [`Codebooks::column`]. [`TrellisQuantizer`] is a loop over it.
-//!
 //! The scale of a scale group is the least-squares one where an error is asked for. It shrinks: the decoded coefficients
 //! are the originals times `1 - D` (`D` being the relative squared error) plus noise. Noise is spread over all
 //! directions, but the shrinking hits the output where it is largest, so where bits are asked for the scale is the
@@ -28,6 +25,9 @@ use crate::cpu::{Codebook, Search};
 use crate::error::Result;
 use half::f16;
 use rayon::prelude::*;
+use tails::Tails;
+
+mod tails;
 
 /// The most bits of a scale group, in both terms together.
 const MOST_BITS: u8 = 2 * MAX_BITS;
@@ -37,8 +37,8 @@ type Curve = [f64; MOST_BITS as usize + 1];
 /// Those of a unit Gaussian in columns of 256 rows, for the fewest and the most bits of a state (measured by the test
 /// below); in between they are nearly linear in the state's bits.
 const GAUSSIAN: [Curve; 2] = [
-    [1.0, 0.2715, 0.0706, 0.01828, 0.00470, 0.001285, 0.0003388, 0.0000898, 0.0000240],
-    [1.0, 0.2659, 0.0684, 0.01756, 0.00454, 0.001227, 0.0003226, 0.0000849, 0.0000226],
+    [1.0, 0.2715, 0.0706, 0.01828, 0.00470, 0.001285, 0.0003388, 0.0000893, 0.0000232],
+    [1.0, 0.2659, 0.0684, 0.01756, 0.00454, 0.001227, 0.0003226, 0.0000834, 0.0000218],
 ];
 /// Scales of the first of two terms as multiples of those that suit it alone: a code's values end at three deviations, and what lies
 /// beyond is more than the second term reaches. By the bits of both, from 5 on (the best of a grid on a Gaussian; without, the
@@ -93,6 +93,19 @@ fn gaussian(state_bits: u8, rows: usize) -> Curve {
         let [first, second] = halves(bits as u8).map(f64::from);
         let short = |bits: f64, shortness: f64| if bits > 0.0 { 1.0 + shortness / bits } else { 1.0 };
         (long * short(first, shortness) * short(second, 2.0 * shortness)).min(1.0)
+    })
+}
+
+/// What multiplies the squared error of a Gaussian in columns of `rows` for coefficients some of which are [far off](Tails).
+fn excess(values: &[f32], state_bits: u8, rows: usize) -> Curve {
+    let tails = Tails::new(values);
+    let gaussian = gaussian(state_bits, rows);
+    std::array::from_fn(|bits| match bits {
+        0 => 1.0,
+        _ if tails.energy > 0.0 => {
+            tails.widening(bits as u8, gaussian[bits]).squared_error / (tails.energy * gaussian[bits])
+        }
+        _ => 1.0,
     })
 }
 
@@ -153,6 +166,8 @@ struct Plan<'a> {
     scale_groups: Vec<Block>,
     /// Of each scale group the sum of squares, each column's times what its error weighs.
     energies: Vec<f64>,
+    /// What multiplies a Gaussian's error in each scale group, by its bits.
+    excess: Vec<Curve>,
     /// Payload bits outside of the terms.
     other_bits: usize,
 }
@@ -162,11 +177,12 @@ impl<'a> Plan<'a> {
         let Task { spectrum, feedback, target, other_bits } = *task;
         let fit = if matches!(target, Target::Bits(_)) { Fit::Unbiased } else { Fit::LeastSquares };
         let scale_groups: Vec<_> = scale_groups(spectrum.layout).collect();
-        let energies = scale_groups
-            .par_iter()
-            .map(|scale_group| weighed_energy(spectrum, feedback, *scale_group))
-            .collect();
-        Self { spectrum, feedback, state_bits, fit, scale_groups, energies, other_bits }
+        let costs = |scale_group: &Block| {
+            let excess = excess(&spectrum.columns(*scale_group), state_bits, scale_group.height);
+            (weighed_energy(spectrum, feedback, *scale_group), excess)
+        };
+        let (energies, excess) = scale_groups.par_iter().map(costs).unzip();
+        Self { spectrum, feedback, state_bits, fit, scale_groups, energies, excess, other_bits }
     }
 
     /// Payload bits beside the columns' when no scale group has more than `most` bits.
@@ -189,7 +205,9 @@ impl<'a> Plan<'a> {
     /// Squared errors of a scale group by its bits.
     fn errors(&self, index: usize) -> Curve {
         let errors = gaussian(self.state_bits, self.scale_groups[index].height);
-        errors.map(|error| self.fit.error(error) * self.energies[index])
+        std::array::from_fn(|bits| {
+            self.fit.error((errors[bits] * self.excess[index][bits]).min(1.0)) * self.energies[index]
+        })
     }
 
     /// Payload bits of a scale group's columns.
@@ -239,9 +257,14 @@ impl<'a> Plan<'a> {
 
     fn estimate(&self, bits: &[u8]) -> Estimate {
         let scale_groups = || bits.iter().enumerate();
+        let gaussian = |(index, bits): (usize, &u8)| {
+            let error = gaussian(self.state_bits, self.scale_groups[index].height)[usize::from(*bits)];
+            self.fit.error(error) * self.energies[index]
+        };
         let most = bits.iter().max().copied().unwrap_or(0);
         Estimate {
             squared_error: scale_groups().map(|(index, bits)| self.errors(index)[usize::from(*bits)]).sum(),
+            gaussian: scale_groups().map(gaussian).sum(),
             bits: self.side_bits(most)
                 + scale_groups().map(|(index, bits)| self.bits(index, *bits)).sum::<usize>(),
         }
@@ -324,14 +347,17 @@ fn quantize_group(
     scale_group: &mut feedback::GroupTargets,
 ) -> CodedGroup {
     let (height, len) = (scale_group.place.height, scale_group.place.len());
-    let energy: f64 = scale_group.targets().iter().map(|value| f64::from(*value).powi(2)).sum();
+    let tails = Tails::new(scale_group.targets());
+    let energy = tails.energy;
     let mut made = CodedGroup::zero(bits, scale_group.place, energy);
     let Some(last) = made.halves.iter().rposition(|half| half.bits > 0) else { return made };
     let [first, second] = &mut made.halves;
-    first.scale = Codebooks::scale(first.bits, energy, len);
+    let gaussian = gaussian(plan.state_bits, height);
+    let wider = tails.widening(bits, gaussian[usize::from(bits)]).scale;
+    first.scale = wider as f32 * Codebooks::scale(first.bits, tails.near_energy, len);
     if last > 0 {
         let wide = first.scale * WIDER[usize::from(bits - MAX_BITS) - 1];
-        let left = energy * gaussian(plan.state_bits, height)[usize::from(first.bits)];
+        let left = wider * wider * tails.near_energy * gaussian[usize::from(first.bits)];
         // As the payload holds it: the second term takes care of the rounding.
         first.scale = round_to_f16(wide);
         second.scale = Codebooks::scale(second.bits, left, len);

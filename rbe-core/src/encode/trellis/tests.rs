@@ -1,6 +1,7 @@
 //! The promises of trellis coding on Gaussian coefficients: error, budget, bound.
 
 use super::*;
+use crate::codec::axis::Axes;
 use crate::codec::{Layout, Transform};
 use crate::encode::spectrum::energy;
 
@@ -49,6 +50,45 @@ fn a_gaussian_has_the_error_that_the_code_promises() {
         assert!(error <= bound, "{bits} bits: {error}");
         let model = gaussian(12, 256)[usize::from(bits)].sqrt();
         assert!((error / model - 1.0).abs() < 0.01, "{bits} bits: {error}, expected {model}");
+    }
+}
+
+#[test]
+fn coefficients_far_off_cost_what_the_model_says() {
+    let layout = Layout::new(256, 128, 256).unwrap();
+    let axes = Axes::new(layout, Transform::Dct, Some(1));
+    for far in [5.0, 6.0, 8.0, 12.0, 20.0, 50.0] {
+        let mut values = gaussian_values(layout.elements());
+        for (n, sign) in [1.0, -1.0, 1.0, -1.0].into_iter().enumerate() {
+            values[(17 + 71 * n) * 128 + 32 * n + 11] = sign * far;
+        }
+        axes.inverse_block(layout.block_at(0, 0), &mut values, &mut vec![0.0; axes.scratch_len()]);
+        let spectrum = spectrum(256, 128, 256, &values);
+        let plan = Plan::new(&task(&spectrum, Target::SquaredError(0.0)), 12);
+        for bits in 1..=MOST_BITS {
+            let error = relative_error(&spectrum, 12, bits).powi(2);
+            let model = plan.estimate(&[bits; 4]).squared_error / energy(&values);
+            assert!((0.8..1.12).contains(&(error / model)), "{far}, {bits} bits: {error}, expected {model}");
+            // Where scales stay what suits a Gaussian, eight bits have 70 times its error beside coefficients of 8.
+            let most = 1.1 * (1.0 + f64::from(far).powi(2) / if bits > 4 { 20.0 } else { 45.0 });
+            let gaussian = gaussian(12, 256)[usize::from(bits)] * layout.elements() as f64 / energy(&values);
+            assert!(error < most * gaussian, "{far}, {bits} bits: {} times a Gaussian's", error / gaussian);
+        }
+    }
+}
+
+#[test]
+fn a_coefficient_alone_comes_back() {
+    let layout = Layout::new(256, 64, 256).unwrap();
+    let axes = Axes::new(layout, Transform::Dct, Some(1));
+    let mut values = vec![0.0; layout.elements()];
+    values[77 * 64 + 5] = 1.0;
+    axes.inverse_block(layout.block_at(0, 0), &mut values, &mut vec![0.0; axes.scratch_len()]);
+    let spectrum = spectrum(256, 64, 256, &values);
+    // All of its energy was lost with every number of bits, where scales were a Gaussian's.
+    for (bits, most) in [(4, 0.75), (6, 0.32), (8, 0.1)] {
+        let error = relative_error(&spectrum, 12, bits);
+        assert!(error < most, "{bits} bits: {error}");
     }
 }
 

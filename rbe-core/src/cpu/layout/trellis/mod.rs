@@ -107,9 +107,14 @@ struct GroupHead {
     start: usize,
     /// What multiplies the values.
     scale: f32,
+    /// As in [`PackedGroup`].
+    squares: u16,
     /// Bits a row.
     bits: u8,
 }
+
+/// What is taken for squares that nobody has looked at: sixteen of the largest values have fewer.
+const UNKNOWN_SQUARES: u16 = u16::MAX;
 
 /// One scale group, ready to decode. There is none where all coefficients are zero.
 #[derive(Clone, Copy, Debug)]
@@ -118,6 +123,9 @@ pub(in crate::cpu) struct PackedGroup<'a> {
     pub code: Code,
     /// What multiplies the values.
     pub scale: f32,
+    /// At most so much are the squares of a lane's values, summed up: of a row, those in the first two columns of every quad or in the last.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub squares: u16,
     pub width: usize,
     lines: &'a [Line],
 }
@@ -145,11 +153,12 @@ impl PackedTrellis {
         let mut groups = Vec::with_capacity(count + 1);
         let mut end = 0;
         for (scale_group, (k, scale)) in scale_groups(layout).zip(term.group_scales()) {
-            groups.push(GroupHead { start: end, scale: scale.to_f32() * term.unit(), bits: k });
+            let scale = scale.to_f32() * term.unit();
+            groups.push(GroupHead { start: end, scale, squares: UNKNOWN_SQUARES, bits: k });
             let packing = Packing::new(scale_group.height);
             end += if k == 0 { 0 } else { packing.bundle_lines(k) * packing.bundles(scale_group.width) };
         }
-        groups.push(GroupHead { start: end, scale: 0.0, bits: 0 });
+        groups.push(GroupHead { start: end, scale: 0.0, squares: 0, bits: 0 });
         let mut lines = vec![Line([0; 64]); end];
         for scale_group in scale_groups(layout) {
             let block = layout.block_with(scale_group.row, scale_group.col);
@@ -185,6 +194,18 @@ impl PackedTrellis {
         Self { layout, state_bits: term.state_bits(), groups, lines }
     }
 
+    /// The same with what is found of every scale group's [squares](PackedGroup::squares).
+    pub(in crate::cpu) fn with_squares(mut self, find: impl Fn(&PackedGroup) -> u16) -> Self {
+        let per_row = self.layout.cols().div_ceil(GROUP_COLS);
+        for n in 0..self.groups.len() - 1 {
+            let (i, group) = (n / per_row, n % per_row);
+            let squares = self.blocks_across(i, group..group + 1).flat_map(|(_, groups)| groups);
+            let squares: Option<u16> = squares.map(|(_, scale_group)| find(&scale_group)).next();
+            self.groups[n].squares = squares.unwrap_or(0);
+        }
+        self
+    }
+
     /// The layout of the matrix.
     pub(in crate::cpu) fn layout(&self) -> Layout {
         self.layout
@@ -202,7 +223,7 @@ impl PackedTrellis {
         let packing = Packing::new(self.layout.row_range(i).len());
         let first = i * self.layout.cols().div_ceil(GROUP_COLS);
         groups.filter_map(move |n| {
-            let &[GroupHead { start, scale, bits }, next, ..] = &self.groups[first + n..] else {
+            let &[GroupHead { start, scale, squares, bits }, next, ..] = &self.groups[first + n..] else {
                 return None;
             };
             let col = n * GROUP_COLS;
@@ -210,6 +231,7 @@ impl PackedTrellis {
                 packing,
                 code: Code::new(bits, self.state_bits),
                 scale,
+                squares,
                 width: GROUP_COLS.min(cols.end - col),
                 lines: &self.lines[start..next.start],
             };
@@ -258,4 +280,4 @@ impl PackedTrellis {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::cpu) mod tests;

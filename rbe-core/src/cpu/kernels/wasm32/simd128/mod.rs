@@ -33,5 +33,6 @@ const TABLE: Kernels = Kernels {
     trellis: Op::new(NAME, trellis::product),
     trellis_transposed: Op::new(NAME, trellis::transposed),
     trellis_rows: Op::new(NAME, trellis::rows),
+    trellis_squares: Op::new(NAME, None),
     ..scalar::TABLE
 };

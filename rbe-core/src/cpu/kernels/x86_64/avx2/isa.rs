@@ -12,6 +12,17 @@ pub(in crate::cpu::kernels::x86_64) struct Avx2<P = Own>(P);
 pub(in crate::cpu::kernels::x86_64) trait Proof: Copy {
     /// Adds to each lane of `sums` four products of a code, at most 127, and an activation.
     fn add_products(self, sums: __m256i, codes: __m256i, x: __m256i) -> __m256i;
+
+    /// Dot products from such sums less what the codes' bias adds to each; in the lower half alone, where the sums are of `HALVES`.
+    #[inline(always)]
+    fn dots<const HALVES: bool>(self, sums: __m256i, bias: i32) -> __m256i {
+        // SAFETY: the token proves the instructions.
+        unsafe {
+            let other = _mm256_permute2x128_si256::<1>(sums, sums);
+            let sums = if HALVES { _mm256_add_epi32(sums, other) } else { sums };
+            _mm256_sub_epi32(sums, _mm256_set1_epi32(bias))
+        }
+    }
 }
 
 /// Proof of the level's instructions.
@@ -25,6 +36,38 @@ impl Proof for Own {
         unsafe {
             let pairs = _mm256_maddubs_epi16(codes, x);
             _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        }
+    }
+}
+
+/// Proof of the level's instructions, for sums in 16 bits, of which a lane has two: they may wrap, and a bias is two numbers of 16
+/// bits, without which each sum fits.
+#[derive(Clone, Copy)]
+pub(super) struct Narrow(());
+
+impl Narrow {
+    /// To be had only where the compiler knows the instructions.
+    #[target_feature(enable = "avx2,fma,f16c,popcnt")]
+    #[inline]
+    pub(super) fn new() -> Self {
+        Self(())
+    }
+}
+
+impl Proof for Narrow {
+    #[inline(always)]
+    fn add_products(self, sums: __m256i, codes: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_add_epi16(sums, _mm256_maddubs_epi16(codes, x)) }
+    }
+
+    #[inline(always)]
+    fn dots<const HALVES: bool>(self, sums: __m256i, bias: i32) -> __m256i {
+        // SAFETY: as above.
+        unsafe {
+            let other = _mm256_permute2x128_si256::<1>(sums, sums);
+            let sums = if HALVES { _mm256_add_epi16(sums, other) } else { sums };
+            _mm256_madd_epi16(_mm256_sub_epi16(sums, _mm256_set1_epi32(bias)), _mm256_set1_epi16(1))
         }
     }
 }

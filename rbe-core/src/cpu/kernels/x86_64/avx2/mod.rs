@@ -33,6 +33,7 @@ pub(super) const TABLE: Kernels = Kernels {
     trellis: Op::new(NAME, trellis::product),
     trellis_transposed: Op::new(NAME, trellis::transposed),
     trellis_rows: Op::new(NAME, trellis::rows),
+    trellis_squares: Op::new(NAME, Some(trellis_many::squares)),
     dense_digits: Op::new(NAME, 3),
     sparse: Op::new(NAME, sparse::product),
     sparse_transposed: Op::new(NAME, sparse::transposed),

@@ -1,13 +1,14 @@
 //! The trellis code on AVX2: 32 values in five instructions, in seven with three bits a row and in eight with four.
 //!
 //! Windows and their tables are as [`windows`] has them, half a line at a time. Codes are 1 to 127: `vpmaddubsw` adds the products
-//! of two with activations and cannot overflow (2 * 127 * 127 < 2^15).
+//! of two with activations and cannot overflow (2 * 127 * 127 < 2^15). A scale group's results of it are added up in 16 bits where that is known to
+//! fit, as in [`trellis_many`]: by the squares that the term has been told of and those of the activations.
 
-use super::isa::{Avx2, Proof};
-use super::trellis_many;
+use super::isa::{Avx2, Narrow, Proof};
+use super::trellis_many::{self, FITS_BELOW, bias_of_lanes, squares_of_activations};
 use crate::codec::Block;
-use crate::cpu::kernels::generic::fused::{self, Fused, Multiply, Pass, dispatch_columns};
-use crate::cpu::kernels::generic::trellis::{self as generic, Decode, GroupRows};
+use crate::cpu::kernels::generic::fused::{self, Fused, MAX_DIGITS, Multiply, Pass, dispatch_columns};
+use crate::cpu::kernels::generic::trellis::{self as generic, Decode, GroupRows, GroupSlices};
 use crate::cpu::kernels::generic::windows::{self, Windows};
 use crate::cpu::kernels::isa::Bytes;
 use crate::cpu::kernels::unroll::dispatch_code;
@@ -147,19 +148,44 @@ fn prefetch_ahead(lines: &[Line]) {
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 fn add_group<const BITS: usize, const STATE: usize, const TILES: usize>(group: Fused, sums: &mut [RowSums]) {
     align_frame();
-    match group.x.slices() {
-        1 => add_digits::<BITS, STATE, TILES, 1>(group, sums),
-        _ => add_digits::<BITS, STATE, TILES, 2>(group, sums),
+    match (group.x.slices(), narrow_biases(&group)) {
+        (1, Some(biases)) => {
+            let group = Fused { digits: &GroupSlices { biases, ..*group.digits }, ..group };
+            add_digits::<BITS, STATE, TILES, 1, _>(Avx2::of(Narrow::new()), group, sums);
+        }
+        (1, None) => add_digits::<BITS, STATE, TILES, 1, _>(Avx2::new(), group, sums),
+        (_, Some(biases)) => {
+            let group = Fused { digits: &GroupSlices { biases, ..*group.digits }, ..group };
+            add_digits::<BITS, STATE, TILES, 2, _>(Avx2::of(Narrow::new()), group, sums);
+        }
+        (_, None) => add_digits::<BITS, STATE, TILES, 2, _>(Avx2::new(), group, sums),
     }
+}
+
+/// The biases of both sums of a lane, for each digit; `None` where sums may leave 16 bits.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+#[inline]
+fn narrow_biases(group: &Fused) -> Option<[i32; MAX_DIGITS]> {
+    let mut biases = [0; MAX_DIGITS];
+    for (n, bias) in biases[..group.x.slices()].iter_mut().enumerate() {
+        let values = &group.digits.values[n * group.x.stride()..].as_chunks().0.as_chunks().0[0];
+        let squares = squares_of_activations(values);
+        if u64::from(squares) * u64::from(group.scale_group.squares) >= FITS_BELOW {
+            return None;
+        }
+        *bias = bias_of_lanes(values);
+    }
+    Some(biases)
 }
 
 #[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-fn add_digits<const BITS: usize, const STATE: usize, const TILES: usize, const DIGITS: usize>(
+fn add_digits<const BITS: usize, const STATE: usize, const TILES: usize, const DIGITS: usize, P: Proof>(
+    isa: Avx2<P>,
     group: Fused,
     sums: &mut [RowSums],
 ) {
-    fused::add_group::<_, BITS, STATE, TILES, PERIOD, DIGITS>(Avx2::new(), group, sums);
+    fused::add_group::<_, BITS, STATE, TILES, PERIOD, DIGITS>(isa, group, sums);
 }
 
 impl<P: Proof> Multiply for Avx2<P> {
@@ -200,31 +226,32 @@ impl<P: Proof> Multiply for Avx2<P> {
     #[inline(always)]
     fn add_share(self, sums: &mut [f32], dots: __m256i, bias: i32, factor: f32) {
         // SAFETY: as above.
-        unsafe { add_share(sums, dots, bias, factor) }
+        unsafe {
+            match sums.len() {
+                4 => add_scaled(sums, self.proof().dots::<true>(dots, bias), factor),
+                _ => add_scaled(sums, self.proof().dots::<false>(dots, bias), factor),
+            }
+        }
     }
 }
 
-/// `sums += (dots - bias) * factor` of eight rows, or of four, whose dot products are sums over the register's halves.
+/// `sums += dots * factor` of eight rows, or of four.
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(in crate::cpu::kernels::x86_64) fn add_share(sums: &mut [f32], dots: __m256i, bias: i32, factor: f32) {
+pub(in crate::cpu::kernels::x86_64) fn add_scaled(sums: &mut [f32], dots: __m256i, factor: f32) {
+    let share = _mm256_mul_ps(_mm256_cvtepi32_ps(dots), _mm256_set1_ps(factor));
     if let Ok(sums) = <&mut [f32; 4]>::try_from(&mut *sums) {
-        let dots = _mm_add_epi32(_mm256_castsi256_si128(dots), _mm256_extracti128_si256::<1>(dots));
-        let share = _mm_cvtepi32_ps(_mm_sub_epi32(dots, _mm_set1_epi32(bias)));
         // SAFETY: four sums.
         unsafe {
-            let sum = _mm_loadu_ps(sums.as_ptr());
-            let sum = _mm_add_ps(sum, _mm_mul_ps(share, _mm_set1_ps(factor)));
+            let sum = _mm_add_ps(_mm_loadu_ps(sums.as_ptr()), _mm256_castps256_ps128(share));
             _mm_storeu_ps(sums.as_mut_ptr(), sum);
         }
         return;
     }
     assert_eq!(sums.len(), 8);
-    let share = _mm256_cvtepi32_ps(_mm256_sub_epi32(dots, _mm256_set1_epi32(bias)));
     // SAFETY: eight sums, by the assertion above.
     unsafe {
-        let sum = _mm256_loadu_ps(sums.as_ptr());
-        let sum = _mm256_add_ps(sum, _mm256_mul_ps(share, _mm256_set1_ps(factor)));
+        let sum = _mm256_add_ps(_mm256_loadu_ps(sums.as_ptr()), share);
         _mm256_storeu_ps(sums.as_mut_ptr(), sum);
     }
 }

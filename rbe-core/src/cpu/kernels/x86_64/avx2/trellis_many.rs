@@ -5,8 +5,8 @@
 //! less the bias times its activations it is the sum of the products of values, 4 * 63 * 127 < 2^15 at most: it is right again.
 //!
 //! All products of a lane, sixteen in a scale group, are added up in 16 bits where their sum is known to fit there. It is at most the root
-//! of the sum of the values' squares times that of the activations' (Cauchy and Schwarz): where the largest such sums of a tile and of the digits
-//! come to less than 2^30 together, as they nearly always do, eight results of `vpmaddubsw` are widened by one instruction; else two are.
+//! of the sum of the values' squares times that of the activations' (Cauchy and Schwarz): where the largest such sums of a scale group and of the
+//! digits come to less than 2^30 together, as they nearly always do, eight results of `vpmaddubsw` are widened by one instruction; else two are.
 //! The sums are exact either way.
 
 use super::isa::Avx2;
@@ -15,22 +15,20 @@ use crate::cpu::kernels::isa::Bytes;
 use crate::cpu::kernels::unroll::each;
 use crate::cpu::layout::planes::{Line, QUAD, QUADS, TILE_ROWS};
 use crate::cpu::layout::trellis::{BIAS, GroupCodes, PackedGroup, PackedTrellis};
-use crate::cpu::layout::{EDGE, QuantizedRows, RowSums};
+use crate::cpu::layout::{QuantizedRows, RowSums};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Quads that are multiplied at a time: as many as have the codes of all sixteen rows in half of the registers.
 const QUADS_AT_ONCE: usize = QUADS / 2;
-/// Row tiles of the highest block.
-const MOST_TILES: usize = EDGE / TILE_ROWS;
 /// Rows of a half of a line.
 const HALF_ROWS: usize = TILE_ROWS / 2;
 /// What the squares of a lane's values times those of its activations are to stay below for a sum in 16 bits.
-const FITS_BELOW: u64 = 1 << 30;
+pub(super) const FITS_BELOW: u64 = 1 << 30;
 
 /// The activations of a scale group, by quads that are multiplied at a time.
-type GroupValues = [[i8; QUAD * QUADS_AT_ONCE]; 2];
+pub(super) type GroupValues = [[i8; QUAD * QUADS_AT_ONCE]; 2];
 
 /// Digits of some vectors for a scale group.
 #[derive(Clone, Copy)]
@@ -73,9 +71,9 @@ impl Digits {
         for (n, digit) in self.each[..x.slices()].iter_mut().enumerate() {
             let values = &values[n * x.stride()..].as_chunks().0.as_chunks().0[0];
             *digit = Digit::new(values, scale * x.scale(n, j));
-            squares = _mm_max_epi32(squares, squares_of_activations(values));
+            squares = _mm_max_epi32(squares, squares_of_lanes(values));
         }
-        self.squares = _mm_extract_epi32::<0>(squares).max(_mm_extract_epi32::<1>(squares)).cast_unsigned();
+        self.squares = larger(squares);
     }
 }
 
@@ -89,11 +87,7 @@ impl Digit {
     #[inline]
     fn new(values: &GroupValues, factor: f32) -> Self {
         let mut digit = Self { values: *values, ..Self::NONE };
-        // 2 * 64 * 127 < 2^15; what follows may wrap, as the sums do from which it is taken.
-        let quads = _mm256_maddubs_epi16(_mm256_set1_epi8(BIAS as i8), load(values));
-        let pairs = _mm256_add_epi16(quads, _mm256_shuffle_epi32::<0b10_11_00_01>(quads));
-        let halves = _mm256_add_epi16(pairs, _mm256_shuffle_epi32::<0b01_00_11_10>(pairs));
-        let whole = _mm256_add_epi16(halves, _mm256_permute4x64_epi64::<0b01_00_11_10>(halves));
+        let [pairs, whole] = biases(values);
         let parts = _mm256_blend_epi32::<0b0010_0010>(pairs, whole);
         let parts = _mm256_blend_epi32::<0b1000_1000>(parts, _mm256_castps_si256(_mm256_set1_ps(factor)));
         // SAFETY: two times four numbers of 32 bits.
@@ -109,10 +103,42 @@ fn load(values: &GroupValues) -> __m256i {
     unsafe { _mm256_loadu_si256(values.as_ptr().cast()) }
 }
 
+/// What the codes' bias makes of the sums of a row's two lanes, two numbers of 16 bits: over each two quads, and over all.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+#[inline]
+fn biases(values: &GroupValues) -> [__m256i; 2] {
+    // 2 * 64 * 127 < 2^15; what follows may wrap, as the sums do from which it is taken.
+    let quads = _mm256_maddubs_epi16(_mm256_set1_epi8(BIAS as i8), load(values));
+    let pairs = _mm256_add_epi16(quads, _mm256_shuffle_epi32::<0b10_11_00_01>(quads));
+    let halves = _mm256_add_epi16(pairs, _mm256_shuffle_epi32::<0b01_00_11_10>(pairs));
+    [pairs, _mm256_add_epi16(halves, _mm256_permute4x64_epi64::<0b01_00_11_10>(halves))]
+}
+
+/// That over all quads.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+#[inline]
+pub(super) fn bias_of_lanes(values: &GroupValues) -> i32 {
+    _mm256_cvtsi256_si32(biases(values)[1])
+}
+
+/// The larger of the sums of the squares of a row's two lanes' activations.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+#[inline]
+pub(super) fn squares_of_activations(values: &GroupValues) -> u32 {
+    larger(squares_of_lanes(values))
+}
+
+/// The larger of the first two numbers, which are not negative.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+#[inline]
+fn larger(squares: __m128i) -> u32 {
+    _mm_extract_epi32::<0>(squares).max(_mm_extract_epi32::<1>(squares)).cast_unsigned()
+}
+
 /// The sums of the squares of a lane's activations, for a row's two lanes, as the first two numbers.
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 #[inline]
-fn squares_of_activations(values: &GroupValues) -> __m128i {
+fn squares_of_lanes(values: &GroupValues) -> __m128i {
     let magnitudes = _mm256_abs_epi8(load(values));
     // 2 * 127 * 127 < 2^15.
     let pairs = _mm256_maddubs_epi16(magnitudes, magnitudes);
@@ -123,9 +149,21 @@ fn squares_of_activations(values: &GroupValues) -> __m128i {
     _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256::<1>(both))
 }
 
+/// The largest sum of the squares of a lane's values in a scale group.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+pub(super) fn squares(scale_group: &PackedGroup) -> u16 {
+    let mut room = BlockCodes::take();
+    let codes = &mut room.codes()[0];
+    decode(scale_group, codes);
+    let tiles = codes.as_chunks().0[..scale_group.packing.tiles()].iter();
+    let squares = tiles.map(|tile| squares_of_values(tile)).max().unwrap_or(0);
+    room.keep();
+    squares
+}
+
 /// The largest sum of the squares of a lane's values in a tile.
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-fn squares_of_values(codes: &[Line; QUADS]) -> u32 {
+fn squares_of_values(codes: &[Line; QUADS]) -> u16 {
     let isa = Avx2::new();
     let mut largest = _mm256_setzero_si256();
     for half in 0..2 {
@@ -142,7 +180,7 @@ fn squares_of_values(codes: &[Line; QUADS]) -> u32 {
     let largest = _mm_max_epu16(_mm256_castsi256_si128(largest), _mm256_extracti128_si256::<1>(largest));
     // The instruction has the least; that of the complements is the largest's.
     let least = _mm_minpos_epu16(_mm_xor_si128(largest, _mm_set1_epi16(-1)));
-    u32::from(!(_mm_cvtsi128_si32(least) as u16))
+    !(_mm_cvtsi128_si32(least) as u16)
 }
 
 /// `sums[v * tiles + t] += S x_v` over some scale groups, for any number of vectors.
@@ -177,9 +215,7 @@ fn multiply_blocks<const PER_VECTOR: usize>(
     sums: &mut [RowSums],
 ) {
     let (batch_at_once, tiles) = (DIGITS_AT_ONCE / PER_VECTOR, sums.len() / x.batch());
-    // For few digits it is not worth to find out what fits in 16 bits.
-    let few = x.slices() <= DIGITS_AT_ONCE;
-    let mut squares = [[u32::MAX; MOST_TILES]; MOST_GROUPS];
+    let mut squares = [0; MOST_GROUPS];
     let mut digits = [Digits::NONE; MOST_GROUPS];
     for (j, mut groups) in term.blocks_across(i, groups) {
         loop {
@@ -187,10 +223,7 @@ fn multiply_blocks<const PER_VECTOR: usize>(
             let mut count = 0;
             for (first, scale_group) in groups.by_ref().take(codes.len()) {
                 decode(&scale_group, &mut codes[count]);
-                let tiles = codes[count].as_chunks().0[..tiles].iter();
-                for (squares, tile) in squares[count].iter_mut().zip(tiles).filter(|_| !few) {
-                    *squares = squares_of_values(tile);
-                }
+                squares[count] = scale_group.squares;
                 places[count] = (first, scale_group.scale);
                 count += 1;
             }
@@ -207,7 +240,7 @@ fn multiply_blocks<const PER_VECTOR: usize>(
                     let sums = &mut sums[tile..];
                     for ((codes, squares), digits) in codes[..count].iter().zip(&squares).zip(&digits) {
                         let codes = &codes.as_chunks().0[tile];
-                        let fit = u64::from(squares[tile]) * u64::from(digits.squares) < FITS_BELOW;
+                        let fit = u64::from(*squares) * u64::from(digits.squares) < FITS_BELOW;
                         let digits = &digits.each[..x.slices()];
                         match fit {
                             true => multiply_tile::<PER_VECTOR, true>(codes, digits, sums, tiles),
@@ -312,8 +345,12 @@ impl Codes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::kernels::x86_64::avx2::LEVEL;
+    use crate::codec::Layout;
+    use crate::codec::term::trellis::GROUP_COLS;
+    use crate::cpu::kernels::x86_64::avx2::{LEVEL, trellis};
+    use crate::cpu::layout::Activations;
     use crate::cpu::layout::planes::TILE_COLS;
+    use crate::cpu::layout::trellis::tests::term;
 
     /// Small values and activations fit in 16 bits, the largest of one sign do not: both are exact.
     #[test]
@@ -342,7 +379,7 @@ mod tests {
                 let of_lane = |lane: usize| (0..TILE_COLS).filter(move |col| col % QUAD / 2 == lane);
                 // SAFETY: the processor has the instructions.
                 let (of_values, of_x, digit) = unsafe {
-                    let of_x = squares_of_activations(signed);
+                    let of_x = squares_of_lanes(signed);
                     let of_x = [_mm_extract_epi32::<0>(of_x), _mm_extract_epi32::<1>(of_x)];
                     (squares_of_values(&codes), of_x, Digit::new(signed, 1.0))
                 };
@@ -351,7 +388,7 @@ mod tests {
                     [0, 1].map(|lane| of_lane(lane).map(|col| value(row, col).pow(2)).sum::<i32>())
                 };
                 let expected = (0..TILE_ROWS).flat_map(largest_of).max();
-                assert_eq!(Some(of_values.cast_signed()), expected);
+                assert_eq!(Some(i32::from(of_values)), expected);
                 let fits = u64::from(of_values) * (of_x[0].max(of_x[1]) as u64) < FITS_BELOW;
                 kinds[usize::from(fits)] = true;
                 for fits in [false, fits] {
@@ -367,6 +404,72 @@ mod tests {
                         let expected: i32 = (0..TILE_COLS).map(|col| value(row, col) * x(col)).sum();
                         assert_eq!(sums[0].0[row], expected as f32, "{most} {largest} {alike} {fits} {row}");
                     }
+                }
+            }
+        }
+        assert_eq!(kinds, [true; 2]);
+    }
+
+    #[test]
+    fn squares_bound_what_lanes_have_and_products_are_the_same_without_them() {
+        if !LEVEL.is_available() {
+            return;
+        }
+        let mut kinds = [false; 2];
+        for (rows, cols, edge) in [(256, 320, 256), (128, 160, 128), (64, 320, 64), (300, 77, 256)] {
+            let layout = Layout::new(rows, cols, edge).unwrap();
+            let term = term(layout);
+            // SAFETY: here and below, the processor has the instructions.
+            let find = |scale_group: &PackedGroup| unsafe { squares(scale_group) };
+            let unknown = PackedTrellis::new(&term);
+            let known = unknown.clone().with_squares(find);
+            for block in layout.iter() {
+                for (first, scale_group) in known.block_groups(block) {
+                    let value = |row: usize, col: usize| {
+                        let (column, _) = term.column(block, first + col).unwrap();
+                        i32::from(column.value(row))
+                    };
+                    let of_lane = |row: usize, lane: usize| {
+                        let cols = (0..scale_group.width).filter(|col| col % QUAD / 2 == lane);
+                        cols.map(|col| value(row, col).pow(2)).sum::<i32>()
+                    };
+                    let lanes = (0..block.height).flat_map(|row| [of_lane(row, 0), of_lane(row, 1)]);
+                    let (most, found) = (lanes.max().unwrap(), i32::from(scale_group.squares));
+                    let whole = scale_group.packing.is_full() && scale_group.width == GROUP_COLS;
+                    assert!(found == most || (found > most && !whole), "{found}, has {most}");
+                }
+            }
+            for (slices, largest) in [(1, 127i8), (2, 127), (1, 60), (2, 60)] {
+                let mut x = Activations::default();
+                x.prepare(layout.col_cut(), 1, slices);
+                for slice in 0..slices {
+                    for j in 0..layout.block_cols() {
+                        for col in 0..layout.col_range(j).len() {
+                            let sign = if (col * col + slice) % 7 < 3 { -1 } else { 1 };
+                            let at = slice * x.stride + x.starts[j] + col;
+                            x.values[at] = (largest - (col % 5) as i8) * sign;
+                        }
+                        x.scales[slice * layout.block_cols() + j] = 0.25;
+                    }
+                }
+                let sums = x.values.chunks_exact(TILE_COLS);
+                x.tile_sums = sums.map(|tile| tile.iter().map(|value| i32::from(*value)).sum()).collect();
+                for i in 0..layout.block_rows() {
+                    let tiles = layout.row_range(i).len().div_ceil(TILE_ROWS).next_power_of_two();
+                    let [of_unknown, of_known] = [&unknown, &known].map(|term| {
+                        let mut sums = vec![RowSums::ZERO; tiles.max(2)];
+                        let groups = 0..layout.cols().div_ceil(GROUP_COLS);
+                        let x = x.rows(0..1, slices);
+                        // SAFETY: as above.
+                        unsafe { trellis::product(term, i, groups, x, &mut sums) };
+                        sums.iter().flat_map(|sums| sums.0).collect::<Vec<f32>>()
+                    });
+                    assert!(of_known.iter().any(|sum| *sum != 0.0));
+                    assert_eq!(of_known, of_unknown, "{rows}x{cols}, {slices} digits of {largest}");
+                }
+                for (_, scale_group) in layout.iter().flat_map(|block| known.block_groups(block)) {
+                    let of_x = u64::from(largest.unsigned_abs()).pow(2) * TILE_COLS as u64 / 2;
+                    kinds[usize::from(u64::from(scale_group.squares) * of_x < FITS_BELOW)] = true;
                 }
             }
         }

@@ -18,7 +18,7 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     kernels: &TABLE,
     // What looks nothing up and multiplies no matrices of bits.
     inherited: &[
-        &["planes", "planes_transposed", "spmm", "sddmm", "viterbi", "viterbi_bytes"],
+        &["planes", "planes_transposed", "trellis_squares", "spmm", "sddmm", "viterbi", "viterbi_bytes"],
         ACTIVATIONS,
         LANES,
         FLOATS,

@@ -26,7 +26,10 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     detect: || has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl"),
     kernels: &TABLE,
     // Entries are put into lanes by instructions that come with VBMI2; segments alone have half of such a register.
-    inherited: &[&["dense_digits", "sparse", "sparse_transposed", "spmm_min_batch"], STRIPS],
+    inherited: &[
+        &["trellis_squares", "dense_digits", "sparse", "sparse_transposed", "spmm_min_batch"],
+        STRIPS,
+    ],
 };
 
 pub(super) const TABLE: Kernels = Kernels {

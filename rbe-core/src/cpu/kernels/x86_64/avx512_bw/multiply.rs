@@ -149,8 +149,11 @@ fn add_share(sums: &mut [f32], dots: __m512i, bias: i32, factor: f32) {
         }
         return;
     }
-    let dots = _mm256_add_epi32(_mm512_castsi512_si256(dots), _mm512_extracti64x4_epi64::<1>(dots));
-    avx2::trellis::add_share(sums, dots, bias, factor);
+    let mut dots = _mm256_add_epi32(_mm512_castsi512_si256(dots), _mm512_extracti64x4_epi64::<1>(dots));
+    if sums.len() < 8 {
+        dots = _mm256_add_epi32(dots, _mm256_permute4x64_epi64::<0b01_00_11_10>(dots));
+    }
+    avx2::trellis::add_scaled(sums, _mm256_sub_epi32(dots, _mm256_set1_epi32(bias)), factor);
 }
 
 /// [`dot_tile`](crate::cpu::kernels::generic::planes::DotTile::dot_tile) without VNNI, for numbers of planes and digits that are

@@ -18,7 +18,14 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     kernels: &TABLE,
     // Only integer products are made of it.
     inherited: &[
-        &["planes_transposed", "trellis_transposed", "trellis_rows", "viterbi", "viterbi_bytes"],
+        &[
+            "planes_transposed",
+            "trellis_transposed",
+            "trellis_rows",
+            "trellis_squares",
+            "viterbi",
+            "viterbi_bytes",
+        ],
         SPARSE,
         ACTIVATIONS,
         LANES,

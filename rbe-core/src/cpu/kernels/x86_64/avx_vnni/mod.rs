@@ -13,7 +13,15 @@ use crate::cpu::kernels::table::{Kernels, Op, Planes, Trellis};
 use std::arch::is_x86_feature_detected as has;
 
 const INHERITED: &[&[&str]] = &[
-    &["planes_transposed", "trellis_transposed", "trellis_rows", "dense_digits", "viterbi", "viterbi_bytes"],
+    &[
+        "planes_transposed",
+        "trellis_transposed",
+        "trellis_rows",
+        "trellis_squares",
+        "dense_digits",
+        "viterbi",
+        "viterbi_bytes",
+    ],
     SPARSE,
     ACTIVATIONS,
     LANES,
