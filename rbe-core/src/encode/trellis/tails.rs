@@ -3,8 +3,8 @@
 //! A code's values end at 3.4 deviations of what it suits best. What lies beyond is cut off, and the fewer errors there are besides,
 //! the more that counts: of 8192 coefficients of unit Gaussian one of 8 makes the squared error of four bits 1.5 times as large, and
 //! that of eight bits 70 times. A larger scale reaches farther and makes all other errors larger; where that is less, it is taken
-//! (2.7 times the scale and 2.7 times the error of eight bits there). Signs and transform leave few such coefficients, and those
-//! in what rows or columns have in common.
+//! (twice the scale, and 2.7 times the error, with eight bits there). Signs and transform leave few such coefficients: those of what
+//! rows or columns have in common.
 
 use super::{MAX_BITS, MOST_BITS, VALUE_DEVIATIONS, WIDER, halves};
 use crate::codec::term::trellis::Code;
@@ -18,7 +18,8 @@ const STEP: f64 = 0.125;
 const STEPS: usize = 48;
 /// Fewer bits leave so much of all others that they gain nothing by it: their scale is that of all coefficients together.
 const WIDENED_FROM: u8 = 4;
-/// What a scale `1 + w` times the best makes of the squared error of a Gaussian, `1 + a w + b w^2`, by the bits (measured by a test).
+/// What a scale `1 + w` times the best makes of the squared error of a Gaussian, `1 + a w + b w^2`, by the bits: fitted to what scales
+/// 1.1 to 8 times the best leave.
 const GROWTH: [[f64; 2]; MOST_BITS as usize] = [
     [0.24, 0.12],
     [0.60, 0.23],
@@ -71,6 +72,9 @@ impl Tails {
 
     /// The best scale with so many bits, which leave a Gaussian this relative squared error.
     pub(super) fn widening(&self, bits: u8, gaussian: f64) -> Widening {
+        if self.far.is_empty() {
+            return Widening { scale: 1.0, squared_error: self.energy * gaussian };
+        }
         let reach = self.deviation * reach(bits);
         let [linear, square] = GROWTH[usize::from(bits) - 1];
         let widening = |scale: f64| {
@@ -81,9 +85,6 @@ impl Tails {
             let far: f64 = self.far.iter().map(|value| (value - scale * reach).max(0.0).powi(2) + own).sum();
             Widening { scale, squared_error: near + far }
         };
-        if self.far.is_empty() {
-            return Widening { scale: 1.0, squared_error: self.near_energy * gaussian };
-        }
         if bits < WIDENED_FROM {
             return widening((self.energy / self.near_energy).sqrt());
         }
