@@ -16,8 +16,6 @@ const FARTHEST: f64 = 200.0;
 /// Octaves from scale to scale that are tried, and how many.
 const STEP: f64 = 0.125;
 const STEPS: usize = 48;
-/// Fewer bits leave so much of all others that they gain nothing by it: their scale is that of all coefficients together.
-const WIDENED_FROM: u8 = 4;
 /// What a scale `1 + w` times the best makes of the squared error of a Gaussian, `1 + a w + b w^2`, by the bits: fitted to what scales
 /// 1.1 to 8 times the best leave.
 const GROWTH: [[f64; 2]; MOST_BITS as usize] = [
@@ -85,9 +83,6 @@ impl Tails {
             let far: f64 = self.far.iter().map(|value| (value - scale * reach).max(0.0).powi(2) + own).sum();
             Widening { scale, squared_error: near + far }
         };
-        if bits < WIDENED_FROM {
-            return widening((self.energy / self.near_energy).sqrt());
-        }
         let all = (0..STEPS).map(|n| widening((STEP * n as f64).exp2()));
         all.min_by(|a, b| a.squared_error.total_cmp(&b.squared_error)).expect("STEPS is not 0")
     }
@@ -139,9 +134,7 @@ mod tests {
         assert_eq!((tails.near_energy, &tails.far[..]), (8191.0, &[12.0][..]));
         let scale = |bits: u8| tails.widening(bits, super::super::GAUSSIAN[0][usize::from(bits)]).scale;
         let scales: Vec<f64> = (1..=MOST_BITS).map(scale).collect();
-        assert!(scales[usize::from(WIDENED_FROM) - 1..].is_sorted(), "{scales:?}");
-        let all = (tails.energy / tails.near_energy).sqrt();
-        assert!(scales[..usize::from(WIDENED_FROM) - 1].iter().all(|scale| *scale == all), "{scales:?}");
+        assert!(scales.is_sorted(), "{scales:?}");
         // Four bits stay below what would reach it, eight go there.
         assert!(
             scales[3] < 1.7 && (12.0 / reach(8) / 1.1..12.0 / reach(8) * 1.1).contains(&scales[7]),
