@@ -34,8 +34,12 @@ pub(super) fn product(
     if !fused::fuses(term, i, x) {
         return trellis_many::product(term, i, groups, x, sums);
     }
-    fused::product(term, i, groups, x, |group| {
-        dispatch_columns!(group.scale_group, add_group(group, sums));
+    fused::product(term, i, groups, x, |group| match narrow_biases(&group) {
+        Some(biases) => {
+            let group = Fused { digits: &GroupSlices { biases, ..*group.digits }, ..group };
+            dispatch_columns!(group.scale_group, add_narrow_group(group, sums));
+        }
+        None => dispatch_columns!(group.scale_group, add_group(group, sums)),
     });
 }
 
@@ -148,17 +152,23 @@ fn prefetch_ahead(lines: &[Line]) {
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 fn add_group<const BITS: usize, const STATE: usize, const TILES: usize>(group: Fused, sums: &mut [RowSums]) {
     align_frame();
-    match (group.x.slices(), narrow_biases(&group)) {
-        (1, Some(biases)) => {
-            let group = Fused { digits: &GroupSlices { biases, ..*group.digits }, ..group };
-            add_digits::<BITS, STATE, TILES, 1, _>(Avx2::of(Narrow::new()), group, sums);
-        }
-        (1, None) => add_digits::<BITS, STATE, TILES, 1, _>(Avx2::new(), group, sums),
-        (_, Some(biases)) => {
-            let group = Fused { digits: &GroupSlices { biases, ..*group.digits }, ..group };
-            add_digits::<BITS, STATE, TILES, 2, _>(Avx2::of(Narrow::new()), group, sums);
-        }
-        (_, None) => add_digits::<BITS, STATE, TILES, 2, _>(Avx2::new(), group, sums),
+    match group.x.slices() {
+        1 => add_digits::<BITS, STATE, TILES, 1, _>(Avx2::new(), group, sums),
+        _ => add_digits::<BITS, STATE, TILES, 2, _>(Avx2::new(), group, sums),
+    }
+}
+
+/// The same with [`narrow_biases`].
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+fn add_narrow_group<const BITS: usize, const STATE: usize, const TILES: usize>(
+    group: Fused,
+    sums: &mut [RowSums],
+) {
+    align_frame();
+    let isa = Avx2::of(Narrow::new());
+    match group.x.slices() {
+        1 => add_digits::<BITS, STATE, TILES, 1, _>(isa, group, sums),
+        _ => add_digits::<BITS, STATE, TILES, 2, _>(isa, group, sums),
     }
 }
 
