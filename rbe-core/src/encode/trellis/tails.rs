@@ -6,8 +6,8 @@
 //! (twice the scale, and 2.7 times the error, with eight bits there). Signs and transform leave few such coefficients: those of what
 //! rows or columns have in common.
 
-use super::{MAX_BITS, MOST_BITS, VALUE_DEVIATIONS, WIDER, halves};
-use crate::codec::term::trellis::Code;
+use super::gaussian::{GAUSSIAN, MOST_BITS, VALUE_DEVIATIONS, WIDER, halves};
+use crate::codec::term::trellis::{Code, MAX_BITS};
 
 /// How many deviations off a coefficient counts as far: of a Gaussian one in 47 thousand does.
 const FAR: f64 = 4.25;
@@ -93,13 +93,13 @@ fn reach(bits: u8) -> f64 {
     let reach = |bits: u8| {
         let code = Code::of_bits(bits.into());
         let largest = (0..code.indices()).map(|index| code.value_of_index(index as u8)).max();
-        let kept = 1.0 - super::GAUSSIAN[0][usize::from(bits)];
+        let kept = 1.0 - GAUSSIAN[0][usize::from(bits)];
         f64::from(largest.expect("a code has values")) / VALUE_DEVIATIONS[usize::from(bits) - 1] * kept.sqrt()
     };
     match halves(bits) {
         [first, 0] => reach(first),
         [first, second] => {
-            let left = super::GAUSSIAN[0][usize::from(MAX_BITS)].sqrt();
+            let left = GAUSSIAN[0][usize::from(MAX_BITS)].sqrt();
             f64::from(WIDER[usize::from(second) - 1]) * reach(first) + left * reach(second)
         }
     }
@@ -132,7 +132,7 @@ mod tests {
         values[1234] = -12.0;
         let tails = Tails::new(&values);
         assert_eq!((tails.near_energy, &tails.far[..]), (8191.0, &[12.0][..]));
-        let scale = |bits: u8| tails.widening(bits, super::super::GAUSSIAN[0][usize::from(bits)]).scale;
+        let scale = |bits: u8| tails.widening(bits, GAUSSIAN[0][usize::from(bits)]).scale;
         let scales: Vec<f64> = (1..=MOST_BITS).map(scale).collect();
         assert!(scales.is_sorted(), "{scales:?}");
         // Four bits stay below what would reach it, eight go there.
