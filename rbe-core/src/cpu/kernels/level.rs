@@ -4,6 +4,13 @@ use super::table::Kernels;
 
 /// Operations that a level has together or not at all, for [`LevelSpec::inherited`]: with sparse terms.
 pub(super) const SPARSE: &[&str] = &["sparse", "sparse_transposed", "spmm_min_batch", "spmm", "sddmm"];
+/// With planes and trellises beside the products in integers.
+#[cfg_attr(target_arch = "wasm32", allow(dead_code))]
+pub(super) const DECODING: &[&str] =
+    &["planes_transposed", "trellis_transposed", "trellis_rows", "trellis_squares"];
+/// Of the search for a trellis' bits.
+#[cfg_attr(target_arch = "wasm32", allow(dead_code))]
+pub(super) const VITERBI: &[&str] = &["viterbi", "viterbi_bytes"];
 /// That make bytes of activations.
 pub(super) const ACTIVATIONS: &[&str] = &["largest", "quantize_slice"];
 /// Between rows and lanes.

@@ -5,7 +5,9 @@ mod planes;
 mod trellis;
 
 use super::neon;
-use crate::cpu::kernels::level::{ACTIVATIONS, ATTENTION, FLOATS, LANES, LevelSpec, SPARSE, STRIPS};
+use crate::cpu::kernels::level::{
+    ACTIVATIONS, ATTENTION, DECODING, FLOATS, LANES, LevelSpec, SPARSE, STRIPS, VITERBI,
+};
 use crate::cpu::kernels::table::{Kernels, Op};
 use std::arch::is_aarch64_feature_detected as has;
 
@@ -17,22 +19,7 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     detect: || has!("dotprod"),
     kernels: &TABLE,
     // Only integer products are made of dot products.
-    inherited: &[
-        &[
-            "planes_transposed",
-            "trellis_transposed",
-            "trellis_rows",
-            "trellis_squares",
-            "viterbi",
-            "viterbi_bytes",
-        ],
-        SPARSE,
-        ACTIVATIONS,
-        LANES,
-        FLOATS,
-        ATTENTION,
-        STRIPS,
-    ],
+    inherited: &[DECODING, VITERBI, SPARSE, ACTIVATIONS, LANES, FLOATS, ATTENTION, STRIPS],
 };
 
 const TABLE: Kernels = Kernels {

@@ -8,27 +8,14 @@ mod kernels;
 mod multiply;
 
 use super::avx2;
-use crate::cpu::kernels::level::{ACTIVATIONS, ATTENTION, FLOATS, LANES, LevelSpec, SPARSE, STRIPS};
+use crate::cpu::kernels::level::{
+    ACTIVATIONS, ATTENTION, DECODING, FLOATS, LANES, LevelSpec, SPARSE, STRIPS, VITERBI,
+};
 use crate::cpu::kernels::table::{Kernels, Op, Planes, Trellis};
 use std::arch::is_x86_feature_detected as has;
 
-const INHERITED: &[&[&str]] = &[
-    &[
-        "planes_transposed",
-        "trellis_transposed",
-        "trellis_rows",
-        "trellis_squares",
-        "dense_digits",
-        "viterbi",
-        "viterbi_bytes",
-    ],
-    SPARSE,
-    ACTIVATIONS,
-    LANES,
-    FLOATS,
-    ATTENTION,
-    STRIPS,
-];
+const INHERITED: &[&[&str]] =
+    &[DECODING, VITERBI, &["dense_digits"], SPARSE, ACTIVATIONS, LANES, FLOATS, ATTENTION, STRIPS];
 
 const fn table(name: &'static str, planes: Planes, trellis: Trellis) -> Kernels {
     Kernels { planes: Op::new(name, planes), trellis: Op::new(name, trellis), ..avx2::TABLE }
