@@ -26,26 +26,28 @@ LATENCY, BARRIER = 5, 20
 # Of a multiprocessor: registers, bytes of shared memory, of which each block takes some more, and warps; warps of a block.
 REGISTERS, SHARED, SHARED_EACH, MOST_WARPS, WARPS = 65536, 228 * 1024, 1024, 64, 8
 
-# Shared memory of a block with 8192 columns: the trellis' table, behind it the rings of four bits and the inputs of a split; or what is
-# more, the warps' sums.
-TABLE, RING, SUMS, BUFFERS = 384 * 32 * 4, 2 * 4 * 8 * 512, 8 * 32 * 64 * 4, 8 * 320 * 4
+# Shared memory of a block with 8192 columns: the trellis' table, with few vectors buffers and a split's inputs, the warps' rings, whose steps
+# have words of four bits, or half of them and what follows, and vectors; or what is more, the warps' sums.
+TABLE, SUMS, STAGED = 384 * 32 * 4, 8 * 32 * 64 * 4, 8 * 320 * 4 + 2 * 32 * 128
+ring = lambda loads: 2 * 8 * loads * 512
 # Source, kernel, bits, weights of a thread in a pass of its loop, bytes of shared memory; the most instructions and integer operations a
 # weight and registers, the fewest warps on a multiprocessor.
 LOOPS = [
-    ("trellis", "trellis_short_tiles_few", 4, 128, TABLE + RING + 2 * 32 * 128, 4.6, 2.0, 128, 16),
-    ("trellis", "trellis_short_tiles_many", 4, 128, TABLE + RING, 5.0, 2.1, 128, 16),
-    ("trellis", "trellis_short_tiles_exact", 4, 128, TABLE + RING, 5.0, 2.1, 128, 16),
-    ("trellis", "trellis_short_tiles_wide", 4, 128, TABLE + RING, 5.4, 2.2, 255, 8),
-    ("trellis", "trellis_tiles_few", 4, 128, TABLE + RING + 2 * 32 * 128, 5.3, 2.7, 255, 8),
-    ("trellis", "trellis_short_tiles_few", 3, 128, TABLE + RING + 2 * 32 * 128, 7.0, 4.4, 128, 16),
-    ("trellis", "trellis_short_tiles_few", 2, 128, TABLE + RING + 2 * 32 * 128, 5.2, 2.5, 128, 16),
-    ("planes", "planes_product_1", 4, 32, BUFFERS + 16 * 128, 4.2, 1.5, 128, 16),
-    ("planes", "planes_tiles_few", 4, 128, SUMS, 1.55, 1.0, 128, 16),
-    ("planes", "planes_tiles_few_exact", 4, 128, SUMS, 2.1, 1.0, 128, 16),
-    ("planes", "planes_tiles_many", 4, 128, SUMS, 1.9, 1.05, 128, 16),
-    ("planes", "planes_tiles_exact", 4, 128, SUMS, 2.4, 1.05, 128, 16),
-    ("planes", "planes_tiles_wide", 4, 128, SUMS, 2.4, 1.1, 255, 8),
-    ("planes", "planes_tiles_broad", 4, 64, SUMS, 3.7, 1.65, 255, 8),
+    ("trellis", "trellis_short_tiles_few", 4, 128, TABLE + STAGED + ring(4), 4.5, 1.95, 128, 16),
+    ("trellis", "trellis_short_tiles_many", 4, 128, TABLE + ring(4 + 1), 4.8, 2.05, 128, 16),
+    ("trellis", "trellis_short_tiles_exact", 4, 128, TABLE + ring(4 + 1), 5.0, 2.1, 128, 16),
+    ("trellis", "trellis_short_tiles_wide", 4, 128, TABLE + ring(4 + 2), 4.95, 2.05, 255, 8),
+    ("trellis", "trellis_short_tiles_broad", 4, 64, TABLE + ring(3 + 4), 6.7, 2.65, 255, 8),
+    ("trellis", "trellis_tiles_few", 4, 128, TABLE + STAGED + ring(4), 5.1, 2.6, 255, 8),
+    ("trellis", "trellis_short_tiles_few", 3, 128, TABLE + STAGED + ring(4), 7.0, 4.4, 128, 16),
+    ("trellis", "trellis_short_tiles_few", 2, 128, TABLE + STAGED + ring(4), 5.2, 2.5, 128, 16),
+    ("planes", "planes_product_1", 4, 32, 8 * 320 * 4 + 16 * 128, 4.2, 1.5, 128, 16),
+    ("planes", "planes_tiles_few", 4, 128, SUMS, 1.4, 0.95, 128, 16),
+    ("planes", "planes_tiles_few_exact", 4, 128, SUMS, 1.95, 0.95, 128, 16),
+    ("planes", "planes_tiles_many", 4, 128, SUMS, 1.6, 0.95, 128, 16),
+    ("planes", "planes_tiles_exact", 4, 128, SUMS, 2.4, 0.95, 128, 16),
+    ("planes", "planes_tiles_wide", 4, 128, SUMS, 1.85, 1.0, 255, 8),
+    ("planes", "planes_tiles_broad", 4, 64, ring(2 + 4), 3.4, 1.45, 255, 8),
 ]
 # Kernel, binary logarithm of the block's length, the most microseconds of a warp alone.
 TRANSFORMS = [("analyze_f32_f32", 8, 5.0), ("synthesize_f32_f32", 8, 5.0), ("analyze_f32_f32", 7, 5.0)]

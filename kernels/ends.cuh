@@ -44,40 +44,56 @@ struct Inputs {
     }
 
     // Writes staged(t, n), the coefficient of token `token + t` and column `first + n`; zero beyond the matrix. Each warp has its part
-    // of `buffers` (BUFFERS); a barrier is to follow.
+    // of `buffers` (BUFFERS); a barrier is to follow. What is farthest from zero of each of at most MOST_MEASURED tokens, in what each warp has
+    // of it, goes to largest(t, WARPS) where it is wanted.
+    static constexpr int MOST_MEASURED = 2;
     template <bool TRANSFORMS>
-    __device__ void stage(float *staged, int columns, float *buffers, int first, int token, int tokens) const {
+    __device__ void stage(float *staged, int columns, float *buffers, int first, int token, int tokens, uint32_t *largest = nullptr) const {
         const int warp = threadIdx.x / WARP, end = min(first + columns, axis.len);
+        uint32_t most[MOST_MEASURED] = {};
+        auto measure = [&](int t, float value) {
+#pragma unroll
+            for (int n = 0; n < MOST_MEASURED; ++n) most[n] = max(most[n], n == t ? magnitude(value) : 0);
+        };
         if (!TRANSFORMS || element == COEFFICIENTS) {
             for (int t = 0; t < tokens; ++t) {
                 const float *from = static_cast<const float *>(x) + (size_t)(token + t) * axis.len + first;
-                for (int n = threadIdx.x; n < columns; n += THREADS) staged[t * columns + n] = first + n < end ? from[n] : 0.0f;
+                for (int n = threadIdx.x; n < columns; n += THREADS) {
+                    const float value = first + n < end ? from[n] : 0.0f;
+                    measure(t, value), staged[t * columns + n] = value;
+                }
             }
-            return;
-        }
-        const int begin = axis.item_holding(first), items = axis.item_holding(end - 1) + 1 - begin;
-        for (int n = warp; n < items; n += WARPS) {
-            const Item item = axis.item(begin + n);
-            const int lane = lane_of_item(), at = item.first + lane;
-            const Eight factors = axis.factors(at, item.end);
-            transform_item<false>(
-                axis, item, buffers + warp * ITEM_FLOATS, lane, tokens,
-                [&](int t) {
-                    Eight eight = load_eight_as(element, x, (size_t)(token + t) * axis.len, at, item.end);
-                    eight.multiply(factors);
-                    return eight;
-                },
-                [&](int t, const Eight &eight) {
-                    float *to = staged + t * columns + at - first;
+        } else {
+            const int begin = axis.item_holding(first), items = axis.item_holding(end - 1) + 1 - begin;
+            for (int n = warp; n < items; n += WARPS) {
+                const Item item = axis.item(begin + n);
+                const int lane = lane_of_item(), at = item.first + lane;
+                const Eight factors = axis.factors(at, item.end);
+                transform_item<false>(
+                    axis, item, buffers + warp * ITEM_FLOATS, lane, tokens,
+                    [&](int t) { return load_eight_as(element, x, (size_t)(token + t) * axis.len, at, item.end); },
+                    [&](Eight eight) {
+                        eight.multiply(factors);
+                        return eight;
+                    },
+                    [&](int t, const Eight &eight) {
+                        float *to = staged + t * columns + at - first;
 #pragma unroll
-                    for (int n = 0; n < EACH; ++n) {
-                        const int column = at + n * WARP;
-                        if (column < item.end && column >= first && column < end) to[n * WARP] = eight.values[n];
-                    }
-                });
+                        for (int n = 0; n < EACH; ++n) {
+                            const int column = at + n * WARP;
+                            if (column < item.end && column >= first && column < end) measure(t, eight.values[n]), to[n * WARP] = eight.values[n];
+                        }
+                    });
+            }
+            for (int t = 0; t < tokens; ++t) {
+                for (int column = end + threadIdx.x; column < first + columns; column += THREADS) staged[t * columns + column - first] = 0.0f;
+            }
         }
-        for (int t = 0; t < tokens; ++t) {
-            for (int column = end + threadIdx.x; column < first + columns; column += THREADS) staged[t * columns + column - first] = 0.0f;
+        if (largest == nullptr) return;
+#pragma unroll
+        for (int n = 0; n < MOST_MEASURED; ++n) {
+            const uint32_t of_warp = __reduce_max_sync(ALL_LANES, most[n]);
+            if (n < tokens && threadIdx.x % WARP == 0) largest[n * WARPS + warp] = of_warp;
         }
     }
 };
@@ -103,13 +119,17 @@ struct Results {
     __device__ void finish(const Block &block, int token, int here, int tokens) const {
         if (y == nullptr) return;
         int *counter = counters + blockIdx.z * gridDim.x + blockIdx.x;
-        __threadfence();
         __syncthreads();
         if (gridDim.y > 1) {
-            const bool counted = threadIdx.x == 0 && atomicAdd(counter, 1) + 1 == (int)gridDim.y;
+            // One thread's fences order what all have written or read by the barriers before and after.
+            bool counted = false;
+            if (threadIdx.x == 0) {
+                __threadfence();
+                counted = atomicAdd(counter, 1) + 1 == (int)gridDim.y;
+                __threadfence();
+                if (counted) *counter = 0;
+            }
             if (!__syncthreads_or(counted)) return;
-            __threadfence();
-            if (threadIdx.x == 0) *counter = 0;
         }
         float *shared = reinterpret_cast<float *>(dynamic_shared), *sums = shared + BUFFERS;
         static_assert(THREADS == ELEMENTS, "a thread for each row");
@@ -134,6 +154,7 @@ struct Results {
                 for (int e = 0; e < EACH; ++e) eight.values[e] = sums[(warp + n * WARPS) * ELEMENTS + e * WARP + lane];
                 return eight;
             },
+            [](const Eight &eight) { return eight; },
             [&](int n, Eight &eight) {
                 const size_t at = (size_t)(token + warp + n * WARPS) * axis.len;
                 eight.multiply(factors);

@@ -34,6 +34,7 @@ struct Strips {
 
     __device__ int per_row() const { return (cols + WARP - 1) / WARP; }
     __device__ Cut row_cut() const { return Cut { rows, edge }; }
+    __device__ uint4 entry(int block_row, int scale_group) const { return __ldg(table + (size_t)block_row * per_row() + scale_group); }
     // The scales of the block's rows in the block column of a scale group.
     __device__ const __half *scales_of(const Block &block, int scale_group) const {
         return row_scales + (size_t)(Cut { cols, edge }.holding(scale_group * WARP).index) * rows + block.start;
@@ -66,6 +67,21 @@ template <> struct Vector<4> { typedef uint4 Type; };
 __device__ inline void unpack(uint32_t from, uint32_t *to) { to[0] = from; }
 __device__ inline void unpack(uint4 from, uint32_t *to) { to[0] = from.x, to[1] = from.y, to[2] = from.z, to[3] = from.w; }
 
+// Calls `f(column, words of the piece, next)` for each of V columns side by side, of whose words `held` has the first of each, then the second.
+template <class Code, int BITS, int V, class F> __device__ __forceinline__ void for_each_column(uint32_t (&held)[V * BITS], int below, F f) {
+#pragma unroll 1
+    for (int v = 0; v < V; ++v) {
+        uint32_t own[BITS];
+#pragma unroll
+        for (int n = 0; n < BITS; ++n) own[n] = held[n * V];
+        const uint32_t next = Code::READS_ON ? __shfl_sync(ALL_LANES, own[0], below) : 0;
+        f(v, own, next);
+        // The next column's words come to the front: one copy of the code for all V.
+#pragma unroll
+        for (int n = 0; n + 1 < V * BITS; ++n) held[n] = held[n + 1];
+    }
+}
+
 // Calls `f(column in the scale group, words of the piece, next)` for every column of the scale group that this thread has a piece of.
 template <class Code, int BITS, int V, class F>
 __device__ __forceinline__ void for_each_piece(const uint32_t *words, int lanes, int lane, F f) {
@@ -87,17 +103,7 @@ __device__ __forceinline__ void for_each_piece(const uint32_t *words, int lanes,
 #pragma unroll
         for (int n = 0; n < BITS; ++n) unpack(ahead[n], held + n * V);
         if (EARLY && group + 1 < lanes / V) load();
-#pragma unroll 1
-        for (int v = 0; v < V; ++v) {
-            uint32_t own[BITS];
-#pragma unroll
-            for (int n = 0; n < BITS; ++n) own[n] = held[n * V];
-            const uint32_t next = Code::READS_ON ? __shfl_sync(ALL_LANES, own[0], below) : 0;
-            f((group * slots + slot) * V + v, own, next);
-            // The next column's words come to the front: one copy of the code for all V.
-#pragma unroll
-            for (int n = 0; n + 1 < V * BITS; ++n) held[n] = held[n + 1];
-        }
+        for_each_column<Code, BITS, V>(held, below, [&](int v, const uint32_t *own, uint32_t next) { f((group * slots + slot) * V + v, own, next); });
     }
 }
 
@@ -153,7 +159,7 @@ __device__ void sum_rows(Code code, const Strips &at, int block_row, int lanes, 
     const Block block = at.row_cut().block(block_row);
     const int height = block.length, piece = piece_of(lane, lanes);
     for (int scale_group = first + warp; scale_group < last; scale_group += WARPS) {
-        const uint4 entry = __ldg(at.table + (size_t)block_row * at.per_row() + scale_group);
+        const uint4 entry = at.entry(block_row, scale_group);
         const float scale = __uint_as_float(entry.z);
         if constexpr (ROW_SCALES) {
             const __half *from = at.scales_of(block, scale_group);
@@ -312,7 +318,7 @@ __device__ __forceinline__ void transposed(const Strips &at, const float *g, con
     }
     for (int t = 0; t < TOKENS; ++t) columns[t * WARP + lane] = zero;
     for (int block_row = first; block_row < last; ++block_row) {
-        const uint4 entry = __ldg(at.table + (size_t)block_row * at.per_row() + scale_group);
+        const uint4 entry = at.entry(block_row, scale_group);
         const Block block = at.row_cut().block(block_row);
         const int lanes = lanes_of(block.length);
         const size_t g_stride = ids != nullptr ? longest(at.edge) : at.rows;
@@ -333,95 +339,6 @@ __device__ __forceinline__ void transposed(const Strips &at, const float *g, con
     }
 }
 
-__device__ __forceinline__ uint4 select(bool condition, const uint4 &a, const uint4 &b) {
-    return uint4 {condition ? a.x : b.x, condition ? a.y : b.y, condition ? a.z : b.z, condition ? a.w : b.w};
-}
-// What the lane four further has, or four before.
-__device__ __forceinline__ uint4 from_lane_4(const uint4 &own) {
-    return uint4 {__shfl_xor_sync(ALL_LANES, own.x, 4), __shfl_xor_sync(ALL_LANES, own.y, 4), __shfl_xor_sync(ALL_LANES, own.z, 4),
-                  __shfl_xor_sync(ALL_LANES, own.w, 4)};
-}
-
-// The coefficients themselves, column by column, for a dense product: panel(column - first_strip * 32, row - first_row).
-//
-// Grid: (groups of WARPS scale groups, block rows of the panel). Each thread writes its 32 rows, 16 bytes at a time.
-//
-//     panel    (columns, stride); stride and block rows are multiples of 32, rows below the matrix become zero
-//     add      whether another term has been there
-template <class Code, int V, class T>
-__device__ void write_strip(Code code, const Strips &at, T *panel, const uint4 &entry, int scale_group, int first_strip,
-                            const Block &block, int first_row, int lanes, int lane, int stride, int add) {
-    const int height = block.length, piece = piece_of(lane, lanes);
-    const float scale = __uint_as_float(entry.z);
-    const __half *row_scales = at.row_scales != nullptr ? at.scales_of(block, scale_group) : nullptr;
-    const bool plain = row_scales == nullptr && !add && height % PIECE == 0;
-    const bool whole = V == 4 && sizeof(T) == 2 && (scale_group + 1) * WARP <= at.cols;
-    with_bits<Code, V>(code, entry, at.words, lanes, lane, [&](int column, auto value) {
-        if (scale_group * WARP + column >= at.cols || piece * PIECE >= height) return;
-        T *to = panel + (size_t)((scale_group - first_strip) * WARP + column) * stride + block.start - first_row + piece * PIECE;
-        auto write = [&](auto weight_of) {
-#pragma unroll
-            for (int j = 0; j < PIECE; j += Quad<T>::COUNT) {
-                Quad<T> quad;
-                if (!plain && add) quad.bits = *reinterpret_cast<const uint4 *>(to + j);
-#pragma unroll
-                for (int n = 0; n < Quad<T>::COUNT; ++n) quad.values[n] = weight_of(j + n, quad.values[n]);
-                *reinterpret_cast<uint4 *>(to + j) = quad.bits;
-            }
-        };
-        if (whole && plain) {
-            // Of two pieces, one below the other, a store takes sixteen bytes of each lane that lie side by side.
-            const bool lower = piece % 2 == 1;
-            T *upper_to = to - (lower ? PIECE - Quad<T>::COUNT : 0), *lower_to = to + (lower ? Quad<T>::COUNT : PIECE);
-#pragma unroll
-            for (int j = 0; j < PIECE; j += 2 * Quad<T>::COUNT) {
-                Quad<T> first, second;
-#pragma unroll
-                for (int n = 0; n < Quad<T>::COUNT; ++n) {
-                    first.values[n] = from_float<T>(value(j + n) * scale);
-                    second.values[n] = from_float<T>(value(j + Quad<T>::COUNT + n) * scale);
-                }
-                const uint4 upper = first.bits, below = second.bits, other = from_lane_4(select(lower, upper, below));
-                *reinterpret_cast<uint4 *>(upper_to + j) = select(lower, other, upper);
-                *reinterpret_cast<uint4 *>(lower_to + j) = select(lower, below, other);
-            }
-        } else if (plain) {
-            write([&](int j, T) { return from_float<T>(value(j) * scale); });
-        } else {
-            write([&](int j, T before) {
-                const int row = piece * PIECE + j;
-                float weight = 0.0f;
-                if (row < height) weight = value(j) * (row_scales != nullptr ? __half2float(row_scales[row]) * at.unit : scale);
-                return from_float<T>(add ? to_float(before) + weight : weight);
-            });
-        }
-    });
-}
-
-template <class Code, class T>
-__device__ __forceinline__ void panel(const Strips &at, T *panel, int first_strip, int end_strip, int first_block_row, int stride, int add) {
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const int scale_group = first_strip + blockIdx.x * WARPS + warp, block_row = first_block_row + blockIdx.y;
-    Code code(reinterpret_cast<float *>(dynamic_shared), at.values);
-    __syncthreads();
-    if (scale_group >= end_strip) return;
-    const uint4 entry = __ldg(at.table + (size_t)block_row * at.per_row() + scale_group);
-    const Block block = at.row_cut().block(block_row);
-    const int height = block.length, first_row = at.row_cut().block(first_block_row).start, lanes = lanes_of(height);
-    if (entry.y == 0) {
-        // No bits: zeros, a column at a time.
-        const int filled = (height + PIECE - 1) / PIECE * PIECE;
-        for (int column = 0; !add && column < WARP && scale_group * WARP + column < at.cols; ++column) {
-            T *to = panel + (size_t)((scale_group - first_strip) * WARP + column) * stride + block.start - first_row;
-            for (int row = lane; row < filled; row += WARP) to[row] = from_float<T>(0.0f);
-        }
-    } else if (lanes >= 4) {
-        write_strip<Code, 4>(code, at, panel, entry, scale_group, first_strip, block, first_row, lanes, lane, stride, add);
-    } else {
-        write_strip<Code, 1>(code, at, panel, entry, scale_group, first_strip, block, first_row, lanes, lane, stride, add);
-    }
-}
-
 // The entry points of a term.
 #define STRIPS_PARAMETERS \
     const uint4 *table, const uint32_t *words, const float *values, const __half *row_scales, float unit, int rows, \
@@ -439,9 +356,4 @@ __device__ __forceinline__ void panel(const Strips &at, T *panel, int first_stri
         NAME(STRIPS_PARAMETERS, const float *g, const uint32_t *ids, float *partial, int tokens, int rows_per_split, \
              int max_lanes) { \
         transposed<CODE, TOKENS>(STRIPS_ARGUMENTS, g, ids, partial, tokens, rows_per_split, max_lanes); \
-    }
-#define PANEL_KERNEL(NAME, CODE, T) \
-    extern "C" __global__ void __launch_bounds__(THREADS, CODE::PANEL_BLOCKS) \
-        NAME(STRIPS_PARAMETERS, T *out, int first_strip, int end_strip, int first_block_row, int stride, int add) { \
-        panel<CODE, T>(STRIPS_ARGUMENTS, out, first_strip, end_strip, first_block_row, stride, add); \
     }

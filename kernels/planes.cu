@@ -15,6 +15,7 @@
 // How a tensor core aligns such products before it adds them is not said anywhere. It keeps 24 bits at least; if it counts the zeros before
 // a field with them, those of the lowest one are ten more than a sum's own, which is lost on a result of 16 bits and not on one of 32.
 // There (EXACT) the field is or'ed into the mantissa of 2^10, of which 2^10 and half of the field's range are subtracted.
+#include "panel.cuh"
 #include "tiles.cuh"
 
 struct Planes {
@@ -70,7 +71,7 @@ struct Planes {
 
     // Row `j` of two columns in half precision, which `pair_unit` and what is to be added to it, `pair_offset` in the same precision,
     // make `2u + 1 - 2^BITS`.
-    template <int BITS, bool EXACT>
+    template <int BITS, bool EXACT, int WORDS>
     __device__ __forceinline__ uint32_t pair(const uint32_t *low, uint32_t, const uint32_t *high, uint32_t, int j) const {
         constexpr uint32_t MASK = (1u << BITS) - 1;
         const int byte = byte_of<BITS>(j), word = byte / 4, place = half_place<BITS>(j);
@@ -94,11 +95,10 @@ struct Planes {
         // 1, or what is below 2^BITS: an exponent and the highest bits of the mantissa.
         return EXACT ? both(ONE) : both(0x8000u | (14u + BITS) << HALF_MANTISSA | ((1u << (BITS - 1)) - 1) << (HALF_MANTISSA + 1 - BITS));
     }
-    template <int BITS> static constexpr __device__ int order(int n) { return n; }
+    template <int BITS, int PAIRS> static constexpr __device__ int order(int n) { return n; }
 };
 
 TILES_KERNELS(planes_tiles, Planes)
-TILES_KERNEL(planes_tiles_broad, Planes, Broad, 1)
 TILES_KERNEL(planes_tiles_few_exact, Planes, FewExact, Planes::TILE_BLOCKS)
 PRODUCT_KERNEL(planes_product_1, Planes, 1, false)
 PRODUCT_KERNEL(planes_product_4, Planes, 4, false)

@@ -1,91 +1,135 @@
-// Words on their way: those of a warp's next steps, copied into shared memory while it multiplies with the last ones.
+// What is on its way to a warp: the words of its next steps, and their vectors where these are many, copied into shared memory while it
+// multiplies with the last ones.
 //
-// A step is four columns of each lane, 512 bytes for each bit of a weight. A lane copies those words that it multiplies with itself, so
-// it waits for nobody's copies but its own. Where two warps share a scale group by its rows (SHARES), each copies what it multiplies: half of
-// each piece's words, one more where their number is odd. The first are on their way while inputs are transformed. Two steps are at once: with four to
-// eight a product took longer on an H200, for what a block needs first, its inputs, came after them.
+// A step is four columns of each lane, 512 bytes for each bit of a weight. A lane copies what it multiplies with itself, so it waits for
+// nobody's copies but its own. Where two warps share a scale group by its rows (SHARES), each copies what it multiplies: half of each
+// piece's words, one more where their number is odd, and the one that follows where a code reads on.
+//
+// Two steps are on their way, the second while the first is multiplied: with up to six a product took longer on an H200, for what a block
+// needs first, its inputs, came after them. So that nothing waits for a table meanwhile, each lane has one entry of it for 32 scale groups
+// of its warp, and the next group's is at hand.
 #pragma once
 #include "groups.cuh"
 
-// Steps on their way, of each warp.
-constexpr int STAGES = 2;
-
 // What a step multiplies: columns from `column()` on, a multiple of 16, with so many bits a weight; no bits where nothing is left.
 struct Step {
-    uint32_t packed;
+    uint32_t packed, scale;
 
     __device__ __forceinline__ uint32_t bits() const { return packed & 15; }
     __device__ __forceinline__ int column() const { return (int)(packed & ~15u); }
 };
 
-template <int SHARES> struct Ring {
-    // Scale groups at once, and words of a piece that a warp has.
-    static constexpr int GROUPS = WARPS / SHARES;
+// Where the warps' steps lie in shared memory, as the host has it: floats before them, and bytes of each.
+struct Slots {
+    int at, bytes;
+};
+#define SLOTS_PARAMETERS int slots_at, int slot_bytes
+#define SLOTS Slots { slots_at, slot_bytes }
+constexpr int STAGES = 2;
+constexpr uint32_t LOAD = WARP * sizeof(uint4);
+
+// `VECTORS` loads of four columns of a vector travel with each step, before its words; `SCALED` where somebody asks for its scale.
+template <class Code, int SHARES, int VECTORS, bool SCALED> struct Ring {
+    // Scale groups at once, and words of a piece that a warp has; those that follow them.
+    static constexpr int GROUPS = WARPS / SHARES, AFTER = SHARES > 1 && Code::READS_ON ? 1 : 0;
     static constexpr __device__ int own_words(int bits) { return SHARES == 1 ? bits : (bits + 1) / 2; }
+    static constexpr uint32_t WORDS_AT = VECTORS * LOAD;
 
-    const uint2 *table;   // of the block row: first word and bits of every second
-    const uint4 *words;   // this lane's of the first
-    uint32_t slot, other; // this lane's place of the oldest step's words, and of the next one's
-    Step oldest, second;  // steps on their way
-    const uint4 *from;    // this lane's of the next step
-    int scale_group, last, step, steps;
-    uint2 entry, ahead;
+    const uint4 *table, *words; // of the block row, from the warp's first scale group on; of the matrix
+    uint4 entries;              // of 32 scale groups of the warp, a lane each
+    int groups, group;          // of this warp; the next one
+    uint4 next;                 // its entry
+    uint32_t from, column;      // this lane's words of the step to be sent for, and its columns
+    uint32_t bits, scale;       // of its group; none where nothing is left
+    int step, steps;
+    uint32_t slot, other;       // this lane's place of the oldest step, and of the one after it
+    int after;                  // with AFTER from a lane to the one that has the piece below
+    Step oldest, second;
 
-    // `shared` has room for STAGES steps of `most_bits` of each warp.
-    __device__ __forceinline__ Ring(const Strips &at, int block_row, int lanes, int first_group, int last_group, const float *shared,
-                                    int most_bits)
-        : table(reinterpret_cast<const uint2 *>(at.table + (size_t)block_row * at.per_row())), words(reinterpret_cast<const uint4 *>(at.words) + threadIdx.x % WARP),
-          oldest{}, second{}, scale_group(first_group + threadIdx.x / WARP / SHARES), last(last_group), step(0), steps(lanes / 4) {
-        entry = entry_of(scale_group), ahead = entry_of(scale_group + GROUPS);
-        const uint32_t slot_bytes = own_words(most_bits) * WARP * sizeof(uint4);
-        slot = shared_address(shared) + threadIdx.x / WARP * STAGES * slot_bytes + threadIdx.x % WARP * sizeof(uint4);
-        other = slot + slot_bytes;
-        skip_empty();
-        begin_group();
-        static_assert(STAGES == 2, "a slot for the oldest step and one for the next");
-        for (int n = 0; n < STAGES; ++n) fill<0>();
+    __device__ __forceinline__ Ring(const Strips &at, int block_row, int lanes, int first_group, int last_group, const Slots &slots)
+        : words(reinterpret_cast<const uint4 *>(at.words)), group(0), step(0), steps(lanes / 4), oldest{}, second{} {
+        const int warp = threadIdx.x / WARP, first = first_group + warp / SHARES;
+        table = at.table + (size_t)block_row * at.per_row() + first;
+        groups = max(last_group - first + GROUPS - 1, 0) / GROUPS, column = first * WARP;
+        slot = shared_address(dynamic_shared) + (uint32_t)(slots.at * (int)sizeof(float) + warp * STAGES * slots.bytes + threadIdx.x % WARP * (int)sizeof(uint4));
+        other = slot + slots.bytes;
+        after = lane_below(threadIdx.x % WARP, lanes) - (int)(threadIdx.x % WARP);
+        look_up();
     }
-
-    __device__ __forceinline__ uint2 entry_of(int n) const { return n < last ? __ldg(table + 2 * n) : uint2 {0, 0}; }
-    // A step's scale, its bits, and the code's own number.
-    __device__ __forceinline__ uint2 rest_of(const Step &step) const { return __ldg(table + step.column() / WARP * 2 + 1); }
-    __device__ __forceinline__ void next_group() {
-        scale_group += GROUPS, entry = ahead;
-        ahead = entry_of(scale_group + GROUPS);
+    __device__ __forceinline__ void look_up() {
+        const int own = group + threadIdx.x % WARP;
+        entries = own < groups ? __ldg(table + own * GROUPS) : uint4 {0, 0, 0, 0};
     }
-    // The second share has the words from the middle on.
+    // The entry of `group`, which is kept by one lane; without bits beyond the last.
+    __device__ __forceinline__ void ask_for_next() {
+        next.x = __shfl_sync(ALL_LANES, entries.x, group), next.y = __shfl_sync(ALL_LANES, entries.y, group);
+        if (SCALED) next.z = __shfl_sync(ALL_LANES, entries.z, group);
+    }
+    // The next scale group that has bits, if there is one.
     __device__ __forceinline__ void begin_group() {
-        from = words + entry.x / 4;
-        if (SHARES > 1) from += threadIdx.x / WARP % SHARES * (entry.y / 2) * WARP;
+        do {
+            column = (uint32_t)((int)column + GROUPS * WARP), bits = next.y, scale = next.z;
+            from = next.x / 4 + threadIdx.x % WARP;
+            if (++group % WARP == 0) look_up();
+            ask_for_next();
+        } while (bits == 0 && group < groups);
+        // The second share has the words from the middle on.
+        if (SHARES > 1) from += threadIdx.x / WARP % SHARES * (bits / 2) * WARP;
     }
-    __device__ __forceinline__ void skip_empty() {
-        while (entry.y == 0 && scale_group < last) next_group();
+    // Brings the words of the first steps into the second cache, a line of each lane at once.
+    __device__ __forceinline__ void send_for_words() const {
+        constexpr int LINE = 128;
+        for (int n = 0; n * steps < STAGES; ++n) {
+            const uint32_t bytes = __shfl_sync(ALL_LANES, entries.y, n) * steps * LOAD, first = __shfl_sync(ALL_LANES, entries.x, n);
+            const char *at = reinterpret_cast<const char *>(words + first / 4);
+            for (uint32_t line = threadIdx.x % WARP * LINE; line < bytes; line += WARP * LINE) send_for_line(at + line);
+        }
+    }
+    // Sends for the first steps. `copy(place, column)` sends for the vectors of a step.
+    template <class Copy> __device__ __forceinline__ void start(Copy copy) {
+        ask_for_next();
+        column -= GROUPS * WARP;
+        begin_group();
+        for (int n = 0; n < STAGES; ++n) fill<0>(copy);
     }
 
-    // Sends for the words of a step, most likely of as many bits, to the place of the oldest one; where there is none it is a step without
-    // words.
-    template <int LIKELY_BITS> __device__ __forceinline__ void fill() {
-        constexpr uint32_t LOAD = WARP * sizeof(uint4);
-        if (entry.y == LIKELY_BITS) {
+    // Sends for the next step, most likely of as many bits, to the place of the oldest one; where there is none it is a step without words.
+    template <int LIKELY_BITS, class Copy> __device__ __forceinline__ void fill(Copy copy) {
+        const uint4 *own = words + from;
+        const uint32_t first = column + step * 16;
+        if (VECTORS > 0 && bits > 0) copy(slot, (int)first);
+        if (bits == LIKELY_BITS) {
 #pragma unroll
-            for (int n = 0; n < own_words(LIKELY_BITS); ++n) copy_ahead(slot + n * LOAD, from + n * WARP);
+            for (int n = 0; n < own_words(LIKELY_BITS); ++n) copy_ahead(slot + WORDS_AT + n * LOAD, own + n * WARP);
         } else {
 #pragma unroll 1
-            for (uint32_t n = 0; n < own_words(entry.y); ++n) copy_ahead(slot + n * LOAD, from + n * WARP);
+            for (uint32_t n = 0; n < own_words(bits); ++n) copy_ahead(slot + WORDS_AT + n * LOAD, own + n * WARP);
+        }
+        if (AFTER > 0 && bits > 0) {
+            // Of the same piece, or the first of the piece below.
+            const uint32_t before = threadIdx.x / WARP % SHARES * (bits / 2), count = own_words(bits);
+            const int to = before + count < bits ? (int)count * WARP : after - (int)before * WARP;
+            copy_ahead(slot + WORDS_AT + count * LOAD, own + to);
         }
         commit_copies();
-        const uint32_t before = slot;
-        slot = other, other = before;
-        oldest = second, second = Step {(uint32_t)(scale_group * WARP + step * 16) | entry.y};
-        from += entry.y * WARP;
-        if (++step == steps) step = 0, next_group(), skip_empty(), begin_group();
+        const uint32_t place = slot;
+        slot = other, other = place;
+        oldest = second, second = Step {bits > 0 ? first | bits : 0, scale};
+        from += bits * WARP;
+        if (++step == steps) step = 0, begin_group();
     }
 
-    // The words of the oldest step, whose place another one's take.
-    template <int BITS> __device__ __forceinline__ void take(uint4 (&held)[own_words(BITS)]) {
+    // The words of the oldest step and its vectors, whose place another one's take.
+    template <int BITS, class Copy>
+    __device__ __forceinline__ void take(Copy copy, uint4 (&held)[own_words(BITS) + AFTER], float4 *vectors) {
         wait_for_copies<STAGES - 1>();
 #pragma unroll
-        for (int n = 0; n < own_words(BITS); ++n) held[n] = shared_quad(slot + n * (WARP * (uint32_t)sizeof(uint4)));
-        fill<BITS>();
+        for (int n = 0; n < own_words(BITS) + AFTER; ++n) held[n] = shared_quad(slot + WORDS_AT + n * LOAD);
+#pragma unroll
+        for (int n = 0; n < VECTORS; ++n) {
+            const uint4 four = shared_quad(slot + n * LOAD);
+            vectors[n] = float4 {__uint_as_float(four.x), __uint_as_float(four.y), __uint_as_float(four.z), __uint_as_float(four.w)};
+        }
+        fill<BITS>(copy);
     }
 };

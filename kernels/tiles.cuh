@@ -28,11 +28,13 @@ struct FewExact {
     static constexpr bool APART = true;
     static constexpr int EXACT_FROM = 1, PARTS = 2, SETS = 1, SHARES = 1;
 };
-// Up to eight. (With eight bits the compiler spills fewer registers so.)
+// Up to eight of 16 bits, each number a half alone, as panels have them: what that loses, 2^-12 of it at most, is as much as F16 loses of a
+// result, and an eighth of what BF16 does. (With eight bits the compiler spills fewer registers so.)
 struct Many {
     static constexpr bool APART = false;
-    static constexpr int EXACT_FROM = 8, PARTS = 2, SETS = 1, SHARES = 1;
+    static constexpr int EXACT_FROM = 8, PARTS = 1, SETS = 1, SHARES = 1;
 };
+// And in F32.
 struct Exact {
     static constexpr bool APART = false;
     static constexpr int EXACT_FROM = 1, PARTS = 2, SETS = 1, SHARES = 1;
@@ -40,21 +42,23 @@ struct Exact {
 // Up to sixteen, of 16 bits: every weight is decoded once for all of them.
 struct Wide {
     static constexpr bool APART = false;
-    static constexpr int EXACT_FROM = 9, PARTS = 2, SETS = 2, SHARES = 1;
+    static constexpr int EXACT_FROM = 9, PARTS = 1, SETS = 2, SHARES = 1;
 };
-// Up to 32, of 16 bits, each number a half alone, as panels have them: what that loses, 2^-12 of it at most, is as much as F16 loses of a
-// result, and an eighth of what BF16 does. Registers have room for the sums of half of the rows.
+// Up to 32. Registers have room for the sums of half of the rows.
 struct Broad {
     static constexpr bool APART = false;
     static constexpr int EXACT_FROM = 9, PARTS = 1, SETS = 4, SHARES = 2;
 };
+// No form has more.
+constexpr int MOST_VECTORS = 32;
 // Rows of a warp in each piece, two by two.
 template <class Form> constexpr int PAIRS_OF_ROWS = 16 / Form::SHARES;
 template <class Form, int BITS> constexpr bool IS_EXACT = BITS >= Form::EXACT_FROM;
-template <class Form> using RingOf = Ring<Form::SHARES>;
+// Vectors that are not staged travel with the words.
+template <class Code, class Form> using RingOf = Ring<Code, Form::SHARES, Form::APART ? 0 : Form::SETS, !Form::APART>;
 
-// Where staged inputs begin in shared memory: behind the table and the buffers, which have the same place.
-template <class Code> constexpr int STAGED = Code::TABLE > BUFFERS ? Code::TABLE : BUFFERS;
+// Where what is known of inputs begins in shared memory: behind the code's table, and the buffers where inputs are transformed.
+template <class Code, class Form> constexpr int STAGED = Code::TABLE + (Form::APART ? BUFFERS : 0);
 
 // How the eight vectors of an `mma` are shared out: among the 8 lanes of a column, or twice among its 4.
 template <class Form> struct Vectors {
@@ -92,14 +96,20 @@ template <class Form> struct Share {
     int end;        // columns that are there from its own on
     int sets;       // so many of its vectors are not zero
 
-    __device__ __forceinline__ void load(int first, Columns (&to)[Form::SETS]) const {
-        const float *own = x + first;
+    // Where they are staged.
+    __device__ __forceinline__ void load(int column, Columns (&to)[Form::SETS]) const {
+        static_assert(!Form::APART || Form::SETS == 1, "one set is staged");
+        if constexpr (Form::APART) to[0] = sets > 0 && column < end ? *reinterpret_cast<const uint2 *>(x + column) : uint2 {0, 0};
+    }
+    // Sends for those that are not: zeros beyond the last column. What is in a place of no vector is nobody's.
+    __device__ __forceinline__ void operator()(uint32_t to, int column) const {
+        if constexpr (!Form::APART) {
+            const bool is_there = column < end;
+            const float *from = is_there ? x + column : x;
 #pragma unroll
-        for (int s = 0; s < Form::SETS; ++s) {
-            const Columns *from = reinterpret_cast<const Columns *>(own + s * (ptrdiff_t)next_set);
-            const bool is_there = s < sets && first < end;
-            if constexpr (Form::APART) to[s] = is_there ? *from : uint2 {0, 0};
-            else to[s] = is_there ? __ldg(from) : float4 {0.0f, 0.0f, 0.0f, 0.0f};
+            for (int s = 0; s < Form::SETS; ++s) {
+                if (s < sets) copy_ahead_if(is_there, to + s * LOAD, from + s * (ptrdiff_t)next_set);
+            }
         }
     }
 };
@@ -112,30 +122,34 @@ __device__ __forceinline__ uint32_t take_halves(float &low, float &high) {
 }
 
 // One step: of four columns the piece's 32 rows. `sums[s][m]` are rows `2m` and `2m + 1` of two vectors, `offsets[s]` what is to be added to
-// all rows of these. `fetch()` is called in its midst, for the next step's vectors. Scales are those of each set.
-template <class Code, int BITS, class Form, class Fetch>
-__device__ __forceinline__ void multiply(const Code &code, const uint4 (&held)[RingOf<Form>::own_words(BITS)], int below,
+// all rows of these. Scales are those of each set.
+template <class Code, int BITS, class Form, int HELD>
+__device__ __forceinline__ void multiply(const Code &code, const uint4 (&held)[HELD], int below,
                                          const typename Share<Form>::Columns (&x)[Form::SETS], const float (&scales)[Form::SETS],
-                                         float (&sums)[Form::SETS][PAIRS_OF_ROWS<Form>][4], float (&offsets)[Form::SETS][4], Fetch fetch) {
+                                         float (&sums)[Form::SETS][PAIRS_OF_ROWS<Form>][4], float (&offsets)[Form::SETS][4]) {
     constexpr int PRODUCTS = Form::APART ? 1 : Form::PARTS;
-    constexpr int WORDS = RingOf<Form>::own_words(BITS);
-    static_assert(Form::SHARES == 1 || !Code::READS_ON, "a share of a piece has not what follows it");
-    uint32_t words[4][WORDS], next[4];
+    constexpr int WORDS = RingOf<Code, Form>::own_words(BITS);
+    uint32_t words[4][WORDS], next[4] = {};
 #pragma unroll
     for (int n = 0; n < WORDS; ++n) {
         words[0][n] = held[n].x, words[1][n] = held[n].y, words[2][n] = held[n].z, words[3][n] = held[n].w;
+    }
+    if constexpr (Code::READS_ON && Form::SHARES > 1) {
+        next[0] = held[WORDS].x, next[1] = held[WORDS].y, next[2] = held[WORDS].z, next[3] = held[WORDS].w;
+    } else if constexpr (Code::READS_ON) {
+#pragma unroll
+        for (int v = 0; v < 4; ++v) next[v] = __shfl_sync(ALL_LANES, words[v][0], below);
     }
     if constexpr (Form::SHARES > 1 && BITS % 2 == 1) {
         // The second share begins in the middle of a word.
         const uint32_t before = threadIdx.x / WARP % Form::SHARES * 16;
 #pragma unroll
-        for (int n = 0; n < 4 * WORDS; ++n) {
-            uint32_t *own = words[n / WORDS];
-            own[n % WORDS] = __funnelshift_r(own[n % WORDS], n % WORDS + 1 < WORDS ? own[n % WORDS + 1] : 0, before);
+        for (int v = 0; v < 4; ++v) {
+#pragma unroll
+            for (int n = 0; n < WORDS; ++n) words[v][n] = __funnelshift_r(words[v][n], n + 1 < WORDS ? words[v][n + 1] : next[v], before);
+            next[v] >>= before;
         }
     }
-#pragma unroll
-    for (int v = 0; v < 4; ++v) next[v] = Code::READS_ON ? __shfl_sync(ALL_LANES, words[v][0], below) : 0;
     uint32_t right[Form::SETS][PRODUCTS][2];
 #pragma unroll
     for (int s = 0; s < Form::SETS; ++s) {
@@ -158,20 +172,19 @@ __device__ __forceinline__ void multiply(const Code &code, const uint4 (&held)[R
         for (int t = 0; t < TURNS; ++t) {
 #pragma unroll
             for (int e = 0; e < 4; ++e) { // rows in turn, then the next two columns
-                const int row = 2 * Code::template order<BITS>(n + t) + e % 2, col = e / 2 * 2;
-                left[t][e] = code.template pair<BITS, IS_EXACT<Form, BITS>>(words[col], next[col], words[col + 1], next[col + 1], row);
+                const int row = 2 * Code::template order<BITS, PAIRS_OF_ROWS<Form>>(n + t) + e % 2, col = e / 2 * 2;
+                left[t][e] = code.template pair<BITS, IS_EXACT<Form, BITS>, WORDS>(words[col], next[col], words[col + 1], next[col + 1], row);
             }
         }
 #pragma unroll
         for (int p = 0; p < PRODUCTS; ++p) {
 #pragma unroll
             for (int t = 0; t < TURNS; ++t) {
-                const int m = Code::template order<BITS>(n + t);
+                const int m = Code::template order<BITS, PAIRS_OF_ROWS<Form>>(n + t);
 #pragma unroll
                 for (int s = 0; s < Form::SETS; ++s) mma_halves(sums[s][m], left[t], right[s][p][0], right[s][p][1]);
             }
         }
-        if (n == PAIRS_OF_ROWS<Form> / 2) fetch();
     }
     if constexpr (Code::HAS_OFFSET) {
         constexpr uint32_t OFFSET = Code::template pair_offset<BITS, IS_EXACT<Form, BITS>>();
@@ -186,12 +199,12 @@ __device__ __forceinline__ void multiply(const Code &code, const uint4 (&held)[R
 
 // The next steps, as long as they have `BITS` bits. Vectors are multiplied by `powers`; `has_sums` where sums are not zero.
 template <class Code, int BITS, class Form>
-__device__ __forceinline__ void multiply_steps(Code &code, RingOf<Form> &ring, int lanes, const Share<Form> &share,
+__device__ __forceinline__ void multiply_steps(Code &code, RingOf<Code, Form> &ring, const Strips &at, int block_row, int lanes, const Share<Form> &share,
                                                const float (&powers)[Form::SETS], bool has_sums,
                                                float (&sums)[Form::SETS][PAIRS_OF_ROWS<Form>][4]) {
     constexpr int SUMS = PAIRS_OF_ROWS<Form> * 4;
     const int below = lane_below(threadIdx.x % WARP, lanes);
-    if constexpr (Code::READS_ON) code.begin(ring.rest_of(ring.oldest).y);
+    if constexpr (Code::READS_ON) code.begin(at.entry(block_row, ring.oldest.column() / WARP).w);
     float offsets[Form::SETS][4] = {};
     // Sums in the units of so many bits.
     if constexpr (Code::HAS_OFFSET) {
@@ -203,23 +216,20 @@ __device__ __forceinline__ void multiply_steps(Code &code, RingOf<Form> &ring, i
             }
         }
     }
-    typename Share<Form>::Columns x[Form::SETS];
-    share.load(ring.oldest.column(), x);
-    uint32_t scale = Form::APART ? 0 : ring.rest_of(ring.oldest).x;
 #pragma unroll 1
     do {
         float scales[Form::SETS];
 #pragma unroll
-        for (int s = 0; s < Form::SETS; ++s) scales[s] = __uint_as_float(scale) * powers[s];
-        uint4 held[RingOf<Form>::own_words(BITS)];
-        ring.template take<BITS>(held);
-        typename Share<Form>::Columns fetched[Form::SETS];
-        multiply<Code, BITS, Form>(code, held, below, x, scales, sums, offsets, [&] {
-            share.load(ring.oldest.column(), fetched);
-            if (!Form::APART && ring.oldest.bits() == BITS) scale = ring.rest_of(ring.oldest).x;
-        });
-#pragma unroll
-        for (int s = 0; s < Form::SETS; ++s) x[s] = fetched[s];
+        for (int s = 0; s < Form::SETS; ++s) scales[s] = __uint_as_float(ring.oldest.scale) * powers[s];
+        typename Share<Form>::Columns x[Form::SETS];
+        uint4 held[RingOf<Code, Form>::own_words(BITS) + RingOf<Code, Form>::AFTER];
+        if constexpr (Form::APART) {
+            share.load(ring.oldest.column(), x);
+            ring.template take<BITS>(share, held, nullptr);
+        } else {
+            ring.template take<BITS>(share, held, x);
+        }
+        multiply<Code, BITS, Form>(code, held, below, x, scales, sums, offsets);
     } while (ring.oldest.bits() == BITS);
     if constexpr (Code::HAS_OFFSET) {
 #pragma unroll
@@ -265,23 +275,39 @@ template <class Form> struct Own {
     }
 };
 
-// Inputs that were transformed by another launch: behind all of them it has left what is farthest from zero of each vector in each item.
-template <class Form>
-__device__ __forceinline__ Share<Form> share_of(const Strips &at, const Tile<Form> &tile, const Inputs &in, int tokens, float largest_scale,
-                                                float (&powers)[Form::SETS]) {
-    const Own<Form> own(tile.vectors);
-    const int col = (threadIdx.x % 4 + own.half * 4) * 4, sets = own.sets(tile), items = in.axis.item_holding(at.cols - 1) + 1;
-    const float *x = static_cast<const float *>(in.x);
-    const uint32_t *largest = reinterpret_cast<const uint32_t *>(x + (size_t)tokens * at.cols);
+// Inputs that were transformed by another launch: behind all of them it has left what is farthest from zero of each vector in each item. `most`,
+// in shared memory, becomes that of each of the tile's vectors; each warp finds some, and a barrier is to follow.
+template <class Form> __device__ __forceinline__ void find_most(const Strips &at, const Tile<Form> &tile, const Inputs &in, int tokens, uint32_t *most) {
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, items = in.axis.item_holding(at.cols - 1) + 1;
+    const uint32_t *from = reinterpret_cast<const uint32_t *>(static_cast<const float *>(in.x) + (size_t)tokens * at.cols) + (size_t)tile.token * items;
+    // All loads of a warp's vectors at once.
+    constexpr int EACH_WARP = MOST_VECTORS / WARPS;
+    uint32_t found[EACH_WARP] = {};
+    for (int n = lane; n < items; n += WARP) {
 #pragma unroll
-    for (int s = 0; s < Form::SETS; ++s) {
-        const uint32_t *from = largest + (size_t)(tile.token + own.token + s * tile.vectors.of_set()) * items;
-        uint32_t most = 0;
-        for (int n = threadIdx.x % 4; s < sets && n < items; n += 4) most = max(most, __ldg(from + n));
-        most = max(most, __shfl_xor_sync(ALL_LANES, most, 1));
-        powers[s] = power_for(max(most, __shfl_xor_sync(ALL_LANES, most, 2)), largest_scale);
+        for (int v = 0; v < EACH_WARP; ++v) {
+            const int vector = v * WARPS + warp;
+            if (vector < tile.here) found[v] = max(found[v], __ldg(from + (size_t)vector * items + n));
+        }
     }
-    return {x + (size_t)(tile.token + own.token) * at.cols + col, tile.vectors.of_set() * at.cols, at.cols - col, sets};
+#pragma unroll
+    for (int v = 0; v < EACH_WARP; ++v) {
+        const uint32_t of_warp = __reduce_max_sync(ALL_LANES, found[v]);
+        if (lane == 0) most[v * WARPS + warp] = of_warp;
+    }
+}
+template <class Form>
+__device__ __forceinline__ void find_powers(const Tile<Form> &tile, const uint32_t *most, float largest_scale, float (&powers)[Form::SETS]) {
+    const Own<Form> own(tile.vectors);
+#pragma unroll
+    for (int s = 0; s < Form::SETS; ++s) powers[s] = power_for(most[own.token + s * tile.vectors.of_set()], largest_scale);
+}
+// A lane's share of them.
+template <class Form> __device__ __forceinline__ Share<Form> share_of(const Strips &at, const Tile<Form> &tile, const Inputs &in) {
+    const Own<Form> own(tile.vectors);
+    const int col = (threadIdx.x % 4 + own.half * 4) * 4;
+    const float *x = static_cast<const float *>(in.x) + (size_t)(tile.token + own.token) * at.cols + col;
+    return {x, tile.vectors.of_set() * at.cols, at.cols - col, own.sets(tile)};
 }
 
 // Inputs that are staged in shared memory, transformed there: each four columns of a token become their parts in half precision.
@@ -291,23 +317,13 @@ template <class Code, class Form> struct Staged {
     int columns;
 
     __device__ __forceinline__ Staged(int strips_per_block, int here)
-        : x(reinterpret_cast<float *>(dynamic_shared) + STAGED<Code>), columns(strips_per_block * WARP) {
+        : x(reinterpret_cast<float *>(dynamic_shared) + STAGED<Code, Form>), columns(strips_per_block * WARP) {
         largest = reinterpret_cast<uint32_t *>(x + here * columns);
     }
-    // One after another, a barrier after each.
+    // A barrier after each.
     __device__ __forceinline__ void stage(const Tile<Form> &tile, const Inputs &in) const {
-        in.template stage<true>(x, columns, reinterpret_cast<float *>(dynamic_shared), tile.first * WARP, tile.token, tile.here);
-    }
-    __device__ __forceinline__ void find_largest(int here) const {
-        for (int t = 0; t < here; ++t) {
-            uint32_t most = 0;
-            for (int n = 4 * threadIdx.x; n < columns; n += 4 * THREADS) {
-                const float4 four = *reinterpret_cast<const float4 *>(x + t * columns + n);
-                most = max(max(most, max(magnitude(four.x), magnitude(four.y))), max(magnitude(four.z), magnitude(four.w)));
-            }
-            most = __reduce_max_sync(ALL_LANES, most);
-            if (threadIdx.x % WARP == 0) largest[t * WARPS + threadIdx.x / WARP] = most;
-        }
+        float *buffers = reinterpret_cast<float *>(dynamic_shared) + Code::TABLE;
+        in.template stage<true>(x, columns, buffers, tile.first * WARP, tile.token, tile.here, largest);
     }
     __device__ __forceinline__ void halve(const Tile<Form> &tile, const uint4 *table, float largest_scale) const {
         for (int t = 0; t < tile.here; ++t) {
@@ -354,22 +370,26 @@ __device__ __forceinline__ void add_warps(const Tile<Form> &tile, const Results 
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, quarter = lane % 4;
     const bool halved = tile.vectors.are_halved();
     float4 *shared = reinterpret_cast<float4 *>(dynamic_shared);
+    // Where parts are vectors, half of all vectors or more are nothing.
+    const bool has_sums = !Form::APART || (halved ? quarter == lane / 16 * 2 : quarter < 2);
 #pragma unroll
     for (int s = 0; s < Form::SETS; ++s) {
         __syncthreads();
 #pragma unroll
         for (int m = 0; m < PAIRS_OF_ROWS<Form>; ++m) {
             const int own = warp / Form::SHARES * 16 + warp % Form::SHARES * PAIRS_OF_ROWS<Form> + m;
-            shared[own * WARP + lane] = float4 {sums[s][m][0], sums[s][m][1], sums[s][m][2], sums[s][m][3]};
+            if (has_sums) shared[own * WARP + lane] = float4 {sums[s][m][0], sums[s][m][1], sums[s][m][2], sums[s][m][3]};
         }
         __syncthreads();
         float rows[2][4] = {};
+        if (has_sums) {
 #pragma unroll
-        for (int w = 0; w < RingOf<Form>::GROUPS; ++w) {
+            for (int w = 0; w < WARPS / Form::SHARES; ++w) {
 #pragma unroll
-            for (int n = 0; n < 2; ++n) {
-                const float4 other = shared[(w * 16 + 2 * warp + n) * WARP + lane];
-                rows[0][2 * n] += other.x, rows[1][2 * n] += other.y, rows[0][2 * n + 1] += other.z, rows[1][2 * n + 1] += other.w;
+                for (int n = 0; n < 2; ++n) {
+                    const float4 other = shared[(w * 16 + 2 * warp + n) * WARP + lane];
+                    rows[0][2 * n] += other.x, rows[1][2 * n] += other.y, rows[0][2 * n + 1] += other.z, rows[1][2 * n + 1] += other.w;
+                }
             }
         }
         // A half's vectors are of its own lanes' columns; what is elsewhere is nothing.
@@ -412,39 +432,47 @@ __device__ __forceinline__ void add_warps(const Tile<Form> &tile, const Results 
     }
 }
 
-// y(token, row) += S(row, column) x(token, column) for the scale groups of one split of one block row, as `product`.
+// y(token, row) += S(row, column) x(token, column) for the scale groups of one split of one block row, as `product`. Nothing but the matrix is
+// read before `wait_for_launch_before`.
 //
 //     in        inputs; with APART they are transformed here
-//     shared    buffers of the transforms, then the code's table; with APART x (tokens at once, 32 scale groups) and what is farthest from
-//               zero (tokens at once, WARPS); from `ring_at` on the warps' rings. Over all of it then the warps' sums, and then buffers
+//     shared    the code's table; with APART buffers of the transforms, x (tokens at once, 32 scale groups) and what is farthest from
+//               zero (tokens at once, WARPS), without that of each vector (MOST_VECTORS); then the warps' rings, at `slots`. Over all of it then the warps' sums, and then buffers
 template <class Code, class Form>
 __device__ __forceinline__ void tiles(const Strips &at, int first_block_row, const Inputs &in, const Results &to, int tokens, int strips_per_block,
-                      int ring_at, int most_bits, float largest_scale) {
+                                      const Slots &slots, float largest_scale) {
+    let_next_launch_begin();
     const int block_row = first_block_row + blockIdx.x;
     float sums[Form::SETS][PAIRS_OF_ROWS<Form>][4] = {}, powers[Form::SETS];
     {
         const Tile<Form> tile(at, block_row, tokens, strips_per_block);
         if (tile.here <= 0) return; // blocks of 256 rows take more at once than those of 128
+        RingOf<Code, Form> ring(at, block_row, tile.lanes, tile.first, tile.last, slots);
         // Ahead of the weights, which are many: behind them it would come late.
         if constexpr (Form::APART) in.send_for_inputs(tile.first * WARP, strips_per_block * WARP, tile.token, tile.here);
         if (to.y != nullptr) to.axis.send_for_tables(tile.block.start, tile.block.end());
-        RingOf<Form> ring(at, block_row, tile.lanes, tile.first, tile.last, reinterpret_cast<float *>(dynamic_shared) + ring_at, most_bits);
-        const uint4 *table = at.table + (size_t)block_row * at.per_row();
         Share<Form> share;
+        if constexpr (Form::APART) ring.start(share);
+        else ring.send_for_words(); // its vectors may not be there yet
+        const uint4 *table = at.table + (size_t)block_row * at.per_row();
         const Staged<Code, Form> staged(strips_per_block, tile.here);
+        uint32_t *most = reinterpret_cast<uint32_t *>(dynamic_shared) + STAGED<Code, Form>;
+        Code code(reinterpret_cast<float *>(dynamic_shared), at.values);
+        wait_for_launch_before();
         if constexpr (Form::APART) {
             staged.stage(tile, in);
-            __syncthreads();
-            staged.find_largest(tile.here);
         } else {
-            share = share_of(at, tile, in, tokens, largest_scale, powers);
+            share = share_of(at, tile, in);
+            ring.start(share);
+            find_most(at, tile, in, tokens, most);
         }
-        Code code(reinterpret_cast<float *>(dynamic_shared), at.values);
         __syncthreads();
         if constexpr (Form::APART) {
             staged.halve(tile, table, largest_scale);
             share = staged.share(at, tile, largest_scale, powers);
             __syncthreads();
+        } else {
+            find_powers(tile, most, largest_scale, powers);
         }
         bool has_sums = false;
         while (ring.oldest.bits() != 0) {
@@ -452,7 +480,7 @@ __device__ __forceinline__ void tiles(const Strips &at, int first_block_row, con
 #define CASE(BITS) \
     case BITS: \
         if constexpr (HAS_BITS<Code, BITS>) { \
-            multiply_steps<Code, BITS, Form>(code, ring, tile.lanes, share, powers, has_sums, sums); \
+            multiply_steps<Code, BITS, Form>(code, ring, at, block_row, tile.lanes, share, powers, has_sums, sums); \
             has_sums = true; \
         } \
         break;
@@ -469,13 +497,13 @@ __device__ __forceinline__ void tiles(const Strips &at, int first_block_row, con
 
 #define TILES_KERNEL(NAME, CODE, FORM, BLOCKS) \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) \
-        NAME(STRIPS_PARAMETERS, ENDS_PARAMETERS, int first_block_row, int tokens, int strips_per_block, int ring_at, int most_bits, \
+        NAME(STRIPS_PARAMETERS, ENDS_PARAMETERS, int first_block_row, int tokens, int strips_per_block, SLOTS_PARAMETERS, \
              float largest_scale) { \
-        tiles<CODE, FORM>(STRIPS_ARGUMENTS, first_block_row, INPUTS, RESULTS, tokens, strips_per_block, ring_at, most_bits, \
-                          largest_scale); \
+        tiles<CODE, FORM>(STRIPS_ARGUMENTS, first_block_row, INPUTS, RESULTS, tokens, strips_per_block, SLOTS, largest_scale); \
     }
 #define TILES_KERNELS(NAME, CODE) \
     TILES_KERNEL(NAME##_few, CODE, Few, CODE::TILE_BLOCKS) \
     TILES_KERNEL(NAME##_many, CODE, Many, CODE::TILE_BLOCKS) \
     TILES_KERNEL(NAME##_exact, CODE, Exact, CODE::TILE_BLOCKS) \
-    TILES_KERNEL(NAME##_wide, CODE, Wide, 1)
+    TILES_KERNEL(NAME##_wide, CODE, Wide, 1) \
+    TILES_KERNEL(NAME##_broad, CODE, Broad, 1)

@@ -8,6 +8,7 @@ constexpr int TRANSFORM_WARPS = 4;
 template <class In, class Out>
 __device__ void analyze(const Axis &axis, const In *in, Out *out, int out_stride, float scale, uint32_t *largest, int vectors, int each,
                         int items) {
+    let_next_launch_begin();
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, index = blockIdx.y * TRANSFORM_WARPS + warp;
     if (index >= items) return;
     float *own = reinterpret_cast<float *>(dynamic_shared) + warp * ITEM_FLOATS;
@@ -19,8 +20,9 @@ __device__ void analyze(const Axis &axis, const In *in, Out *out, int out_stride
     for (int n = 0; n < EACH; ++n) factors.values[n] *= scale;
     transform_item<false>(
         axis, item, own, lane, here,
-        [&](int vector) {
-            Eight eight = load_eight(in + (size_t)vector * axis.len, first, item.end);
+        [&](int vector) { return load_raw(in + (size_t)vector * axis.len, first, item.end); },
+        [&](const Loaded<In> &loaded) {
+            Eight eight = loaded.eight();
             eight.multiply(factors);
             return eight;
         },
@@ -40,7 +42,7 @@ __device__ void analyze(const Axis &axis, const In *in, Out *out, int out_stride
     }
 }
 
-// `in` is a sum of `splits` parts (splits, vectors, in_stride); `out` (vectors, out_stride) is the transform times `scale`
+// `in` is a sum of `splits` parts (splits, vectors, in_stride), of one where it is not F32; `out` (vectors, out_stride) is the transform times `scale`
 // plus `addend` (vectors, out_stride) and `bias` (len), where there are such. Grid as for `analyze`.
 template <class In, class Out>
 __device__ void synthesize(const Axis &axis, const In *in, int splits, int in_stride, const float *addend, const Out *bias,
@@ -58,8 +60,11 @@ __device__ void synthesize(const Axis &axis, const In *in, int splits, int in_st
     transform_item<true>(
         axis, item, own, lane, here,
         [&](int vector) {
-            return sum_parts<4>(in + (size_t)vector * in_stride, splits, (size_t)vectors * in_stride, first, item.end);
+            const In *own = in + (size_t)vector * in_stride;
+            if constexpr (sizeof(In) < sizeof(float)) return load_raw(own, first, item.end);
+            else return splits == 1 ? load_raw(own, first, item.end) : sum_parts<4>(own, splits, (size_t)vectors * in_stride, first, item.end);
         },
+        [](const Loaded<In> &loaded) { return loaded.eight(); },
         [&](int vector, Eight &eight) {
             eight.multiply(factors);
             eight.add(biases);
@@ -89,6 +94,7 @@ __device__ void analyze_unit(const Axis &axis, const uint32_t *ids, float *out) 
             }
             return eight;
         },
+        [](const Eight &eight) { return eight; },
         [&](int, const Eight &eight) {
 #pragma unroll
             for (int n = 0; n < EACH; ++n) {
@@ -101,7 +107,9 @@ __device__ void analyze_unit(const Axis &axis, const uint32_t *ids, float *out) 
 #define AXIS_PARAMETERS \
     const uint32_t *signs, const float *scales, const float2 *rotations, const float *whole, const float *shorter, int len, int edge
 #define AXIS Axis { signs, scales, rotations, whole, shorter, len, edge }
-#define KERNEL extern "C" __global__ void __launch_bounds__(TRANSFORM_WARPS * WARP)
+// As many blocks fit a multiprocessor's registers; src/cuda/axis.rs counts on it.
+constexpr int TRANSFORM_BLOCKS = 5;
+#define KERNEL extern "C" __global__ void __launch_bounds__(TRANSFORM_WARPS * WARP, TRANSFORM_BLOCKS)
 
 #define ANALYZE(IN_NAME, In, OUT_NAME, Out) \
     KERNEL analyze_##IN_NAME##_##OUT_NAME(AXIS_PARAMETERS, const In *in, Out *out, int out_stride, float scale, uint32_t *largest, \

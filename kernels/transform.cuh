@@ -45,16 +45,29 @@ struct Eight {
     }
 };
 
+// The same as they lie in memory: what is asked for here is waited for where it becomes numbers.
+template <class T> struct Loaded {
+    T values[EACH];
+
+    __device__ __forceinline__ Eight eight() const {
+        Eight eight;
+#pragma unroll
+        for (int n = 0; n < EACH; ++n) eight.values[n] = to_float(values[n]);
+        return eight;
+    }
+};
+
 // Those of a lane from `first` on; zeros from `end` on.
-template <class T> __device__ __forceinline__ Eight load_eight(const T *from, int first, int end) {
-    Eight eight = {};
+template <class T> __device__ __forceinline__ Loaded<T> load_raw(const T *from, int first, int end) {
+    Loaded<T> loaded = {};
     from += first;
 #pragma unroll
     for (int n = 0; n < EACH; ++n) {
-        if (first + n * WARP < end) eight.values[n] = to_float(__ldg(from + n * WARP));
+        if (first + n * WARP < end) loaded.values[n] = __ldg(from + n * WARP);
     }
-    return eight;
+    return loaded;
 }
+template <class T> __device__ __forceinline__ Eight load_eight(const T *from, int first, int end) { return load_raw(from, first, end).eight(); }
 
 // And back.
 template <class T> __device__ __forceinline__ void store_eight(T *to, int first, int end, const Eight &eight) {
@@ -312,16 +325,18 @@ struct Axis {
 };
 
 // Blocks of `2^LEVELS` elements through the fast transform, of vector after vector: see `transform_item`.
-template <bool INVERSE, int LEVELS, class Get, class Put>
-__device__ __forceinline__ void transform_fast(const float2 *rotations, float *own, int lane, int vectors, Get get, Put put) {
+template <bool INVERSE, int LEVELS, class Get, class Make, class Put>
+__device__ __forceinline__ void transform_fast(const float2 *rotations, float *own, int lane, int vectors, Get get, Make make, Put put) {
     const FastDct<LEVELS> dct(rotations, lane);
+    auto given = get(0);
 #pragma unroll 1
     for (int vector = 0; vector < vectors; ++vector) {
-        Eight eight = get(vector);
+        Eight eight = make(given);
         // Elements lie padded, coefficients side by side.
 #pragma unroll
         for (int n = 0; n < EACH; ++n) own[INVERSE ? n * WARP + lane : n * element_at(WARP) + lane] = eight.values[n];
         __syncwarp();
+        if (vector + 1 < vectors) given = get(vector + 1); // comes meanwhile
         if (INVERSE) dct.inverse(own);
         else dct.forward(own);
 #pragma unroll
@@ -331,26 +346,27 @@ __device__ __forceinline__ void transform_fast(const float2 *rotations, float *o
     }
 }
 
-// The item's elements of so many vectors through `T`: `get(vector)` gives a lane's, whatever it likes beyond the item's end;
-// `put(vector, eight)` takes them. `own`, in shared memory, has room for ITEM_FLOATS.
-template <bool INVERSE, class Get, class Put>
-__device__ __forceinline__ void transform_item(const Axis &axis, const Item &item, float *own, int lane, int vectors, Get get, Put put) {
+// The item's elements of so many vectors, one at least, through `T`: `get(vector)` asks for a lane's, of which `make` makes an Eight, whatever
+// it likes beyond the item's end; `put(vector, eight)` takes them. `own`, in shared memory, has room for ITEM_FLOATS.
+template <bool INVERSE, class Get, class Make, class Put>
+__device__ __forceinline__ void transform_item(const Axis &axis, const Item &item, float *own, int lane, int vectors, Get get, Make make,
+                                               Put put) {
     const int count = item.end - item.first, length = COUNTED_LEVELS > 0 ? 1 << COUNTED_LEVELS : item.length;
-    auto without_rest = [&](int vector) {
-        Eight eight = get(vector);
+    auto without_rest = [&](const auto &given) {
+        Eight eight = make(given);
 #pragma unroll
         for (int n = 0; n < EACH; ++n) eight.values[n] = n * WARP + lane < count ? eight.values[n] : 0.0f;
         return eight;
     };
     if (COUNTED_LEVELS > 0 || item.matrix == nullptr) {
-        if (length == 256) transform_fast<INVERSE, 8>(axis.rotations, own, lane, vectors, get, put); // all of it is there
-        else if (length == 128) transform_fast<INVERSE, 7>(axis.rotations, own, lane, vectors, without_rest, put);
-        else if (length == 64) transform_fast<INVERSE, 6>(axis.rotations, own, lane, vectors, without_rest, put);
-        else transform_fast<INVERSE, 5>(axis.rotations, own, lane, vectors, without_rest, put);
+        if (length == 256) transform_fast<INVERSE, 8>(axis.rotations, own, lane, vectors, get, make, put); // all of it is there
+        else if (length == 128) transform_fast<INVERSE, 7>(axis.rotations, own, lane, vectors, get, without_rest, put);
+        else if (length == 64) transform_fast<INVERSE, 6>(axis.rotations, own, lane, vectors, get, without_rest, put);
+        else transform_fast<INVERSE, 5>(axis.rotations, own, lane, vectors, get, without_rest, put);
         return;
     }
     for (int vector = 0; vector < vectors; ++vector) {
-        const Eight given = without_rest(vector);
+        const Eight given = without_rest(get(vector));
 #pragma unroll
         for (int n = 0; n < EACH; ++n) own[n * WARP + lane] = given.values[n];
         __syncwarp();
@@ -368,15 +384,15 @@ __device__ __forceinline__ void transform_item(const Axis &axis, const Item &ite
 }
 
 // The sums of `splits` parts for a lane's elements from `first` on, `stride` elements from a part to the next; in their order.
-template <int SPLITS, class In> __device__ __forceinline__ Eight sum_parts(const In *in, int splits, size_t stride, int first, int end) {
-    Eight sums = {};
+template <int SPLITS> __device__ __forceinline__ Loaded<float> sum_parts(const float *in, int splits, size_t stride, int first, int end) {
+    Loaded<float> sums = {};
     // All loads of `SPLITS`, and then their sums: else each would be waited for.
 #pragma unroll 1
     for (int split = 0; split < splits; split += SPLITS) {
-        In loaded[SPLITS][EACH] = {};
+        float loaded[SPLITS][EACH] = {};
 #pragma unroll
         for (int s = 0; s < SPLITS; ++s) {
-            const In *from = in + min(split + s, splits - 1) * stride + first;
+            const float *from = in + min(split + s, splits - 1) * stride + first;
 #pragma unroll
             for (int n = 0; n < EACH; ++n) {
                 if (first + n * WARP < end) loaded[s][n] = __ldcg(from + n * WARP);
@@ -385,7 +401,7 @@ template <int SPLITS, class In> __device__ __forceinline__ Eight sum_parts(const
 #pragma unroll
         for (int s = 0; s < SPLITS; ++s) {
 #pragma unroll
-            for (int n = 0; n < EACH; ++n) sums.values[n] += split + s < splits ? to_float(loaded[s][n]) : 0.0f;
+            for (int n = 0; n < EACH; ++n) sums.values[n] += split + s < splits ? loaded[s][n] : 0.0f;
         }
     }
     return sums;

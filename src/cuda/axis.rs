@@ -15,9 +15,8 @@ use std::f64::consts::PI;
 const WARPS: usize = 4;
 const ELEMENTS: usize = 256;
 const WARP: usize = 32;
-/// Warps for each multiprocessor before one takes a second vector, and the most vectors of one.
-const WARPS_EACH: usize = 32;
-const MOST_VECTORS: usize = 16;
+/// Warps that a multiprocessor has at once: `TRANSFORM_BLOCKS` of `transform.cu`.
+const WARPS_EACH: usize = 5 * WARPS;
 /// `ITEM_FLOATS` of `transform.cuh`.
 const SHARED_BYTES: usize = (ELEMENTS + ELEMENTS / 4) * size_of::<f32>();
 
@@ -176,7 +175,7 @@ impl<M> DeviceAxis<M> {
         args
     }
 
-    /// A launch for `batch` vectors, of which a warp takes as many, one after another, as leave every multiprocessor warps enough.
+    /// A launch for `batch` vectors, of which a warp takes as many, one after another, that none waits for another's end.
     fn launch<'a>(
         &self,
         machine: &impl Machine<Memory = M>,
@@ -186,7 +185,7 @@ impl<M> DeviceAxis<M> {
         mut args: Vec<Arg<'a, M>>,
     ) -> Launch<'a, M> {
         let items = self.items(len);
-        let each = (items * batch / (WARPS_EACH * machine.multiprocessors())).clamp(1, MOST_VECTORS);
+        let each = (items.next_multiple_of(WARPS) * batch).div_ceil(WARPS_EACH * machine.multiprocessors());
         args.extend([batch, each, items].map(Arg::Int));
         Launch {
             module: Module::Transform,
@@ -194,6 +193,7 @@ impl<M> DeviceAxis<M> {
             grid: [batch.div_ceil(each), items.div_ceil(WARPS), 1],
             threads: WARPS * WARP,
             shared_bytes: WARPS * SHARED_BYTES,
+            waits: false,
             args,
         }
     }
@@ -231,6 +231,7 @@ impl<M> DeviceAxis<M> {
             grid: [count, 1, 1],
             threads: WARP,
             shared_bytes: SHARED_BYTES,
+            waits: false,
             args,
         })?;
         Ok(out)
@@ -270,6 +271,7 @@ pub(super) fn transpose<M>(
         grid: [rows.div_ceil(WARP), cols.div_ceil(WARP), 1],
         threads: WARP,
         shared_bytes: WARP * (WARP + 1) * size_of::<f32>(),
+        waits: false,
         args: vec![
             Arg::Memory(from, 0),
             Arg::Memory(&out, 0),

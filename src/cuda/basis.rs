@@ -33,7 +33,7 @@ impl<M> DeviceBasis<M> {
     }
 
     fn launch<'a>(kernel: String, grid: [usize; 3], args: Vec<Arg<'a, M>>) -> Launch<'a, M> {
-        Launch { module: Module::Basis, kernel, grid, threads: THREADS, shared_bytes: 0, args }
+        Launch { module: Module::Basis, kernel, grid, threads: THREADS, shared_bytes: 0, waits: false, args }
     }
 
     /// The term's product, `(batch, out)` in F32.

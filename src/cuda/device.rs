@@ -4,17 +4,17 @@ use super::machine::{Arg, Dense, Element, Launch, Machine, Module, exhausted, ex
 use super::memory::{self, CudaMemory, Owned, Use};
 use crate::error::{Error, Result};
 use candle_core::backend::BackendStorage;
-use candle_core::cuda_backend::cudarc::driver::{
-    CudaFunction, CudaModule, CudaSlice, LaunchConfig, PushKernelArg, sys,
-};
+use candle_core::cuda_backend::cudarc::driver::{CudaFunction, CudaModule, CudaSlice, sys};
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
 use candle_core::{CudaDevice, CudaStorage, Layout};
 use rbe_core::codec::sizes;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::ffi::c_void;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use sys::CUdevice_attribute as Attribute;
+use sys::CUfunction_attribute_enum as FunctionAttribute;
 
 /// What is loaded on each device, by its number: once in a process, whatever tensors and Candle devices there are.
 static LOADED: LazyLock<Mutex<HashMap<usize, Loaded>>> = LazyLock::new(Mutex::default);
@@ -23,7 +23,14 @@ static LOADED: LazyLock<Mutex<HashMap<usize, Loaded>>> = LazyLock::new(Mutex::de
 #[derive(Default)]
 struct Loaded {
     modules: HashMap<&'static str, Arc<CudaModule>>,
-    functions: HashMap<String, CudaFunction>,
+    functions: HashMap<String, Kernel>,
+}
+
+/// A kernel, and whether its code waits for the launch before it, as that of compute capability 9.0 does.
+#[derive(Clone)]
+struct Kernel {
+    function: CudaFunction,
+    waits: bool,
 }
 
 /// A Candle device, and what launches need to know of it.
@@ -39,6 +46,16 @@ enum Value {
     Address(u64),
     Int(i32),
     Float(f32),
+}
+
+impl Value {
+    fn address(&mut self) -> *mut c_void {
+        match self {
+            Value::Address(address) => (&raw mut *address).cast(),
+            Value::Int(int) => (&raw mut *int).cast(),
+            Value::Float(float) => (&raw mut *float).cast(),
+        }
+    }
 }
 
 impl CudaMachine {
@@ -63,13 +80,13 @@ impl CudaMachine {
     }
 
     /// A kernel, looked up once; it may have as much shared memory as the device gives.
-    fn function(&self, module: Module, kernel: &str) -> Result<CudaFunction> {
+    fn kernel(&self, module: Module, kernel: &str) -> Result<Kernel> {
         let stream = self.device.cuda_stream();
         let context = stream.context();
         let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
         let Loaded { modules, functions } = loaded.entry(context.ordinal()).or_default();
-        if let Some(function) = functions.get(kernel) {
-            return Ok(function.clone());
+        if let Some(kernel) = functions.get(kernel) {
+            return Ok(kernel.clone());
         }
         let module = match modules.entry(module.name()) {
             Entry::Occupied(module) => module.into_mut(),
@@ -78,11 +95,14 @@ impl CudaMachine {
             }
         };
         let function = module.load_function(kernel).w()?;
-        let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         let bytes = i32::try_from(self.shared_bytes_limit).unwrap_or(i32::MAX);
         function.set_attribute(attribute, bytes).w()?;
-        functions.insert(kernel.to_owned(), function.clone());
-        Ok(function)
+        // What the driver made of PTX for older cards has that PTX's version.
+        let compiled_for = function.get_attribute(FunctionAttribute::CU_FUNC_ATTRIBUTE_PTX_VERSION).w()?;
+        let found = Kernel { function, waits: compiled_for >= 90 };
+        functions.insert(kernel.to_owned(), found.clone());
+        Ok(found)
     }
 
     pub(crate) fn device(&self) -> &CudaDevice {
@@ -202,7 +222,7 @@ impl Machine for CudaMachine {
     }
 
     fn launch(&self, launch: Launch<'_, CudaMemory>) -> Result<()> {
-        let Launch { module, kernel, grid, threads, shared_bytes, args } = launch;
+        let Launch { module, kernel, grid, threads, shared_bytes, waits, args } = launch;
         let refuse = |what: String| Err(Error::unsupported(format!("{kernel}: {what}")));
         let [x, y, z] = grid.map(|n| u32::try_from(n).unwrap_or(0));
         if x == 0 || !(1..=65535).contains(&y) || !(1..=65535).contains(&z) || x > i32::MAX.cast_unsigned() {
@@ -213,7 +233,7 @@ impl Machine for CudaMachine {
             return refuse(format!("{shared_bytes} bytes of shared memory; this device has {limit} a block"));
         }
         let stream = self.device.cuda_stream();
-        let function = self.function(module, &kernel)?;
+        let Kernel { function, waits: can_wait } = self.kernel(module, &kernel)?;
         let mut values = Vec::with_capacity(args.len());
         for arg in &args {
             values.push(match arg {
@@ -226,22 +246,38 @@ impl Machine for CudaMachine {
                 Arg::Float(value) => Value::Float(*value),
             });
         }
-        let mut builder = stream.launch_builder(&function);
-        for value in &values {
-            match value {
-                Value::Address(address) => builder.arg(address),
-                Value::Int(int) => builder.arg(int),
-                Value::Float(float) => builder.arg(float),
-            };
-        }
-        let config = LaunchConfig {
-            grid_dim: (x, y, z),
-            block_dim: (u32::try_from(threads).unwrap_or(0), 1, 1),
-            shared_mem_bytes: u32::try_from(shared_bytes).unwrap_or(u32::MAX),
+        let mut addresses: Vec<*mut c_void> = values.iter_mut().map(Value::address).collect();
+        let mut overlap = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: u32::try_from(threads).unwrap_or(0),
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: u32::try_from(shared_bytes).unwrap_or(u32::MAX),
+            hStream: stream.cu_stream(),
+            attrs: &raw mut overlap,
+            numAttrs: u32::from(waits && can_wait),
+        };
+        stream.context().bind_to_thread().w()?;
         // SAFETY: the arguments are those of the kernel's signature, in order, and every memory is as large as the kernel
-        // reaches: the tests run these launches with every address checked (tests/cuda).
-        unsafe { builder.launch(config) }.w()?;
+        // reaches: the tests run these launches with every address checked (tests/cuda). The driver has read all of it when it returns.
+        // A kernel that may begin before the launch before it has ended waits for that itself.
+        unsafe {
+            sys::cuLaunchKernelEx(
+                &raw const config,
+                function.cu_function(),
+                addresses.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        }
+        .result()
+        .w()?;
         Ok(())
     }
 

@@ -28,12 +28,17 @@ const BLOCKS_EACH: usize = 4;
 pub(super) const BATCH_TILE: usize = 4;
 /// Shared memory that a device keeps of each block's.
 const RESERVED_BYTES: usize = 1024;
+/// Blocks of a panel's kernels that a multiprocessor has at once, as they have it.
+const PANEL_BLOCKS: usize = 2;
 /// Blocks of so many rows go to tensor cores.
 const TILE_ROWS: usize = 128;
 /// Floats of shared memory for the sums of `tiles.cuh`.
 const TILE_FLOATS: usize = WARPS * WARP * 64;
-/// Floats of the warps' rings for each bit of a weight: two steps of each, as `ring.cuh` has them.
-const RING_FLOATS: usize = 2 * WARPS * WARP * 4;
+/// Bytes of a load of a warp, and steps that it has on their way: `LOAD` and `STAGES` of `ring.cuh`.
+const LOAD: usize = WARP * 16;
+const STAGES: usize = 2;
+/// Vectors at once of any form without staged ones, of each of which shared memory has a word.
+const MOST_VECTORS: usize = 32;
 /// The most rows of a block.
 const ELEMENTS: usize = 256;
 /// Floats of shared memory in which the warps transform inputs and results: `BUFFERS` of `ends.cuh`.
@@ -82,8 +87,10 @@ pub(super) struct Own<M> {
     pub tiles_beside: bool,
     /// Blocks of these kernels, but the widest, that a multiprocessor has at once: `TILE_BLOCKS` of the code.
     pub tile_blocks: usize,
-    /// Whether few vectors in F32 have a kernel of their own, and more than sixteen of 16 bits.
-    pub has_more_forms: bool,
+    /// Whether few vectors in F32 have a kernel of their own.
+    pub has_few_exact: bool,
+    /// Whether a row's value depends on bits of rows below: `READS_ON` of the code.
+    pub reads_on: bool,
     pub row_scales: Option<M>,
     /// What multiplies the row scales.
     pub unit: f32,
@@ -170,6 +177,7 @@ impl<M> DeviceGroups<M> {
             grid,
             threads: THREADS,
             shared_bytes: floats * size_of::<f32>(),
+            waits: false,
             args,
         }
     }
@@ -185,7 +193,7 @@ impl<M> DeviceGroups<M> {
         };
         let at_once = if one || !fits(BATCH_TILE) { 1 } else { BATCH_TILE };
         let groups = batch.div_ceil(at_once);
-        let tiles = self.tiles(product);
+        let tiles = self.tiles(machine, product);
         if let Some(tiles) = tiles {
             let (each, splits) = self.tile_splits(machine, product, &tiles);
             return GroupPlan { at_once, groups, each, splits, tiles: Some(tiles) };
@@ -216,17 +224,21 @@ impl<M> DeviceGroups<M> {
         let (along, block_rows) = (self.per_row(), self.layout.block_rows());
         let blocks = self.tile_blocks(tiles.form);
         let splits = (blocks * machine.multiprocessors() / (block_rows * tiles.groups)).clamp(1, along);
-        // Inputs that are staged share a multiprocessor's memory with all else of as many blocks.
-        let others = (self.table_len().max(BUFFERS) + self.most_bits * RING_FLOATS) * size_of::<f32>();
-        let left = ((machine.shared_bytes_limit() + RESERVED_BYTES) / blocks)
-            .saturating_sub(RESERVED_BYTES + others);
-        let staged = (left / size_of::<f32>()).saturating_sub(product.batch * WARPS) / (product.batch * WARP);
+        // Inputs that are staged share a multiprocessor's memory with all else of as many blocks, if they can, and a block's in any case.
+        let others = (self.table_len() + BUFFERS) * size_of::<f32>()
+            + WARPS * STAGES * self.slot_bytes(tiles.form.loads());
+        let staged = |blocks| {
+            let floats = room(machine, blocks).saturating_sub(others) / size_of::<f32>();
+            floats.saturating_sub(product.batch * WARPS) / (product.batch * WARP) / WARPS * WARPS
+        };
+        let beside = tiles.block_rows < block_rows;
         let most = match tiles.form {
-            _ if tiles.block_rows < block_rows => MOST_GROUPS,
-            Form::Few | Form::FewExact => (staged / WARPS * WARPS).clamp(MOST_GROUPS, MOST_TILE_GROUPS),
+            Form::Few | Form::FewExact if beside => staged(1).min(MOST_GROUPS),
+            Form::Few | Form::FewExact => staged(1).min(staged(blocks).clamp(MOST_GROUPS, MOST_TILE_GROUPS)),
+            _ if beside => MOST_GROUPS,
             Form::Many | Form::Exact | Form::Wide | Form::Broad => usize::MAX,
         };
-        let each = along.div_ceil(splits).next_multiple_of(WARPS).min(most);
+        let each = along.div_ceil(splits).next_multiple_of(WARPS).min(most.max(WARPS));
         (each, along.div_ceil(each))
     }
 
@@ -235,8 +247,20 @@ impl<M> DeviceGroups<M> {
         if matches!(form, Form::Wide | Form::Broad) { 1 } else { self.own.tile_blocks }
     }
 
+    /// Bytes of a warp's step: what it is, vectors, and words, with one more where a share of them is followed by others'.
+    fn slot_bytes(&self, step: LoadsOfStep) -> usize {
+        let after = usize::from(step.shares > 1 && self.own.reads_on);
+        (step.vectors + self.most_bits.div_ceil(step.shares) + after) * LOAD
+    }
+
+    /// Whether a block has room for the least steps of a form's warps.
+    fn fits(&self, machine: &impl Machine<Memory = M>, form: Form) -> bool {
+        let before = (self.table_len() + MOST_VECTORS) * size_of::<f32>();
+        before + WARPS * STAGES * self.slot_bytes(form.loads()) <= machine.shared_bytes_limit()
+    }
+
     /// What of a product goes to tensor cores: see `tiles.cuh`.
-    fn tiles(&self, product: &Product) -> Option<Tiles> {
+    fn tiles(&self, machine: &impl Machine<Memory = M>, product: &Product) -> Option<Tiles> {
         let Product { batch, transposed, element } = *product;
         let fits = self.own.row_scales.is_none() && self.layout.cols().is_multiple_of(4);
         if transposed || !fits {
@@ -250,9 +274,9 @@ impl<M> DeviceGroups<M> {
         // Two at most of blocks of 256 rows with all three parts of each in one product, half as many of those of 128.
         let (few, many) = if *heights.last()? == TILE_ROWS { (1, 4) } else { (2, 8) };
         let (form, at_once) = match element {
-            Element::F32 if batch <= few && self.own.has_more_forms => (Form::FewExact, few),
+            Element::F32 if batch <= few && self.own.has_few_exact => (Form::FewExact, few),
             _ if batch <= few => (Form::Few, few),
-            Element::F16 | Element::BF16 if batch > 2 * many && self.own.has_more_forms => {
+            Element::F16 | Element::BF16 if batch > 2 * many && self.fits(machine, Form::Broad) => {
                 (Form::Broad, 4 * many)
             }
             Element::F16 | Element::BF16 if batch > many => (Form::Wide, 2 * many),
@@ -269,9 +293,10 @@ impl<M> DeviceGroups<M> {
 
 impl<D: Machine> DeviceTerm<D> for DeviceGroups<D::Memory> {
     /// Four passes on tensor cores: a fifth takes longer than to decode all of it and to read that again.
-    fn most_tokens(&self, product: &Product) -> usize {
+    fn most_tokens(&self, machine: &D, product: &Product) -> usize {
         const PASSES: usize = 4;
-        self.tiles(product).map_or(GEMV_MAX_BATCH, |tiles| GEMV_MAX_BATCH.max(PASSES * tiles.at_once))
+        self.tiles(machine, product)
+            .map_or(GEMV_MAX_BATCH, |tiles| GEMV_MAX_BATCH.max(PASSES * tiles.at_once))
     }
 
     fn splits(&self, machine: &D, product: &Product) -> usize {
@@ -286,7 +311,9 @@ impl<D: Machine> DeviceTerm<D> for DeviceGroups<D::Memory> {
         }
         let block_rows = self.layout.block_rows();
         let is_one_pass = product.batch == 1
-            || self.tiles(product).is_some_and(|tiles| tiles.form.stages() && tiles.block_rows == block_rows);
+            || self
+                .tiles(machine, product)
+                .is_some_and(|tiles| tiles.form.stages() && tiles.block_rows == block_rows);
         let is_cheap = input.fast_items().is_some_and(|items| {
             items * product.batch * block_rows <= ITEMS_EACH * machine.multiprocessors()
         });
@@ -313,14 +340,15 @@ impl<D: Machine> DeviceTerm<D> for DeviceGroups<D::Memory> {
         let tiled = tiles.as_ref().map_or(0, |tiles| tiles.block_rows);
         if let Some(Tiles { block_rows, form, groups, .. }) = tiles {
             // Inputs, and for each warp what is farthest from zero.
-            let staged = if form.stages() { batch * (each * WARP + WARPS) } else { 0 };
-            let ring_at = self.table_len().max(BUFFERS) + staged;
-            let floats = (ring_at + self.most_bits * RING_FLOATS).max(TILE_FLOATS);
+            let staged = if form.stages() { BUFFERS + batch * (each * WARP + WARPS) } else { MOST_VECTORS };
+            let slots = Slots { at: self.table_len() + staged, bytes: self.slot_bytes(form.loads()) };
+            let floats = slots.end().max(TILE_FLOATS);
             let kernel = format!("{}_{}", self.own.tiles, form.suffix());
             let mut args = args(0);
-            args.extend([ring_at, self.most_bits].map(Arg::Int));
+            args.extend(slots.args());
             args.push(Arg::Float(self.largest_scale));
-            machine.launch(self.launch(&kernel, [block_rows, splits, groups], floats, args))?;
+            let launch = self.launch(&kernel, [block_rows, splits, groups], floats, args);
+            machine.launch(Launch { waits: true, ..launch })?;
         }
         if tiled == self.layout.block_rows() {
             return Ok(());
@@ -353,18 +381,23 @@ impl<D: Machine> DeviceTerm<D> for DeviceGroups<D::Memory> {
         true
     }
 
-    /// See `panel` in `groups.cuh`.
+    /// See `panel` in `panel.cuh`.
     fn panel(&self, machine: &D, panel: &Panel<'_, D::Memory>, add: bool) -> Result<()> {
         let cut = self.layout.row_cut();
         let (first, end) = (panel.cols.start / GROUP_COLS, panel.cols.end.div_ceil(GROUP_COLS));
         let first_block_row = cut.block_of(panel.rows.start);
         let block_rows = cut.block_of(panel.rows.end - 1) + 1 - first_block_row;
+        let slots =
+            Slots { at: self.table_len(), bytes: self.slot_bytes(LoadsOfStep { vectors: 0, shares: 1 }) };
+        let splits = (PANEL_BLOCKS * machine.multiprocessors() / block_rows).clamp(1, end - first);
+        let each = (end - first).div_ceil(splits).next_multiple_of(WARPS);
         let mut args = self.args();
         args.push(Arg::Memory(panel.memory, 0));
-        args.extend([first, end, first_block_row, panel.stride, usize::from(add)].map(Arg::Int));
-        let grid = [(end - first).div_ceil(WARPS), block_rows, 1];
+        args.extend([first, end, each, first_block_row, panel.stride, usize::from(add)].map(Arg::Int));
+        args.extend(slots.args());
+        let grid = [(end - first).div_ceil(each), block_rows, 1];
         let kernel = format!("panel_{}", panel.element.suffix());
-        machine.launch(self.launch(&kernel, grid, self.table_len(), args))
+        machine.launch(self.launch(&kernel, grid, slots.end(), args))
     }
 }
 
@@ -396,6 +429,17 @@ impl Form {
         matches!(self, Form::Few | Form::FewExact)
     }
 
+    /// What a warp's step loads: `SETS`, where vectors are not staged, and `SHARES` of `tiles.cuh`.
+    fn loads(self) -> LoadsOfStep {
+        let (vectors, shares) = match self {
+            Form::Few | Form::FewExact => (0, 1),
+            Form::Many | Form::Exact => (1, 1),
+            Form::Wide => (2, 1),
+            Form::Broad => (4, 2),
+        };
+        LoadsOfStep { vectors, shares }
+    }
+
     /// What the kernels' names end in.
     fn suffix(self) -> &'static str {
         match self {
@@ -406,6 +450,39 @@ impl Form {
             Form::Wide => "wide",
             Form::Broad => "broad",
         }
+    }
+}
+
+/// What a warp's step loads beside its words.
+#[derive(Clone, Copy)]
+struct LoadsOfStep {
+    /// Vectors that travel with it.
+    vectors: usize,
+    /// Warps that share its words.
+    shares: usize,
+}
+
+/// Bytes of shared memory for each of so many blocks of a multiprocessor.
+fn room<M>(machine: &impl Machine<Memory = M>, blocks: usize) -> usize {
+    ((machine.shared_bytes_limit() + RESERVED_BYTES) / blocks).saturating_sub(RESERVED_BYTES)
+}
+
+/// Where the warps' steps lie in shared memory: see `ring.cuh`.
+struct Slots {
+    /// Floats before them.
+    at: usize,
+    /// Of each step.
+    bytes: usize,
+}
+
+impl Slots {
+    /// Floats until their end.
+    fn end(&self) -> usize {
+        self.at + WARPS * STAGES * self.bytes / size_of::<f32>()
+    }
+
+    fn args<'a, M>(&self) -> [Arg<'a, M>; 2] {
+        [self.at, self.bytes].map(Arg::Int)
     }
 }
 

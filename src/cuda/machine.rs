@@ -106,6 +106,8 @@ pub struct Launch<'a, M> {
     pub threads: usize,
     /// Dynamic shared memory of a block.
     pub shared_bytes: usize,
+    /// Whether it waits itself for what launches before it have written, and may begin before they have ended.
+    pub waits: bool,
     /// What it is called with, in order.
     pub args: Vec<Arg<'a, M>>,
 }

@@ -188,7 +188,7 @@ impl<D: Machine> DeviceMatrix<D> {
 
     /// Whether so many rows are multiplied with the coefficients as they are stored.
     fn takes_as_stored(&self, product: &Product) -> bool {
-        self.spectral().all(|term| product.batch <= term.most_tokens(product))
+        self.spectral().all(|term| product.batch <= term.most_tokens(&self.machine, product))
     }
 
     /// The axes of inputs and outputs.

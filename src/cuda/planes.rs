@@ -23,7 +23,8 @@ pub(super) fn upload<M>(
         tiles: "tiles",
         tiles_beside: false,
         tile_blocks: 2,
-        has_more_forms: true,
+        has_few_exact: true,
+        reads_on: false,
         row_scales,
         unit,
     };

@@ -177,7 +177,7 @@ impl<M> DeviceSparse<M> {
     }
 
     fn launch<'a>(kernel: String, grid: [usize; 3], args: Vec<Arg<'a, M>>) -> Launch<'a, M> {
-        Launch { module: Module::Sparse, kernel, grid, threads: THREADS, shared_bytes: 0, args }
+        Launch { module: Module::Sparse, kernel, grid, threads: THREADS, shared_bytes: 0, waits: false, args }
     }
 }
 

@@ -27,7 +27,7 @@ pub(super) trait DeviceTerm<D: Machine> {
     }
 
     /// The largest batch that the term multiplies sooner as it is stored than decoded.
-    fn most_tokens(&self, _product: &Product) -> usize {
+    fn most_tokens(&self, _machine: &D, _product: &Product) -> usize {
         GEMV_MAX_BATCH
     }
 

@@ -25,7 +25,8 @@ pub(super) fn upload<M>(
         tiles_beside: true,
         tile_blocks,
         row_scales: None,
-        has_more_forms: false,
+        has_few_exact: false,
+        reads_on: true,
         unit: 0.0,
     };
     DeviceGroups::new(machine, layout, own, |_, place, fields| {

@@ -2,6 +2,7 @@
 
 use crate::sample::{Noise, TRANSFORMS, Terms, matrix, trellis};
 use crate::simulator::{Checks, Memory, Order, Simulator, encode};
+use candle_rbe::codec::term::planes::ScaleGroup;
 use candle_rbe::codec::term::sparse::{Entry, Format};
 use candle_rbe::codec::term::{Sparse, Term};
 use candle_rbe::codec::{Layout, Matrix};
@@ -12,20 +13,20 @@ fn operand(memory: &Memory) -> Operand<'_, Memory> {
     Operand { memory, offset: 0, element: Element::F32 }
 }
 
-/// Products of the device with one vector, compared with the CPU's.
-fn compare(machine: &Simulator, matrix: &Matrix, transposed: bool) {
+/// Products of the device with so many vectors, compared with the CPU's.
+fn compare(machine: &Simulator, matrix: &Matrix, transposed: bool, tokens: usize) {
     let (layout, device) = (matrix.layout(), DeviceMatrix::new(machine.clone(), matrix).unwrap());
     let (rows, cols) = (layout.rows(), layout.cols());
     let (inputs, outs) = if transposed { (rows, cols) } else { (cols, rows) };
-    let x = Noise::new(5).values(inputs);
-    let mut exact = vec![0.0; outs];
+    let x = Noise::new(5).values(tokens * inputs);
+    let mut exact = vec![0.0; tokens * outs];
     let packed = PackedMatrix::new(matrix);
     let oriented = Oriented::from(&packed);
     let oriented = if transposed { oriented.t() } else { oriented };
-    cpu::matmul(oriented, Rows::new(&x, 1, inputs), &mut exact, Precision::Exact, &Rayon);
+    cpu::matmul(oriented, Rows::new(&x, tokens, inputs), &mut exact, Precision::Exact, &Rayon);
     let x = machine.upload(&encode(&x, Element::F32)).unwrap();
-    let y = machine.allocate(outs * Element::F32.bytes()).unwrap();
-    device.matmul(&operand(&x), 1, transposed, None, &operand(&y)).unwrap();
+    let y = machine.allocate(tokens * outs * Element::F32.bytes()).unwrap();
+    device.matmul(&operand(&x), tokens, transposed, None, &operand(&y)).unwrap();
     let ours = machine.values(&y, Element::F32);
     let largest = exact.iter().fold(0f32, |largest, y| largest.max(y.abs()));
     assert!(largest > 0.0);
@@ -45,8 +46,26 @@ fn weights_are_more_than_31_bits_count() {
     let bits = |index| if index % 40_009 == 3 || index + 1 == groups { 4 } else { 0 };
     let term = trellis(layout, 12, bits, &mut Noise::new(5));
     let matrix = Matrix::new(layout, TRANSFORMS[0], Some(3), vec![term], 0.0);
-    compare(&machine, &matrix, false);
-    compare(&machine, &matrix, true);
+    compare(&machine, &matrix, false, 1);
+    compare(&machine, &matrix, true, 1);
+}
+
+#[test]
+fn inputs_of_a_long_row_fit_a_small_cards_shared_memory() {
+    let Some(machine) = Simulator::start(Checks::None, Order::Forward) else { return };
+    let (rows, cols) = (512, 8192);
+    for terms in [Terms::Trellis(12), Terms::Trellis(16), Terms::Planes(ScaleGroup::Block)] {
+        let matrix = matrix((rows, cols, 256), terms, TRANSFORMS[0], true).unwrap();
+        [1, 2, 8].into_iter().for_each(|tokens| compare(&machine, &matrix, false, tokens));
+        // The machine refuses a launch that asks for more than there is.
+        let device = DeviceMatrix::new(machine.clone(), &matrix).unwrap();
+        for tokens in [1, 2, 8, 16, 32] {
+            let x = machine.upload(&encode(&Noise::new(5).values(tokens * cols), Element::F16)).unwrap();
+            let y = machine.allocate(tokens * rows * Element::F16.bytes()).unwrap();
+            let [x, y] = [&x, &y].map(|memory| Operand { memory, offset: 0, element: Element::F16 });
+            device.matmul(&x, tokens, false, None, &y).unwrap();
+        }
+    }
 }
 
 #[test]
@@ -64,7 +83,7 @@ fn sides_are_as_long_as_a_grid_counts_and_no_longer() {
         Matrix::new(layout, TRANSFORMS[1], None, vec![term], 0.0)
     };
     for (rows, cols) in [(1, LONGEST), (LONGEST, 1)] {
-        compare(&machine, &sparse(rows, cols), rows > cols);
+        compare(&machine, &sparse(rows, cols), rows > cols, 1);
     }
     for (rows, cols, side) in [(1, LONGEST + 1, "columns"), (LONGEST + 1, 1, "rows")] {
         let refused = DeviceMatrix::new(machine.clone(), &sparse(rows, cols)).unwrap_err().to_string();

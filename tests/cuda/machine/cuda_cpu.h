@@ -151,12 +151,18 @@ inline unsigned select_bits(unsigned mask, unsigned a, unsigned b) { return (a &
 inline unsigned mask_or(unsigned bits, unsigned mask, unsigned also) { return (bits & mask) | also; }
 inline float2 load_now(const float2 *at) { return *at; }
 inline void send_for_line(const void *at) { (void)*(const volatile char *)at; }
+inline void let_next_launch_begin() {}
+inline void wait_for_launch_before() {}
 inline unsigned in_register(unsigned number) { return number; }
 extern float4 dynamic_shared[];
 inline unsigned shared_address(const void *at) { return (const char *)at - (const char *)dynamic_shared; }
 inline unsigned shared_word(unsigned address) { return *(const unsigned *)((const char *)dynamic_shared + address); }
 // Copies that are on their way arrive when they are waited for, and not before.
 inline void copy_ahead(unsigned to, const uint4 *from) { machine::copy_ahead((char *)dynamic_shared + to, from); }
+inline void copy_ahead_if(bool is_there, unsigned to, const void *from) {
+    static const uint4 nothing = {0, 0, 0, 0};
+    machine::copy_ahead((char *)dynamic_shared + to, is_there ? from : &nothing);
+}
 inline void commit_copies() { machine::commit_copies(); }
 template <int LEFT> inline void wait_for_copies() { machine::wait_for_copies(LEFT); }
 inline uint4 shared_quad(unsigned address) { return *(const uint4 *)((const char *)dynamic_shared + address); }
