@@ -89,7 +89,8 @@ __device__ void write_group(Code code, const Strips &at, const Panel<T> &panel, 
 
 // The next steps, as long as they have `BITS` bits, of a block whose pieces are whole.
 template <class Code, int BITS, class T>
-__device__ __forceinline__ void write_steps(Code &code, Ring<Code, 1, 0, true> &ring, const Strips &at, int block_row, const Panel<T> &panel, int lanes) {
+__device__ __forceinline__ void write_steps(Code &code, Ring<Code, 1, 0, true> &ring, const Strips &at, int block_row, const Panel<T> &panel,
+                                            int lanes) {
     const int lane = threadIdx.x % WARP, piece = piece_of(lane, lanes), below = lane_below(lane, lanes);
     code.begin(at.entry(block_row, ring.oldest.column() / WARP).w);
     const auto no_vectors = [](uint32_t, int) {};
@@ -123,7 +124,8 @@ __device__ __forceinline__ void panel(const Strips &at, T *out, int first_strip,
     if (is_whole) ring.start([](uint32_t, int) {});
     Code code(reinterpret_cast<float *>(dynamic_shared), at.values);
     __syncthreads();
-    Panel<T> panel {out + block.start - at.row_cut().block(first_block_row).start, first_strip * WARP, at.cols, stride, height, add, nullptr, at.unit};
+    T *to = out + block.start - at.row_cut().block(first_block_row).start;
+    Panel<T> panel {to, first_strip * WARP, at.cols, stride, height, add, nullptr, at.unit};
     for (int scale_group = first + warp; scale_group < last; scale_group += WARPS) {
         const uint4 entry = at.entry(block_row, scale_group);
         if (entry.y == 0) {

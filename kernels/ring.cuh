@@ -51,8 +51,8 @@ template <class Code, int SHARES, int VECTORS, bool SCALED> struct Ring {
         const int warp = threadIdx.x / WARP, first = first_group + warp / SHARES;
         table = at.table + (size_t)block_row * at.per_row() + first;
         groups = max(last_group - first + GROUPS - 1, 0) / GROUPS, column = first * WARP;
-        slot = shared_address(dynamic_shared) + (uint32_t)(slots.at * (int)sizeof(float) + warp * STAGES * slots.bytes + threadIdx.x % WARP * (int)sizeof(uint4));
-        other = slot + slots.bytes;
+        const int own = warp * STAGES * slots.bytes + threadIdx.x % WARP * (int)sizeof(uint4);
+        slot = shared_address(reinterpret_cast<float *>(dynamic_shared) + slots.at) + own, other = slot + slots.bytes;
         after = lane_below(threadIdx.x % WARP, lanes) - (int)(threadIdx.x % WARP);
         look_up();
     }

@@ -199,8 +199,8 @@ __device__ __forceinline__ void multiply(const Code &code, const uint4 (&held)[H
 
 // The next steps, as long as they have `BITS` bits. Vectors are multiplied by `powers`; `has_sums` where sums are not zero.
 template <class Code, int BITS, class Form>
-__device__ __forceinline__ void multiply_steps(Code &code, RingOf<Code, Form> &ring, const Strips &at, int block_row, int lanes, const Share<Form> &share,
-                                               const float (&powers)[Form::SETS], bool has_sums,
+__device__ __forceinline__ void multiply_steps(Code &code, RingOf<Code, Form> &ring, const Strips &at, int block_row, int lanes,
+                                               const Share<Form> &share, const float (&powers)[Form::SETS], bool has_sums,
                                                float (&sums)[Form::SETS][PAIRS_OF_ROWS<Form>][4]) {
     constexpr int SUMS = PAIRS_OF_ROWS<Form> * 4;
     const int below = lane_below(threadIdx.x % WARP, lanes);
@@ -277,9 +277,11 @@ template <class Form> struct Own {
 
 // Inputs that were transformed by another launch: behind all of them it has left what is farthest from zero of each vector in each item. `most`,
 // in shared memory, becomes that of each of the tile's vectors; each warp finds some, and a barrier is to follow.
-template <class Form> __device__ __forceinline__ void find_most(const Strips &at, const Tile<Form> &tile, const Inputs &in, int tokens, uint32_t *most) {
+template <class Form>
+__device__ __forceinline__ void find_most(const Strips &at, const Tile<Form> &tile, const Inputs &in, int tokens, uint32_t *most) {
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, items = in.axis.item_holding(at.cols - 1) + 1;
-    const uint32_t *from = reinterpret_cast<const uint32_t *>(static_cast<const float *>(in.x) + (size_t)tokens * at.cols) + (size_t)tile.token * items;
+    const float *behind = static_cast<const float *>(in.x) + (size_t)tokens * at.cols;
+    const uint32_t *from = reinterpret_cast<const uint32_t *>(behind) + (size_t)tile.token * items;
     // All loads of a warp's vectors at once.
     constexpr int EACH_WARP = MOST_VECTORS / WARPS;
     uint32_t found[EACH_WARP] = {};
@@ -437,7 +439,8 @@ __device__ __forceinline__ void add_warps(const Tile<Form> &tile, const Results 
 //
 //     in        inputs; with APART they are transformed here
 //     shared    the code's table; with APART buffers of the transforms, x (tokens at once, 32 scale groups) and what is farthest from
-//               zero (tokens at once, WARPS), without that of each vector (MOST_VECTORS); then the warps' rings, at `slots`. Over all of it then the warps' sums, and then buffers
+//               zero (tokens at once, WARPS), without that of each vector (MOST_VECTORS); then the warps' rings, at `slots`.
+//               Over all of it then the warps' sums, and then buffers
 template <class Code, class Form>
 __device__ __forceinline__ void tiles(const Strips &at, int first_block_row, const Inputs &in, const Results &to, int tokens, int strips_per_block,
                                       const Slots &slots, float largest_scale) {

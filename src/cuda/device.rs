@@ -41,7 +41,17 @@ pub(crate) struct CudaMachine {
     shared_bytes_limit: usize,
 }
 
-/// A value as `cuLaunchKernel` takes it.
+/// The first driver, 12.3, that takes launches into a graph which may begin before the ones before them have ended.
+const CAPTURES_OVERLAPS: i32 = 12_030;
+
+fn driver_version() -> Result<i32> {
+    let mut version = 0;
+    // SAFETY: the driver writes an int.
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().w()?;
+    Ok(version)
+}
+
+/// A value as `cuLaunchKernelEx` takes it.
 enum Value {
     Address(u64),
     Int(i32),
@@ -100,7 +110,7 @@ impl CudaMachine {
         function.set_attribute(attribute, bytes).w()?;
         // What the driver made of PTX for older cards has that PTX's version.
         let compiled_for = function.get_attribute(FunctionAttribute::CU_FUNC_ATTRIBUTE_PTX_VERSION).w()?;
-        let found = Kernel { function, waits: compiled_for >= 90 };
+        let found = Kernel { function, waits: compiled_for >= 90 && driver_version()? >= CAPTURES_OVERLAPS };
         functions.insert(kernel.to_owned(), found.clone());
         Ok(found)
     }

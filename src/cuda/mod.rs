@@ -8,7 +8,9 @@
 //!    trellis, 32 in F32 (half as many with blocks of 128); for more, the coefficients reconstructed as a dense panel, part by part, and a GEMM;
 //! 3. every result back (`transform.cu`), the parts of its sum, the basis term's share (`basis.cu`) and a bias added in F32.
 //!
-//! On tensor cores the words of the weights come through shared memory, copied ahead (`ring.cuh`).
+//! On tensor cores the words of the weights come through shared memory, copied ahead (`ring.cuh`), and so do the coefficients of more than two
+//! inputs. On a card of compute capability 9.0 such a launch begins before the one before it has ended (programmatic dependent launch): it sends
+//! for its weights, which no launch changes, and then waits for what others have written.
 //!
 //! The product with the stored planes or trellis takes the last step with it, and for one row, or two with blocks of 256, the first
 //! (`ends.cuh`): one launch. Of more rows each block row would transform as many inputs again as its own weights take time for; they

@@ -24,6 +24,7 @@ pub(super) fn upload<M>(
         tiles_beside: false,
         tile_blocks: 2,
         has_few_exact: true,
+        broad_passes: 4,
         reads_on: false,
         row_scales,
         unit,

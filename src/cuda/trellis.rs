@@ -26,6 +26,7 @@ pub(super) fn upload<M>(
         tile_blocks,
         row_scales: None,
         has_few_exact: false,
+        broad_passes: 2,
         reads_on: true,
         unit: 0.0,
     };

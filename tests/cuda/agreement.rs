@@ -2,6 +2,7 @@
 
 use crate::sample::{Noise, SHAPES, TRANSFORMS, Terms, all_terms, matrix, trellis};
 use crate::simulator::{Checks, Memory, Order, Simulator, encode};
+use candle_rbe::Transform;
 use candle_rbe::codec::Matrix;
 use candle_rbe::codec::term::planes::ScaleGroup;
 use candle_rbe::cuda::{DeviceMatrix, Element, GEMV_MAX_BATCH, Machine, Operand};
@@ -204,6 +205,27 @@ fn no_two_threads_race() {
     let Some(machine) = Simulator::start(Checks::Races, Order::Forward) else { return };
     let worst = compare(&machine, |number| number % 61 == 0);
     report("races", &machine, &worst);
+}
+
+/// On a card a product may begin before its inputs' transform has ended; the machine finds what it reads of that before it waits.
+#[test]
+fn a_product_waits_for_what_launches_before_it_wrote() {
+    let Some(machine) = Simulator::start(Checks::Races, Order::Forward) else { return };
+    let mut worst = Worst::default();
+    for (terms, transform) in [
+        (Terms::Planes(ScaleGroup::Block), Transform::Dct),
+        (Terms::Planes(ScaleGroup::Block), Transform::Haar),
+        (Terms::Trellis(12), Transform::Dct),
+    ] {
+        let matrix = matrix((512, 512, 256), terms, transform, true).unwrap();
+        let subject = Subject::new(&machine, &matrix);
+        for (tokens, element) in
+            [(1, Element::F32), (5, Element::F32), (8, Element::F16), (16, Element::F16), (24, Element::F16)]
+        {
+            subject.product(tokens, false, element, &mut worst, &format!("{terms:?} {transform:?}"));
+        }
+    }
+    report("overlaps", &machine, &worst);
 }
 
 #[test]

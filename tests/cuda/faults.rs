@@ -16,6 +16,10 @@ fn fault(checks: Checks, kernel: &str) -> Option<String> {
     let machine = Simulator::start(checks, Order::Forward)?;
     let memory = memory(&machine);
     let blocks = if kernel.starts_with("last_block") { 2 } else { 1 };
+    // What waits has something to wait for.
+    if kernel.starts_with("waits") {
+        machine.run("reverse", 1, THREADS, SHARED_BYTES, &memory).unwrap();
+    }
     let done = machine.run(kernel, blocks, THREADS, SHARED_BYTES, &memory).err();
     Some(done.map_or_else(String::new, |error| error.to_string()))
 }
@@ -23,7 +27,7 @@ fn fault(checks: Checks, kernel: &str) -> Option<String> {
 #[test]
 fn a_kernel_without_fault_passes_every_check() {
     for checks in [Checks::None, Checks::Addresses, Checks::Races] {
-        for kernel in ["reverse", "last_block_adds_up"] {
+        for kernel in ["reverse", "last_block_adds_up", "waits_and_adds"] {
             assert_eq!(fault(checks, kernel).unwrap_or_default(), "", "{checks:?} {kernel}");
         }
     }
@@ -41,6 +45,7 @@ fn each_fault_is_found() {
         (Checks::Races, "reverse_without_barrier", "data race"),
         (Checks::Races, "last_one_wins", "data race"),
         (Checks::Races, "last_block_adds_up_without_fences", "data race"),
+        (Checks::Races, "waits_after_reading", "data race"),
     ] {
         let Some(found) = fault(checks, kernel) else { return };
         assert!(found.contains(words), "{kernel}: {found}");

@@ -238,7 +238,7 @@ impl Simulator {
         decode(&self.read(memory), element)
     }
 
-    /// A kernel by its name, in so many blocks.
+    /// A kernel by its name, in so many blocks; one whose name begins so waits itself for what was launched before.
     pub(crate) fn run(
         &self,
         kernel: &str,
@@ -247,7 +247,8 @@ impl Simulator {
         shared_bytes: usize,
         memory: &Memory,
     ) -> Result<()> {
-        self.queue(kernel, [blocks, 1, 1], threads, shared_bytes, &[memory.address], &[])
+        let waits = kernel.starts_with("waits");
+        self.queue(kernel, [blocks, 1, 1], threads, (shared_bytes, waits), &[memory.address], &[])
     }
 
     fn new_memory(&self, bytes: usize) -> Result<Memory> {
@@ -270,7 +271,7 @@ impl Simulator {
         kernel: &str,
         grid: [usize; 3],
         threads: usize,
-        shared_bytes: usize,
+        (shared_bytes, waits): (usize, bool),
         words: &[u64],
         floats: &[f32],
     ) -> Result<()> {
@@ -278,7 +279,9 @@ impl Simulator {
         let mut request = [word('L'), size(kernel.len())].concat();
         request.extend(kernel.bytes());
         request.extend(grid.iter().flat_map(|n| u32::try_from(*n).expect("a grid").to_le_bytes()));
-        request.extend([threads, shared_bytes, backward, words.len(), floats.len()].map(size).concat());
+        let waits = usize::from(waits);
+        request
+            .extend([threads, shared_bytes, backward, waits, words.len(), floats.len()].map(size).concat());
         request.extend(words.iter().flat_map(|word| word.to_le_bytes()));
         request.extend(floats.iter().flat_map(|float| float.to_le_bytes()));
         {
@@ -366,7 +369,14 @@ impl Machine for Simulator {
             }
         }
         assert!(launch.shared_bytes <= self.shared_bytes_limit(), "{}", launch.kernel);
-        self.queue(&launch.kernel, launch.grid, launch.threads, launch.shared_bytes, &words, &floats)
+        self.queue(
+            &launch.kernel,
+            launch.grid,
+            launch.threads,
+            (launch.shared_bytes, launch.waits),
+            &words,
+            &floats,
+        )
     }
 
     fn matmul(&self, a: &Memory, b: &Memory, size: Dense) -> Result<Memory> {

@@ -31,6 +31,17 @@ template <bool FENCED> __device__ void add_up(float *values) {
 extern "C" __global__ void last_block_adds_up(float *values) { add_up<true>(values); }
 extern "C" __global__ void last_block_adds_up_without_fences(float *values) { add_up<false>(values); }
 
+// Waits for the launch before it, or reads what that has written first. Each block's threads read another one's.
+extern "C" __global__ void waits_and_adds(float *values) {
+    wait_for_launch_before();
+    if (blockIdx.x == 0) values[threadIdx.x] += 1.0f;
+}
+extern "C" __global__ void waits_after_reading(float *values) {
+    const float early = values[THREADS - 1 - threadIdx.x];
+    wait_for_launch_before();
+    if (early < 0.0f) values[threadIdx.x] = early;
+}
+
 extern "C" __global__ void barrier_for_half(float *values) {
     if (threadIdx.x < THREADS / 2) __syncthreads();
     values[threadIdx.x] += warp_sum(values[threadIdx.x]);

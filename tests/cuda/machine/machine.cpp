@@ -4,11 +4,13 @@
 // What it finds: threads that miss a barrier or come to another one (with both lines), shared or fresh device memory
 // read before it is written (all of it is NaN at first), results that depend on the order of threads. Compiled with
 // -fsanitize=address,alignment also addresses outside a buffer or the block's shared memory and misaligned loads; with
-// -fsanitize=thread, and -DRACES here, every two accesses of threads that no barrier orders, nor, in two blocks of a launch, fences.
+// -fsanitize=thread, and -DRACES here, every two accesses of threads that no barrier orders, nor, in two blocks of a launch, fences, nor, in two
+// launches of which the second waits for the first itself, that.
 #include "cuda_cpu.h"
 #include <cstdio>
 #include <cstdlib>
 #include <dlfcn.h>
+#include <set>
 #include <string>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -90,6 +92,7 @@ struct Kernel {
     void (*function)();
     uint64_t words[MOST_WORDS];
     float floats[MOST_FLOATS];
+    bool waits; // itself for what launches before it have done
 
     void call() const {
 #define TYPES_8 uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t
@@ -118,7 +121,8 @@ static Kernel kernel;
 static int threads, current, step, at_block_barrier, done;
 static void *host_stack, *host_sanitizer;
 static bool any_thread[2]; // of a barrier with a condition, and of the next one
-static char block_begin, launch_end, fences;
+static char block_begin, launch_ends[2], fences; // of a launch and the one before it, in turn
+static unsigned launch_number;
 static std::string fault;
 
 namespace machine {
@@ -244,15 +248,19 @@ void machine::wait_for_copies(int left) {
     }
 }
 
+// What launches before this one have done is before what a thread does from here on.
+void machine::wait_for_launch_before() { __tsan_acquire(&launch_ends[(launch_number + 1) % 2]); }
+
 static void thread_main() {
     __tsan_acquire(&block_begin);
+    if (!kernel.waits) machine::wait_for_launch_before();
     kernel.call();
     if (copies[copies_turn][current].count > 0) fail("a thread ends with copies on their way", 0);
     fibers[current].state = DONE, ++done;
     Warp &warp = warps[current / WARP_SIZE];
     if (++warp.done > 0 && warp.waiting > 0) fail("a lane leaves while others wait in a warp's barrier", warp.line);
     check_block_barrier(0);
-    __tsan_release(&launch_end);
+    __tsan_release(&launch_ends[launch_number % 2]);
     if (done == threads) leave_for(host_sanitizer, host_stack);
     next_thread(0);
 }
@@ -299,14 +307,13 @@ static std::string launch(const std::string &name, const Index &grid, int block,
     if (block == 0 || block > MOST_THREADS || block % WARP_SIZE != 0) return "a block of " + std::to_string(block) + " threads";
     if (shared_bytes > SHARED_BYTES) return std::to_string(shared_bytes) + " bytes of shared memory";
     if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) return "a grid no device takes";
-    threads = block, step = reversed ? -1 : 1, fault.clear(), machine::grid_size = grid;
+    threads = block, step = reversed ? -1 : 1, fault.clear(), machine::grid_size = grid, ++launch_number;
     const unsigned blocks = grid.x * grid.y * grid.z;
     for (unsigned n = 0; n < blocks && fault.empty(); ++n) {
         const unsigned index = reversed ? blocks - 1 - n : n;
         machine::block_index = {index % grid.x, index / grid.x % grid.y, index / grid.x / grid.y};
         run_block(shared_bytes);
     }
-    __tsan_acquire(&launch_end);
     return fault.empty() ? "" : name + ": " + fault;
 }
 
@@ -336,7 +343,13 @@ static uint64_t read_word() {
 
 static void write_word(uint64_t word) { write_all(&word, sizeof word); }
 
+// The host does nothing after a launch until it says so.
+static void host_waits() {
+    for (char &end : launch_ends) __tsan_acquire(&end);
+}
+
 int main() {
+    std::set<void *> fresh; // no launch knows of
     for (;;) {
         switch (read_word()) {
         case 'A': { // allocate: bytes -> address. What nobody wrote is NaN.
@@ -344,28 +357,33 @@ int main() {
             void *memory = nullptr;
             if (posix_memalign(&memory, 256, bytes) != 0) abort();
             memset(memory, 0xff, bytes);
+            fresh.insert(memory);
             write_word(reinterpret_cast<uint64_t>(memory));
             break;
         }
         case 'F': // free: address
+            host_waits();
             free(reinterpret_cast<void *>(read_word()));
             break;
         case 'W': { // write: address, bytes, the bytes
             char *to = reinterpret_cast<char *>(read_word());
+            if (!fresh.erase(to)) host_waits();
             read_all(to, read_word());
             break;
         }
         case 'R': { // read: address, bytes -> the bytes
             const char *from = reinterpret_cast<const char *>(read_word());
+            host_waits();
             write_all(from, read_word());
             break;
         }
-        case 'L': { // launch: name, grid, block, shared bytes, order, integers, floats -> what went wrong
+        case 'L': { // launch: name, grid, block, shared bytes, order, whether it waits, integers, floats -> what went wrong
             std::string name(read_word(), 0);
             read_all(&name[0], name.size());
             Index grid;
             read_all(&grid, sizeof grid);
             const uint64_t block = read_word(), shared_bytes = read_word(), reversed = read_word();
+            kernel.waits = read_word() != 0;
             const uint64_t words = read_word(), floats = read_word();
             if (words > MOST_WORDS || floats > MOST_FLOATS) abort();
             read_all(kernel.words, words * sizeof *kernel.words);
