@@ -5,8 +5,8 @@
 // nobody's copies but its own. Where two warps share a scale group by its rows (SHARES), each copies what it multiplies: half of each
 // piece's words, one more where their number is odd, and the one that follows where a code reads on.
 //
-// Two steps are on their way, the second while the first is multiplied: with up to six a product took longer on an H200, for what a block
-// needs first, its inputs, came after them. So that nothing waits for a table meanwhile, each lane has one entry of it for 32 scale groups
+// Two steps are on their way, the second while the first is multiplied: with three to six a product took longer on an H200 (docs/speed.md), where a
+// block sent for them before it transformed its inputs. So that nothing waits for a table meanwhile, each lane has one entry of it for 32 scale groups
 // of its warp, and the next group's is at hand.
 #pragma once
 #include "groups.cuh"

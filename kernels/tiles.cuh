@@ -3,8 +3,8 @@
 //
 // For blocks of 128 rows and 256, and a multiple of 4 columns. A lane's column group (lane mod 4) and its piece are what `mma` has
 // of its left operand in a thread: of four columns two rows of a piece at a time. With 4 pieces a column, lanes from 16 on have
-// other columns than the first sixteen; each half then has four of the eight vectors, zeros for the other half's columns in the
-// other four.
+// other columns than the first sixteen; each half then has four of the eight vectors, and what its columns make with the other four is
+// nobody's.
 //
 // Values are exact in half precision. A vector's F32 is the sum of two such numbers, each rounded to the nearest: of its 24 bits the last is
 // lost in one of four, and nothing else, down to 2^-40 of the largest. They are two of the eight vectors where there are few (APART), else
