@@ -1,7 +1,8 @@
 //! The basis term on the device: its parameters, and the functions' parts that belong to one row or one column.
 
 use super::axis::floats;
-use super::groups::{BATCH_TILE, THREADS, WARPS};
+use super::blocks::{THREADS, WARPS};
+use super::groups::BATCH_TILE;
 use super::machine::{Arg, Launch, Machine, Module};
 use super::operands::{Gather, Operand, Partial, Product};
 use crate::error::Result;

@@ -1,21 +1,17 @@
 //! Planes and trellis on the device: scale groups of 32 columns as `groups.cuh` has them.
 
 use super::axis::{DeviceAxis, words};
+use super::blocks::{BUFFERS, ELEMENTS, THREADS, WARP, WARPS, blocks_at_once, room};
 use super::ends::Ends;
+use super::lay_out::{BlockCodes, PIECE, Source, lanes_of, lay_out};
 use super::machine::{Arg, Element, Launch, Machine, Module};
 use super::operands::{Gather, Panel, Partial, Product};
 use super::term::{DeviceTerm, GEMV_MAX_BATCH, Takes};
-use crate::error::{Error, Result};
-use rayon::prelude::*;
-use rbe_core::codec::term::trellis::{GROUP_COLS, scale_groups};
+use super::tiles::{Form, LOAD, LoadsOfStep, MOST_VECTORS, PASSES, STAGES, Slots, TILE_FLOATS, Tiles};
+use crate::error::Result;
+use rbe_core::codec::term::trellis::GROUP_COLS;
 use rbe_core::codec::{Block, Layout};
 
-/// Threads of a block, and its warps, as the kernels have them.
-pub(super) const THREADS: usize = 256;
-pub(super) const WARPS: usize = 8;
-pub(super) const WARP: usize = 32;
-/// Rows of a piece.
-const PIECE: usize = 32;
 /// Distances of pieces in shared memory.
 const SINGLE_STRIDE: usize = PIECE + 1;
 const QUAD_STRIDE: usize = PIECE + 4;
@@ -26,45 +22,14 @@ const MOST_TILE_GROUPS: usize = 128;
 const BLOCKS_EACH: usize = 4;
 /// Rows of the batch that a thread sums at once.
 pub(super) const BATCH_TILE: usize = 4;
-/// Shared memory that a device keeps of each block's.
-const RESERVED_BYTES: usize = 1024;
 /// Blocks of a panel's kernels that a multiprocessor has at once, as they have it.
 const PANEL_BLOCKS: usize = 2;
 /// Blocks of so many rows go to tensor cores.
 const TILE_ROWS: usize = 128;
-/// Floats of shared memory for the sums of `tiles.cuh`.
-const TILE_FLOATS: usize = WARPS * WARP * 64;
-/// Bytes of a load of a warp, and steps that it has on their way: `LOAD` and `STAGES` of `ring.cuh`.
-const LOAD: usize = WARP * 16;
-const STAGES: usize = 2;
-/// Passes of fewer vectors.
-const PASSES: usize = 4;
-/// Vectors at once of any form without staged ones, of each of which shared memory has a word.
-const MOST_VECTORS: usize = 32;
-/// The most rows of a block.
-const ELEMENTS: usize = 256;
-/// Floats of shared memory in which the warps transform inputs and results: `BUFFERS` of `ends.cuh`.
-const BUFFERS: usize = WARPS * (ELEMENTS + ELEMENTS / 4);
 /// What blocks transform of inputs, all of them together, for each multiprocessor: in 256 elements. Each block row does it again, which
 /// is a seventh of what its weights take where its blocks have 256 rows. Beyond about so many, 4 microseconds on an H100, a
 /// launch that does it once is shorter.
 const ITEMS_EACH: usize = 32;
-
-/// Threads that share a column of so many rows.
-fn lanes_of(height: usize) -> usize {
-    let pieces = height / PIECE;
-    if height.is_multiple_of(PIECE) && pieces.is_power_of_two() {
-        pieces
-    } else {
-        // Sixteen bits of the cycle's beginning follow its end.
-        (height + 16).div_ceil(PIECE).next_power_of_two()
-    }
-}
-
-/// The piece of its column that a lane of a warp has, and which of the columns at once.
-fn piece_and_slot(lane: usize, lanes: usize) -> (usize, usize) {
-    (lane / 4 % lanes, lane / 4 / lanes * 4 + lane % 4)
-}
 
 /// A term's scale groups in the device's memory.
 pub(super) struct DeviceGroups<M> {
@@ -101,37 +66,8 @@ pub(super) struct Own<M> {
     pub unit: f32,
 }
 
-/// One scale group on its way to the device.
-#[derive(Default)]
-pub(super) struct Source {
-    pub bits: u8,
-    pub scale: f32,
-    /// The code's own number.
-    pub number: u32,
-}
-
-/// The codes of the block whose scale groups are at hand.
-#[derive(Default)]
-pub(super) struct BlockCodes {
-    block: Option<usize>,
-    codes: Vec<u8>,
-}
-
-impl BlockCodes {
-    /// The codes of a block, which `fill` writes where they are another's.
-    pub(super) fn of(&mut self, block: Block, fill: impl FnOnce(&mut [u8])) -> &[u8] {
-        if self.block != Some(block.index) {
-            self.block = Some(block.index);
-            self.codes.resize(block.len(), 0);
-            fill(&mut self.codes);
-        }
-        &self.codes
-    }
-}
-
 impl<M> DeviceGroups<M> {
-    /// Lays out a term's scale groups. `fill` writes the fields of one, `(32 columns, rows filled up to whole pieces)`; what it
-    /// keeps in its first argument it finds again at the block row's next scale group.
+    /// Lays out a term's scale groups, whose fields `fill` writes: see [`lay_out`].
     pub(super) fn new(
         machine: &impl Machine<Memory = M>,
         layout: Layout,
@@ -227,11 +163,10 @@ impl<M> DeviceGroups<M> {
         tiles: &Tiles,
     ) -> (usize, usize) {
         let (along, block_rows) = (self.per_row(), self.layout.block_rows());
-        let blocks = self.tile_blocks(tiles.form);
+        let blocks = self.tile_blocks(machine, tiles.form);
         let splits = (blocks * machine.multiprocessors() / (block_rows * tiles.groups)).clamp(1, along);
         // Inputs that are staged share a multiprocessor's memory with all else of as many blocks, if they can, and a block's in any case.
-        let others = (self.table_len() + BUFFERS) * size_of::<f32>()
-            + WARPS * STAGES * self.slot_bytes(tiles.form.loads());
+        let others = self.least_bytes(tiles.form);
         let staged = |blocks| {
             let floats = room(machine, blocks).saturating_sub(others) / size_of::<f32>();
             floats.saturating_sub(product.batch * WARPS) / (product.batch * WARP) / WARPS * WARPS
@@ -247,21 +182,22 @@ impl<M> DeviceGroups<M> {
         (each, along.div_ceil(each))
     }
 
-    /// Blocks that a multiprocessor has at once, by the registers of their kernels.
-    fn tile_blocks(&self, form: Form) -> usize {
-        if matches!(form, Form::Wide | Form::Broad) { 1 } else { self.own.tile_blocks }
+    /// Blocks that a multiprocessor has at once, by the registers of their kernels and by its shared memory.
+    fn tile_blocks(&self, machine: &impl Machine<Memory = M>, form: Form) -> usize {
+        let by_registers = if matches!(form, Form::Wide | Form::Broad) { 1 } else { self.own.tile_blocks };
+        blocks_at_once(machine, self.least_bytes(form).max(TILE_FLOATS * size_of::<f32>()), by_registers)
+    }
+
+    /// Bytes of shared memory of a block of a form, but for inputs that it stages.
+    fn least_bytes(&self, form: Form) -> usize {
+        let inputs = if form.stages() { BUFFERS } else { MOST_VECTORS };
+        (self.table_len() + inputs) * size_of::<f32>() + WARPS * STAGES * self.slot_bytes(form.loads())
     }
 
     /// Bytes of a warp's step: what it is, vectors, and words, with one more where a share of them is followed by others'.
     fn slot_bytes(&self, step: LoadsOfStep) -> usize {
         let after = usize::from(step.shares > 1 && self.own.reads_on);
         (step.vectors + self.most_bits.div_ceil(step.shares) + after) * LOAD
-    }
-
-    /// Whether a block has room for the least steps of a form's warps.
-    fn fits(&self, machine: &impl Machine<Memory = M>, form: Form) -> bool {
-        let before = (self.table_len() + MOST_VECTORS) * size_of::<f32>();
-        before + WARPS * STAGES * self.slot_bytes(form.loads()) <= machine.shared_bytes_limit()
     }
 
     /// What of a product goes to tensor cores: see `tiles.cuh`.
@@ -281,7 +217,9 @@ impl<M> DeviceGroups<M> {
         let (form, at_once) = match element {
             Element::F32 if batch <= few && self.own.has_few_exact => (Form::FewExact, few),
             _ if batch <= few => (Form::Few, few),
-            Element::F16 | Element::BF16 if batch > 2 * many && self.fits(machine, Form::Broad) => {
+            Element::F16 | Element::BF16
+                if batch > 2 * many && self.least_bytes(Form::Broad) <= machine.shared_bytes_limit() =>
+            {
                 (Form::Broad, 4 * many)
             }
             Element::F16 | Element::BF16 if batch > many => (Form::Wide, 2 * many),
@@ -396,7 +334,8 @@ impl<D: Machine> DeviceTerm<D> for DeviceGroups<D::Memory> {
         let block_rows = cut.block_of(panel.rows.end - 1) + 1 - first_block_row;
         let slots =
             Slots { at: self.table_len(), bytes: self.slot_bytes(LoadsOfStep { vectors: 0, shares: 1 }) };
-        let splits = (PANEL_BLOCKS * machine.multiprocessors() / block_rows).clamp(1, end - first);
+        let blocks = blocks_at_once(machine, slots.end() * size_of::<f32>(), PANEL_BLOCKS);
+        let splits = (blocks * machine.multiprocessors() / block_rows).clamp(1, end - first);
         let each = (end - first).div_ceil(splits).next_multiple_of(WARPS);
         let mut args = self.args();
         args.push(Arg::Memory(panel.memory, 0));
@@ -417,153 +356,4 @@ struct GroupPlan {
     each: usize,
     splits: usize,
     tiles: Option<Tiles>,
-}
-
-/// How vectors are shared out, as `tiles.cuh` has it.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Form {
-    Few,
-    FewExact,
-    Many,
-    Exact,
-    Wide,
-    Broad,
-}
-
-impl Form {
-    /// Whether a block has its inputs in shared memory.
-    fn stages(self) -> bool {
-        matches!(self, Form::Few | Form::FewExact)
-    }
-
-    /// What a warp's step loads: `SETS`, where vectors are not staged, and `SHARES` of `tiles.cuh`.
-    fn loads(self) -> LoadsOfStep {
-        let (vectors, shares) = match self {
-            Form::Few | Form::FewExact => (0, 1),
-            Form::Many | Form::Exact => (1, 1),
-            Form::Wide => (2, 1),
-            Form::Broad => (4, 2),
-        };
-        LoadsOfStep { vectors, shares }
-    }
-
-    /// What the kernels' names end in.
-    fn suffix(self) -> &'static str {
-        match self {
-            Form::Few => "few",
-            Form::FewExact => "few_exact",
-            Form::Many => "many",
-            Form::Exact => "exact",
-            Form::Wide => "wide",
-            Form::Broad => "broad",
-        }
-    }
-}
-
-/// What a warp's step loads beside its words.
-#[derive(Clone, Copy)]
-struct LoadsOfStep {
-    /// Vectors that travel with it.
-    vectors: usize,
-    /// Warps that share its words.
-    shares: usize,
-}
-
-/// Bytes of shared memory for each of so many blocks of a multiprocessor.
-fn room<M>(machine: &impl Machine<Memory = M>, blocks: usize) -> usize {
-    ((machine.shared_bytes_limit() + RESERVED_BYTES) / blocks).saturating_sub(RESERVED_BYTES)
-}
-
-/// Where the warps' steps lie in shared memory: see `ring.cuh`.
-struct Slots {
-    /// Floats before them.
-    at: usize,
-    /// Of each step.
-    bytes: usize,
-}
-
-impl Slots {
-    /// Floats until their end.
-    fn end(&self) -> usize {
-        self.at + WARPS * STAGES * self.bytes / size_of::<f32>()
-    }
-
-    fn args<'a, M>(&self) -> [Arg<'a, M>; 2] {
-        [self.at, self.bytes].map(Arg::Int)
-    }
-}
-
-/// The part of a product that is for tensor cores.
-struct Tiles {
-    /// The first so many.
-    block_rows: usize,
-    form: Form,
-    /// So many vectors, where all blocks are as high as the lowest.
-    at_once: usize,
-    /// How often, for all of the batch.
-    groups: usize,
-}
-
-/// The scale groups' table and words, block rows on all cores; `fill` is that of [`DeviceGroups::new`].
-fn lay_out(
-    layout: Layout,
-    fill: impl Fn(&mut BlockCodes, Block, &mut [u8]) -> Source + Sync,
-) -> Result<(Vec<u32>, Vec<u32>)> {
-    let scale_groups: Vec<_> = scale_groups(layout).collect();
-    let block_rows: Vec<_> = scale_groups
-        .par_chunks(layout.cols().div_ceil(GROUP_COLS))
-        .map(|scale_groups| {
-            let (mut held, mut fields, mut data) = (BlockCodes::default(), Vec::new(), Vec::new());
-            let entry = |scale_group: &Block| {
-                let lanes = lanes_of(scale_group.height);
-                fields.resize(GROUP_COLS * lanes * PIECE, 0);
-                let source = fill(&mut held, *scale_group, &mut fields);
-                let start = data.len();
-                push_words(&fields, lanes, usize::from(source.bits), &mut data);
-                (start, source)
-            };
-            let entries: Vec<_> = scale_groups.iter().map(entry).collect();
-            (entries, data)
-        })
-        .collect();
-    let (mut table, mut data) = (Vec::with_capacity(4 * scale_groups.len()), Vec::new());
-    for (entries, own) in block_rows {
-        for (start, source) in entries {
-            let start = u32::try_from(data.len() + start).map_err(|_| {
-                Error::shape("a term of more than 16 GiB on a CUDA device: split the weight by its rows")
-            })?;
-            table.extend([start, u32::from(source.bits), source.scale.to_bits(), source.number]);
-        }
-        data.extend(own);
-    }
-    Ok((table, data))
-}
-
-/// The words of one scale group in the order in which threads load them.
-fn push_words(fields: &[u8], lanes: usize, bits: usize, data: &mut Vec<u32>) {
-    let together = if lanes >= 4 { 4 } else { 1 };
-    let slots = WARP / lanes;
-    for group in 0..lanes / together {
-        for load in 0..bits {
-            for lane in 0..WARP {
-                let (piece, slot) = piece_and_slot(lane, lanes);
-                for element in 0..together {
-                    let column = (group * slots + slot) * together + element;
-                    let piece = &fields[(column * lanes + piece) * PIECE..][..PIECE];
-                    data.push(word(piece, bits, load));
-                }
-            }
-        }
-    }
-}
-
-/// Word `index` of the stream of 32 fields of `bits` bits.
-fn word(fields: &[u8], bits: usize, index: usize) -> u32 {
-    let first = index * 32 / bits;
-    let fields = fields.iter().enumerate().skip(first).take(32 / bits + 2);
-    fields.fold(0, |word, (n, field)| {
-        let at = (n * bits).cast_signed() - (index * 32).cast_signed();
-        let field = u64::from(*field);
-        word | if at < 0 { field >> -at } else { field << at } as u32
-    })
 }

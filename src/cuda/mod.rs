@@ -53,15 +53,18 @@
 
 mod axis;
 mod basis;
+mod blocks;
 mod ends;
 mod groups;
 mod kept;
+mod lay_out;
 mod machine;
 mod matrix;
 mod operands;
 mod planes;
 mod sparse;
 mod term;
+mod tiles;
 mod trellis;
 mod upload;
 

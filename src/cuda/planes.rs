@@ -1,6 +1,7 @@
 //! The planes term on the device: scale groups whose fields are the codes.
 
-use super::groups::{DeviceGroups, Own, Source};
+use super::groups::{DeviceGroups, Own};
+use super::lay_out::Source;
 use super::machine::{Machine, Module};
 use crate::error::Result;
 use rbe_core::codec::Layout;

@@ -1,8 +1,9 @@
 //! The sparse term on the device: one output's coefficients after another, as `sparse.cu` has them.
 
 use super::axis::{floats, words};
+use super::blocks::{THREADS, WARPS};
 use super::ends::Ends;
-use super::groups::{BATCH_TILE, THREADS, WARPS};
+use super::groups::BATCH_TILE;
 use super::machine::{Arg, Launch, Machine, Module};
 use super::operands::{Gather, Panel, Partial, Product};
 use super::term::DeviceTerm;

@@ -1,7 +1,9 @@
 //! The trellis term on the device: scale groups whose fields are each row's own bits.
 
 use super::axis::words;
-use super::groups::{DeviceGroups, Own, Source, WARP};
+use super::blocks::WARP;
+use super::groups::{DeviceGroups, Own};
+use super::lay_out::Source;
 use super::machine::{Machine, Module};
 use crate::error::Result;
 use half::f16;
