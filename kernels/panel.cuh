@@ -63,13 +63,13 @@ template <class T, class Value> __device__ __forceinline__ void write_any(const 
 #pragma unroll
     for (int j = 0; j < PIECE; j += Quad<T>::COUNT) {
         Quad<T> quad;
-        if (panel.add) quad.bits = *reinterpret_cast<const uint4 *>(to + j);
+        quad.bits = panel.add ? *reinterpret_cast<const uint4 *>(to + j) : uint4 {0, 0, 0, 0};
 #pragma unroll
         for (int n = 0; n < Quad<T>::COUNT; ++n) {
             const int row = piece * PIECE + j + n;
             float weight = 0.0f;
             if (row < panel.height) weight = value(j + n) * (panel.row_scales != nullptr ? __half2float(panel.row_scales[row]) * panel.unit : scale);
-            quad.values[n] = from_float<T>(panel.add ? to_float(quad.values[n]) + weight : weight);
+            quad.values[n] = from_float<T>(to_float(quad.values[n]) + weight);
         }
         *reinterpret_cast<uint4 *>(to + j) = quad.bits;
     }
@@ -85,6 +85,14 @@ __device__ void write_group(Code code, const Strips &at, const Panel<T> &panel, 
             write_any(panel, panel.column(column) + piece * PIECE, piece, __uint_as_float(entry.z), value);
         }
     });
+}
+
+// A scale group without bits, a column at a time.
+template <class T> __device__ __forceinline__ void write_zeros(const Panel<T> &panel, int scale_group, int lane) {
+    const int filled = (panel.height + PIECE - 1) / PIECE * PIECE;
+    for (int column = scale_group * WARP; !panel.add && column < (scale_group + 1) * WARP && panel.has(column); ++column) {
+        for (int row = lane; row < filled; row += WARP) panel.column(column)[row] = from_float<T>(0.0f);
+    }
 }
 
 // The next steps, as long as they have `BITS` bits, of a block whose pieces are whole.
@@ -107,7 +115,8 @@ __device__ __forceinline__ void write_steps(Code &code, Ring<Code, 1, 0, true> &
             const Piece<Code, BITS> value {code, own, next};
             const bool is_there = panel.has(first + v);
             T *to = is_there ? panel.column(first + v) + piece * PIECE : panel.to;
-            write_whole(to, is_there, piece, [&](int j) { return value.scaled(j) * (value.unit(j) * scale); });
+            // With many bits units are many, each times the scale a register.
+            write_whole(to, is_there, piece, [&](int j) { return BITS > 5 ? value(j) * scale : value.scaled(j) * (value.unit(j) * scale); });
         });
     } while (ring.oldest.bits() == BITS);
 }
@@ -120,27 +129,29 @@ __device__ __forceinline__ void panel(const Strips &at, T *out, int first_strip,
     const Block block = at.row_cut().block(block_row);
     const int height = block.length, lanes = lanes_of(height);
     const bool is_whole = lanes >= 4 && height % PIECE == 0 && at.row_scales == nullptr && !add;
-    Ring<Code, 1, 0, true> ring(at, block_row, lanes, first, is_whole ? last : first, slots);
-    if (is_whole) ring.start([](uint32_t, int) {});
-    Code code(reinterpret_cast<float *>(dynamic_shared), at.values);
-    __syncthreads();
     T *to = out + block.start - at.row_cut().block(first_block_row).start;
     Panel<T> panel {to, first_strip * WARP, at.cols, stride, height, add, nullptr, at.unit};
-    for (int scale_group = first + warp; scale_group < last; scale_group += WARPS) {
-        const uint4 entry = at.entry(block_row, scale_group);
-        if (entry.y == 0) {
-            // No bits: zeros, a column at a time.
-            const int filled = (height + PIECE - 1) / PIECE * PIECE;
-            for (int column = scale_group * WARP; !add && column < (scale_group + 1) * WARP && panel.has(column); ++column) {
-                for (int row = lane; row < filled; row += WARP) panel.column(column)[row] = from_float<T>(0.0f);
-            }
-        } else if (!is_whole) {
+    float *shared = reinterpret_cast<float *>(dynamic_shared);
+    if (!is_whole) {
+        Code code(shared, at.values);
+        __syncthreads();
+        for (int scale_group = first + warp; scale_group < last; scale_group += WARPS) {
+            const uint4 entry = at.entry(block_row, scale_group);
             panel.row_scales = at.row_scales != nullptr ? at.scales_of(block, scale_group) : nullptr;
-            if (lanes >= 4) write_group<Code, 4>(code, at, panel, entry, scale_group, lanes, lane);
+            if (entry.y == 0) write_zeros(panel, scale_group, lane);
+            else if (lanes >= 4) write_group<Code, 4>(code, at, panel, entry, scale_group, lanes, lane);
             else write_group<Code, 1>(code, at, panel, entry, scale_group, lanes, lane);
         }
+        return;
     }
-    while (is_whole && ring.oldest.bits() != 0) {
+    Ring<Code, 1, 0, true> ring(at, block_row, lanes, first, last, slots);
+    ring.start([](uint32_t, int) {});
+    Code code(shared, at.values);
+    __syncthreads();
+    for (int scale_group = first + warp; scale_group < last; scale_group += WARPS) {
+        if (at.entry(block_row, scale_group).y == 0) write_zeros(panel, scale_group, lane);
+    }
+    while (ring.oldest.bits() != 0) {
         switch (ring.oldest.bits()) {
 #define CASE(BITS) \
     case BITS: \

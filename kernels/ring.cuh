@@ -35,69 +35,72 @@ template <class Code, int SHARES, int VECTORS, bool SCALED> struct Ring {
     static constexpr __device__ int own_words(int bits) { return SHARES == 1 ? bits : (bits + 1) / 2; }
     static constexpr uint32_t WORDS_AT = VECTORS * LOAD;
 
-    const uint4 *table, *words; // of the block row, from the warp's first scale group on; of the matrix
-    uint4 entries;              // of 32 scale groups of the warp, a lane each
-    int groups, group;          // of this warp; the next one
-    uint4 next;                 // its entry
-    uint32_t from, column;      // this lane's words of the step to be sent for, and its columns
-    uint32_t bits, scale;       // of its group; none where nothing is left
-    int step, steps;
-    uint32_t slot, other;       // this lane's place of the oldest step, and of the one after it
-    int after;                  // with AFTER from a lane to the one that has the piece below
+    const Strips &at;
+    int block_row, last;  // scale groups are before the last
+    uint4 entries;        // of 32 scale groups of the warp, a lane each
+    int group;            // how many of the warp's are begun
+    uint4 next;           // the next one's entry
+    uint32_t from;        // this lane's words of the step to be sent for
+    int column, columns;  // the first of it, or of the group after its own where that is done; of each step
+    uint32_t bits, scale; // of its group; none where nothing is left
+    uint32_t slot, other; // this lane's place of the oldest step, and of the one after it
+    int after;            // with AFTER from a lane to the one that has the piece below
     Step oldest, second;
 
     __device__ __forceinline__ Ring(const Strips &at, int block_row, int lanes, int first_group, int last_group, const Slots &slots)
-        : words(reinterpret_cast<const uint4 *>(at.words)), group(0), step(0), steps(lanes / 4), oldest{}, second{} {
-        const int warp = threadIdx.x / WARP, first = first_group + warp / SHARES;
-        table = at.table + (size_t)block_row * at.per_row() + first;
-        groups = max(last_group - first + GROUPS - 1, 0) / GROUPS, column = first * WARP;
-        const int own = warp * STAGES * slots.bytes + threadIdx.x % WARP * (int)sizeof(uint4);
+        : at(at), block_row(block_row), last(last_group), group(0), columns(WARP * 4 >> (__ffs(lanes) - 1)), oldest{}, second{} {
+        const int warp = threadIdx.x / WARP, own = warp * STAGES * slots.bytes + threadIdx.x % WARP * (int)sizeof(uint4);
+        column = (first_group + warp / SHARES - GROUPS) * WARP;
         slot = shared_address(reinterpret_cast<float *>(dynamic_shared) + slots.at) + own, other = slot + slots.bytes;
         after = lane_below(threadIdx.x % WARP, lanes) - (int)(threadIdx.x % WARP);
         look_up();
+        column += WARP;
     }
+    // Those of the groups that follow the one that begins with `column`.
     __device__ __forceinline__ void look_up() {
-        const int own = group + threadIdx.x % WARP;
-        entries = own < groups ? __ldg(table + own * GROUPS) : uint4 {0, 0, 0, 0};
+        const int own = column / WARP + (1 + (int)(threadIdx.x % WARP)) * GROUPS;
+        entries = own < last ? at.entry(block_row, own) : uint4 {0, 0, 0, 0};
     }
-    // The entry of `group`, which is kept by one lane; without bits beyond the last.
+    // The entry of `group`, which is kept by one lane; without bits beyond the last. It is asked for a group ahead, but where registers are
+    // few: half of a multiprocessor's, which the sums of eight vectors fill, or a piece's values.
+    static constexpr bool AHEAD = VECTORS > 1 || (VECTORS == 0 && !SCALED);
     __device__ __forceinline__ void ask_for_next() {
         next.x = __shfl_sync(ALL_LANES, entries.x, group), next.y = __shfl_sync(ALL_LANES, entries.y, group);
         if (SCALED) next.z = __shfl_sync(ALL_LANES, entries.z, group);
     }
     // The next scale group that has bits, if there is one.
     __device__ __forceinline__ void begin_group() {
+        column -= WARP;
         do {
-            column = (uint32_t)((int)column + GROUPS * WARP), bits = next.y, scale = next.z;
+            if (!AHEAD) ask_for_next();
+            column += GROUPS * WARP, bits = next.y, scale = next.z;
             from = next.x / 4 + threadIdx.x % WARP;
             if (++group % WARP == 0) look_up();
-            ask_for_next();
-        } while (bits == 0 && group < groups);
+            if (AHEAD) ask_for_next();
+        } while (bits == 0 && column / WARP + GROUPS < last);
         // The second share has the words from the middle on.
         if (SHARES > 1) from += threadIdx.x / WARP % SHARES * (bits / 2) * WARP;
     }
     // Brings the words of the first steps into the second cache, a line of each lane at once.
     __device__ __forceinline__ void send_for_words() const {
         constexpr int LINE = 128;
-        for (int n = 0; n * steps < STAGES; ++n) {
-            const uint32_t bytes = __shfl_sync(ALL_LANES, entries.y, n) * steps * LOAD, first = __shfl_sync(ALL_LANES, entries.x, n);
-            const char *at = reinterpret_cast<const char *>(words + first / 4);
-            for (uint32_t line = threadIdx.x % WARP * LINE; line < bytes; line += WARP * LINE) send_for_line(at + line);
+        for (int n = 0; n * WARP < STAGES * columns; ++n) {
+            const uint32_t bytes = __shfl_sync(ALL_LANES, entries.y, n) * (WARP / columns) * LOAD, first = __shfl_sync(ALL_LANES, entries.x, n);
+            const char *line_of = reinterpret_cast<const char *>(at.words + first);
+            for (uint32_t line = threadIdx.x % WARP * LINE; line < bytes; line += WARP * LINE) send_for_line(line_of + line);
         }
     }
     // Sends for the first steps. `copy(place, column)` sends for the vectors of a step.
     template <class Copy> __device__ __forceinline__ void start(Copy copy) {
-        ask_for_next();
-        column -= GROUPS * WARP;
+        if (AHEAD) ask_for_next();
         begin_group();
         for (int n = 0; n < STAGES; ++n) fill<0>(copy);
     }
 
     // Sends for the next step, most likely of as many bits, to the place of the oldest one; where there is none it is a step without words.
     template <int LIKELY_BITS, class Copy> __device__ __forceinline__ void fill(Copy copy) {
-        const uint4 *own = words + from;
-        const uint32_t first = column + step * 16;
-        if (VECTORS > 0 && bits > 0) copy(slot, (int)first);
+        const uint4 *own = reinterpret_cast<const uint4 *>(at.words) + from;
+        if (VECTORS > 0 && bits > 0) copy(slot, column);
         if (bits == LIKELY_BITS) {
 #pragma unroll
             for (int n = 0; n < own_words(LIKELY_BITS); ++n) copy_ahead(slot + WORDS_AT + n * LOAD, own + n * WARP);
@@ -114,9 +117,9 @@ template <class Code, int SHARES, int VECTORS, bool SCALED> struct Ring {
         commit_copies();
         const uint32_t place = slot;
         slot = other, other = place;
-        oldest = second, second = Step {bits > 0 ? first | bits : 0, scale};
-        from += bits * WARP;
-        if (++step == steps) step = 0, begin_group();
+        oldest = second, second = Step {bits > 0 ? (uint32_t)column | bits : 0, scale};
+        from += bits * WARP, column += columns;
+        if (column % WARP == 0) begin_group();
     }
 
     // The words of the oldest step and its vectors, whose place another one's take.

@@ -54,8 +54,10 @@ constexpr int MOST_VECTORS = 32;
 // Rows of a warp in each piece, two by two.
 template <class Form> constexpr int PAIRS_OF_ROWS = 16 / Form::SHARES;
 template <class Form, int BITS> constexpr bool IS_EXACT = BITS >= Form::EXACT_FROM;
-// Vectors that are not staged travel with the words.
-template <class Code, class Form> using RingOf = Ring<Code, Form::SHARES, Form::APART ? 0 : Form::SETS, !Form::APART>;
+// Vectors that are not staged travel with the words, and a step's scale with it; but one set's, for which registers are too few, is looked up
+// a step ahead.
+template <class Form> constexpr bool LOOKS_UP = !Form::APART && Form::SETS == 1;
+template <class Code, class Form> using RingOf = Ring<Code, Form::SHARES, Form::APART ? 0 : Form::SETS, !Form::APART && !LOOKS_UP<Form>>;
 
 // Where what is known of inputs begins in shared memory: behind the code's table, and the buffers where inputs are transformed.
 template <class Code, class Form> constexpr int STAGED = Code::TABLE + (Form::APART ? BUFFERS : 0);
@@ -216,11 +218,14 @@ __device__ __forceinline__ void multiply_steps(Code &code, RingOf<Code, Form> &r
             }
         }
     }
+    uint32_t looked_up = 0;
+    auto look_up = [&] { looked_up = at.entry(block_row, ring.oldest.column() / WARP).z; };
+    if (LOOKS_UP<Form>) look_up();
 #pragma unroll 1
     do {
         float scales[Form::SETS];
 #pragma unroll
-        for (int s = 0; s < Form::SETS; ++s) scales[s] = __uint_as_float(ring.oldest.scale) * powers[s];
+        for (int s = 0; s < Form::SETS; ++s) scales[s] = __uint_as_float(LOOKS_UP<Form> ? looked_up : ring.oldest.scale) * powers[s];
         typename Share<Form>::Columns x[Form::SETS];
         uint4 held[RingOf<Code, Form>::own_words(BITS) + RingOf<Code, Form>::AFTER];
         if constexpr (Form::APART) {
@@ -228,6 +233,7 @@ __device__ __forceinline__ void multiply_steps(Code &code, RingOf<Code, Form> &r
             ring.template take<BITS>(share, held, nullptr);
         } else {
             ring.template take<BITS>(share, held, x);
+            if (LOOKS_UP<Form> && ring.oldest.bits() == BITS) look_up();
         }
         multiply<Code, BITS, Form>(code, held, below, x, scales, sums, offsets);
     } while (ring.oldest.bits() == BITS);
@@ -454,7 +460,7 @@ __device__ __forceinline__ void tiles(const Strips &at, int first_block_row, con
         // Ahead of the weights, which are many: behind them it would come late.
         if constexpr (Form::APART) in.send_for_inputs(tile.first * WARP, strips_per_block * WARP, tile.token, tile.here);
         if (to.y != nullptr) to.axis.send_for_tables(tile.block.start, tile.block.end());
-        Share<Form> share;
+        Share<Form> share = {};
         if constexpr (Form::APART) ring.start(share);
         else ring.send_for_words(); // its vectors may not be there yet
         const uint4 *table = at.table + (size_t)block_row * at.per_row();

@@ -62,7 +62,7 @@ __device__ void synthesize(const Axis &axis, const In *in, int splits, int in_st
         [&](int vector) {
             const In *own = in + (size_t)vector * in_stride;
             if constexpr (sizeof(In) < sizeof(float)) return load_raw(own, first, item.end);
-            else return splits == 1 ? load_raw(own, first, item.end) : sum_parts<4>(own, splits, (size_t)vectors * in_stride, first, item.end);
+            else return splits == 1 ? load_raw(own, first, item.end) : sum_parts<2>(own, splits, (size_t)vectors * in_stride, first, item.end);
         },
         [](const Loaded<In> &loaded) { return loaded.eight(); },
         [&](int vector, Eight &eight) {
