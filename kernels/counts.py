@@ -44,8 +44,8 @@ LOOPS = [
     ("planes", "planes_product_1", 4, 32, 8 * 320 * 4 + 16 * 128, 4.2, 1.5, 128, 16),
     ("planes", "planes_tiles_few", 4, 128, SUMS, 1.4, 0.95, 128, 16),
     ("planes", "planes_tiles_few_exact", 4, 128, SUMS, 1.95, 0.95, 128, 16),
-    ("planes", "planes_tiles_many", 4, 128, SUMS, 1.6, 0.95, 128, 16),
-    ("planes", "planes_tiles_exact", 4, 128, SUMS, 2.4, 0.95, 128, 16),
+    ("planes", "planes_tiles_many", 4, 128, SUMS, 1.65, 1.02, 128, 16),
+    ("planes", "planes_tiles_exact", 4, 128, SUMS, 2.4, 1.05, 128, 16),
     ("planes", "planes_tiles_wide", 4, 128, SUMS, 1.85, 1.0, 255, 8),
     ("planes", "planes_tiles_broad", 4, 64, ring(2 + 4), 3.4, 1.45, 255, 8),
 ]
