@@ -212,7 +212,7 @@ impl<M> DeviceGroups<M> {
         if batch == 1 && heights.len() < self.layout.block_rows() && !self.own.tiles_beside {
             return None;
         }
-        // Two at most of blocks of 256 rows with all three parts of each in one product, half as many of those of 128.
+        // Two at most of blocks of 256 rows with both parts of each in one product, half as many of those of 128.
         let (few, many) = if *heights.last()? == TILE_ROWS { (1, 4) } else { (2, 8) };
         let (form, at_once) = match element {
             Element::F32 if batch <= few && self.own.has_few_exact => (Form::FewExact, few),
