@@ -1,5 +1,6 @@
 //! One side of a matrix on the device: the signs and tables of its transform.
 
+use super::blocks::{ELEMENTS, ITEM_FLOATS, WARP};
 use super::machine::{Arg, Element, Launch, Machine, Module};
 use super::operands::{Gather, Operand, Partial, Target};
 use crate::error::Result;
@@ -11,14 +12,12 @@ use rbe_core::codec::transform::Plan;
 use rbe_core::codec::{AxisScales, Cut, Transform};
 use std::f64::consts::PI;
 
-/// `TRANSFORM_WARPS`, `ELEMENTS` and a warp, as the kernels have them.
+/// `TRANSFORM_WARPS` of `transform.cu`.
 const WARPS: usize = 4;
-const ELEMENTS: usize = 256;
-const WARP: usize = 32;
 /// Warps that a multiprocessor has at once: `TRANSFORM_BLOCKS` of `transform.cu`.
 const WARPS_EACH: usize = 5 * WARPS;
-/// `ITEM_FLOATS` of `transform.cuh`.
-const SHARED_BYTES: usize = (ELEMENTS + ELEMENTS / 4) * size_of::<f32>();
+/// Shared memory in which a warp transforms.
+const SHARED_BYTES: usize = ITEM_FLOATS * size_of::<f32>();
 
 /// The matrices of the whole blocks, or of the shorter ones one after another, for each direction.
 struct Matrices<M> {

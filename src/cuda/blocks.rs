@@ -6,10 +6,12 @@ use super::machine::Machine;
 pub(super) const THREADS: usize = 256;
 pub(super) const WARPS: usize = 8;
 pub(super) const WARP: usize = 32;
-/// The most rows of a block.
+/// Elements that a warp transforms at once, the most of a block of the codec; floats of shared memory in which it does: `ELEMENTS` and
+/// `ITEM_FLOATS` of `transform.cuh`.
 pub(super) const ELEMENTS: usize = 256;
-/// Floats of shared memory in which the warps transform inputs and results: `BUFFERS` of `ends.cuh`.
-pub(super) const BUFFERS: usize = WARPS * (ELEMENTS + ELEMENTS / 4);
+pub(super) const ITEM_FLOATS: usize = ELEMENTS + ELEMENTS / 4;
+/// Floats of shared memory in which all warps of a block transform inputs and results: `BUFFERS` of `ends.cuh`.
+pub(super) const BUFFERS: usize = WARPS * ITEM_FLOATS;
 /// Shared memory that a device keeps of each block's.
 const RESERVED_BYTES: usize = 1024;
 

@@ -3,6 +3,7 @@
 use super::axis::{DeviceAxis, Part, Spectrum, Sum, transpose};
 use super::basis::DeviceBasis;
 use super::ends::{Ends, Inputs};
+use super::lay_out::PIECE;
 use super::machine::{Dense, Element, Machine};
 use super::operands::{Gather, Operand, Panel, Partial, Product, Target};
 use super::term::{DeviceTerm, Takes};
@@ -18,8 +19,6 @@ use std::ops::Range;
 const PANEL_BYTES: usize = 256 << 20;
 /// Rows of one pass: the kernels count groups of them in a grid's short dimensions.
 const PASS_BATCH: usize = 1 << 15;
-/// Rows that a thread of a panel has.
-const PIECE: usize = 32;
 /// Floats to whose multiples what lies in one memory is filled up: 256 bytes.
 const ALIGNED: usize = 64;
 
