@@ -6,9 +6,6 @@
 #pragma once
 #include "transform.cuh"
 
-// What vectors are made of, as src/cuda/machine.rs numbers it.
-enum Element { F32 = 0, F16 = 1, BF16 = 2, COEFFICIENTS = 3 };
-
 // Shared memory in which each warp transforms an item, in floats.
 constexpr int BUFFERS = WARPS * ITEM_FLOATS;
 

@@ -1,8 +1,8 @@
 //! Everything there is to know of this crate on a CUDA card, in one command: does each operation agree with the CPU, do
-//! GPT-2 and LLaMA, and how fast are products beside Candle's own.
+//! GPT-2 and LLaMA, how fast are products beside Candle's own, and how fast is a text written.
 //!
 //! ```sh
-//! cargo run --release --features cuda --example gpu -- MODELS OUT [agreement|models|speed ..] [KEY=WORD ..]
+//! cargo run --release --features cuda --example gpu -- MODELS OUT [agreement|models|speed|text ..] [KEY=WORD ..]
 //! ```
 //!
 //! `MODELS` is this repository's folder `models`, `OUT` a folder for `gpu.json` and `gpu.md`. They are written anew whenever a
@@ -17,6 +17,7 @@ mod agreement;
 mod models;
 mod noise;
 mod speed;
+mod text;
 
 use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
@@ -77,8 +78,10 @@ impl Filter {
                 Some(("shape", word)) => filter.shape = Some(word.to_owned()),
                 Some(("form", word)) => filter.form = Some(word.to_owned()),
                 Some(("tokens", word)) => filter.tokens = Some(word.to_owned()),
-                None if ["agreement", "models", "speed"].contains(&&*arg) => filter.parts.push(arg),
-                _ => bail!("{arg}: not agreement, models, speed, shape=ROWSxCOLS, form=NAME or tokens=N"),
+                None if ["agreement", "models", "speed", "text"].contains(&&*arg) => filter.parts.push(arg),
+                _ => {
+                    bail!("{arg}: not agreement, models, speed, text, shape=ROWSxCOLS, form=NAME or tokens=N")
+                }
             }
         }
         Ok(filter)
@@ -111,6 +114,7 @@ struct Report {
     complete: bool,
     checks: Vec<Check>,
     speed: Option<speed::Speed>,
+    texts: Vec<text::Written>,
     #[serde(skip)]
     out: PathBuf,
 }
@@ -138,7 +142,7 @@ impl Report {
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
-    let usage = "gpu MODELS OUT [agreement|models|speed ..] [shape=ROWSxCOLS] [form=NAME] [tokens=N]";
+    let usage = "gpu MODELS OUT [agreement|models|speed|text ..] [shape=ROWSxCOLS] [form=NAME] [tokens=N]";
     let models = PathBuf::from(args.next().context(usage)?);
     let out = PathBuf::from(args.next().context(usage)?);
     let filter = Filter::new(args)?;
@@ -151,6 +155,7 @@ fn main() -> Result<()> {
         complete: false,
         checks: Vec::new(),
         speed: None,
+        texts: Vec::new(),
         out,
     };
     report.save()?;
@@ -162,6 +167,9 @@ fn main() -> Result<()> {
     }
     if filter.part("speed") {
         speed::run(&device, &filter, &mut report)?;
+    }
+    if filter.part("text") {
+        text::run(&device, &filter, &mut report)?;
     }
     report.complete = true;
     report.save()?;
@@ -182,7 +190,7 @@ fn output(program: &str, args: &[&str]) -> String {
 }
 
 fn markdown(report: &Report) -> String {
-    let Report { card, driver, date, complete, checks, speed, .. } = report;
+    let Report { card, driver, date, complete, checks, speed, texts, .. } = report;
     let failed: Vec<_> = checks.iter().filter(|check| !check.passed()).collect();
     let compared = checks.iter().filter(|check| check.bound > 0.0);
     let worst = compared.map(|check| check.error / check.bound).fold(0.0, f64::max);
@@ -203,5 +211,6 @@ fn markdown(report: &Report) -> String {
     if let Some(speed) = speed {
         text += &speed.markdown();
     }
+    text += &text::markdown(texts);
     text + "\n"
 }

@@ -85,11 +85,8 @@ pub(crate) fn run(device: &Device, filter: &Filter, report: &mut Report) -> Resu
             .context()
             .attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
     )?;
-    let source = Tensor::zeros(COPIED_BYTES, DType::U8, device)?;
-    let mut clock = Clock { device, source: source.clone(), copy_us: f64::INFINITY };
-    (clock.copy_us, _) = clock.microseconds(1, |_| source.copy())?;
-    report.speed =
-        Some(Speed { copy_gb_s: 2.0 * COPIED_BYTES as f64 / clock.copy_us / 1e3, rows: Vec::new() });
+    let clock = Clock::new(device)?;
+    report.speed = Some(Speed { copy_gb_s: clock.copy_gb_s(), rows: Vec::new() });
     for shape in SHAPES.into_iter().filter(|shape| filter.shape(*shape)) {
         for (name, make) in weights_of(cache).into_iter().filter(|(name, _)| filter.form(name)) {
             let (out, input) = shape;
@@ -161,14 +158,26 @@ fn copies(cache: usize, bytes: usize) -> usize {
 }
 
 /// The card's time, beside the host's.
-struct Clock<'a> {
+pub(crate) struct Clock<'a> {
     device: &'a Device,
     /// What is copied to keep the card busy, and how long that takes.
     source: Tensor,
     copy_us: f64,
 }
 
-impl Clock<'_> {
+impl<'a> Clock<'a> {
+    pub(crate) fn new(device: &'a Device) -> Result<Self> {
+        let source = Tensor::zeros(COPIED_BYTES, DType::U8, device)?;
+        let mut clock = Clock { device, source: source.clone(), copy_us: f64::INFINITY };
+        (clock.copy_us, _) = clock.microseconds(1, |_| source.copy())?;
+        Ok(clock)
+    }
+
+    /// Bytes read and written by a copy within the card's memory.
+    pub(crate) fn copy_gb_s(&self) -> f64 {
+        2.0 * COPIED_BYTES as f64 / self.copy_us / 1e3
+    }
+
     /// The median time that the card takes for one of many runs in a row, and the host to queue it. `count` runs differ.
     fn microseconds(
         &self,
@@ -224,7 +233,7 @@ fn codes(count: usize, bits: u8, seed: usize) -> Vec<u8> {
     noise::bits(seed as u64).map(|word| (word >> 24) as u8 >> (8 - bits)).take(count).collect()
 }
 
-fn planes(out: usize, input: usize, bits: u8) -> Result<RbeTensor> {
+pub(crate) fn planes(out: usize, input: usize, bits: u8) -> Result<RbeTensor> {
     let layout = Layout::new(out, input, 256)?;
     let quantized = |seed: usize, len: usize| QuantizedBlock {
         planes: bits,
@@ -235,7 +244,7 @@ fn planes(out: usize, input: usize, bits: u8) -> Result<RbeTensor> {
     tensor(layout, Some(1), Term::Planes(Planes::pack(layout, ScaleGroup::Block, 1.0, &blocks)))
 }
 
-fn trellis(out: usize, input: usize, bits: u8) -> Result<RbeTensor> {
+pub(crate) fn trellis(out: usize, input: usize, bits: u8) -> Result<RbeTensor> {
     let layout = Layout::new(out, input, 256)?;
     let quantized = |seed: usize, len: usize| QuantizedGroup {
         bits,

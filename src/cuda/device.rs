@@ -191,6 +191,7 @@ fn fatbin(module: Module) -> &'static [u8] {
         Module::Sparse => fatbin!("sparse"),
         Module::Planes => fatbin!("planes"),
         Module::Trellis => fatbin!("trellis"),
+        Module::Step => fatbin!("step"),
     }
 }
 

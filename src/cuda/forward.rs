@@ -130,7 +130,7 @@ pub(crate) fn decode(matrix: &DeviceMatrix<CudaMachine>) -> Result<CudaStorage> 
 }
 
 /// A new storage of `len` elements that `fill` writes, every one.
-fn filled<T: CudaDType + DeviceRepr>(
+pub(super) fn filled<T: CudaDType + DeviceRepr>(
     device: &CudaDevice,
     len: usize,
     fill: impl FnOnce(&CudaMemory) -> crate::Result<()>,

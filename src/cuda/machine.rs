@@ -54,11 +54,13 @@ pub enum Module {
     Planes,
     /// `trellis.cu`.
     Trellis,
+    /// `step.cu`.
+    Step,
 }
 
 /// Every module.
-pub const MODULES: [Module; 5] =
-    [Module::Transform, Module::Basis, Module::Sparse, Module::Planes, Module::Trellis];
+pub const MODULES: [Module; 6] =
+    [Module::Transform, Module::Basis, Module::Sparse, Module::Planes, Module::Trellis, Module::Step];
 
 impl Module {
     /// The stem of its file.
@@ -69,6 +71,7 @@ impl Module {
             Module::Sparse => "sparse",
             Module::Planes => "planes",
             Module::Trellis => "trellis",
+            Module::Step => "step",
         }
     }
 }

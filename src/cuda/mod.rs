@@ -63,11 +63,14 @@ mod matrix;
 mod operands;
 mod planes;
 mod sparse;
+mod step;
 mod term;
 mod tiles;
 mod trellis;
 mod upload;
 
+#[cfg(feature = "cuda")]
+mod captured;
 #[cfg(feature = "cuda")]
 mod device;
 #[cfg(feature = "cuda")]
@@ -79,8 +82,13 @@ pub use kept::Kept;
 pub use machine::{Arg, Dense, Element, Launch, MODULES, Machine, Module, exhausted, expect_capability};
 pub use matrix::{DeviceMatrix, Output};
 pub use operands::Operand;
+pub use step::{
+    Cache, Decoder, DecoderLayer, HeadNorm, Heads, Nonlinearity, NormWeights, Projection, TokenStep,
+};
 pub use term::GEMV_MAX_BATCH;
 
+#[cfg(feature = "cuda")]
+pub(crate) use captured::CapturedStep;
 #[cfg(feature = "cuda")]
 pub(crate) use device::CudaMachine;
 #[cfg(feature = "cuda")]

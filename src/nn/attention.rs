@@ -2,7 +2,9 @@
 
 use super::norm::has_op;
 use super::rope::Rotation;
+use super::step::OnDevice;
 use super::{KvCache, Linear, RbeRmsNorm, Rope, forward_all};
+use crate::cuda::{HeadNorm, Heads, Machine, Projection};
 use crate::ops::{self, AttentionMask};
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::Module;
@@ -137,6 +139,13 @@ pub enum QueryKeyNorm {
     },
 }
 
+/// An attention as a token's step takes it.
+pub(crate) struct AttentionStep<D: Machine> {
+    pub inputs: Vec<Projection<D>>,
+    pub heads: Heads,
+    pub output: Projection<D>,
+}
+
 /// Multi-head attention, with as many key heads as query heads or fewer (GQA, arXiv 2305.13245).
 ///
 /// On the CPU its memory is linear in the sequence, forward and backward.
@@ -213,6 +222,61 @@ impl RbeAttention {
     /// When the shape does not fit.
     pub fn output(&self, heads: &Tensor) -> Result<Tensor> {
         self.out.forward(heads)
+    }
+
+    /// The layer as a token's step takes it: its inputs, heads and output; `None` where a part is not compressed, or trained.
+    pub(crate) fn step<D: Machine>(&self, on_device: &OnDevice<D>) -> Result<Option<AttentionStep<D>>> {
+        let inputs = match &self.projections {
+            Projections::Separate { q, k, v } => vec![q, k, v],
+            Projections::Joined(joined) => vec![joined],
+        };
+        let inputs =
+            inputs.into_iter().map(|linear| linear.projection(on_device)).collect::<Result<Vec<_>>>()?;
+        let (Some(inputs), Some(output)) = (inputs.into_iter().collect(), self.out.projection(on_device)?)
+        else {
+            return Ok(None);
+        };
+        let norm = match &self.norm {
+            None => None,
+            Some(QueryKeyNorm::PerHead { q, k }) => Some((false, q, k)),
+            Some(QueryKeyNorm::Whole { q, k }) => Some((true, q, k)),
+        };
+        let norm = match norm {
+            None => None,
+            Some((of_all, q, k)) => match (q.step()?, k.step()?) {
+                (Some(q), Some(k)) => Some(HeadNorm { of_all, weights: [q.weight, k.weight], eps: q.eps }),
+                _ => return Ok(None),
+            },
+        };
+        let Scoring { scale, softcap, window, rotation } = self.scoring;
+        let width = self.width()?;
+        let heads = Heads {
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            width,
+            scale,
+            softcap,
+            window,
+            rotation,
+            norm,
+        };
+        Ok(Some(AttentionStep { inputs, heads, output }))
+    }
+
+    /// Counts a token that went through its linear layers elsewhere.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn count_token(&self) {
+        match &self.projections {
+            Projections::Separate { q, k, v } => [q, k, v].into_iter().for_each(Linear::count_token),
+            Projections::Joined(joined) => joined.count_token(),
+        }
+        self.out.count_token();
+    }
+
+    /// Elements of a head.
+    fn width(&self) -> Result<usize> {
+        let (_, outputs) = self.out.weight().dims2()?;
+        Ok(outputs / self.heads)
     }
 
     /// Those of queries, keys and values, or the one of all, then that of the output.

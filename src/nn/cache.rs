@@ -1,7 +1,11 @@
 //! What attention remembers of the tokens it has seen.
 
 use crate::Error;
+#[cfg(feature = "cuda")]
+use crate::cuda::CapturedStep;
 use candle_core::{Result, Tensor};
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
 
 /// Positions allocated at first; the buffers double from there, so that appending costs O(1) per token
 /// and a short text on a model of 128k positions does not pay for all of them.
@@ -18,12 +22,22 @@ pub struct KvCache {
     layers: Vec<Option<(Tensor, Tensor)>>,
     len: usize,
     context_length: usize,
+    /// What takes the next token through a model on a card: it belongs to the model of that identity, and there is none where that one
+    /// cannot be taken so.
+    #[cfg(feature = "cuda")]
+    step: Option<(Arc<()>, Option<CapturedStep>)>,
 }
 
 impl KvCache {
     /// An empty cache for a model of `layers` layers and at most `context_length` positions.
     pub fn new(layers: usize, context_length: usize) -> Self {
-        Self { layers: vec![None; layers], len: 0, context_length }
+        Self {
+            layers: vec![None; layers],
+            len: 0,
+            context_length,
+            #[cfg(feature = "cuda")]
+            step: None,
+        }
     }
 
     /// Number of positions remembered.
@@ -34,6 +48,19 @@ impl KvCache {
     /// Whether nothing is remembered.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Keys and values of a layer for the positions remembered, `(batch, kv_heads, len, head_dim)` each; `None` where there are none.
+    ///
+    /// # Errors
+    /// When the layer is not one of those it was made for.
+    pub fn layer(&self, layer: usize) -> Result<Option<(Tensor, Tensor)>> {
+        let Some(held) = self.layers.get(layer) else {
+            let reason = format!("layer {layer} of a key/value cache of {} layers", self.layers.len());
+            return Err(Error::shape(reason).into());
+        };
+        let Some((keys, values)) = held.as_ref().filter(|_| self.len > 0) else { return Ok(None) };
+        Ok(Some((keys.narrow(2, 0, self.len)?, values.narrow(2, 0, self.len)?)))
     }
 
     /// Forgets everything and frees the memory; the next text may have another batch size.
@@ -51,7 +78,7 @@ impl KvCache {
     /// all positions. They count only after [`advance`](Self::advance), once every layer has come so far.
     pub(super) fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
         let (past, total) = (self.len, self.len + k.dim(2)?);
-        let capacity = total.next_power_of_two().max(FIRST_CAPACITY).min(self.context_length.max(total));
+        let capacity = self.capacity(total);
         let (keys, values) = match &self.layers[layer] {
             None => (allocate(k, capacity)?, allocate(v, capacity)?),
             Some((keys, values)) => (grow(keys, k, past, capacity)?, grow(values, v, past, capacity)?),
@@ -63,8 +90,41 @@ impl KvCache {
         Ok(all)
     }
 
+    /// The step of the model of this identity; `make` makes it where there is none, or another's, and says whether that can be.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn step(
+        &mut self,
+        model: &Arc<()>,
+        make: impl FnOnce() -> Result<Option<CapturedStep>>,
+    ) -> Result<Option<&mut CapturedStep>> {
+        if self.step.as_ref().is_none_or(|(of, _)| !Arc::ptr_eq(of, model)) {
+            self.step = Some((model.clone(), make()?));
+        }
+        Ok(self.step.as_mut().and_then(|(_, step)| step.as_mut()))
+    }
+
+    /// Every layer's buffers `(batch, kv_heads, capacity, head_dim)`, with room for one position more, which counts only after
+    /// [`advance`](Self::advance); `None` before the first token.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn with_room(&mut self) -> Result<Option<Vec<(Tensor, Tensor)>>> {
+        let (past, capacity) = (self.len, self.capacity(self.len + 1));
+        let larger = |buffer: &Tensor| -> Result<Tensor> {
+            if past < buffer.dim(2)? { Ok(buffer.clone()) } else { enlarged(buffer, past, capacity) }
+        };
+        for layer in &mut self.layers {
+            let Some((keys, values)) = layer else { return Ok(None) };
+            *layer = Some((larger(keys)?, larger(values)?));
+        }
+        Ok(self.layers.iter().cloned().collect())
+    }
+
+    /// Positions to allocate for so many.
+    fn capacity(&self, total: usize) -> usize {
+        total.next_power_of_two().max(FIRST_CAPACITY).min(self.context_length.max(total))
+    }
+
     /// Counts `seq` positions that every layer has appended.
-    pub(super) fn advance(&mut self, seq: usize) {
+    pub(crate) fn advance(&mut self, seq: usize) {
         self.len += seq;
     }
 }
@@ -88,10 +148,13 @@ fn grow(buffer: &Tensor, new: &Tensor, past: usize, capacity: usize) -> Result<T
     if past > 0 && past + new.dim(2)? <= buffer.dim(2)? {
         return Ok(buffer.clone());
     }
-    let larger = allocate(new, capacity)?;
-    if past > 0 {
-        larger.slice_set(&buffer.narrow(2, 0, past)?.contiguous()?, 2, 0)?;
-    }
+    if past > 0 { enlarged(buffer, past, capacity) } else { allocate(new, capacity) }
+}
+
+/// A buffer of this capacity with the same `past` positions.
+fn enlarged(buffer: &Tensor, past: usize, capacity: usize) -> Result<Tensor> {
+    let larger = allocate(buffer, capacity)?;
+    larger.slice_set(&buffer.narrow(2, 0, past)?.contiguous()?, 2, 0)?;
     Ok(larger)
 }
 
@@ -132,6 +195,9 @@ mod tests {
             assert_eq!(values(&(v / 2.)?)?, expected);
         }
         assert_eq!(cache.len(), 200);
+        let (keys, _) = cache.layer(0)?.expect("a layer with keys");
+        assert_eq!(values(&keys)?, (0..200).map(|p| p as f32).collect::<Vec<_>>());
+        assert!(cache.layer(1).is_err() && KvCache::new(1, 8).layer(0)?.is_none());
         let capacity = cache.layers[0].as_ref().map(|(keys, _)| keys.dims()[2]);
         assert_eq!(capacity, Some(200), "no larger than the context");
         Ok(())

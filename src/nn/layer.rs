@@ -47,11 +47,14 @@
 //! ```
 
 use super::mode::default_layer_config;
+use super::step::{self, OnDevice};
 use super::{DecodeReason, RbeLinear, SpectralAdapter, TrainableLinear, Weight};
+use crate::cuda::{Machine, Projection};
 use crate::ops;
 use candle_core::{DType, Result, Tensor};
 use candle_nn::Module;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A linear layer with all that `candle_nn::Linear` has, over a weight that is dense or compressed.
 #[derive(Clone, Debug)]
@@ -138,6 +141,27 @@ impl Linear {
     /// Lets `hook` see every forward from now on, after those that were added before.
     pub fn add_forward_hook(&mut self, hook: Arc<dyn ForwardHook>) {
         self.hooks.push(hook);
+    }
+
+    /// The layer as a token's step takes it; `None` where it is not compressed, is watched or trained, or is on another device.
+    pub(super) fn projection<D: Machine>(&self, on_device: &OnDevice<D>) -> Result<Option<Projection<D>>> {
+        let Layer::Rbe(layer) = &self.layer else { return Ok(None) };
+        if self.has_hooks() || !layer.is_direct() || self.weight.dtype() == DType::F64 {
+            return Ok(None);
+        }
+        let Some(matrix) = on_device(layer.weight()) else { return Ok(None) };
+        let bias = layer.bias().map(step::numbers).transpose()?;
+        let is_trained = matches!(bias, Some(None));
+        let transposed = layer.weight().is_transposed();
+        Ok((!is_trained).then_some(Projection { matrix, transposed, bias: bias.flatten() }))
+    }
+
+    /// Counts a token that went through it elsewhere.
+    #[cfg(feature = "cuda")]
+    pub(super) fn count_token(&self) {
+        if let Layer::Rbe(layer) = &self.layer {
+            layer.count_tokens(1, Duration::ZERO);
+        }
     }
 
     /// Whether the output is the layer's own.

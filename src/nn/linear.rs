@@ -144,8 +144,12 @@ impl RbeLinear {
 
     /// Counts a forward pass with this input.
     pub(super) fn count(&self, x: &Tensor, time: Duration) {
+        self.count_tokens(x.elem_count() / x.dims().last().map_or(1, |last| (*last).max(1)), time);
+    }
+
+    /// Counts a forward pass of so many tokens.
+    pub(super) fn count_tokens(&self, tokens: usize, time: Duration) {
         let layout = self.weight.layout();
-        let tokens = x.elem_count() / x.dims().last().map_or(1, |last| (*last).max(1));
         let (multiply_adds, bytes) = match &self.decoded {
             Decoded::Blocks(_) => (layout.elements(), size_of::<f32>() * layout.elements()),
             Decoded::FirstPlanes(first) => (first.stored_coefficients(), first.memory_in_bytes()),

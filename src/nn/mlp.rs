@@ -1,6 +1,8 @@
 //! The feed-forward layer of a transformer.
 
+use super::step::OnDevice;
 use super::{Activation, Linear, forward_all};
+use crate::cuda::{Machine, Nonlinearity, Projection};
 use crate::ops;
 use candle_core::{D, DType, Result, Tensor};
 use candle_nn::Module;
@@ -29,6 +31,14 @@ enum Inner {
     Joined(Linear),
 }
 
+/// A feed-forward layer as a token's step takes it.
+pub(crate) struct MlpStep<D: Machine> {
+    pub inner: Vec<Projection<D>>,
+    pub is_gated: bool,
+    pub nonlinearity: Nonlinearity,
+    pub down: Projection<D>,
+}
+
 impl RbeMlp {
     /// Two layers, `(inner, hidden)` and `(hidden, inner)`.
     pub fn new(up: Linear, down: Linear, act: Activation) -> Self {
@@ -44,6 +54,33 @@ impl RbeMlp {
     /// `(hidden, inner)`.
     pub fn gated_by_joined(gate_up: Linear, down: Linear, act: Activation) -> Self {
         Self { inner: Inner::Joined(gate_up), down, act }
+    }
+
+    /// The layer as a token's step takes it: what is in front of the nonlinearity, whether there is a gate, the nonlinearity and the output;
+    /// `None` where a part is not compressed, or trained.
+    pub(crate) fn step<D: Machine>(&self, on_device: &OnDevice<D>) -> Result<Option<MlpStep<D>>> {
+        let (inner, is_gated) = match &self.inner {
+            Inner::Plain(only) => (vec![only], false),
+            Inner::Joined(both) => (vec![both], true),
+            Inner::Gated { gate, up } => (vec![gate, up], true),
+        };
+        let inner =
+            inner.into_iter().map(|linear| linear.projection(on_device)).collect::<Result<Vec<_>>>()?;
+        let (Some(inner), Some(down)) = (inner.into_iter().collect(), self.down.projection(on_device)?)
+        else {
+            return Ok(None);
+        };
+        Ok(Some(MlpStep { inner, is_gated, nonlinearity: self.act.into(), down }))
+    }
+
+    /// Counts a token that went through its linear layers elsewhere.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn count_token(&self) {
+        match &self.inner {
+            Inner::Plain(only) | Inner::Joined(only) => only.count_token(),
+            Inner::Gated { gate, up } => [gate, up].into_iter().for_each(Linear::count_token),
+        }
+        self.down.count_token();
     }
 
     /// The layers in the order of the constructor.

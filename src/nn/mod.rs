@@ -41,11 +41,13 @@ mod rope;
 mod rope_parameters;
 mod shared_input;
 mod stack;
+mod step;
 mod trainable;
 mod weight;
 
 pub use activation::Activation;
 pub use adapter::{AdapterConfig, Positions, SpectralAdapter};
+pub(crate) use attention::AttentionStep;
 pub use attention::{AttentionPass, Projections, QueryKeyNorm, RbeAttention, Scoring};
 pub use cache::KvCache;
 pub use checked::{ForwardChecks, ForwardCounts};
@@ -60,6 +62,7 @@ pub use load::{
     conv1d, conv1d_no_bias, conv2d, conv2d_no_bias, embedding, linear, linear_b, linear_conv1d,
     linear_no_bias,
 };
+pub(crate) use mlp::MlpStep;
 pub use mlp::RbeMlp;
 pub use mode::{DecodeMode, LayerConfig, default_layer_config, set_default_layer_config};
 pub use norm::{RbeLayerNorm, RbeRmsNorm, layer_norm, rms_norm, rms_norm_around_one};
@@ -68,6 +71,7 @@ pub use rope::{Rope, RopeScaling};
 pub(crate) use rope_parameters::{RopeContext, RopeParameters};
 pub use shared_input::forward_all;
 pub(crate) use stack::Stack;
+pub use step::OnDevice;
 pub use trainable::TrainableLinear;
 pub use weight::Weight;
 

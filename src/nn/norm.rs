@@ -1,5 +1,7 @@
 //! Norms: one fused pass forward, one backward, on the CPU; Candle's own elsewhere.
 
+use super::step::numbers;
+use crate::cuda::NormWeights;
 use crate::ops;
 use candle_core::{DType, Result, Tensor};
 use candle_nn::{Init, LayerNorm, LayerNormConfig, Module, RmsNorm, VarBuilder};
@@ -23,6 +25,19 @@ impl RbeLayerNorm {
     /// Candle's layer of the same numbers.
     pub fn inner(&self) -> &LayerNorm {
         &self.0
+    }
+}
+
+impl RbeLayerNorm {
+    /// The norm as a token's step takes it; `None` where it is trained, or has a mean and no bias.
+    pub(crate) fn step(&self) -> Result<Option<NormWeights>> {
+        let (weight, eps) = (numbers(self.0.weight())?, self.0.eps());
+        let bias = self.0.bias().map(numbers).transpose()?;
+        Ok(match (weight, bias) {
+            (Some(weight), Some(Some(bias))) => Some(NormWeights { weight, bias: Some(bias), eps }),
+            (Some(weight), None) if !self.0.remove_mean() => Some(NormWeights { weight, bias: None, eps }),
+            _ => None,
+        })
     }
 }
 
@@ -72,6 +87,17 @@ impl RbeRmsNorm {
     /// Candle's layer of the same numbers.
     pub fn inner(&self) -> &RmsNorm {
         &self.norm
+    }
+}
+
+impl RbeRmsNorm {
+    /// The norm as a token's step takes it; `None` where it is trained.
+    pub(crate) fn step(&self) -> Result<Option<NormWeights>> {
+        if self.around_one.is_some() {
+            return Ok(None);
+        }
+        let eps = self.norm.eps();
+        Ok(numbers(self.norm.weight())?.map(|weight| NormWeights { weight, bias: None, eps }))
     }
 }
 

@@ -111,6 +111,19 @@ impl Rope {
             .collect()
     }
 
+    /// Cosines and sines of each pair of a head's rotated elements at each of these positions, the last of a text, times
+    /// [`attention_factor`](Self::attention_factor).
+    pub(crate) fn turns(&self, head_dim: usize, positions: Range<usize>) -> (Vec<f32>, Vec<f32>) {
+        let frequencies = self.frequencies(head_dim, positions.end);
+        let angles = positions.flat_map(|p| frequencies.iter().map(move |frequency| p as f32 * frequency));
+        let (mut sin, mut cos): (Vec<f32>, Vec<f32>) = angles.map(f32::sin_cos).unzip();
+        let factor = self.attention_factor() as f32;
+        if factor != 1. {
+            sin.iter_mut().chain(&mut cos).for_each(|value| *value *= factor);
+        }
+        (cos, sin)
+    }
+
     /// What multiplies queries and keys once they are rotated.
     pub fn attention_factor(&self) -> f64 {
         match self.scaling {
@@ -182,14 +195,8 @@ impl Rotation {
         dtype: DType,
         device: &Device,
     ) -> candle_core::Result<Self> {
-        let frequencies = rope.frequencies(head_dim, positions.end);
-        let shape = (positions.len(), frequencies.len());
-        let angles = positions.flat_map(|p| frequencies.iter().map(move |frequency| p as f32 * frequency));
-        let (mut sin, mut cos): (Vec<f32>, Vec<f32>) = angles.map(f32::sin_cos).unzip();
-        let factor = rope.attention_factor() as f32;
-        if factor != 1. {
-            sin.iter_mut().chain(&mut cos).for_each(|value| *value *= factor);
-        }
+        let shape = (positions.len(), rope.width(head_dim) / 2);
+        let (cos, sin) = rope.turns(head_dim, positions);
         Ok(Self {
             cos: Tensor::from_vec(cos, shape, device)?.to_dtype(dtype)?,
             sin: Tensor::from_vec(sin, shape, device)?.to_dtype(dtype)?,

@@ -114,7 +114,7 @@ impl CustomOp1 for RbeMatMulAll {
                     _ => bail!("{NAME}: a bias on another device than the input: move it by `to_device`"),
                 },
             };
-            Ok((weight.on_cuda()?, bias))
+            Ok((&**weight.on_cuda()?, bias))
         });
         let weights: Vec<cuda::Weight<'_>> = weights.collect::<Result<_>>()?;
         let asked = cuda::Asked { x: (storage, layout), transposed: false, op: NAME };

@@ -334,7 +334,7 @@ impl RbeTensor {
     /// # Errors
     /// When it is not on one.
     #[cfg(feature = "cuda")]
-    pub(crate) fn on_cuda(&self) -> Result<&DeviceMatrix<CudaMachine>> {
+    pub(crate) fn on_cuda(&self) -> Result<&Arc<DeviceMatrix<CudaMachine>>> {
         match &self.packed {
             Packed::Cuda(matrix) => Ok(matrix),
             Packed::Cpu(_) => {

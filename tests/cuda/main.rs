@@ -11,4 +11,5 @@ mod launches;
 mod limits;
 mod sample;
 mod simulator;
+mod step;
 mod threads;

@@ -5,9 +5,10 @@ use super::config::{
 };
 use super::experts::Experts;
 use super::projections::{linear, mlp};
+use crate::cuda::{DecoderLayer, Machine, NormWeights};
 use crate::nn::{
-    AttentionPass, Linear, Projections, QueryKeyNorm, RbeAttention, RbeLayerNorm, RbeMlp, RbeRmsNorm,
-    layer_norm, rms_norm, rms_norm_around_one,
+    AttentionPass, AttentionStep, Linear, MlpStep, OnDevice, Projections, QueryKeyNorm, RbeAttention,
+    RbeLayerNorm, RbeMlp, RbeRmsNorm, layer_norm, rms_norm, rms_norm_around_one,
 };
 use candle_core::{Result, Tensor};
 use candle_nn::{Module, VarBuilder};
@@ -24,6 +25,16 @@ impl AnyNorm {
         match norm {
             Norm::Layer(eps) => Ok(Self::Layer(layer_norm(size, eps, vb)?)),
             Norm::Rms(_) | Norm::RmsAroundOne(_) => Ok(Self::Rms(rms(norm, size, vb)?)),
+        }
+    }
+}
+
+impl AnyNorm {
+    /// The norm as a token's step takes it; `None` where it is trained.
+    pub(super) fn step(&self) -> Result<Option<NormWeights>> {
+        match self {
+            Self::Layer(norm) => norm.step(),
+            Self::Rms(norm) => norm.step(),
         }
     }
 }
@@ -148,6 +159,40 @@ impl Layer {
         match self.residual_multiplier {
             Some(by) => h + (x * by)?,
             None => h + x,
+        }
+    }
+
+    /// The layer as a token's step takes it; `None` where it has experts, or a part is not compressed, or trained.
+    pub(super) fn step<D: Machine>(&self, on_device: &OnDevice<D>) -> Result<Option<DecoderLayer<D>>> {
+        let FeedForward::Dense(mlp) = &self.feed_forward else { return Ok(None) };
+        let mut norms = [None, None, None, None];
+        let ours = [
+            &self.before_attention,
+            &self.after_attention,
+            &self.before_feed_forward,
+            &self.after_feed_forward,
+        ];
+        for (to, norm) in norms.iter_mut().zip(ours) {
+            let Some(norm) = norm else { continue };
+            *to = norm.step()?;
+            if to.is_none() {
+                return Ok(None);
+            }
+        }
+        let (Some(attention), Some(mlp)) = (self.attention.step(on_device)?, mlp.step(on_device)?) else {
+            return Ok(None);
+        };
+        let AttentionStep { inputs, heads, output } = attention;
+        let MlpStep { inner, is_gated, nonlinearity, down } = mlp;
+        Ok(Some(DecoderLayer { norms, inputs, heads, output, inner, is_gated, nonlinearity, down }))
+    }
+
+    /// Counts a token that went through its linear layers elsewhere.
+    #[cfg(feature = "cuda")]
+    pub(super) fn count_token(&self) {
+        self.attention.count_token();
+        if let FeedForward::Dense(mlp) = &self.feed_forward {
+            mlp.count_token();
         }
     }
 

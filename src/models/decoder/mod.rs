@@ -6,6 +6,7 @@ mod experts;
 mod layer;
 mod names;
 mod projections;
+mod step;
 mod streamed;
 mod walk;
 
@@ -40,6 +41,9 @@ pub struct Model {
     device: Device,
     /// What stands before the names of all weights but the head's.
     body: &'static str,
+    /// The same for clones, until a layer may have become another.
+    #[cfg(feature = "cuda")]
+    identity: std::sync::Arc<()>,
 }
 
 impl Model {
@@ -89,6 +93,8 @@ impl Model {
             device: vb.device().clone(),
             config,
             body,
+            #[cfg(feature = "cuda")]
+            identity: std::sync::Arc::default(),
         })
     }
 
@@ -101,6 +107,10 @@ impl Model {
     /// [`SpectralAdapter`](crate::SpectralAdapter), a [`TrainableLinear`](crate::TrainableLinear), a merged layer.
     /// A tied head is the table's and not among them. A layer is `(out, in)`, also where the file holds the transpose.
     pub fn linears_mut(&mut self) -> Vec<(String, &mut Linear)> {
+        #[cfg(feature = "cuda")]
+        {
+            self.identity = std::sync::Arc::default();
+        }
         let Names { head, .. } = self.config.names;
         let mut linears = Vec::new();
         for (index, layer) in self.layers.iter_mut().enumerate() {
@@ -196,6 +206,14 @@ impl Model {
 
 impl CausalLm for Model {
     fn hidden_states(&self, input_ids: &Tensor, cache: Option<&mut KvCache>) -> candle_core::Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        let mut cache = cache;
+        #[cfg(feature = "cuda")]
+        if let Some(cache) = cache.as_deref_mut()
+            && let Some(state) = self.take_token(input_ids, cache)?
+        {
+            return Ok(state);
+        }
         self.through(input_ids, cache, |index, h, pass| self.layers[index].forward(h, index, pass))
     }
 

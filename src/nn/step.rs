@@ -1,0 +1,30 @@
+//! Layers as a token's step on a device takes them ([`TokenStep`](crate::cuda::TokenStep)).
+
+use super::Activation;
+use crate::RbeTensor;
+use crate::cuda::{DeviceMatrix, Nonlinearity};
+use candle_core::{DType, Device, Result, Tensor};
+use std::sync::Arc;
+
+/// Where a compressed tensor's matrix is on a device; `None` where it is not.
+pub type OnDevice<'a, D> = dyn Fn(&RbeTensor) -> Option<Arc<DeviceMatrix<D>>> + 'a;
+
+/// A vector's numbers, unless it is being trained: what a step has of it would not follow.
+pub(super) fn numbers(vector: &Tensor) -> Result<Option<Vec<f32>>> {
+    if vector.is_variable() || vector.track_op() {
+        return Ok(None);
+    }
+    let on_host = vector.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+    Ok(Some(on_host.flatten_all()?.to_vec1()?))
+}
+
+impl From<Activation> for Nonlinearity {
+    fn from(activation: Activation) -> Self {
+        match activation {
+            Activation::Silu => Self::Silu,
+            Activation::Gelu => Self::Gelu,
+            Activation::GeluTanh => Self::GeluTanh,
+            Activation::Relu => Self::Relu,
+        }
+    }
+}
