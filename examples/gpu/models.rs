@@ -43,7 +43,11 @@ fn model(models: &Path, name: &str, bits: f64, device: &Device, checks: &mut Vec
             checks.push(Check::new(what, &logits, &exact, Check::size(&exact)?, bound)?);
         }
     }
-    // Token by token, through the cache.
+    for (dtype, bound) in [(DType::F32, 1e-4), (DType::F16, 1e-2), (DType::BF16, 5e-2)] {
+        let what = format!("{name} at {bits} bits, token by token, {dtype:?}");
+        checks.push(token_by_token(what, &load(device, dtype)?, &on_host, bound)?);
+    }
+    // A text, through the cache.
     let text = |model: &Model| -> Result<Vec<u32>> {
         Ok(generate(model, prompts[0], NEW_TOKENS, greedy).collect::<candle_core::Result<_>>()?)
     };
@@ -52,4 +56,25 @@ fn model(models: &Path, name: &str, bits: f64, device: &Device, checks: &mut Vec
     let what = format!("{name} at {bits} bits, {NEW_TOKENS} tokens written: those that differ");
     checks.push(Check { what, error: different as f64, bound: 0.0, failure: None });
     Ok(())
+}
+
+/// Logits of one token after another, some of them where the cache has grown: all but the first of each growth are a graph's on the card.
+fn token_by_token(what: String, model: &Model, exact: &Model, bound: f64) -> Result<Check> {
+    let token = |position: usize| (position * position + 7 * position + 11) as u32 % 4000;
+    let (before, tokens) = (58, 12);
+    let logits_of = |model: &Model| -> Result<(Tensor, String)> {
+        let mut cache = model.new_cache();
+        let ids = |positions: std::ops::Range<usize>| -> Result<Tensor> {
+            let ids: Vec<_> = positions.map(token).collect();
+            Ok(Tensor::new(ids, model.device())?.unsqueeze(0)?)
+        };
+        model.forward_last(&ids(0..before)?, Some(&mut cache))?;
+        let logits =
+            (before..before + tokens).map(|at| Ok(model.forward_last(&ids(at..at + 1)?, Some(&mut cache))?));
+        let logits = logits.collect::<Result<Vec<_>>>()?;
+        Ok((Tensor::cat(&logits, 0)?, format!("{cache:?}")))
+    };
+    let ((logits, cache), (expected, _)) = (logits_of(model)?, logits_of(exact)?);
+    anyhow::ensure!(cache.contains("as a graph"), "{what}: no graph was captured: {cache}");
+    Check::new(what, &logits, &expected, Check::size(&expected)?, bound)
 }

@@ -31,11 +31,18 @@ impl<M> Matrices<M> {
     }
 }
 
-/// What an axis is made of, but for its side.
+/// What each element is multiplied by, as devices have it.
+struct Factors {
+    signs: Option<Vec<u8>>,
+    scales: Option<Vec<u8>>,
+}
+
+/// What an axis is made of.
 #[derive(PartialEq)]
 struct Operator {
     transform: Transform,
     cut: Cut,
+    side: Side,
     seed: Option<u64>,
     scales: Option<AxisScales>,
 }
@@ -44,7 +51,8 @@ struct Operator {
 pub(super) struct DeviceAxis<M> {
     pub len: usize,
     pub cut: Cut,
-    operator: Operator,
+    /// None of it is another's where it was put together.
+    operator: Option<Operator>,
     signs: Option<M>,
     /// A number an element.
     scales: Option<M>,
@@ -103,6 +111,53 @@ impl<M> DeviceAxis<M> {
         seed: Option<u64>,
     ) -> Result<Self> {
         let (transform, cut) = (axis.transform(), *axis.cut());
+        let factors = Factors {
+            signs: seed.map(|seed| sign_bits(Signs::new(seed, side), cut.elements())),
+            scales: axis.scales().map(|scales| floats(scales.values())),
+        };
+        let operator = Operator { transform, cut, side, seed, scales: axis.scales().cloned() };
+        Ok(Self { operator: Some(operator), ..Self::of(machine, transform, cut, &factors)? })
+    }
+
+    /// Axes one after another as one: of so many elements, cut as each of them is. `None` where they are of other transforms or edges, were put
+    /// together themselves, or one that another follows does not end with a whole block.
+    pub(super) fn stacked(machine: &impl Machine<Memory = M>, parts: &[&Self]) -> Result<Option<Self>> {
+        let operators: Option<Vec<_>> = parts.iter().map(|part| part.operator.as_ref()).collect();
+        let Some((last, before)) = operators.as_deref().and_then(|operators| operators.split_last()) else {
+            return Ok(None);
+        };
+        let (transform, edge) = (last.transform, last.cut.edge());
+        let goes_before = |part: &&Operator| {
+            (part.transform, part.cut.edge()) == (transform, edge) && part.cut.elements().is_multiple_of(edge)
+        };
+        if !before.iter().all(goes_before) {
+            return Ok(None);
+        }
+        let has_signs = before.iter().chain([last]).any(|part| part.seed.is_some());
+        let has_scales = before.iter().chain([last]).any(|part| part.scales.is_some());
+        let (mut signs, mut scales, mut len) = (Vec::new(), Vec::new(), 0);
+        for part in before.iter().chain([last]) {
+            let own = part.cut.elements();
+            // Instead of what follows the last of an axis, the next one.
+            signs.truncate(len / 8);
+            signs.extend(match part.seed {
+                Some(seed) => sign_bits(Signs::new(seed, part.side), own),
+                None => vec![0; sign_bytes(own)],
+            });
+            scales.extend(part.scales.as_ref().map_or_else(|| vec![1.0; own], AxisScales::values));
+            len += own;
+        }
+        let factors =
+            Factors { signs: has_signs.then_some(signs), scales: has_scales.then(|| floats(scales)) };
+        Self::of(machine, transform, Cut::new(len, edge), &factors).map(Some)
+    }
+
+    fn of(
+        machine: &impl Machine<Memory = M>,
+        transform: Transform,
+        cut: Cut,
+        factors: &Factors,
+    ) -> Result<Self> {
         let fast = transform == Transform::Dct;
         let matrices = |blocks: std::ops::Range<usize>| -> Result<_> {
             let lengths = blocks.map(|block| cut.range(block).len());
@@ -113,15 +168,9 @@ impl<M> DeviceAxis<M> {
         Ok(Self {
             len,
             cut,
-            operator: Operator { transform, cut, seed, scales: axis.scales().cloned() },
-            signs: match seed {
-                Some(seed) => Some(machine.upload(&sign_bits(Signs::new(seed, side), len))?),
-                None => None,
-            },
-            scales: match axis.scales() {
-                Some(scales) => Some(machine.upload(&floats(scales.values()))?),
-                None => None,
-            },
+            operator: None,
+            signs: factors.signs.as_deref().map(|signs| machine.upload(signs)).transpose()?,
+            scales: factors.scales.as_deref().map(|scales| machine.upload(scales)).transpose()?,
             rotations: if fast { Some(machine.upload(&floats(rotations()))?) } else { None },
             whole: matrices(0..cut.whole_blocks().min(1))?,
             shorter: matrices(cut.whole_blocks()..cut.blocks())?,
@@ -130,7 +179,7 @@ impl<M> DeviceAxis<M> {
 
     /// Whether vectors have the same coefficients along this axis as along another of the same side.
     pub(super) fn is_same(&self, other: &Self) -> bool {
-        self.operator == other.operator
+        self.operator.is_some() && self.operator == other.operator
     }
 
     /// All of the axis.
@@ -294,7 +343,12 @@ pub(super) fn words(values: impl IntoIterator<Item = u32>) -> Vec<u8> {
 
 /// A set bit for each negative sign; those of a warp's elements follow the last, which kernels read with it.
 fn sign_bits(signs: Signs, len: usize) -> Vec<u8> {
-    (0..(len + ELEMENTS).div_ceil(64) as u64).flat_map(|index| signs.word(index).to_le_bytes()).collect()
+    (0..sign_bytes(len) as u64 / 8).flat_map(|index| signs.word(index).to_le_bytes()).collect()
+}
+
+/// Bytes of the signs of so many elements, and of those that follow them.
+fn sign_bytes(len: usize) -> usize {
+    (len + ELEMENTS).div_ceil(64) * 8
 }
 
 /// Whether the DCT of so many elements goes without a matrix.

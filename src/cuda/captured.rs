@@ -36,7 +36,8 @@ unsafe impl Sync for Captured {}
 
 impl std::fmt::Debug for CapturedStep {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "CapturedStep({:?})", self.step)
+        let launches = if self.graph.is_some() { "as a graph" } else { "one by one" };
+        write!(f, "CapturedStep({:?}, {launches})", self.step)
     }
 }
 

@@ -224,6 +224,10 @@ impl Machine for CudaMachine {
         memory::kept(&self.device, Use::Counters, sizes::elements(&[count, size_of::<i32>()]))
     }
 
+    fn address(&self, memory: &CudaMemory) -> u64 {
+        memory.address()
+    }
+
     fn wait(&self) -> Result<()> {
         Ok(self.device.cuda_stream().synchronize().w()?)
     }

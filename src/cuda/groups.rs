@@ -11,6 +11,7 @@ use super::tiles::{Form, LOAD, LoadsOfStep, MOST_VECTORS, PASSES, STAGES, Slots,
 use crate::error::Result;
 use rbe_core::codec::term::trellis::GROUP_COLS;
 use rbe_core::codec::{Block, Layout};
+use std::sync::Arc;
 
 /// Distances of pieces in shared memory.
 const SINGLE_STRIDE: usize = PIECE + 1;
@@ -34,14 +35,18 @@ const ITEMS_EACH: usize = 32;
 /// A term's scale groups in the device's memory.
 pub(super) struct DeviceGroups<M> {
     layout: Layout,
+    /// First word, bits, scale and the code's own of each.
+    entries: Vec<u32>,
     table: M,
-    words: M,
+    /// Where first words are counted from, and what else they lie in.
+    words: Arc<M>,
+    others: Vec<Arc<M>>,
     max_lanes: usize,
     /// Of a weight.
     most_bits: usize,
     /// The scale that is farthest from zero.
     largest_scale: f32,
-    own: Own<M>,
+    own: Arc<Own<M>>,
 }
 
 /// What scale groups of one term have and those of another have not.
@@ -74,13 +79,69 @@ impl<M> DeviceGroups<M> {
         own: Own<M>,
         fill: impl Fn(&mut BlockCodes, Block, &mut [u8]) -> Source + Sync,
     ) -> Result<Self> {
-        let (table, data) = lay_out(layout, fill)?;
-        let most_bits = table.iter().skip(1).step_by(4).fold(1, |most, bits| most.max(*bits)) as usize;
-        let scales = table.iter().skip(2).step_by(4).map(|bits| f32::from_bits(*bits));
+        let (entries, data) = lay_out(layout, fill)?;
+        let data = Arc::new(machine.upload(&words(data))?);
+        Self::of(machine, layout, entries, (data, Vec::new()), Arc::new(own))
+    }
+
+    fn of(
+        machine: &impl Machine<Memory = M>,
+        layout: Layout,
+        entries: Vec<u32>,
+        (first_words, others): (Arc<M>, Vec<Arc<M>>),
+        own: Arc<Own<M>>,
+    ) -> Result<Self> {
+        let most_bits = entries.iter().skip(1).step_by(4).fold(1, |most, bits| most.max(*bits)) as usize;
+        let scales = entries.iter().skip(2).step_by(4).map(|bits| f32::from_bits(*bits));
         let largest_scale = scales.fold(0f32, |largest, scale| largest.max(scale.abs()));
         let max_lanes = layout.row_cut().iter().map(|rows| lanes_of(rows.len())).max().unwrap_or(1);
-        let (table, words) = (machine.upload(&words(table))?, machine.upload(&words(data))?);
-        Ok(Self { layout, table, words, max_lanes, most_bits, largest_scale, own })
+        let table = machine.upload(&words(entries.iter().copied()))?;
+        Ok(Self {
+            layout,
+            entries,
+            table,
+            words: first_words,
+            others,
+            max_lanes,
+            most_bits,
+            largest_scale,
+            own,
+        })
+    }
+
+    /// The scale groups of terms that lie one below the other, as those of one of this layout; their words stay where they are. `None` where
+    /// they are not of one kind, rows have scales of their own, or words lie too far from each other for a table to count.
+    pub(super) fn stacked(
+        machine: &impl Machine<Memory = M>,
+        layout: Layout,
+        parts: &[&Self],
+    ) -> Result<Option<Self>> {
+        const WORD: u64 = size_of::<u32>() as u64;
+        let address = |part: &&Self| machine.address(&part.words);
+        let Some(lowest) = parts.iter().copied().min_by_key(address) else { return Ok(None) };
+        let own = lowest.own.clone();
+        let is_alike = |part: &&Self| {
+            part.own.row_scales.is_none()
+                && (part.own.module, part.own.tiles) == (own.module, own.tiles)
+                && part.others.is_empty()
+        };
+        if !parts.iter().all(is_alike) {
+            return Ok(None);
+        }
+        let mut entries = Vec::new();
+        for part in parts {
+            let apart = address(part) - machine.address(&lowest.words);
+            // A load is of four words.
+            if !apart.is_multiple_of(4 * WORD) {
+                return Ok(None);
+            }
+            for entry in part.entries.as_chunks::<4>().0 {
+                let Ok(first) = u32::try_from(apart / WORD + u64::from(entry[0])) else { return Ok(None) };
+                entries.extend([first, entry[1], entry[2], entry[3]]);
+            }
+        }
+        let words = parts.iter().map(|part| part.words.clone()).collect();
+        Self::of(machine, layout, entries, (lowest.words.clone(), words), own).map(Some)
     }
 
     /// Floats of shared memory that the code's table takes.

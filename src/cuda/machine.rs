@@ -201,6 +201,9 @@ pub trait Machine {
     /// When the device does not do it.
     fn wait_for_all(&self) -> Result<()>;
 
+    /// The number of a memory's first byte among all of the device's.
+    fn address(&self, memory: &Self::Memory) -> u64;
+
     /// Queues a kernel.
     ///
     /// # Errors

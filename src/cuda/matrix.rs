@@ -3,6 +3,7 @@
 use super::axis::{DeviceAxis, Part, Spectrum, Sum, transpose};
 use super::basis::DeviceBasis;
 use super::ends::{Ends, Inputs};
+use super::groups::DeviceGroups;
 use super::lay_out::PIECE;
 use super::machine::{Dense, Element, Machine};
 use super::operands::{Gather, Operand, Panel, Partial, Product, Target};
@@ -14,6 +15,7 @@ use rbe_core::codec::signs::Side;
 use rbe_core::codec::sizes;
 use rbe_core::codec::{AxisScales, Layout, Matrix, Sides};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Bytes of a panel: enough of a large matrix that its product fills a device, whether or not the second cache holds it.
 const PANEL_BYTES: usize = 256 << 20;
@@ -54,8 +56,8 @@ pub struct DeviceMatrix<D: Machine> {
     layout: Layout,
     /// The farthest that a scale of either side is from 1, up or down.
     largest_scale: f32,
-    rows: DeviceAxis<D::Memory>,
-    cols: DeviceAxis<D::Memory>,
+    rows: Arc<DeviceAxis<D::Memory>>,
+    cols: Arc<DeviceAxis<D::Memory>>,
     terms: Vec<Uploaded<D::Memory>>,
 }
 
@@ -92,7 +94,7 @@ impl<D: Machine> DeviceMatrix<D> {
     pub fn new(machine: D, matrix: &Matrix) -> Result<Self> {
         let layout = matrix.layout();
         expect_sides(layout)?;
-        let axis = |side, axis| DeviceAxis::new(&machine, axis, side, matrix.seed());
+        let axis = |side, axis| DeviceAxis::new(&machine, axis, side, matrix.seed()).map(Arc::new);
         let axes = matrix.axes();
         let (rows, cols) = (axis(Side::Rows, &axes.rows)?, axis(Side::Cols, &axes.cols)?);
         let terms: Result<_> = matrix.terms().iter().map(|term| upload(&machine, layout, term)).collect();
@@ -103,6 +105,38 @@ impl<D: Machine> DeviceMatrix<D> {
         machine.wait()?;
         let largest_scale = scales.concat().iter().fold(1f32, |largest, s| largest.max(*s).max(s.recip()));
         Ok(Self { machine, layout, largest_scale, rows, cols, terms })
+    }
+
+    /// Matrices one below the other as one, whose products take one launch where theirs take one each. Their weights stay where they are, and
+    /// as long as this needs them.
+    ///
+    /// `None` where they do not see their input through one operator, are not each of one term, planes or a trellis, of the same kind as the
+    /// others', or one that another follows has a number of rows that is no multiple of its blocks'.
+    ///
+    /// # Errors
+    /// When the device has not enough memory, or there would be too many rows.
+    pub fn stacked(parts: &[Arc<Self>]) -> Result<Option<Self>>
+    where
+        D: Clone,
+    {
+        let Some(first) = parts.first() else { return Ok(None) };
+        let machine = first.machine.clone();
+        let is_alike = |part: &Arc<Self>| {
+            part.terms.len() == 1
+                && part.layout.block() == first.layout.block()
+                && part.cols.is_same(&first.cols)
+        };
+        let terms: Option<Vec<_>> = parts.iter().map(|part| part.terms.first()?.groups()).collect();
+        let (true, Some(terms)) = (parts.iter().all(is_alike), terms) else { return Ok(None) };
+        let rows: Vec<_> = parts.iter().map(|part| &*part.rows).collect();
+        let Some(rows) = DeviceAxis::stacked(&machine, &rows)? else { return Ok(None) };
+        let layout = Layout::new(rows.len, first.layout.cols(), first.layout.block())?;
+        expect_sides(layout)?;
+        let Some(groups) = DeviceGroups::stacked(&machine, layout, &terms)? else { return Ok(None) };
+        machine.wait()?;
+        let largest_scale = parts.iter().fold(1f32, |largest, part| largest.max(part.largest_scale));
+        let (rows, cols) = (Arc::new(rows), first.cols.clone());
+        Ok(Some(Self { machine, layout, largest_scale, rows, cols, terms: vec![Uploaded::Groups(groups)] }))
     }
 
     /// The device.

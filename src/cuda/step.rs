@@ -52,6 +52,22 @@ impl<D: Machine> Projection<D> {
     fn outputs(&self) -> usize {
         Sides::new(self.matrix.layout(), self.transposed).output().elements()
     }
+
+    /// Several of one input as one, whose product takes one launch; `None` where that cannot be.
+    fn stacked(parts: &[Self]) -> Result<Option<Self>>
+    where
+        D: Clone,
+    {
+        if parts.len() < 2 || parts.iter().any(|part| part.transposed) {
+            return Ok(None);
+        }
+        let matrices: Vec<_> = parts.iter().map(|part| part.matrix.clone()).collect();
+        let Some(matrix) = DeviceMatrix::stacked(&matrices)? else { return Ok(None) };
+        let has_bias = parts.iter().any(|part| part.bias.is_some());
+        let bias = |part: &Self| part.bias.clone().unwrap_or_else(|| vec![0.0; part.outputs()]);
+        let bias = has_bias.then(|| parts.iter().flat_map(bias).collect());
+        Ok(Some(Self { matrix: Arc::new(matrix), transposed: false, bias }))
+    }
 }
 
 /// The heads of an attention.
@@ -266,8 +282,18 @@ impl<D: Machine> TokenStep<D> {
     ///
     /// # Errors
     /// When heads are wider than 256 elements or no multiple of 8 wide, sides do not fit together, or the device has not enough memory.
-    pub fn new(machine: D, decoder: Decoder<D>, element: Element) -> Result<Self> {
+    pub fn new(machine: D, mut decoder: Decoder<D>, element: Element) -> Result<Self>
+    where
+        D: Clone,
+    {
         decoder.check()?;
+        for layer in &mut decoder.layers {
+            for projections in [&mut layer.inputs, &mut layer.inner] {
+                if let Some(stacked) = Projection::stacked(projections)? {
+                    *projections = vec![stacked];
+                }
+            }
+        }
         let numbers = |values: &[f32]| machine.upload(&encode(values, Element::F32));
         let norm = |norm: &NormWeights| -> Result<Norm<D::Memory>> {
             let bias = norm.bias.as_deref().map(numbers).transpose()?;

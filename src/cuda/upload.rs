@@ -43,6 +43,11 @@ impl<M> Uploaded<M> {
         }
     }
 
+    /// The term, where it is planes or a trellis.
+    pub(super) fn groups(&self) -> Option<&DeviceGroups<M>> {
+        if let Uploaded::Groups(term) = self { Some(term) } else { None }
+    }
+
     /// The term, where it is in the weight domain.
     pub(super) fn weights(&self) -> Option<&DeviceBasis<M>> {
         if let Uploaded::Weights(term) = self { Some(term) } else { None }

@@ -54,7 +54,6 @@ use crate::ops;
 use candle_core::{DType, Result, Tensor};
 use candle_nn::Module;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// A linear layer with all that `candle_nn::Linear` has, over a weight that is dense or compressed.
 #[derive(Clone, Debug)]
@@ -160,7 +159,7 @@ impl Linear {
     #[cfg(feature = "cuda")]
     pub(super) fn count_token(&self) {
         if let Layer::Rbe(layer) = &self.layer {
-            layer.count_tokens(1, Duration::ZERO);
+            layer.count_tokens(1, std::time::Duration::ZERO);
         }
     }
 

@@ -39,7 +39,7 @@ fn each_fault_is_found() {
         (Checks::None, "barrier_for_half", "a barrier"),
         (Checks::None, "shuffle_after_leaving", "left the kernel"),
         (Checks::None, "no_such_kernel", "no kernel named"),
-        (Checks::Addresses, "beyond_the_buffer", "heap-buffer-overflow"),
+        (Checks::Addresses, "beyond_the_buffer", "use-after-poison"),
         (Checks::Addresses, "beyond_shared", "use-after-poison"),
         (Checks::Addresses, "misaligned", "misaligned"),
         (Checks::Races, "reverse_without_barrier", "data race"),

@@ -6,6 +6,7 @@ use candle_rbe::Transform;
 use candle_rbe::codec::term::planes::ScaleGroup;
 use candle_rbe::codec::term::sparse::Format;
 use candle_rbe::cuda::{DeviceMatrix, Element, GEMV_MAX_BATCH, Machine, Operand, Output};
+use std::sync::Arc;
 
 #[test]
 fn a_product_is_one_launch_and_no_allocation() {
@@ -125,5 +126,70 @@ fn a_captured_product_runs_again_with_other_inputs() {
         }
         device.matmul(&operand(&x), tokens, false, None, &operand(&expected)).unwrap();
         assert_eq!(machine.read(&y), machine.read(&expected), "{terms:?}, {tokens} tokens");
+    }
+}
+
+#[test]
+fn matrices_one_below_the_other_take_one_launch() {
+    let Some(machine) = Simulator::start(Checks::Addresses, Order::Forward) else { return };
+    let planes = Terms::Planes(ScaleGroup::Block);
+    let device = |(rows, terms, signs)| {
+        let matrix = matrix((rows, 320, 256), terms, Transform::Dct, signs).unwrap();
+        Arc::new(DeviceMatrix::new(machine.clone(), &matrix).unwrap())
+    };
+    for terms in [planes, Terms::Trellis(12), Terms::Trellis(14)] {
+        // The last may end with shorter blocks.
+        for rows in [vec![512, 256, 256], vec![256, 768], vec![256, 300]] {
+            let parts: Vec<_> = rows.iter().map(|rows| device((*rows, terms, true))).collect();
+            let stacked = DeviceMatrix::stacked(&parts).unwrap().expect("one matrix");
+            let all: usize = rows.iter().sum();
+            assert_eq!((stacked.layout().rows(), stacked.layout().cols()), (all, 320));
+            for (element, tokens, bound) in [
+                (Element::F32, 1, 1e-5),
+                (Element::F16, 1, 2e-3),
+                (Element::F16, 5, 2e-3),
+                (Element::F32, 70, 1e-5),
+            ] {
+                let x = machine.upload(&encode(&Noise::new(9).values(tokens * 320), element)).unwrap();
+                fn operand(memory: &Memory, element: Element) -> Operand<'_, Memory> {
+                    Operand { memory, offset: 0, element }
+                }
+                let multiply = |matrix: &DeviceMatrix<Simulator>| {
+                    let out = matrix.layout().rows();
+                    let y = machine.allocate(tokens * out * element.bytes()).unwrap();
+                    let before = machine.launches();
+                    matrix.matmul(&operand(&x, element), tokens, false, None, &operand(&y, element)).unwrap();
+                    (machine.values(&y, element), machine.launches() - before)
+                };
+                let (ours, launches) = multiply(&stacked);
+                let is_whole = rows.iter().all(|rows| rows % 256 == 0);
+                assert!(!is_whole || tokens > 1 || launches == 1, "{launches} launches");
+                let mut first = 0;
+                for part in &parts {
+                    let (expected, out) = (multiply(part).0, part.layout().rows());
+                    let largest = expected.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+                    for (at, expected) in expected.iter().enumerate() {
+                        let ours = ours[at / out * all + first + at % out];
+                        let error = (ours - expected).abs() / largest;
+                        assert!(
+                            error <= bound,
+                            "{terms:?}, {rows:?}, {element:?}, {tokens} tokens: {error:e}"
+                        );
+                    }
+                    first += out;
+                }
+            }
+        }
+    }
+    for (why, parts) in [
+        ("other signs", [(256, planes, true), (256, planes, false)]),
+        ("a border above another", [(300, planes, true), (256, planes, true)]),
+        ("other terms", [(256, planes, true), (256, Terms::Trellis(12), true)]),
+        ("another number of states", [(256, Terms::Trellis(14), true), (256, Terms::Trellis(12), true)]),
+        ("scales of rows", [(256, Terms::Planes(ScaleGroup::Row), true), (256, planes, true)]),
+        ("single coefficients", [(256, Terms::Sparse(Format::Word32, 9), true), (256, planes, true)]),
+        ("several terms", [(256, Terms::All, true), (256, Terms::All, true)]),
+    ] {
+        assert!(DeviceMatrix::stacked(&parts.map(device)).unwrap().is_none(), "{why}");
     }
 }

@@ -345,6 +345,10 @@ impl Machine for Simulator {
         Ok(self.keep(memory))
     }
 
+    fn address(&self, memory: &Memory) -> u64 {
+        memory.address
+    }
+
     fn wait(&self) -> Result<()> {
         self.expect_no_capture("waiting");
         self.run_streams(|thread| thread == std::thread::current().id())

@@ -16,7 +16,7 @@ impl Model {
     ///
     /// # Errors
     /// When the device has not enough memory.
-    pub fn token_step<D: Machine>(
+    pub fn token_step<D: Machine + Clone>(
         &self,
         machine: D,
         element: Element,

@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <dlfcn.h>
+#include <map>
 #include <set>
 #include <string>
 #include <sys/mman.h>
@@ -317,6 +318,41 @@ static std::string launch(const std::string &name, const Index &grid, int block,
     return fault.empty() ? "" : name + ": " + fault;
 }
 
+// ---- memory ----
+
+// A device's memories lie near each other, and so do these: one after another in a range that is never used twice. What is between two of them,
+// and what was freed, is nobody's.
+constexpr size_t MEMORY_BYTES = 12ull << 30, ALIGNED = 256, APART = PAGE_BYTES;
+static char *memory_end, *memory_limit;
+static std::map<uint64_t, size_t> memories;
+
+static void *allocate(size_t bytes) {
+    if (memory_end == nullptr) {
+        const int kind = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+        void *all = mmap(nullptr, MEMORY_BYTES, PROT_READ | PROT_WRITE, kind, -1, 0);
+        if (all == MAP_FAILED) abort();
+        memory_end = (char *)all, memory_limit = memory_end + MEMORY_BYTES;
+        ASAN_POISON_MEMORY_REGION(memory_end, APART);
+        memory_end += APART;
+    }
+    const size_t with_rest = (bytes + ALIGNED - 1) / ALIGNED * ALIGNED + APART;
+    if (with_rest > (size_t)(memory_limit - memory_end)) abort();
+    char *memory = memory_end;
+    memory_end += with_rest;
+    ASAN_POISON_MEMORY_REGION(memory + bytes, with_rest - bytes);
+    memories[reinterpret_cast<uint64_t>(memory)] = bytes;
+    return memory;
+}
+
+static void release(uint64_t address) {
+    const auto found = memories.find(address);
+    if (found == memories.end()) abort();
+    const uint64_t first = (address + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES, end = (address + found->second) / PAGE_BYTES * PAGE_BYTES;
+    if (end > first) madvise(reinterpret_cast<void *>(first), end - first, MADV_DONTNEED);
+    ASAN_POISON_MEMORY_REGION(reinterpret_cast<void *>(address), found->second);
+    memories.erase(found);
+}
+
 // ---- the pipe ----
 
 static void read_all(void *to, size_t bytes) {
@@ -354,8 +390,7 @@ int main() {
         switch (read_word()) {
         case 'A': { // allocate: bytes -> address. What nobody wrote is NaN.
             const size_t bytes = read_word();
-            void *memory = nullptr;
-            if (posix_memalign(&memory, 256, bytes) != 0) abort();
+            void *memory = allocate(bytes);
             memset(memory, 0xff, bytes);
             fresh.insert(memory);
             write_word(reinterpret_cast<uint64_t>(memory));
@@ -363,7 +398,7 @@ int main() {
         }
         case 'F': // free: address
             host_waits();
-            free(reinterpret_cast<void *>(read_word()));
+            release(read_word());
             break;
         case 'W': { // write: address, bytes, the bytes
             char *to = reinterpret_cast<char *>(read_word());
