@@ -32,9 +32,20 @@
 //! (the tests do so). Their results are Candle's to allocate, on the same stream. A graph is to be run in order with the products of
 //! the thread that captured it, and its matrices must not be dropped, nor others while it is captured: that waits.
 //!
-//! Text generation uses none. Candle 0.11 would let its stream be captured (`CudaStream::begin_capture`; what its own kernels take from the host is kept by
-//! `CudaDevice::enable_cuda_graph_htod_cache`), but each token's keys and values go to another place than the last one's, and attention
-//! goes over one more, which Candle's kernels are told by their launches: a graph of one token serves no other.
+//! # One token of a model
+//!
+//! A model of this crate ([`models::Model`](crate::models::Model)) all of whose layers are compressed takes one token after others that are in a cache by
+//! launches of this crate alone ([`TokenStep`]): products, and between them norms and the residual stream, attention and the nonlinearity
+//! (`step.cu`), eight launches a layer. Matrices that see one input (queries, keys and values; a gate and what it scales) are
+//! one launch where they come from one encoder and their rows are whole blocks ([`DeviceMatrix::stacked`]). Position and rotations are in
+//! the device's memory, and a split of the keys before a token is a share of them, however many they are; so a graph of one token's
+//! launches serves the next ones, until the cache grows and another is captured. A thread's first token is queued launch by launch, and so is one
+//! whose capture fails because somebody waits for the device meanwhile. Embedding and head
+//! are Candle's operations before and after it. Candle's own kernels could not be captured so: they are told by their launches where a token's keys go
+//! and over how many its attention goes.
+//!
+//! Several tokens at once, layers that are dense, trained or watched, experts, and heads wider than 256 elements or no multiple of 8 wide go through
+//! Candle's operations one by one.
 //!
 //! # Limits
 //!

@@ -1,6 +1,6 @@
 //! Attention over layers that are dense or compressed, with a cache, and what all layers of a forward pass share.
 
-use super::norm::has_op;
+use super::norm::{has_kernel, has_op};
 use super::rope::Rotation;
 use super::step::OnDevice;
 use super::{KvCache, Linear, RbeRmsNorm, Rope, forward_all};
@@ -371,7 +371,11 @@ fn composed(q: &Tensor, k: &Tensor, v: &Tensor, scoring: Scoring, mask: &Attenti
             masked.reshape((batch, kv_heads, (), total))?
         }
     };
-    let mixed = candle_nn::ops::softmax(&scores, D::Minus1)?.to_dtype(v.dtype())?.matmul(v)?;
+    let weights = match has_kernel(&scores) {
+        true => candle_nn::ops::softmax_last_dim(&scores)?,
+        false => candle_nn::ops::softmax(&scores, D::Minus1)?,
+    };
+    let mixed = weights.to_dtype(v.dtype())?.matmul(v)?;
     mixed.reshape((batch, heads, seq, head_dim))?.transpose(1, 2)?.reshape((batch, seq, heads * head_dim))
 }
 

@@ -11,6 +11,11 @@ pub(super) fn has_op(x: &Tensor) -> bool {
     x.device().is_cpu() && matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16)
 }
 
+/// Whether one kernel of Candle's may stand for several of its operations: half types and F32 on a CUDA device, where no gradient goes through.
+pub(super) fn has_kernel(x: &Tensor) -> bool {
+    x.device().is_cuda() && matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16) && !x.track_op()
+}
+
 /// `(x - mean(x)) / sqrt(var(x) + eps) * weight + bias` over the last dimension, differentiable; see [`ops::layer_norm`].
 #[doc(alias = "RBELayerNorm")]
 #[derive(Clone, Debug)]
@@ -114,8 +119,12 @@ impl Module for RbeRmsNorm {
             None => None,
         };
         let norm = trained.as_ref().unwrap_or(&self.norm);
-        // Candle's fused kernel has no backward, rounds a half type's norm, and sums an F64 row in F32.
-        if has_op(x) { ops::rms_norm(x, norm.weight(), norm.eps()) } else { norm.forward_diff(x) }
+        match has_op(x) {
+            true => ops::rms_norm(x, norm.weight(), norm.eps()),
+            // Candle's kernel is one launch, has no backward, and sums an F64 row in F32.
+            false if has_kernel(x) && !norm.weight().track_op() => norm.forward(x),
+            false => norm.forward_diff(x),
+        }
     }
 }
 
