@@ -4,7 +4,7 @@ use super::device::CudaMachine;
 use super::forward::filled;
 use super::machine::{Element, Machine};
 use super::memory::CudaMemory;
-use super::step::{Cache, TokenStep};
+use super::step::{Cache, DeviceDecoder, TokenStep};
 use crate::Result;
 use candle_core::cuda_backend::cudarc::driver::{CudaGraph, CudaStream, DevicePtr, result, sys};
 use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
@@ -44,13 +44,18 @@ impl std::fmt::Debug for CapturedStep {
 impl Drop for CapturedStep {
     fn drop(&mut self) {
         // Launches of another thread's stream may not have run yet.
-        let _ = self.step.machine().wait_for_all();
+        let _ = self.step.device().machine().wait_for_all();
     }
 }
 
 impl CapturedStep {
-    pub(crate) fn new(step: TokenStep<CudaMachine>) -> Self {
-        Self { step, ran: None, graph: None }
+    pub(crate) fn new(decoder: Arc<DeviceDecoder<CudaMachine>>) -> Result<Self> {
+        Ok(Self { step: TokenStep::new(decoder)?, ran: None, graph: None })
+    }
+
+    /// Whether it is of this decoder.
+    pub(crate) fn is_of(&self, decoder: &Arc<DeviceDecoder<CudaMachine>>) -> bool {
+        Arc::ptr_eq(self.step.device(), decoder)
     }
 
     /// The state after the last norm, `(1, 1, hidden)`, of the token at `position`, whose keys and values go to it in `caches`, `(1, kv_heads,
@@ -63,19 +68,19 @@ impl CapturedStep {
         turns: &[f32],
         caches: &[(Tensor, Tensor)],
     ) -> candle_core::Result<Option<Tensor>> {
-        let (element, hidden) = (self.step.element(), self.step.decoder().hidden);
+        let (element, hidden) = (self.step.device().element(), self.step.device().decoder().hidden);
         let Some(embedding_at) = address(embedding, element, &[1, 1, hidden])? else { return Ok(None) };
         let Some((first, _)) = caches.first() else { return Ok(None) };
         let capacity = first.dim(2)?;
         let mut addresses = Vec::with_capacity(2 * caches.len());
-        for ((keys, values), layer) in caches.iter().zip(&self.step.decoder().layers) {
+        for ((keys, values), layer) in caches.iter().zip(&self.step.device().decoder().layers) {
             for tensor in [keys, values] {
                 let shape = [1, layer.heads.kv_heads, capacity, layer.heads.width];
                 let Some(address) = address(tensor, element, &shape)? else { return Ok(None) };
                 addresses.push(address);
             }
         }
-        let device = self.step.machine().device().clone();
+        let device = self.step.device().machine().device().clone();
         let stream = device.cuda_stream();
         let now = TokenStep::<CudaMachine>::now_bytes(u32::try_from(position)?, turns);
         let bytes = hidden * element.bytes();
@@ -113,7 +118,7 @@ impl CapturedStep {
         let thread = thread::current().id();
         if self.ran.is_some_and(|ran| ran != thread) {
             // Nothing orders what the last thread asked for before what this one does.
-            self.step.machine().wait_for_all()?;
+            self.step.device().machine().wait_for_all()?;
         }
         let has_run_here = self.ran.replace(thread) == Some(thread);
         let is_same = |graph: &Captured| graph.capacity == capacity && graph.addresses == addresses;

@@ -94,7 +94,8 @@ pub use machine::{Arg, Dense, Element, Launch, MODULES, Machine, Module, exhaust
 pub use matrix::{DeviceMatrix, Output};
 pub use operands::Operand;
 pub use step::{
-    Cache, Decoder, DecoderLayer, HeadNorm, Heads, Nonlinearity, NormWeights, Projection, TokenStep,
+    Cache, Decoder, DecoderLayer, DeviceDecoder, HeadNorm, Heads, Nonlinearity, NormWeights, Projection,
+    TokenStep,
 };
 pub use term::GEMV_MAX_BATCH;
 

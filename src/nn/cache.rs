@@ -2,7 +2,7 @@
 
 use crate::Error;
 #[cfg(feature = "cuda")]
-use crate::cuda::CapturedStep;
+use crate::cuda::{CapturedStep, CudaMachine, DeviceDecoder};
 use candle_core::{Result, Tensor};
 #[cfg(feature = "cuda")]
 use std::sync::Arc;
@@ -22,10 +22,9 @@ pub struct KvCache {
     layers: Vec<Option<(Tensor, Tensor)>>,
     len: usize,
     context_length: usize,
-    /// What takes the next token through a model on a card: it belongs to the model of that identity, and there is none where that one
-    /// cannot be taken so.
+    /// What takes the next token through a model on a card.
     #[cfg(feature = "cuda")]
-    step: Option<(Arc<()>, Option<CapturedStep>)>,
+    step: Option<CapturedStep>,
 }
 
 impl KvCache {
@@ -90,17 +89,16 @@ impl KvCache {
         Ok(all)
     }
 
-    /// The step of the model of this identity; `make` makes it where there is none, or another's, and says whether that can be.
+    /// What takes a token through this decoder.
     #[cfg(feature = "cuda")]
     pub(crate) fn step(
         &mut self,
-        model: &Arc<()>,
-        make: impl FnOnce() -> Result<Option<CapturedStep>>,
-    ) -> Result<Option<&mut CapturedStep>> {
-        if self.step.as_ref().is_none_or(|(of, _)| !Arc::ptr_eq(of, model)) {
-            self.step = Some((model.clone(), make()?));
+        decoder: &Arc<DeviceDecoder<CudaMachine>>,
+    ) -> crate::Result<&mut CapturedStep> {
+        match self.step.take().filter(|step| step.is_of(decoder)) {
+            Some(step) => Ok(self.step.insert(step)),
+            None => Ok(self.step.insert(CapturedStep::new(decoder.clone())?)),
         }
-        Ok(self.step.as_mut().and_then(|(_, step)| step.as_mut()))
     }
 
     /// Every layer's buffers `(batch, kv_heads, capacity, head_dim)`, with room for one position more, which counts only after

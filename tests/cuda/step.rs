@@ -108,9 +108,10 @@ impl<'m> Sample<'m> {
             let matrix = DeviceMatrix::new(machine.clone(), &tensor.to_matrix().unwrap()).unwrap();
             Some(Arc::new(matrix))
         };
-        let step = model.token_step(machine.clone(), element, &on_device).unwrap().expect("a step");
+        let decoder = model.device_decoder(machine.clone(), element, &on_device).unwrap().expect("a decoder");
+        let step = TokenStep::new(Arc::new(decoder)).unwrap();
         let capacity = cache.len() + 8;
-        let caches = step.decoder().layers.iter().enumerate().map(|(layer, of)| {
+        let caches = step.device().decoder().layers.iter().enumerate().map(|(layer, of)| {
             let (heads, width) = (of.heads.kv_heads, of.heads.width);
             let filled = |held: Option<Tensor>| {
                 // What no token has written is not to be read.

@@ -41,9 +41,9 @@ pub struct Model {
     device: Device,
     /// What stands before the names of all weights but the head's.
     body: &'static str,
-    /// The same for clones, until a layer may have become another.
+    /// What takes one token through the model on a card, once one was asked for; of all clones, until a layer may have become another.
     #[cfg(feature = "cuda")]
-    identity: std::sync::Arc<()>,
+    on_a_card: step::OnACard,
 }
 
 impl Model {
@@ -94,7 +94,7 @@ impl Model {
             config,
             body,
             #[cfg(feature = "cuda")]
-            identity: std::sync::Arc::default(),
+            on_a_card: step::OnACard::default(),
         })
     }
 
@@ -109,7 +109,7 @@ impl Model {
     pub fn linears_mut(&mut self) -> Vec<(String, &mut Linear)> {
         #[cfg(feature = "cuda")]
         {
-            self.identity = std::sync::Arc::default();
+            self.on_a_card = step::OnACard::default();
         }
         let Names { head, .. } = self.config.names;
         let mut linears = Vec::new();
