@@ -1,5 +1,6 @@
 //! Attention over layers that are dense or compressed, with a cache, and what all layers of a forward pass share.
 
+use super::causal::{CausalMask, CausalMasks, hidden};
 use super::norm::{has_kernel, has_op};
 use super::rope::Rotation;
 use super::step::OnDevice;
@@ -16,6 +17,7 @@ pub struct AttentionPass<'c> {
     past: usize,
     seq: usize,
     mask: AttentionMask,
+    masks: CausalMasks,
     rotations: Vec<Rotation>,
     cache: Option<&'c mut KvCache>,
 }
@@ -44,13 +46,20 @@ impl<'c> AttentionPass<'c> {
     /// A pass of `seq` new positions after those in the cache; each sees those before it and itself.
     pub fn causal(seq: usize, cache: Option<&'c mut KvCache>) -> Self {
         let past = cache.as_ref().map_or(0, |cache| cache.len());
-        Self { past, seq, mask: AttentionMask::Causal, rotations: vec![], cache }
+        Self {
+            past,
+            seq,
+            mask: AttentionMask::Causal,
+            masks: CausalMasks::default(),
+            rotations: vec![],
+            cache,
+        }
     }
 
     /// A pass in which every position sees all, or with a mask `(batch, seq)` those whose entry is not zero.
     pub fn full(seq: usize, mask: Option<Tensor>) -> Self {
         let mask = mask.map_or(AttentionMask::Full, AttentionMask::Keys);
-        Self { past: 0, seq, mask, rotations: vec![], cache: None }
+        Self { past: 0, seq, mask, masks: CausalMasks::default(), rotations: vec![], cache: None }
     }
 
     /// The same pass with one more rotation of queries and keys by their positions, for heads of `head_dim` elements.
@@ -87,10 +96,10 @@ impl<'c> AttentionPass<'c> {
         let turn = |x: &Tensor| rotation.map_or_else(|| Ok(x.clone()), |r| r.apply(x));
         let (q, k) = (turn(q)?, turn(k)?);
         match &mut self.cache {
-            None => attention(&q, &k, v, scoring, &self.mask),
+            None => attention(&q, &k, v, scoring, &self.mask, &mut self.masks),
             Some(cache) => {
                 let (k, v) = cache.append(layer, &k, v)?;
-                attention(&q, &k, &v, scoring, &self.mask)
+                attention(&q, &k, &v, scoring, &self.mask, &mut self.masks)
             }
         }
     }
@@ -298,23 +307,34 @@ fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
 
 /// Queries taken at once where all scores are held: of a window, a few keys more than it has.
 const QUERIES: usize = 128;
+/// Scores of a head that are held at once, but for those of so many queries.
+const SCORES: usize = 1 << 21;
 
 /// `softmax(cap(scale q k') + mask) v`: this crate's op where it takes the tensors and what is asked of them, composed
-/// elsewhere. Memory is linear in the sequence where the window bounds it.
-fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scoring: Scoring, mask: &AttentionMask) -> Result<Tensor> {
+/// elsewhere. Memory is linear in the sequence where the window bounds it, and but for the scores of [`QUERIES`] else.
+fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    scoring: Scoring,
+    mask: &AttentionMask,
+    masks: &mut CausalMasks,
+) -> Result<Tensor> {
     let (seq, total) = (q.dim(2)?, k.dim(2)?);
     let causal = matches!(mask, AttentionMask::Causal);
     let window = scoring.window.filter(|&window| causal && window < total);
     let scoring = Scoring { window, ..scoring };
-    match (window, scoring.softcap) {
-        (None, None) if has_op(q) => return ops::attention(q, k, v, scoring.scale, mask),
-        (None, None) => return composed(q, k, v, scoring, mask),
-        _ if !causal => return composed(q, k, v, scoring, mask),
-        _ => {}
+    let is_plain = window.is_none() && scoring.softcap.is_none();
+    if is_plain && has_op(q) {
+        return ops::attention(q, k, v, scoring.scale, mask);
+    }
+    if !causal || (is_plain && seq * total <= SCORES) {
+        return composed(q, k, v, scoring, mask, masks);
     }
     let past = total - seq;
-    let part = |first: usize| {
-        let count = QUERIES.min(seq - first);
+    let at_once = if is_plain { (SCORES / total).max(QUERIES) } else { QUERIES };
+    let mut part = |first: usize| {
+        let count = at_once.min(seq - first);
         // The keys that any of these queries sees.
         let end = past + first + count;
         let begin = window.map_or(0, |window| (past + first + 1).saturating_sub(window));
@@ -324,10 +344,10 @@ fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scoring: Scoring, mask: &Attent
             None if scoring.softcap.is_none() && has_op(&q) => {
                 ops::attention(&q, &k, &v, scoring.scale, mask)
             }
-            window => composed(&q, &k, &v, Scoring { window, ..scoring }, mask),
+            window => composed(&q, &k, &v, Scoring { window, ..scoring }, mask, masks),
         }
     };
-    let parts = (0..seq).step_by(QUERIES).map(part).collect::<Result<Vec<_>>>()?;
+    let parts = (0..seq).step_by(at_once).map(&mut part).collect::<Result<Vec<_>>>()?;
     Tensor::cat(&parts, 1)
 }
 
@@ -336,26 +356,25 @@ fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scoring: Scoring, mask: &Attent
 ///
 /// Heads that share a key are stacked as rows of one product, so that keys and values are read once and never repeated in
 /// memory.
-fn composed(q: &Tensor, k: &Tensor, v: &Tensor, scoring: Scoring, mask: &AttentionMask) -> Result<Tensor> {
+fn composed(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    scoring: Scoring,
+    mask: &AttentionMask,
+    masks: &mut CausalMasks,
+) -> Result<Tensor> {
     let (batch, heads, seq, head_dim) = q.dims4()?;
     let (_, kv_heads, total, _) = k.dims4()?;
     let dtype = if q.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-    let hidden = |seen: &Tensor| {
-        let shape = seen.shape();
-        let infinity = Tensor::full(f32::NEG_INFINITY, shape, q.device())?;
-        seen.where_cond(&infinity.zeros_like()?, &infinity)?.to_dtype(dtype)
-    };
     let mask = match mask {
         AttentionMask::Full => None,
         AttentionMask::Causal if seq == 1 && scoring.window.is_none() => None,
         AttentionMask::Causal => {
             let window = scoring.window.unwrap_or(total);
-            let sees = |at: usize, key: usize| key <= at && at - key < window;
-            let row = |i| (0..total).map(move |j| u8::from(sees(total - seq + i, j)));
-            let seen: Vec<u8> = (0..seq).flat_map(row).collect();
-            Some(hidden(&Tensor::from_vec(seen, (1, 1, seq, total), q.device())?)?)
+            Some(masks.get(CausalMask { queries: seq, keys: total, window, dtype }, q.device())?)
         }
-        AttentionMask::Keys(keys) => Some(hidden(&keys.ne(0u32)?.reshape((batch, 1, 1, total))?)?),
+        AttentionMask::Keys(keys) => Some(hidden(&keys.ne(0u32)?.reshape((batch, 1, 1, total))?, dtype)?),
     };
     // Scaled before the product: a sum of 128 products of large queries and keys overflows F16.
     let queries = (q * scoring.scale)?.reshape((batch, kv_heads, heads / kv_heads * seq, head_dim))?;
@@ -427,7 +446,8 @@ mod tests {
                     [(None, None), (Some(3), None), (None, Some(0.8)), (Some(150), None), (Some(7), Some(2.))]
                 {
                     let scoring = Scoring { window, softcap, ..Scoring::from(0.35) };
-                    let ours = attention(&q, &k, &v, scoring, &AttentionMask::Causal)?;
+                    let ours =
+                        attention(&q, &k, &v, scoring, &AttentionMask::Causal, &mut CausalMasks::default())?;
                     assert_eq!((ours.dims(), ours.dtype()), (&[batch, seq, heads * 8][..], dtype));
                     let ours = ours.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
                     let exact = textbook(&q, &k, &v, scoring)?;
@@ -449,6 +469,20 @@ mod tests {
     }
 
     #[test]
+    fn a_long_sequence_goes_in_parts() -> Result<()> {
+        let (seq, past) = (1100, 1000);
+        assert!(seq * (seq + past) > SCORES);
+        let random = |heads, seq| Tensor::randn(0f64, 1., (1, heads, seq, 4), &Device::Cpu);
+        let (q, k, v) = (random(2, seq)?, random(1, past + seq)?, random(1, past + seq)?);
+        let mut masks = CausalMasks::default();
+        let ours = attention(&q, &k, &v, 0.5.into(), &AttentionMask::Causal, &mut masks)?;
+        let whole = composed(&q, &k, &v, 0.5.into(), &AttentionMask::Causal, &mut masks)?;
+        let error = (ours - whole)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()?;
+        assert!(error < 1e-12, "{error}");
+        Ok(())
+    }
+
+    #[test]
     fn gradients_and_masks_are_those_of_the_composed_form() -> Result<()> {
         use candle_core::Var;
         for (batch, heads, kv_heads, past, seq) in
@@ -467,7 +501,7 @@ mod tests {
                 };
                 let (ours, theirs) = (
                     ops::attention(&q, &k, &v, 0.35, &mask)?,
-                    composed(&q, &k, &v, Scoring::from(0.35), &mask)?,
+                    composed(&q, &k, &v, Scoring::from(0.35), &mask, &mut CausalMasks::default())?,
                 );
                 assert!(difference(&ours, &theirs)? < 3e-6, "{mask:?} {batch} {heads} {past} {seq}");
                 for (ours, theirs) in gradients(ours)?.iter().zip(&gradients(theirs)?) {

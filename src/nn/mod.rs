@@ -22,6 +22,7 @@ mod activation;
 mod adapter;
 mod attention;
 mod cache;
+mod causal;
 mod checked;
 mod conv;
 mod counters;
