@@ -1,15 +1,15 @@
-//! A text written by a model of LLaMA 7B's shape, token by token.
+//! A text read by a model of LLaMA 7B's shape, and one written, token by token.
 //!
 //! Weights are random: of `DISTINCT` layers, which come again and again, but are together more than the card's second cache holds. A token's
 //! time is the median of those after the first ones, from one token in the host's hands to the next, beside what its bytes would take at a
-//! copy's speed.
+//! copy's speed. Reading is that of a prompt at once, the median of three, of which the logits of the last token come to the host.
 
 use crate::{Filter, Report, speed};
 use anyhow::Result;
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
-use candle_rbe::models::{Config, Model, generate, greedy};
+use candle_rbe::models::{CausalLm, Config, Model, generate, greedy};
 use candle_rbe::{Linear, RbeLinear, RbeTensor};
 use serde::Serialize;
 use std::collections::HashMap;
@@ -21,6 +21,7 @@ use std::time::Instant;
 const DISTINCT: usize = 4;
 const PROMPT_TOKENS: u32 = 64;
 const NEW_TOKENS: usize = 120;
+const READ_TOKENS: u32 = 512;
 /// Until memory is allocated, kernels are loaded and graphs captured.
 const FIRST_TOKENS: usize = 20;
 
@@ -35,6 +36,8 @@ pub(crate) struct Written {
     us: f64,
     /// Of what its bytes allow.
     share: f64,
+    /// Of `READ_TOKENS` together.
+    read_us: f64,
 }
 
 pub(crate) fn run(device: &Device, filter: &Filter, report: &mut Report) -> Result<()> {
@@ -56,8 +59,12 @@ pub(crate) fn run(device: &Device, filter: &Filter, report: &mut Report) -> Resu
             };
             let us = token_us(&model)?;
             let share = weight_bytes as f64 / (copy_gb_s * 1e3) / us;
-            eprintln!("7B, {name}: {us:.0} us a token, {:.0} % of what its bytes allow", 100.0 * share);
-            report.texts.push(Written { weight: name.to_owned(), weight_bytes, us, share });
+            let read_us = read_us(&model)?;
+            eprintln!(
+                "7B, {name}: {us:.0} us a token, {:.0} % of what its bytes allow; {READ_TOKENS} read in {read_us:.0} us",
+                100.0 * share
+            );
+            report.texts.push(Written { weight: name.to_owned(), weight_bytes, us, share, read_us });
             Ok(())
         })?;
     }
@@ -148,15 +155,34 @@ fn token_us(model: &Model) -> Result<f64> {
     Ok(times.get(times.len() / 2).copied().unwrap_or(f64::NAN))
 }
 
+/// The median time in which a prompt is read.
+fn read_us(model: &Model) -> Result<f64> {
+    let prompt = Tensor::arange(1, READ_TOKENS + 1, model.device())?.unsqueeze(0)?;
+    let mut times = Vec::new();
+    for _ in 0..4 {
+        let start = Instant::now();
+        let logits = model.forward_last(&prompt, Some(&mut model.new_cache()))?;
+        logits.to_vec2::<f32>()?;
+        times.push(start.elapsed().as_secs_f64() * 1e6);
+    }
+    // The first one allocates.
+    let mut times = times.split_off(1);
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2])
+}
+
 pub(crate) fn markdown(texts: &[Written]) -> String {
     if texts.is_empty() {
         return String::new();
     }
-    let mut table = "\n## A text by a model of LLaMA 7B's shape\n\n| weight | bytes | us a token | tokens a second | of what its bytes allow |\n|---|---|---|---|---|".to_owned();
-    for Written { weight, weight_bytes, us, share } in texts {
+    let mut table = format!(
+        "\n## A text by a model of LLaMA 7B's shape\n\n| weight | bytes | us a token | tokens a second | of what its bytes allow | \
+         {READ_TOKENS} tokens read, us |\n|---|---|---|---|---|---|"
+    );
+    for Written { weight, weight_bytes, us, share, read_us } in texts {
         let _ = write!(
             table,
-            "\n| {weight} | {weight_bytes} | {us:.0} | {:.0} | {:.0} % |",
+            "\n| {weight} | {weight_bytes} | {us:.0} | {:.0} | {:.0} % | {read_us:.0} |",
             1e6 / us,
             100.0 * share
         );
