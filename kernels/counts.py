@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the kernels cost, counted in the machine code for an H100: instructions a weight in the hot loops, by the unit that runs
 them, and the time that the busiest unit sets for 8192 x 8192 weights; registers, shared memory, and the warps that a multiprocessor has
-at once by them; the clocks of a warp alone through a transform. Fails where a count is above its ceiling.
+at once by them; the clocks of a warp alone through a transform; what attention takes an element of a key. Fails where a count is above its ceiling.
 
     kernels/counts.py NVCC NVDISASM [part of a kernel's name ...]
 
@@ -51,6 +51,9 @@ LOOPS = [
 ]
 # Kernel, binary logarithm of the block's length, the most microseconds of a warp alone.
 TRANSFORMS = [("analyze_f32_f32", 8, 5.0), ("synthesize_f32_f32", 8, 5.0), ("analyze_f32_f32", 7, 5.0)]
+# Kernel, query heads and elements of keys of a thread in a pass of its loop; the most instructions an element, of all its heads, without those
+# of loops in it (a score's sum over lanes), and registers. The time is that of 4096 keys of 32 heads of 128 elements.
+ATTENTION, KEYS = [("attend_1_f16", 1, 32, 8.2, 128), ("attend_4_f16", 4, 16, 14.5, 128)], 4096 * 32 * 128
 
 
 def functions(assembly):
@@ -163,6 +166,8 @@ def main():
     transforms = [transform for transform in TRANSFORMS if chosen(transform[0])]
     sources = [(source, f"COUNTED_BITS={bits}") for source, _, bits, *_ in loops]
     sources += [("transform", f"COUNTED_LEVELS={levels}") for _, levels, _ in transforms]
+    attention = [row for row in ATTENTION if chosen(row[0])]
+    sources += [("step", "COUNTED_BITS=0") for _ in attention]
     failures = []
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(2) as pool:
         jobs = {key: pool.submit(compiled, tools, folder, *key) for key in dict.fromkeys(sources)}
@@ -202,6 +207,16 @@ def main():
         print(f"| {kernel} | {1 << levels} | {len(instructions)} | {registers[kernel]} | {alone} | {time:.1f} |")
         if time > most:
             failures.append(f"{kernel}, blocks of {1 << levels}: {time:.1f} us; {most} are allowed")
+
+    print("\n| kernel | heads of a key | instructions | registers | bound, us | bytes, us |\n|---|---|---|---|---|---|")
+    for kernel, heads, per, most, most_registers in attention:
+        found, registers = code["step", "COUNTED_BITS=0"]
+        count = len(hot_loop(*found[kernel])) / per
+        bound, moved = KEYS * count / RATES["all"] / MULTIPROCESSORS / CLOCK * 1e6, 4 * KEYS / BANDWIDTH * 1e6
+        print(f"| {kernel} | {heads} | {count:.1f} | {registers[kernel]} | {bound:.1f} | {moved:.1f} |")
+        for what, have, ceiling in [("instructions an element", count, most), ("registers", registers[kernel], most_registers)]:
+            if have > ceiling:
+                failures.append(f"{kernel}: {have:.2f} {what}; {ceiling} are allowed")
     sys.exit("\n".join(failures) or None)
 
 
