@@ -4,7 +4,7 @@ use super::machine::{Arg, Dense, Element, Launch, Machine, Module, exhausted, ex
 use super::memory::{self, CudaMemory, Owned, Use};
 use crate::error::{Error, Result};
 use candle_core::backend::BackendStorage;
-use candle_core::cuda_backend::cudarc::driver::{CudaFunction, CudaModule, CudaSlice, sys};
+use candle_core::cuda_backend::cudarc::driver::{CudaFunction, CudaGraph, CudaModule, CudaSlice, sys};
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
 use candle_core::{CudaDevice, CudaStorage, Layout};
@@ -195,8 +195,18 @@ fn fatbin(module: Module) -> &'static [u8] {
     }
 }
 
+/// Launches that a thread has captured.
+pub(crate) struct Graph(CudaGraph);
+
+// SAFETY: a graph is no thread's own; the driver wants calls with one not to be made at once. Who has it launches it from one thread after
+// another (`CapturedStep` is `&mut` then).
+unsafe impl Send for Graph {}
+// SAFETY: it is launched by the thread alone that captured it.
+unsafe impl Sync for Graph {}
+
 impl Machine for CudaMachine {
     type Memory = CudaMemory;
+    type Graph = Graph;
 
     fn allocate(&self, bytes: usize) -> Result<CudaMemory> {
         // SAFETY: whatever the memory holds, its bytes are read only by kernels and after they were written.
@@ -294,6 +304,20 @@ impl Machine for CudaMachine {
         .result()
         .w()?;
         Ok(())
+    }
+
+    fn capture(&self, work: &mut dyn FnMut() -> Result<()>) -> Option<Graph> {
+        let stream = self.device.cuda_stream();
+        // Whatever other threads ask for meanwhile is no part of it. Where one waits for the device, that ends it.
+        stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED).ok()?;
+        let launched = work();
+        let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+        let graph = stream.end_capture(flags).ok().flatten();
+        graph.filter(|_| launched.is_ok()).map(Graph)
+    }
+
+    fn replay(&self, graph: &Graph) -> Result<()> {
+        Ok(graph.0.launch().w()?)
     }
 
     fn matmul(&self, a: &CudaMemory, b: &CudaMemory, size: Dense) -> Result<CudaMemory> {

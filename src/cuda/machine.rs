@@ -155,6 +155,9 @@ pub fn exhausted(bytes: usize, free: usize) -> Error {
 /// A device with a stream for each thread of the host: what a thread asks for happens in the order in which it asks for it, and in no
 /// order with what others ask for.
 pub trait Machine {
+    /// Launches to be run again.
+    type Graph;
+
     /// Memory of the device, free again when it is dropped and all that the thread which drops it has asked for before has run.
     type Memory;
 
@@ -209,6 +212,16 @@ pub trait Machine {
     /// # Errors
     /// When the device refuses it.
     fn launch(&self, launch: Launch<'_, Self::Memory>) -> Result<()>;
+
+    /// What `work` launches on this thread's stream, to be run again: nothing of it runs now. `None` where the device cannot hold it, or `work`
+    /// fails.
+    fn capture(&self, work: &mut dyn FnMut() -> Result<()>) -> Option<Self::Graph>;
+
+    /// Queues the launches of a graph, on the stream of the thread that captured it, which asks for it.
+    ///
+    /// # Errors
+    /// When the device refuses it.
+    fn replay(&self, graph: &Self::Graph) -> Result<()>;
 
     /// Queues a dense product.
     ///

@@ -81,27 +81,27 @@ mod trellis;
 mod upload;
 
 #[cfg(feature = "cuda")]
-mod captured;
-#[cfg(feature = "cuda")]
 mod device;
 #[cfg(feature = "cuda")]
 mod forward;
 #[cfg(feature = "cuda")]
 mod memory;
+#[cfg(feature = "cuda")]
+mod token;
 
 pub use kept::Kept;
 pub use machine::{Arg, Dense, Element, Launch, MODULES, Machine, Module, exhausted, expect_capability};
 pub use matrix::{DeviceMatrix, Output};
 pub use operands::Operand;
 pub use step::{
-    Cache, Decoder, DecoderLayer, DeviceDecoder, HeadNorm, Heads, Nonlinearity, NormWeights, Projection,
-    TokenStep,
+    Cache, CapturedStep, Decoder, DecoderLayer, DeviceDecoder, HeadNorm, Heads, Nonlinearity, NormWeights,
+    Projection, TokenStep,
 };
 pub use term::GEMV_MAX_BATCH;
 
 #[cfg(feature = "cuda")]
-pub(crate) use captured::CapturedStep;
-#[cfg(feature = "cuda")]
 pub(crate) use device::CudaMachine;
 #[cfg(feature = "cuda")]
 pub(crate) use forward::{Asked, Weight, decode, gather, matmul};
+#[cfg(feature = "cuda")]
+pub(crate) use token::token;

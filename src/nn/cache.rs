@@ -24,7 +24,7 @@ pub struct KvCache {
     context_length: usize,
     /// What takes the next token through a model on a card.
     #[cfg(feature = "cuda")]
-    step: Option<CapturedStep>,
+    step: Option<CapturedStep<CudaMachine>>,
 }
 
 impl KvCache {
@@ -94,8 +94,8 @@ impl KvCache {
     pub(crate) fn step(
         &mut self,
         decoder: &Arc<DeviceDecoder<CudaMachine>>,
-    ) -> crate::Result<&mut CapturedStep> {
-        match self.step.take().filter(|step| step.is_of(decoder)) {
+    ) -> crate::Result<&mut CapturedStep<CudaMachine>> {
+        match self.step.take().filter(|held| Arc::ptr_eq(held.step().device(), decoder)) {
             Some(step) => Ok(self.step.insert(step)),
             None => Ok(self.step.insert(CapturedStep::new(decoder.clone())?)),
         }

@@ -116,9 +116,9 @@ fn a_captured_product_runs_again_with_other_inputs() {
         let [y, expected] = [0, 0].map(|_| machine.allocate(2 * tokens * rows).unwrap());
         let operand = |memory| Operand { memory, offset: 0, element: Element::F16 };
         // Nothing but launches: the machine refuses to capture the rest.
-        let graph = machine.capture(|| {
-            device.matmul(&operand(&x), tokens, false, None, &operand(&y)).unwrap();
-        });
+        let graph = machine
+            .capture(&mut || device.matmul(&operand(&x), tokens, false, None, &operand(&y)))
+            .expect("launches alone");
         assert!(graph.launches() > 0);
         machine.overwrite(&x, &other).unwrap();
         for _ in 0..2 {

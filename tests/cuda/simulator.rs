@@ -153,18 +153,6 @@ impl Simulator {
         self.0.process.lock().unwrap().room = memories;
     }
 
-    /// What `work` launches. Anything else that it asked for, a graph could not hold.
-    pub(crate) fn capture(&self, work: impl FnOnce()) -> Graph {
-        self.0.process.lock().unwrap().graph = Some(Graph::default());
-        work();
-        self.0.process.lock().unwrap().graph.take().expect("a graph that was begun")
-    }
-
-    /// The same launches again.
-    pub(crate) fn replay(&self, graph: &Graph) -> Result<()> {
-        graph.launches.iter().try_for_each(|request| self.launched(request))
-    }
-
     /// Panics where a graph is being captured.
     fn expect_no_capture(&self, what: &str) {
         let captures = self.0.process.lock().unwrap().graph.is_some();
@@ -287,7 +275,10 @@ impl Simulator {
         {
             let mut process = self.0.process.lock().unwrap();
             process.launches += 1;
-            process.graph.iter_mut().for_each(|graph| graph.launches.push(request.clone()));
+            if let Some(graph) = &mut process.graph {
+                graph.launches.push(request);
+                return Ok(());
+            }
         }
         if self.later(&request) { Ok(()) } else { self.launched(&request) }
     }
@@ -315,6 +306,7 @@ impl Drop for Inner {
 
 impl Machine for Simulator {
     type Memory = Memory;
+    type Graph = Graph;
 
     fn allocate(&self, bytes: usize) -> Result<Memory> {
         self.expect_no_capture("an allocation");
@@ -381,6 +373,19 @@ impl Machine for Simulator {
             &words,
             &floats,
         )
+    }
+
+    /// Panics where `work` asks for what a graph could not hold.
+    fn capture(&self, work: &mut dyn FnMut() -> Result<()>) -> Option<Graph> {
+        self.0.process.lock().unwrap().graph = Some(Graph::default());
+        let done = work();
+        let graph = self.0.process.lock().unwrap().graph.take();
+        graph.filter(|_| done.is_ok())
+    }
+
+    fn replay(&self, graph: &Graph) -> Result<()> {
+        let run = |request: &Vec<u8>| if self.later(request) { Ok(()) } else { self.launched(request) };
+        graph.launches.iter().try_for_each(run)
     }
 
     fn matmul(&self, a: &Memory, b: &Memory, size: Dense) -> Result<Memory> {

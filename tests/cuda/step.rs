@@ -3,7 +3,7 @@
 use crate::simulator::{Checks, Order, Simulator, encode};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
-use candle_rbe::cuda::{Cache, DeviceMatrix, Element, Machine, TokenStep};
+use candle_rbe::cuda::{Cache, CapturedStep, DeviceMatrix, Element, Machine, TokenStep};
 use candle_rbe::models::{CausalLm, Config, KvCache, Model};
 use candle_rbe::{Encoder, EncoderConfig, Linear, Precision, Rate, RbeLinear};
 use serde_json::{Value, json};
@@ -86,7 +86,7 @@ struct Sample<'m> {
     weights: HashMap<String, Tensor>,
     machine: Simulator,
     element: Element,
-    step: TokenStep<Simulator>,
+    captured: CapturedStep<Simulator>,
     caches: Vec<Cache<<Simulator as Machine>::Memory>>,
     capacity: usize,
 }
@@ -109,9 +109,9 @@ impl<'m> Sample<'m> {
             Some(Arc::new(matrix))
         };
         let decoder = model.device_decoder(machine.clone(), element, &on_device).unwrap().expect("a decoder");
-        let step = TokenStep::new(Arc::new(decoder)).unwrap();
+        let captured = CapturedStep::new(Arc::new(decoder)).unwrap();
         let capacity = cache.len() + 8;
-        let caches = step.device().decoder().layers.iter().enumerate().map(|(layer, of)| {
+        let caches = captured.step().device().decoder().layers.iter().enumerate().map(|(layer, of)| {
             let (heads, width) = (of.heads.kv_heads, of.heads.width);
             let filled = |held: Option<Tensor>| {
                 // What no token has written is not to be read.
@@ -127,20 +127,51 @@ impl<'m> Sample<'m> {
             Cache { keys: filled(keys), values: filled(values) }
         });
         let caches = caches.collect();
-        Self { model, weights: weights.clone(), machine: machine.clone(), element, step, caches, capacity }
+        Self {
+            model,
+            weights: weights.clone(),
+            machine: machine.clone(),
+            element,
+            captured,
+            caches,
+            capacity,
+        }
+    }
+
+    fn step(&self) -> &TokenStep<Simulator> {
+        self.captured.step()
     }
 
     /// Brings a token to the device.
     fn bring(&self, token: u32, position: usize) {
         let embedding = encode(&embedding(self.model, &self.weights, token, position), self.element);
-        self.machine.overwrite(self.step.embedding(), &embedding).unwrap();
+        self.machine.overwrite(self.step().embedding(), &embedding).unwrap();
         let now = TokenStep::<Simulator>::now_bytes(position as u32, &self.model.turns(position));
-        self.machine.overwrite(self.step.now(), &now).unwrap();
+        self.machine.overwrite(self.step().now(), &now).unwrap();
+    }
+
+    /// Gives the caches more room.
+    fn grow(&mut self) {
+        let larger = self.capacity + 9;
+        let heads: Vec<_> = self.step().device().decoder().layers.iter().map(|of| of.heads.clone()).collect();
+        let grown = |memory, (kv_heads, width): (usize, usize)| {
+            let values = self.machine.values(memory, self.element);
+            let rest = vec![f32::NAN; (larger - self.capacity) * width];
+            let rows = values.chunks_exact(values.len() / kv_heads);
+            let all: Vec<f32> = rows.flat_map(|row| [row, &rest].concat()).collect();
+            self.machine.upload(&encode(&all, self.element)).unwrap()
+        };
+        let caches = self.caches.iter().zip(&heads).map(|(cache, heads)| {
+            let sides = (heads.kv_heads, heads.width);
+            Cache { keys: grown(&cache.keys, sides), values: grown(&cache.values, sides) }
+        });
+        self.caches = caches.collect();
+        self.capacity = larger;
     }
 
     /// The state on the device against what the model says.
     fn compare(&self, expected: &Tensor, what: &str) {
-        let ours = self.machine.values(self.step.out(), self.element);
+        let ours = self.machine.values(self.step().out(), self.element);
         let expected = expected.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let largest = expected.iter().fold(0f32, |largest, x| largest.max(x.abs()));
         let far = |(a, b): (&f32, &f32)| if (a - b).is_nan() { f32::INFINITY } else { (a - b).abs() };
@@ -169,7 +200,7 @@ fn agree(what: &str, config: &Value, machine: &Simulator, element: Element, seen
     for position in seen..seen + tokens {
         sample.bring(token(position), position);
         let before = machine.allocations();
-        sample.step.run(&sample.caches, sample.capacity).unwrap();
+        sample.step().run(&sample.caches, sample.capacity).unwrap();
         assert_eq!(machine.allocations(), before, "{what}: a step allocates nothing");
         let expected = model.hidden_states(&ids(&[token(position)]), Some(&mut cache)).unwrap();
         sample.compare(&expected, &format!("{what}, {element:?}, position {position}"));
@@ -254,7 +285,7 @@ fn a_step_reads_and_writes_what_is_its_own() {
 }
 
 #[test]
-fn a_captured_step_takes_the_tokens_that_follow() {
+fn tokens_after_the_first_are_a_graph() {
     let Some(machine) = Simulator::start(Checks::None, Order::Forward) else { return };
     let sides =
         json!({"hidden_size": 256, "intermediate_size": 512, "num_key_value_heads": 4, "head_dim": 64});
@@ -262,19 +293,32 @@ fn a_captured_step_takes_the_tokens_that_follow() {
     let mut cache = model.new_cache();
     let ids = |tokens: &[u32]| Tensor::new(tokens, &CPU).unwrap().unsqueeze(0).unwrap();
     model.hidden_states(&ids(&[7, 8, 9]), Some(&mut cache)).unwrap();
-    let sample = Sample::new(&model, &weights, &cache, &machine, Element::F16);
-    sample.bring(token(3), 3);
-    // Nothing but launches: the machine refuses to capture the rest.
-    let graph = machine.capture(|| sample.step.run(&sample.caches, sample.capacity).unwrap());
+    let mut sample = Sample::new(&model, &weights, &cache, &machine, Element::F16);
     // The first norm, and of each layer four products, attention, a gate and two norms: queries, keys and values are one, and so are a gate
     // and what it scales.
-    assert_eq!(graph.launches(), 1 + 2 * (4 + 1 + 1 + 2));
-    for position in 3..8 {
-        if position > 3 {
-            sample.bring(token(position), position);
-            machine.replay(&graph).unwrap();
-        }
+    let all = 1 + 2 * (4 + 1 + 1 + 2);
+    let mut position = 3;
+    // Runs one token, and says how many launches were asked for: none of a graph that is there.
+    let mut take = |sample: &mut Sample<'_>| {
+        sample.bring(token(position), position);
+        let before = machine.launches();
+        sample.captured.run(&sample.caches, sample.capacity).unwrap();
+        let launches = machine.launches() - before;
         let expected = model.hidden_states(&ids(&[token(position)]), Some(&mut cache)).unwrap();
         sample.compare(&expected, &format!("position {position}"));
-    }
+        position += 1;
+        launches
+    };
+    // One by one, captured, and run again.
+    assert_eq!([0; 4].map(|_| take(&mut sample)), [all, all, 0, 0]);
+    // In a larger cache another is captured.
+    sample.grow();
+    assert_eq!([0; 3].map(|_| take(&mut sample)), [all, 0, 0]);
+    // Another thread begins with its own.
+    let in_another = std::thread::scope(|scope| {
+        scope.spawn(|| [0; 3].map(|_| take(&mut sample))).join().expect("it runs")
+    });
+    assert_eq!(in_another, [all, all, 0]);
+    assert_eq!(take(&mut sample), all);
+    assert!(format!("{:?}", sample.captured).contains("one by one"));
 }

@@ -4,9 +4,11 @@
 //! launches serves the next. The residual stream is in F32; everything else is of the model's type, and rounded where Candle's operations would
 //! round it, or more seldom.
 
+mod captured;
 mod decoder;
 mod laid_out;
 
+pub use captured::CapturedStep;
 pub use decoder::{Decoder, DecoderLayer, HeadNorm, Heads, Nonlinearity, NormWeights, Projection};
 pub use laid_out::DeviceDecoder;
 

@@ -53,7 +53,7 @@ impl Model {
 mod on_a_card {
     use super::super::layer::Layer;
     use super::super::{Model, embed};
-    use crate::cuda::{CudaMachine, DeviceDecoder, Element};
+    use crate::cuda::{self, CudaMachine, DeviceDecoder, Element};
     use crate::models::{CausalLm, KvCache, pass};
     use crate::nn::AttentionPass;
     use candle_core::{Device, Result, Tensor};
@@ -84,9 +84,8 @@ mod on_a_card {
             let embedding = embed(&self.config, &self.tokens, self.positions.as_ref(), input_ids, &at)?;
             let Some(caches) = cache.with_room()? else { return Ok(None) };
             let step = cache.step(&decoder)?;
-            let Some(state) = step.token(&embedding, position, &self.turns(position), &caches)? else {
-                return Ok(None);
-            };
+            let state = cuda::token(step, &embedding, position, &self.turns(position), &caches)?;
+            let Some(state) = state else { return Ok(None) };
             cache.advance(1);
             self.layers.iter().for_each(Layer::count_token);
             Ok(Some(state))
