@@ -2,7 +2,7 @@
 
 use super::pass::not_finite;
 use super::{CausalLm, KvCache};
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{CpuStorage, D, DType, Result, Storage, Tensor};
 
 /// Continues `prompt` by at most `max_new_tokens` tokens, each chosen by `sampler` from the logits `(vocab)`
 /// in F32 that follow the tokens before it. The prompt is one text, of at least one token.
@@ -31,7 +31,29 @@ where
 /// # Errors
 /// Candle's, where the logits have another rank.
 pub fn greedy(logits: &Tensor) -> Result<u32> {
+    let (storage, layout) = logits.storage_and_layout();
+    if let (Storage::Cpu(CpuStorage::F32(values)), Some((first, end)), 1) =
+        (&*storage, layout.contiguous_offsets(), logits.rank())
+        && let Some(likeliest) = likeliest(&values[first..end])
+    {
+        return Ok(u32::try_from(likeliest)?);
+    }
+    // Candle looks at one after another.
     logits.argmax(D::Minus1)?.to_scalar()
+}
+
+/// The first of the largest; `None` where none is a number.
+fn likeliest(values: &[f32]) -> Option<usize> {
+    const LANES: usize = 32;
+    let (lanes, rest) = values.as_chunks::<LANES>();
+    let mut largest = [f32::NEG_INFINITY; LANES];
+    for lane in lanes {
+        for (largest, value) in largest.iter_mut().zip(lane) {
+            *largest = if *value > *largest { *value } else { *largest };
+        }
+    }
+    let largest = largest.iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
+    values.iter().position(|value| *value == largest)
 }
 
 /// The tokens that continue a text; see [`generate`].
@@ -84,3 +106,26 @@ impl<S: FnMut(&Tensor) -> Result<u32>> Iterator for Generation<'_, S> {
 }
 
 impl<S: FnMut(&Tensor) -> Result<u32>> std::iter::FusedIterator for Generation<'_, S> {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn the_likeliest_is_the_first_of_the_largest() -> Result<()> {
+        for count in [1, 31, 32, 33, 1000] {
+            let values: Vec<f32> = (0..count).map(|n| ((n * 37) % 101) as f32 - 200.).collect();
+            let logits = Tensor::new(values.as_slice(), &Device::Cpu)?;
+            let expected = logits.argmax(0)?.to_scalar::<u32>()?;
+            assert_eq!(greedy(&logits)?, expected, "{count}");
+            let part = Tensor::cat(&[&logits, &logits], 0)?.narrow(0, count / 2, count)?;
+            assert_eq!(greedy(&part)?, part.argmax(0)?.to_scalar::<u32>()?, "{count}, a part");
+        }
+        assert_eq!(likeliest(&[]), None);
+        assert_eq!(likeliest(&[1., f32::NAN, 5., 2., f32::NAN]), Some(2));
+        assert_eq!(greedy(&Tensor::new(&[1f32, 3., 3.], &Device::Cpu)?.to_dtype(DType::F64)?)?, 1);
+        assert!(greedy(&Tensor::zeros((2, 3), DType::F32, &Device::Cpu)?).is_err());
+        Ok(())
+    }
+}
