@@ -1,6 +1,6 @@
 // What lies between the products of one token's way through a decoder: norms and the residual stream, attention, nonlinearities.
 //
-// All that changes from token to token is in device memory (`now`): a graph of one token's launches serves the next. The residual stream is
+// All that changes from token to token is in device memory (a position, and turns): a graph of one token's launches serves the next. The residual stream is
 // in F32; what goes into products and comes from them, and the cache of keys and values, is of the model's type.
 #include "common.cuh"
 
@@ -35,7 +35,7 @@ struct Norm {
 constexpr int NORM_THREADS = 512;
 constexpr int NORM_WARPS = NORM_THREADS / WARP;
 
-// Each thread's part of `own` (size) becomes normed; `room` is that of three sums.
+// Each thread's part of `own` (size) becomes normed; `room` is that of two sums.
 __device__ __forceinline__ void normalize(const Norm &norm, float *own, int size, float *room) {
     float mean = 0.0f;
     if (norm.bias != nullptr) {
@@ -55,7 +55,7 @@ __device__ __forceinline__ void normalize(const Norm &norm, float *own, int size
 //
 //     h        (size), F32
 //     x, y     (size), of `element`
-//     shared   h, y (size), sums (5, NORM_WARPS)
+//     shared   h, y (size), sums (4, NORM_WARPS)
 extern "C" __global__ void __launch_bounds__(NORM_THREADS)
     add_and_norm(float *h, const void *y, int add, float factor, NORM_PARAMETERS(inner), NORM_PARAMETERS(outer), void *x, int element, int size) {
     let_next_launch_begin();
@@ -73,7 +73,7 @@ extern "C" __global__ void __launch_bounds__(NORM_THREADS)
     for (int n = threadIdx.x; n < size; n += NORM_THREADS) store_as(element, x, n, own_h[n]);
 }
 
-// The nonlinearities, as src/cuda/step.rs numbers them.
+// The nonlinearities, as src/cuda/step/decoder.rs numbers them.
 enum Activation { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3 };
 
 __device__ __forceinline__ float activate(int activation, float x) {

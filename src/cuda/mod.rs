@@ -44,7 +44,7 @@
 //! are Candle's operations before and after it. Candle's own kernels could not be captured so: they are told by their launches where a token's keys go
 //! and over how many its attention goes.
 //!
-//! Several tokens at once, layers that are dense, trained or watched, experts, and heads wider than 256 elements or no multiple of 8 wide go through
+//! Several tokens at once, layers that are dense, trained or watched, experts, and sides that do not fit the kernels ([`Decoder::fits`]) go through
 //! Candle's operations one by one.
 //!
 //! # Limits

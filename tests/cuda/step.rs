@@ -3,7 +3,9 @@
 use crate::simulator::{Checks, Order, Simulator, encode};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
-use candle_rbe::cuda::{Cache, CapturedStep, DeviceMatrix, Element, Machine, TokenStep};
+use candle_rbe::cuda::{
+    Cache, CapturedStep, Decoder, DeviceMatrix, Element, Machine, NormWeights, TokenStep,
+};
 use candle_rbe::models::{CausalLm, Config, KvCache, Model};
 use candle_rbe::{Encoder, EncoderConfig, Linear, Precision, Rate, RbeLinear};
 use serde_json::{Value, json};
@@ -321,4 +323,31 @@ fn tokens_after_the_first_are_a_graph() {
     assert_eq!(in_another, [all, all, 0]);
     assert_eq!(take(&mut sample), all);
     assert!(format!("{:?}", sample.captured).contains("one by one"));
+}
+
+#[test]
+fn what_the_kernels_do_not_take_goes_another_way() {
+    let Some(machine) = Simulator::start(Checks::None, Order::Forward) else { return };
+    let on_device = |tensor: &candle_rbe::RbeTensor| {
+        Some(Arc::new(DeviceMatrix::new(machine.clone(), &tensor.to_matrix().unwrap()).unwrap()))
+    };
+    let has_decoder =
+        |model: &Model| model.device_decoder(machine.clone(), Element::F32, &on_device).unwrap().is_some();
+    let config = |head_dim: usize| config("llama", json!({"head_dim": head_dim}));
+    let (mut compressed, _) = model(&config(16), usize::MAX);
+    assert!(has_decoder(&compressed));
+    assert!(!has_decoder(&model(&config(12), usize::MAX).0), "heads of twelve elements");
+    let (_, linear) = compressed.linears_mut().swap_remove(3);
+    *linear = Linear::new(linear.weight().tensor().unwrap().clone(), None);
+    assert!(!has_decoder(&compressed), "a dense layer");
+    let norm = NormWeights { weight: vec![], bias: None, eps: 0. };
+    let wide = |hidden| Decoder {
+        hidden,
+        layers: vec![],
+        norm: norm.clone(),
+        residual_multiplier: 1.,
+        rotations: vec![],
+    };
+    // A block of this machine has 99 KiB.
+    assert!(wide(12_000).fits(&machine) && !wide(13_000).fits(&machine));
 }

@@ -4,8 +4,18 @@ use crate::cuda::blocks::WARP;
 use crate::cuda::machine::Machine;
 use crate::cuda::matrix::DeviceMatrix;
 use crate::error::{Error, Result};
-use rbe_core::codec::Sides;
+use rbe_core::codec::{Sides, sizes};
 use std::sync::Arc;
+
+/// Threads of the block that adds and norms: `NORM_THREADS` of `kernels/step.cu`.
+pub(super) const NORM_THREADS: usize = 512;
+/// Sums of its warps that it has room for.
+const NORM_SUMS: usize = 4;
+
+/// Floats of shared memory of that block: the stream, what is added to it, and the sums.
+pub(super) fn norm_floats(hidden: usize) -> usize {
+    2 * hidden + NORM_SUMS * (NORM_THREADS / WARP)
+}
 
 /// Query heads that a block has at once where they share a key's: the kernels' greater number of them.
 const HEADS_AT_ONCE: usize = 4;
@@ -142,8 +152,8 @@ pub struct Decoder<D: Machine> {
 }
 
 impl Heads {
-    /// Whether the kernels take them: a width of at most 256, a multiple of 8.
-    pub fn fit(&self) -> bool {
+    /// Whether the kernels take them.
+    fn fit(&self) -> bool {
         self.width.is_multiple_of(WIDTH_STEP)
             && self.width <= WIDEST
             && self.kv_heads > 0
@@ -168,14 +178,22 @@ impl Heads {
 }
 
 impl<D: Machine> Decoder<D> {
+    /// Whether the kernels take it: heads of at most 256 elements, a multiple of 8, and a stream that fits the shared memory of a block twice.
+    pub fn fits(&self, machine: &D) -> bool {
+        let norm_bytes = sizes::elements(&[norm_floats(self.hidden), size_of::<f32>()]);
+        norm_bytes <= machine.shared_bytes_limit() && self.layers.iter().all(|layer| layer.heads.fit())
+    }
+
     /// Refuses what does not fit together, or is more than the kernels take.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(super) fn check(&self, machine: &D) -> Result<()> {
         let wrong = |what: &str| Err(Error::config(format!("a decoder whose {what}")));
+        if !self.fits(machine) {
+            return wrong(
+                "heads or residual stream are wider than the kernels take, or heads no multiple of 8 wide",
+            );
+        }
         for layer in &self.layers {
             let Heads { rotation, heads, width, .. } = layer.heads;
-            if !layer.heads.fit() {
-                return wrong("heads are wider than 256 elements, or no multiple of 8 wide");
-            }
             if rotation.is_some_and(|rotation| self.rotations.get(rotation).is_none_or(|w| *w > width)) {
                 return wrong("attention has a rotation that is none, or wider than a head");
             }

@@ -59,12 +59,12 @@ impl<D: Machine> DeviceDecoder<D> {
     /// Lays out what a decoder has beside its matrices; a token's vectors are of `element`. Matrices of one input become one where they can be.
     ///
     /// # Errors
-    /// When heads are wider than 256 elements or no multiple of 8 wide, sides do not fit together, or the device has not enough memory.
+    /// When it does not fit the kernels ([`Decoder::fits`]), sides do not fit together, or the device has not enough memory.
     pub fn new(machine: D, mut decoder: Decoder<D>, element: Element) -> Result<Self>
     where
         D: Clone,
     {
-        decoder.check()?;
+        decoder.check(&machine)?;
         for layer in &mut decoder.layers {
             for projections in [&mut layer.inputs, &mut layer.inner] {
                 if let Some(stacked) = Projection::stacked(projections)? {

@@ -12,19 +12,15 @@ pub use captured::CapturedStep;
 pub use decoder::{Decoder, DecoderLayer, HeadNorm, Heads, Nonlinearity, NormWeights, Projection};
 pub use laid_out::DeviceDecoder;
 
-use super::blocks::{THREADS, WARP, WARPS};
+use super::blocks::{THREADS, WARPS};
 use super::machine::{Arg, Launch, Machine, Module};
 use super::matrix::{DeviceMatrix, Output};
 use super::operands::Operand;
 use crate::error::{Error, Result};
+use decoder::{NORM_THREADS, norm_floats};
 use laid_out::Norm;
 use rbe_core::codec::sizes;
 use std::sync::Arc;
-
-/// Threads of the block that adds and norms: `NORM_THREADS` of `kernels/step.cu`.
-const NORM_THREADS: usize = 512;
-/// Sums of its warps that it has room for.
-const NORM_SUMS: usize = 5;
 
 /// What a token's vectors lie in.
 struct Vectors<M> {
@@ -247,8 +243,7 @@ impl<D: Machine> TokenStep<D> {
         args.extend(norm_args(inner));
         args.extend(norm_args(norm));
         args.extend([Arg::Memory(x, 0), Arg::Int(self.device.element.number()), Arg::Int(hidden)]);
-        let shared_floats = 2 * hidden + NORM_SUMS * (NORM_THREADS / WARP);
-        self.launch("add_and_norm", [1, 1, 1], NORM_THREADS, shared_floats, args)
+        self.launch("add_and_norm", [1, 1, 1], NORM_THREADS, norm_floats(hidden), args)
     }
 
     fn attend(&self, index: usize, cache: &Cache<D::Memory>, capacity: usize) -> Result<()> {

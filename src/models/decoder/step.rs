@@ -10,8 +10,8 @@ impl Model {
     /// The model as tokens go through it one by one on a device, from the embedding to the state after the last norm
     /// ([`TokenStep`](crate::cuda::TokenStep)). `on_device` finds the layers' matrices there.
     ///
-    /// `None` where a layer is not compressed, is decoded first, watched or trained, or has experts, and where heads are wider than 256
-    /// elements or no multiple of 8 wide.
+    /// `None` where a layer is not compressed, is decoded first, watched or trained, or has experts, and where its sides do not
+    /// fit the kernels ([`Decoder::fits`]).
     ///
     /// # Errors
     /// When the device has not enough memory.
@@ -26,9 +26,6 @@ impl Model {
         else {
             return Ok(None);
         };
-        if !layers.iter().all(|layer| layer.heads.fit()) {
-            return Ok(None);
-        }
         let decoder = Decoder {
             hidden: self.config.hidden_size,
             layers,
@@ -36,7 +33,10 @@ impl Model {
             residual_multiplier: self.config.residual_multiplier.unwrap_or(1.),
             rotations: self.ropes.iter().map(|(rope, width)| rope.width(*width)).collect(),
         };
-        Ok(Some(DeviceDecoder::new(machine, decoder, element)?))
+        match decoder.fits(&machine) {
+            true => Ok(Some(DeviceDecoder::new(machine, decoder, element)?)),
+            false => Ok(None),
+        }
     }
 
     /// Cosines and sines of every rotation at a position, as [`TokenStep::now`](crate::cuda::TokenStep::now) takes them.
