@@ -276,22 +276,27 @@ fn sparse(out: usize, input: usize, k: usize) -> Result<RbeTensor> {
     tensor(layout, None, Term::Sparse(Sparse::pack(layout, Format::Word32, &blocks)?))
 }
 
-/// Candle's own types: a few rows quantised and repeated.
+/// Candle's own types.
 fn quantized(
     dtype: GgmlDType,
     (out, input): (usize, usize),
     cache: usize,
     device: &Device,
 ) -> Result<(Weights, usize)> {
-    const SAMPLE: usize = 32;
-    let sample = noise::tensor(1, 0.02, (SAMPLE, input), &Device::Cpu)?;
-    let bytes = QTensor::quantize(&sample, dtype)?.data()?.repeat(out / SAMPLE);
+    let bytes = quantized_bytes(dtype, (out, input))?;
     let one = || -> Result<QMatMul> {
         let storage = QStorage::from_data(Cow::Borrowed(&bytes), device, dtype)?;
         Ok(QMatMul::from_qtensor(QTensor::new(storage, (out, input))?)?)
     };
     let weights = (0..copies(cache, bytes.len())).map(|_| one()).collect::<Result<_>>()?;
     Ok((Weights::Quantized(weights), bytes.len()))
+}
+
+/// A few rows quantised and repeated.
+pub(crate) fn quantized_bytes(dtype: GgmlDType, (out, input): (usize, usize)) -> Result<Vec<u8>> {
+    const SAMPLE: usize = 32;
+    let sample = noise::tensor(1, 0.02, (SAMPLE.min(out), input), &Device::Cpu)?;
+    Ok(QTensor::quantize(&sample, dtype)?.data()?.repeat((out / SAMPLE).max(1)))
 }
 
 impl Speed {

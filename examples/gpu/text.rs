@@ -6,15 +6,20 @@
 
 use crate::{Filter, Report, speed};
 use anyhow::Result;
+use candle_core::quantized::GgmlDType;
+use candle_core::quantized::gguf_file::{Content, TensorInfo, Value, VersionedMagic};
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
+use candle_rbe::models::decoder::{FeedForwardConfig, LayerConfig};
 use candle_rbe::models::{CausalLm, Config, Model, generate, greedy};
 use candle_rbe::{Linear, RbeLinear, RbeTensor};
+use candle_transformers::models::quantized_llama::ModelWeights;
 use serde::Serialize;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt::Write;
+use std::io::Cursor;
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -43,23 +48,29 @@ pub(crate) struct Written {
 pub(crate) fn run(device: &Device, filter: &Filter, report: &mut Report) -> Result<()> {
     let copy_gb_s = speed::Clock::new(device)?.copy_gb_s();
     type Make = fn(usize, usize) -> Result<RbeTensor>;
-    let forms: [(&str, Option<Make>); 3] = [
-        ("F16", None),
-        ("planes 4", Some(|out, input| speed::planes(out, input, 4))),
-        ("trellis 4", Some(|out, input| speed::trellis(out, input, 4))),
+    let forms: [(&str, Form<Make>); 4] = [
+        ("uncompressed F16", Form::Dense),
+        ("Candle Q4_K", Form::Quantized),
+        ("planes 4", Form::Compressed(|out, input| speed::planes(out, input, 4))),
+        ("trellis 4", Form::Compressed(|out, input| speed::trellis(out, input, 4))),
     ];
-    for (name, make) in forms.into_iter().filter(|(name, _)| filter.form(name)) {
+    for (name, form) in forms.into_iter().filter(|(name, _)| filter.form(name)) {
         report.attempt(&format!("a text by {name}"), |report| {
-            let noise = Noise { tensors: Mutex::default(), is_empty: make.is_some() };
-            let vb = VarBuilder::from_backend(Box::new(noise), DType::F16, device.clone());
-            let mut model = Model::new(Config::from_json(CONFIG)?, vb)?;
-            let weight_bytes = match make {
-                Some(make) => compress(&mut model, make, device)?,
-                None => model.linears_mut().iter().map(|(_, linear)| 2 * linear.weight().elem_count()).sum(),
+            let (weight_bytes, us, read_us) = match form {
+                Form::Quantized => quantized(device)?,
+                Form::Dense => {
+                    let mut model = model(device, false)?;
+                    let bytes =
+                        model.linears_mut().iter().map(|(_, linear)| 2 * linear.weight().elem_count()).sum();
+                    (bytes, token_us(&model)?, read_us(&model)?)
+                }
+                Form::Compressed(make) => {
+                    let mut model = model(device, true)?;
+                    let bytes = compress(&mut model, make, device)?;
+                    (bytes, token_us(&model)?, read_us(&model)?)
+                }
             };
-            let us = token_us(&model)?;
             let share = weight_bytes as f64 / (copy_gb_s * 1e3) / us;
-            let read_us = read_us(&model)?;
             eprintln!(
                 "7B, {name}: {us:.0} us a token, {:.0} % of what its bytes allow; {READ_TOKENS} read in {read_us:.0} us",
                 100.0 * share
@@ -69,6 +80,94 @@ pub(crate) fn run(device: &Device, filter: &Filter, report: &mut Report) -> Resu
         })?;
     }
     Ok(())
+}
+
+/// What a model's weights are.
+enum Form<Make> {
+    Dense,
+    /// Candle's own quantised model.
+    Quantized,
+    Compressed(Make),
+}
+
+fn model(device: &Device, is_empty: bool) -> Result<Model> {
+    let noise = Noise { tensors: Mutex::default(), is_empty };
+    let vb = VarBuilder::from_backend(Box::new(noise), DType::F16, device.clone());
+    Ok(Model::new(Config::from_json(CONFIG)?, vb)?)
+}
+
+/// Candle's LLaMA of Q4_K weights: their bytes, and the times of a token and of a prompt.
+fn quantized(device: &Device) -> Result<(usize, f64, f64)> {
+    let config = Config::from_json(CONFIG)?;
+    let Some(LayerConfig { attention, feed_forward: FeedForwardConfig::Dense(mlp), .. }) =
+        config.layers.first()
+    else {
+        anyhow::bail!("a model without layers");
+    };
+    let (hidden, inner, vocab) = (config.hidden_size, mlp.intermediate_size, config.vocab_size);
+    // Tensors of one shape lie in one place: a file of all would be of gigabytes.
+    let (mut file, mut tensor_infos, mut bytes) = (Vec::new(), HashMap::new(), 0);
+    let mut places: HashMap<(usize, usize), u64> = HashMap::new();
+    let mut add = |name: String, out: usize, input: usize, counts: bool| -> Result<()> {
+        let ggml_dtype = if out == 1 { GgmlDType::F32 } else { GgmlDType::Q4K };
+        let shape: Shape = if out == 1 { input.into() } else { (out, input).into() };
+        let data = || speed::quantized_bytes(ggml_dtype, (out, input));
+        let offset = match places.entry((out, input)) {
+            Entry::Occupied(place) => *place.get(),
+            Entry::Vacant(place) => {
+                let offset = *place.insert(file.len() as u64);
+                file.extend(data()?);
+                offset
+            }
+        };
+        if counts {
+            bytes += out * input / ggml_dtype.block_size() * ggml_dtype.type_size();
+        }
+        tensor_infos.insert(name, TensorInfo { ggml_dtype, shape, offset });
+        Ok(())
+    };
+    for layer in 0..config.layers.len() {
+        for (name, out, input) in [
+            ("attn_q", hidden, hidden),
+            ("attn_k", hidden, hidden),
+            ("attn_v", hidden, hidden),
+            ("attn_output", hidden, hidden),
+            ("ffn_gate", inner, hidden),
+            ("ffn_up", inner, hidden),
+            ("ffn_down", hidden, inner),
+            ("attn_norm", 1, hidden),
+            ("ffn_norm", 1, hidden),
+        ] {
+            add(format!("blk.{layer}.{name}.weight"), out, input, out > 1)?;
+        }
+    }
+    add("token_embd.weight".to_owned(), vocab, hidden, false)?;
+    add("output.weight".to_owned(), vocab, hidden, true)?;
+    add("output_norm.weight".to_owned(), 1, hidden, false)?;
+    let number = |n: usize| Ok::<_, anyhow::Error>(Value::U32(u32::try_from(n)?));
+    let metadata = HashMap::from([
+        ("general.architecture".to_owned(), Value::String("llama".to_owned())),
+        ("llama.attention.head_count".to_owned(), number(attention.heads)?),
+        ("llama.attention.head_count_kv".to_owned(), number(attention.kv_heads)?),
+        ("llama.block_count".to_owned(), number(config.layers.len())?),
+        ("llama.embedding_length".to_owned(), number(hidden)?),
+        ("llama.rope.dimension_count".to_owned(), number(attention.head_dim)?),
+        ("llama.attention.layer_norm_rms_epsilon".to_owned(), Value::F32(config.norm.eps() as f32)),
+    ]);
+    let content = Content { magic: VersionedMagic::GgufV3, metadata, tensor_infos, tensor_data_offset: 0 };
+    let mut model = ModelWeights::from_gguf(content, &mut Cursor::new(file), device)?;
+    let mut times = Times::new();
+    let mut input: Vec<u32> = (1..=PROMPT_TOKENS).collect();
+    let mut position = 0;
+    for _ in 0..NEW_TOKENS {
+        let logits = model.forward(&Tensor::new(input.as_slice(), device)?.unsqueeze(0)?, position)?;
+        position += input.len();
+        input = vec![greedy(&logits.squeeze(0)?)?];
+        times.note();
+    }
+    let prompt = Tensor::arange(1, READ_TOKENS + 1, device)?.unsqueeze(0)?;
+    let read_us = median_of_prompts(|| model.forward(&prompt, 0))?;
+    Ok((bytes, times.median(), read_us))
 }
 
 /// Random tensors by their names, where layers that many further share them; of no element where others take their place.
@@ -140,29 +239,53 @@ fn compress(
     Ok(bytes)
 }
 
+/// Times from one token to the next.
+struct Times {
+    last: Instant,
+    us: Vec<f64>,
+}
+
+impl Times {
+    fn new() -> Self {
+        Self { last: Instant::now(), us: Vec::with_capacity(NEW_TOKENS) }
+    }
+
+    fn note(&mut self) {
+        self.us.push(self.last.elapsed().as_secs_f64() * 1e6);
+        self.last = Instant::now();
+    }
+
+    /// Of those after the first.
+    fn median(mut self) -> f64 {
+        let mut us = self.us.split_off(FIRST_TOKENS.min(self.us.len()));
+        us.sort_by(f64::total_cmp);
+        us.get(us.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+}
+
 /// The median time of a token.
 fn token_us(model: &Model) -> Result<f64> {
     let prompt: Vec<u32> = (1..=PROMPT_TOKENS).collect();
-    let mut last = Instant::now();
-    let mut times = Vec::with_capacity(NEW_TOKENS);
+    let mut times = Times::new();
     for token in generate(model, &prompt, NEW_TOKENS, greedy) {
         token?;
-        times.push(last.elapsed().as_secs_f64() * 1e6);
-        last = Instant::now();
+        times.note();
     }
-    let mut times = times.split_off(FIRST_TOKENS.min(times.len()));
-    times.sort_by(f64::total_cmp);
-    Ok(times.get(times.len() / 2).copied().unwrap_or(f64::NAN))
+    Ok(times.median())
 }
 
 /// The median time in which a prompt is read.
 fn read_us(model: &Model) -> Result<f64> {
     let prompt = Tensor::arange(1, READ_TOKENS + 1, model.device())?.unsqueeze(0)?;
+    median_of_prompts(|| model.forward_last(&prompt, Some(&mut model.new_cache())))
+}
+
+/// The median time until a prompt's logits are on the host.
+fn median_of_prompts(mut read: impl FnMut() -> candle_core::Result<Tensor>) -> Result<f64> {
     let mut times = Vec::new();
     for _ in 0..4 {
         let start = Instant::now();
-        let logits = model.forward_last(&prompt, Some(&mut model.new_cache()))?;
-        logits.to_vec2::<f32>()?;
+        read()?.to_vec2::<f32>()?;
         times.push(start.elapsed().as_secs_f64() * 1e6);
     }
     // The first one allocates.
