@@ -45,10 +45,10 @@ pub fn greedy(logits: &Tensor) -> Result<u32> {
 /// The first of the largest; `None` where none is a number.
 fn likeliest(values: &[f32]) -> Option<usize> {
     const LANES: usize = 32;
-    let (lanes, rest) = values.as_chunks::<LANES>();
+    let (chunks, rest) = values.as_chunks::<LANES>();
     let mut largest = [f32::NEG_INFINITY; LANES];
-    for lane in lanes {
-        for (largest, value) in largest.iter_mut().zip(lane) {
+    for chunk in chunks {
+        for (largest, value) in largest.iter_mut().zip(chunk) {
             *largest = if *value > *largest { *value } else { *largest };
         }
     }

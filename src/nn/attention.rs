@@ -311,7 +311,7 @@ const QUERIES: usize = 128;
 const SCORES: usize = 1 << 21;
 
 /// `softmax(cap(scale q k') + mask) v`: this crate's op where it takes the tensors and what is asked of them, composed
-/// elsewhere. Memory is linear in the sequence where the window bounds it, and but for the scores of [`QUERIES`] else.
+/// elsewhere. Memory is linear in the sequence: of a head's scores no more are held than [`SCORES`], or those of [`QUERIES`].
 fn attention(
     q: &Tensor,
     k: &Tensor,

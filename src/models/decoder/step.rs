@@ -82,6 +82,9 @@ mod on_a_card {
             let position = cache.len();
             let at = AttentionPass::causal(1, Some(cache));
             let embedding = embed(&self.config, &self.tokens, self.positions.as_ref(), input_ids, &at)?;
+            if embedding.track_op() {
+                return Ok(None);
+            }
             let Some(caches) = cache.with_room()? else { return Ok(None) };
             let step = cache.step(&decoder)?;
             let state = cuda::token(step, &embedding, position, &self.turns(position), &caches)?;
