@@ -22,8 +22,7 @@ pub(crate) fn token(
     turns: &[f32],
     caches: &[(Tensor, Tensor)],
 ) -> candle_core::Result<Option<Tensor>> {
-    let step = captured.step();
-    let decoder = step.device().clone();
+    let decoder = captured.step().device().clone();
     let (element, hidden) = (decoder.element(), decoder.decoder().hidden);
     let Some(embedding_at) = address(embedding, element, &[1, 1, hidden])? else { return Ok(None) };
     let Some((first, _)) = caches.first() else { return Ok(None) };
@@ -40,12 +39,13 @@ pub(crate) fn token(
     let stream = device.cuda_stream();
     let now = TokenStep::<CudaMachine>::now_bytes(u32::try_from(position)?, turns);
     let bytes = hidden * element.bytes();
-    // SAFETY: both memories are of so many bytes (`address` has checked the tensor's), and are used on this stream.
-    unsafe {
-        result::memcpy_dtod_async(step.embedding().address(), embedding_at, bytes, stream.cu_stream()).w()?;
-        result::memcpy_htod_async(step.now().address(), &now, stream.cu_stream()).w()?;
-    }
-    captured.run(&memories, capacity)?;
+    let bring = |step: &TokenStep<CudaMachine>| {
+        copy(&stream, &CudaMemory::Address(embedding_at), step.embedding(), bytes)?;
+        // SAFETY: the memory is of as many bytes, and is used on this stream.
+        unsafe { result::memcpy_htod_async(step.now().address(), &now, stream.cu_stream()).w()? };
+        Ok(())
+    };
+    captured.run(bring, &memories, capacity)?;
     let out = captured.step().out();
     let storage = match element {
         Element::F32 => filled::<f32>(device, hidden, |to| copy(&stream, out, to, bytes))?,
@@ -57,7 +57,7 @@ pub(crate) fn token(
 
 /// So many bytes, which both memories have.
 fn copy(stream: &CudaStream, from: &CudaMemory, to: &CudaMemory, bytes: usize) -> Result<()> {
-    // SAFETY: both memories are of so many bytes, and are used on this stream.
+    // SAFETY: both memories are of so many bytes (`address` has checked a tensor's), and are used on this stream.
     unsafe { result::memcpy_dtod_async(to.address(), from.address(), bytes, stream.cu_stream()).w()? };
     Ok(())
 }

@@ -129,6 +129,7 @@ impl<'m> Sample<'m> {
             Cache { keys: filled(keys), values: filled(values) }
         });
         let caches = caches.collect();
+        machine.wait().unwrap();
         Self {
             model,
             weights: weights.clone(),
@@ -144,12 +145,16 @@ impl<'m> Sample<'m> {
         self.captured.step()
     }
 
-    /// Brings a token to the device.
-    fn bring(&self, token: u32, position: usize) {
-        let embedding = encode(&embedding(self.model, &self.weights, token, position), self.element);
-        self.machine.overwrite(self.step().embedding(), &embedding).unwrap();
+    /// What brings a token to the device.
+    fn bring(&self, position: usize) -> impl Fn(&TokenStep<Simulator>) -> candle_rbe::Result<()> + use<> {
+        let embedding =
+            encode(&embedding(self.model, &self.weights, token(position), position), self.element);
         let now = TokenStep::<Simulator>::now_bytes(position as u32, &self.model.turns(position));
-        self.machine.overwrite(self.step().now(), &now).unwrap();
+        let machine = self.machine.clone();
+        move |step| {
+            machine.overwrite(step.embedding(), &embedding)?;
+            machine.overwrite(step.now(), &now)
+        }
     }
 
     /// Gives the caches more room.
@@ -200,7 +205,7 @@ fn agree(what: &str, config: &Value, machine: &Simulator, element: Element, seen
     }
     let sample = Sample::new(&model, &weights, &cache, machine, element);
     for position in seen..seen + tokens {
-        sample.bring(token(position), position);
+        sample.bring(position)(sample.step()).unwrap();
         let before = machine.allocations();
         sample.step().run(&sample.caches, sample.capacity).unwrap();
         assert_eq!(machine.allocations(), before, "{what}: a step allocates nothing");
@@ -302,9 +307,8 @@ fn tokens_after_the_first_are_a_graph() {
     let mut position = 3;
     // Runs one token, and says how many launches were asked for: none of a graph that is there.
     let mut take = |sample: &mut Sample<'_>| {
-        sample.bring(token(position), position);
-        let before = machine.launches();
-        sample.captured.run(&sample.caches, sample.capacity).unwrap();
+        let (bring, before) = (sample.bring(position), machine.launches());
+        sample.captured.run(bring, &sample.caches, sample.capacity).unwrap();
         let launches = machine.launches() - before;
         let expected = model.hidden_states(&ids(&[token(position)]), Some(&mut cache)).unwrap();
         sample.compare(&expected, &format!("position {position}"));
@@ -323,6 +327,35 @@ fn tokens_after_the_first_are_a_graph() {
     assert_eq!(in_another, [all, all, 0]);
     assert_eq!(take(&mut sample), all);
     assert!(format!("{:?}", sample.captured).contains("one by one"));
+}
+
+#[test]
+fn another_thread_waits_for_the_last_ones_token() {
+    let Some(machine) = Simulator::start_with_streams() else { return };
+    let (model, weights) = model(&config("llama", json!({})), usize::MAX);
+    let mut cache = model.new_cache();
+    let mut state_of = |tokens: &[u32]| {
+        let ids = Tensor::new(tokens, &CPU).unwrap().unsqueeze(0).unwrap();
+        model.hidden_states(&ids, Some(&mut cache)).unwrap()
+    };
+    state_of(&[7, 8, 9]);
+    let mut seen = model.new_cache();
+    let before = Tensor::new(&[[7u32, 8, 9]], &CPU).unwrap();
+    model.hidden_states(&before, Some(&mut seen)).unwrap();
+    let mut sample = Sample::new(&model, &weights, &seen, &machine, Element::F32);
+    for position in 3..6 {
+        let expected = state_of(&[token(position)]);
+        // Nobody has waited for the last thread's.
+        let sample = &mut sample;
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                sample.captured.run(sample.bring(position), &sample.caches, sample.capacity).unwrap();
+                if position == 5 {
+                    sample.compare(&expected, "the last thread's");
+                }
+            });
+        });
+    }
 }
 
 #[test]

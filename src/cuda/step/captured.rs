@@ -49,12 +49,18 @@ impl<D: Machine> CapturedStep<D> {
         &self.step
     }
 
-    /// The launches of a token ([`TokenStep::run`]): one by one for a thread's first one, else as a graph, which is captured anew where keys
-    /// and values lie elsewhere than the last token's. What cannot be captured is launched one by one.
+    /// Lets `bring` bring a token to where the step finds it, and queues its launches ([`TokenStep::run`]): one by one for a thread's first one,
+    /// else as a graph, which is captured anew where keys and values lie elsewhere than the last token's. What cannot be captured is
+    /// launched one by one.
     ///
     /// # Errors
-    /// As [`TokenStep::run`].
-    pub fn run(&mut self, caches: &[Cache<D::Memory>], capacity: usize) -> Result<()> {
+    /// Those of `bring`, and as [`TokenStep::run`].
+    pub fn run(
+        &mut self,
+        bring: impl FnOnce(&TokenStep<D>) -> Result<()>,
+        caches: &[Cache<D::Memory>],
+        capacity: usize,
+    ) -> Result<()> {
         let machine = self.step.device().machine();
         let thread = thread::current().id();
         if self.ran.is_some_and(|ran| ran != thread) {
@@ -62,6 +68,7 @@ impl<D: Machine> CapturedStep<D> {
             machine.wait_for_all()?;
         }
         let has_run_here = self.ran.replace(thread) == Some(thread);
+        bring(&self.step)?;
         let of = |cache: &Cache<D::Memory>| [machine.address(&cache.keys), machine.address(&cache.values)];
         let addresses: Vec<_> = caches.iter().flat_map(of).collect();
         let is_same = |graph: &Captured<_>| graph.capacity == capacity && graph.addresses == addresses;
