@@ -45,6 +45,10 @@ fn generate_continues_a_prompt() {
     let sampled = |seed| write(MODEL, &["--temperature", "1.2", "--seed", seed]);
     assert_eq!(sampled("1"), sampled("1"));
     assert_ne!(sampled("1"), sampled("2"));
+    assert!(fail(&["generate", MODEL, "-p", "x", "--device", "gpu"]).contains("cuda:N"));
+    if !cfg!(feature = "cuda") {
+        assert!(fail(&["generate", MODEL, "-p", "x", "--device", "cuda"]).contains("--features cli,cuda"));
+    }
     assert!(fail(&["generate", MODEL, "-p", "x", "--temperature", "0"]).contains("number above 0"));
     assert!(fail(&["generate", "models", "-p", "x"]).contains("tokenizer.json"));
 }

@@ -1,7 +1,8 @@
 //! `rbe generate`
 
 use crate::chat::{ChatTemplate, Message};
-use crate::language::{self, Language};
+use crate::device::DeviceArgs;
+use crate::language;
 use crate::layers::Layers;
 use crate::print;
 use crate::sampling::SamplingArgs;
@@ -39,6 +40,8 @@ pub(crate) struct Generate {
     sampling: SamplingArgs,
     #[command(flatten)]
     layers: Layers,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 fn not_empty(text: &str) -> Result<String, String> {
@@ -60,7 +63,7 @@ impl Generate {
         let prompt = chat.as_deref().map_or(Prompt::Text(&self.prompt), Prompt::Chat);
         let chooser = self.sampling.chooser(directory)?;
         self.layers.apply();
-        let language = Language::open(source.path())?;
+        let language = self.device.open(source.path())?;
         let say = |text: &str| -> anyhow::Result<()> {
             let mut out = stdout().lock();
             out.write_all(text.as_bytes())?;

@@ -15,7 +15,12 @@ pub(crate) struct Language {
 impl Language {
     /// Opens a dense or a compressed model; which of them its layers are, the file says.
     pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
-        let load = || Model::load(directory(path), archive::open(path, DType::F32, &Device::Cpu)?);
+        Self::open_on(path, DType::F32, &Device::Cpu)
+    }
+
+    /// The same on a device, its weights of this type where they are dense, and its states.
+    pub(crate) fn open_on(path: &Path, dtype: DType, device: &Device) -> anyhow::Result<Self> {
+        let load = || Model::load(directory(path), archive::open(path, dtype, device)?);
         let model = load().with_context(|| format!("cannot load {}", path.display()))?;
         Ok(Self { path: path.to_owned(), model })
     }

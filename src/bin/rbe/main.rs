@@ -11,6 +11,7 @@ mod completions;
 mod compress;
 mod decode;
 mod demo;
+mod device;
 mod encoder;
 mod eval;
 mod generate;
