@@ -11,7 +11,8 @@
 //! name). Numbers are drawn from one seed: two runs compare the same.
 //!
 //! The built program needs neither Rust nor a network: `examples/gpu/pack FOLDER` makes archives of it and the models, for a machine
-//! that has the card and CUDA's libraries (cudart, cublas, curand). It ends with an error where anything disagrees.
+//! that has the card and CUDA's libraries (cudart, cublas, curand); `examples/gpu/without_card/run` runs it where there is no card, and counts what it
+//! asks the driver for. It ends with an error where anything disagrees.
 
 mod agreement;
 mod models;
