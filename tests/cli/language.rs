@@ -47,7 +47,12 @@ fn generate_continues_a_prompt() {
     assert_ne!(sampled("1"), sampled("2"));
     assert!(fail(&["generate", MODEL, "-p", "x", "--device", "gpu"]).contains("cuda:N"));
     if !cfg!(feature = "cuda") {
-        assert!(fail(&["generate", MODEL, "-p", "x", "--device", "cuda"]).contains("--features cli,cuda"));
+        let commands: [&[&str]; 2] =
+            [&["generate", MODEL, "-p", "x"], &["eval", MODEL, MODEL, "--text", "models/evaluation.txt"]];
+        for command in commands {
+            let error = fail(&[command, &["--device", "cuda"]].concat());
+            assert!(error.contains("--features cli,cuda"), "{error}");
+        }
     }
     assert!(fail(&["generate", MODEL, "-p", "x", "--temperature", "0"]).contains("number above 0"));
     assert!(fail(&["generate", "models", "-p", "x"]).contains("tokenizer.json"));

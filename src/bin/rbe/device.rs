@@ -35,17 +35,27 @@ fn place(text: &str) -> Result<Place, String> {
 }
 
 impl DeviceArgs {
-    /// The model there: on the CPU in F32, on a card in BF16 where its file has that type, else in F16.
+    /// The model there, as texts are written: on the CPU in F32, on a card in BF16 where its file has that type, else in F16.
     pub(crate) fn open(&self, path: &Path) -> anyhow::Result<Language> {
         let device = self.device()?;
         if device.is_cpu() {
             return Language::open(path);
         }
-        let stored_in =
-            |dtype| Ok::<_, anyhow::Error>(Archive::open(path)?.entries().any(|e| e.dtype == dtype));
-        let dtype = if stored_in(Dtype::BF16)? { DType::BF16 } else { DType::F16 };
+        let is_bf16 = Archive::open(path)?.entries().any(|entry| entry.dtype == Dtype::BF16);
+        let dtype = if is_bf16 { DType::BF16 } else { DType::F16 };
         print::note(&format!("on the CUDA device, in {dtype:?}"));
         Language::open_on(path, dtype, &device)
+    }
+
+    /// Several models there in F32, to be compared.
+    pub(crate) fn open_to_compare<const N: usize>(&self, paths: [&Path; N]) -> anyhow::Result<[Language; N]> {
+        let device = self.device()?;
+        if !device.is_cpu() {
+            print::note("on the CUDA device, in F32");
+        }
+        let opened = paths.map(|path| Language::open_on(path, DType::F32, &device));
+        let opened = opened.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+        Ok(opened.try_into().unwrap_or_else(|_| unreachable!("every path has a model")))
     }
 
     fn device(&self) -> anyhow::Result<Device> {

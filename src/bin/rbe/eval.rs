@@ -1,6 +1,7 @@
 //! `rbe eval`
 
 use crate::bar::Bar;
+use crate::device::DeviceArgs;
 use crate::language::{self, Language};
 use crate::layers::Layers;
 use crate::print::{self, Table};
@@ -35,6 +36,8 @@ pub(crate) struct Eval {
     window_tokens: usize,
     #[command(flatten)]
     layers: Layers,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -55,7 +58,7 @@ impl Eval {
         let windows = Windows { count: self.windows, length: self.window_tokens };
         let text = Passage::open(&self.text, &tokenizer, windows)?;
         self.layers.apply();
-        let (reference, candidate) = (Language::open(dense.path())?, Language::open(rbe.path())?);
+        let [reference, candidate] = self.device.open_to_compare([dense.path(), rbe.path()])?;
         let evaluation = compare(&reference, &candidate, &text)?;
         let report =
             Report { reference_bytes: reference.bytes()?, candidate_bytes: candidate.bytes()?, evaluation };
