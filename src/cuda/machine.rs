@@ -1,6 +1,7 @@
 //! What the layouts and launches need of a device.
 
 use crate::error::{Error, Result};
+use half::{bf16, f16};
 use std::sync::Arc;
 
 /// The oldest cards that the kernels run on, `(major, minor)`.
@@ -23,6 +24,15 @@ impl Element {
         match self {
             Element::F32 => 4,
             Element::F16 | Element::BF16 => 2,
+        }
+    }
+
+    /// Numbers rounded to it, as devices have them.
+    pub fn encode(self, values: &[f32]) -> Vec<u8> {
+        match self {
+            Element::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Element::F16 => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
+            Element::BF16 => values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
         }
     }
 

@@ -416,11 +416,7 @@ impl Machine for Simulator {
 
 /// Values as a device has them.
 pub(crate) fn encode(values: &[f32], element: Element) -> Vec<u8> {
-    match element {
-        Element::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        Element::F16 => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
-        Element::BF16 => values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
-    }
+    element.encode(values)
 }
 
 fn decode(bytes: &[u8], element: Element) -> Vec<f32> {

@@ -239,6 +239,23 @@ fn families() -> Vec<(&'static str, Value)> {
             config("llama", json!({"num_attention_heads": 6, "num_key_value_heads": 1, "head_dim": 24})),
         ),
         ("a key for each head", config("llama", json!({"num_key_value_heads": 4, "head_dim": 64}))),
+        (
+            "SmolLM2's sides",
+            config(
+                "llama",
+                json!({
+                    "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64,
+                    "num_hidden_layers": 1,
+                }),
+            ),
+        ),
+        (
+            "primes",
+            config(
+                "llama",
+                json!({"hidden_size": 61, "intermediate_size": 97, "num_attention_heads": 7, "num_key_value_heads": 7, "head_dim": 8}),
+            ),
+        ),
         ("mistral", config("mistral", json!({"sliding_window": 50}))),
         ("qwen2", config("qwen2", json!({}))),
         ("qwen3", config("qwen3", json!({}))),

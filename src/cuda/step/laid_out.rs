@@ -3,7 +3,6 @@
 use super::decoder::{Decoder, DecoderLayer, NormWeights, Projection};
 use crate::cuda::machine::{Element, Machine};
 use crate::error::Result;
-use half::{bf16, f16};
 
 /// A norm in the device's memory.
 pub(super) struct Norm<M> {
@@ -46,15 +45,6 @@ impl<D: Machine> Drop for DeviceDecoder<D> {
     }
 }
 
-/// Numbers as a device has them.
-fn encode(values: &[f32], element: Element) -> Vec<u8> {
-    match element {
-        Element::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        Element::F16 => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
-        Element::BF16 => values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
-    }
-}
-
 impl<D: Machine> DeviceDecoder<D> {
     /// Lays out what a decoder has beside its matrices; a token's vectors are of `element`. Matrices of one input become one where they can be.
     ///
@@ -72,13 +62,13 @@ impl<D: Machine> DeviceDecoder<D> {
                 }
             }
         }
-        let numbers = |values: &[f32]| machine.upload(&encode(values, Element::F32));
+        let numbers = |values: &[f32]| machine.upload(&Element::F32.encode(values));
         let norm = |norm: &NormWeights| -> Result<Norm<D::Memory>> {
             let bias = norm.bias.as_deref().map(numbers).transpose()?;
             Ok(Norm { weight: numbers(&norm.weight)?, bias, eps: norm.eps as f32 })
         };
         let bias = |projection: &Projection<D>| -> Result<Option<D::Memory>> {
-            projection.bias.as_ref().map(|bias| machine.upload(&encode(bias, element))).transpose()
+            projection.bias.as_ref().map(|bias| machine.upload(&element.encode(bias))).transpose()
         };
         let memory_of = |layer: &DecoderLayer<D>| -> Result<LayerMemory<D::Memory>> {
             let [a, b, c, d] = layer.norms.each_ref().map(|weights| weights.as_ref().map(norm).transpose());

@@ -5,6 +5,8 @@ mod config;
 mod experts;
 mod layer;
 mod names;
+#[cfg(feature = "cuda")]
+mod on_a_card;
 mod projections;
 mod step;
 mod streamed;
@@ -43,7 +45,7 @@ pub struct Model {
     body: &'static str,
     /// What takes one token through the model on a card, once one was asked for; of all clones, until a layer may have become another.
     #[cfg(feature = "cuda")]
-    on_a_card: step::OnACard,
+    on_a_card: on_a_card::OnACard,
 }
 
 impl Model {
@@ -94,7 +96,7 @@ impl Model {
             config,
             body,
             #[cfg(feature = "cuda")]
-            on_a_card: step::OnACard::default(),
+            on_a_card: on_a_card::OnACard::default(),
         })
     }
 
@@ -109,7 +111,7 @@ impl Model {
     pub fn linears_mut(&mut self) -> Vec<(String, &mut Linear)> {
         #[cfg(feature = "cuda")]
         {
-            self.on_a_card = step::OnACard::default();
+            self.on_a_card = on_a_card::OnACard::default();
         }
         let Names { head, .. } = self.config.names;
         let mut linears = Vec::new();
