@@ -6,11 +6,21 @@ use super::table::Kernels;
 pub(super) const SPARSE: &[&str] = &["sparse", "sparse_transposed", "spmm_min_batch", "spmm", "sddmm"];
 /// With planes and trellises beside the products in integers.
 #[cfg_attr(target_arch = "wasm32", allow(dead_code))]
-pub(super) const DECODING: &[&str] =
-    &["planes_transposed", "trellis_transposed", "trellis_rows", "trellis_squares"];
+pub(super) const DECODING: &[&str] = &[
+    "planes_transposed",
+    "trellis_transposed",
+    "trellis_codes",
+    "plane_codes",
+    "add_codes",
+    "trellis_squares",
+];
 /// Of the search for a trellis' bits.
 #[cfg_attr(target_arch = "wasm32", allow(dead_code))]
 pub(super) const VITERBI: &[&str] = &["viterbi", "viterbi_bytes"];
+/// With many vectors and weights that were decoded before.
+#[cfg_attr(target_arch = "wasm32", allow(dead_code))]
+pub(super) const PANELS: &[&str] =
+    &["panel_floats", "panel_integers", "to_integers", "strip_to_integers", "panel_cost"];
 /// That make bytes of activations.
 pub(super) const ACTIVATIONS: &[&str] = &["largest", "quantize_slice"];
 /// Between rows and lanes.

@@ -39,9 +39,12 @@ mod wasm32;
 mod x86_64;
 
 pub(super) use generic::attention::{KeyPart, PartialMix};
+pub(super) use generic::codes::CodeTile;
 pub(super) use generic::dct::supports;
 pub(super) use generic::norm::{NormGradient, NormRow};
+pub(super) use generic::panels::{IntegerStrip, IntegerVectors};
 pub(super) use generic::tiles::TileParts;
+pub(super) use generic::trellis::code_tile;
 pub(super) use generic::viterbi::{OVERREAD, cost};
 pub(super) use generic::viterbi_bytes::{ByteRow, DEAD, StateBlocks};
 pub(super) use level::LevelSpec;

@@ -1,15 +1,16 @@
 //! The table of a level's operations.
 
 use super::generic::attention::{KeyPart, PartialMix};
+use super::generic::codes::CodeTile;
 use super::generic::dct::supports;
 use super::generic::norm::{NormGradient, NormRow};
+use super::generic::panels::{IntegerStrip, IntegerVectors};
 use super::generic::tiles::TileParts;
-use super::generic::trellis::GroupRows;
 use super::generic::viterbi_bytes::ByteRow;
 use crate::codec::Block;
-use crate::cpu::layout::planes::{Line, PackedPlanes};
+use crate::cpu::layout::planes::{Line, PackedPlanes, QUADS};
 use crate::cpu::layout::sparse::PackedSparse;
-use crate::cpu::layout::trellis::{PackedGroup, PackedTrellis};
+use crate::cpu::layout::trellis::{GroupCodes, PackedGroup, PackedTrellis};
 use crate::cpu::layout::{
     EDGE, Input, LANES, LaneInput, Lanes, Place, QuantizedRows, RowSums, SortedEntries, Strip,
 };
@@ -36,6 +37,7 @@ pub(in crate::cpu::kernels) type Trellis =
 pub(in crate::cpu::kernels) type Squares = unsafe fn(&PackedGroup) -> u16;
 /// `acc += S x` or `acc += S' g` for one block; `acc` is `batch x height` or `batch x width`.
 type OfBlock<T> = unsafe fn(&T, Block, Input, acc: &mut [f32]);
+pub(in crate::cpu::kernels) type PanelIntegers = unsafe fn(IntegerStrip, IntegerVectors, &mut [RowSums]);
 type Spmm = unsafe fn(&SortedEntries, LaneInput, acc: &mut [Lanes], stride: usize);
 type Sddmm = unsafe fn(&[Place], LaneInput, LaneInput, sums: &mut [f32]);
 type Weigh = unsafe fn(&mut [f32], by: f32, weights: &[f32]);
@@ -54,6 +56,16 @@ type Viterbi = unsafe fn(&[u16], &[i16], i16, next: &mut [u16]) -> u16;
 /// [`step`](super::generic::viterbi_bytes::step) with a number of bits.
 type ViterbiBytes = unsafe fn(ByteRow, table: &mut [Line], next: &mut [u8]) -> u8;
 
+/// What a product with panels takes, beside that of a weight of one digit of one vector, a trellis' or a plane's.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::cpu) struct PanelCost {
+    /// A weight and a vector.
+    pub floats: f32,
+    pub integers: f32,
+    /// A weight to be decoded and laid out, whatever the vectors.
+    pub decoding: f32,
+}
+
 /// The inner loops of one level. Only a level gives its table away, and only where its instructions exist, so the methods are
 /// safe.
 #[derive(Clone, Copy)]
@@ -65,12 +77,23 @@ pub(in crate::cpu) struct Kernels {
     /// [`Packing::row`](crate::cpu::layout::trellis::Packing::row).
     pub(super) trellis: Op<Trellis>,
     pub(super) trellis_transposed: Op<OfBlock<PackedTrellis>>,
-    /// The coefficients of a scale group; columns beyond its width have no meaning.
-    pub(super) trellis_rows: Op<unsafe fn(&PackedGroup, &mut GroupRows)>,
+    /// The codes of a scale group; those of columns beyond its width have no meaning.
+    pub(super) trellis_codes: Op<unsafe fn(&PackedGroup, &mut GroupCodes)>,
+    /// The codes of a tile of planes.
+    pub(super) plane_codes: Op<unsafe fn(&[Line], u8, &mut [Line; QUADS])>,
+    /// Adds the coefficients that a tile's codes are.
+    pub(super) add_codes: Op<unsafe fn(&CodeTile, &mut [f32])>,
     /// What a scale group's [squares](PackedGroup::squares) are, at levels that have products in 16 bits.
     pub(super) trellis_squares: Op<Option<Squares>>,
-    /// The digits of many vectors, with all terms together, that take more time than a product of floats.
-    pub(super) dense_digits: Op<usize>,
+    /// `sums[v] += W x_v` for the sixteen outputs of a strip, an input's weights in each of its registers, and vectors one after another.
+    pub(super) panel_floats: Op<unsafe fn(&[Lanes], x: &[f32], &mut [RowSums])>,
+    /// The same of integers, at levels that have them.
+    pub(super) panel_integers: Op<Option<PanelIntegers>>,
+    /// Rounds to integers with one step, which it returns.
+    pub(super) to_integers: Op<unsafe fn(&[f32], &mut [i16]) -> f32>,
+    /// The same of a strip of floats, to one of integers.
+    pub(super) strip_to_integers: Op<unsafe fn(&[Lanes], &mut [Lanes]) -> Lanes>,
+    pub(super) panel_cost: Op<PanelCost>,
     pub(super) sparse: Op<OfBlock<PackedSparse>>,
     pub(super) sparse_transposed: Op<OfBlock<PackedSparse>>,
     /// The smallest batch that `spmm` takes less time for than `sparse`, the way into lanes included.
@@ -111,16 +134,22 @@ pub(in crate::cpu) struct Kernels {
 #[cfg(test)]
 impl Kernels {
     /// Every operation with the level whose it is.
-    pub(in crate::cpu::kernels) fn levels(&self) -> [(&'static str, &'static str); 30] {
+    pub(in crate::cpu::kernels) fn levels(&self) -> [(&'static str, &'static str); 36] {
         // Whole, so that none is forgotten.
         let Self {
             planes,
             planes_transposed,
             trellis,
             trellis_transposed,
-            trellis_rows,
+            trellis_codes,
+            plane_codes,
+            add_codes,
             trellis_squares,
-            dense_digits,
+            panel_floats,
+            panel_integers,
+            to_integers,
+            strip_to_integers,
+            panel_cost,
             sparse,
             sparse_transposed,
             spmm_min_batch,
@@ -150,9 +179,15 @@ impl Kernels {
             ("planes_transposed", planes_transposed.level),
             ("trellis", trellis.level),
             ("trellis_transposed", trellis_transposed.level),
-            ("trellis_rows", trellis_rows.level),
+            ("trellis_codes", trellis_codes.level),
+            ("plane_codes", plane_codes.level),
+            ("add_codes", add_codes.level),
             ("trellis_squares", trellis_squares.level),
-            ("dense_digits", dense_digits.level),
+            ("panel_floats", panel_floats.level),
+            ("panel_integers", panel_integers.level),
+            ("to_integers", to_integers.level),
+            ("strip_to_integers", strip_to_integers.level),
+            ("panel_cost", panel_cost.level),
             ("sparse", sparse.level),
             ("sparse_transposed", sparse_transposed.level),
             ("spmm_min_batch", spmm_min_batch.level),
@@ -205,9 +240,51 @@ impl Kernels {
         unsafe { (self.planes_transposed.run)(tiles, block, g, acc) }
     }
 
-    /// Digits of many vectors, with all terms together, from which on a product of floats takes less time.
-    pub(in crate::cpu) fn dense_digits(&self) -> usize {
-        self.dense_digits.run
+    /// What a product with panels takes.
+    pub(in crate::cpu) fn panel_cost(&self) -> PanelCost {
+        self.panel_cost.run
+    }
+
+    /// Adds the products of a strip with vectors of its inputs, one after another.
+    pub(in crate::cpu) fn panel_floats(&self, weights: &[Lanes], x: &[f32], sums: &mut [RowSums]) {
+        assert_eq!(x.len(), weights.len() * sums.len());
+        // SAFETY: as in `planes`.
+        unsafe { (self.panel_floats.run)(weights, x, sums) }
+    }
+
+    /// The same of integers.
+    ///
+    /// # Panics
+    /// At a level that has no such products.
+    pub(in crate::cpu) fn panel_integers(
+        &self,
+        strip: IntegerStrip,
+        x: IntegerVectors,
+        sums: &mut [RowSums],
+    ) {
+        assert_eq!(x.values.len(), 2 * strip.weights.len() * sums.len());
+        assert_eq!(x.steps.len(), sums.len());
+        let Some(run) = self.panel_integers.run else { unreachable!("a level without products of integers") };
+        // SAFETY: as in `planes`.
+        unsafe { run(strip, x, sums) }
+    }
+
+    /// Whether there are [such products](Self::panel_integers).
+    pub(in crate::cpu) fn has_panel_integers(&self) -> bool {
+        self.panel_integers.run.is_some()
+    }
+
+    /// Rounds a strip of floats to one of integers, and returns the steps of its outputs.
+    pub(in crate::cpu) fn strip_to_integers(&self, floats: &[Lanes], integers: &mut [Lanes]) -> Lanes {
+        // SAFETY: as in `planes`.
+        unsafe { (self.strip_to_integers.run)(floats, integers) }
+    }
+
+    /// Rounds a block of a vector to integers with one step, which it returns.
+    pub(in crate::cpu) fn to_integers(&self, x: &[f32], integers: &mut [i16]) -> f32 {
+        assert!(integers.len() >= x.len());
+        // SAFETY: as in `planes`.
+        unsafe { (self.to_integers.run)(x, integers) }
     }
 
     /// Vectors from which on a sparse product is faster [in lanes](Self::spmm).
@@ -327,9 +404,20 @@ impl Kernels {
         unsafe { (self.trellis_transposed.run)(term, block, g, acc) }
     }
 
-    pub(in crate::cpu) fn trellis_rows(&self, scale_group: &PackedGroup, rows: &mut GroupRows) {
+    pub(in crate::cpu) fn trellis_codes(&self, scale_group: &PackedGroup, codes: &mut GroupCodes) {
         // SAFETY: as in `planes`.
-        unsafe { (self.trellis_rows.run)(scale_group, rows) }
+        unsafe { (self.trellis_codes.run)(scale_group, codes) }
+    }
+
+    /// The codes of a tile of so many planes.
+    pub(in crate::cpu) fn plane_codes(&self, tile: &[Line], planes: u8, codes: &mut [Line; QUADS]) {
+        // SAFETY: as in `planes`.
+        unsafe { (self.plane_codes.run)(tile, planes, codes) }
+    }
+
+    pub(in crate::cpu) fn add_codes(&self, tile: &CodeTile, out: &mut [f32]) {
+        // SAFETY: as in `planes`.
+        unsafe { (self.add_codes.run)(tile, out) }
     }
 
     /// Tells a term what products in 16 bits want to know of it.

@@ -5,10 +5,10 @@ use crate::codec::Block;
 use crate::codec::signs::Side;
 use crate::codec::term::planes::ScaleGroup;
 use crate::cpu::exec::Exec;
-use crate::cpu::kernels::Kernels;
+use crate::cpu::kernels::{CodeTile, Kernels};
 use crate::cpu::layout::Activations;
 use crate::cpu::layout::RowSums;
-use crate::cpu::layout::planes::{PackedPlanes, TILE_ROWS, row_tiles};
+use crate::cpu::layout::planes::{Line, PackedPlanes, QUADS, TILE_COLS, TILE_ROWS, row_tiles};
 use crate::cpu::pool::Shared;
 use crate::cpu::product::dense::{self, DenseTerm, Groups};
 use std::ops::Range;
@@ -48,9 +48,8 @@ impl PackedTerm for PackedPlanes {
         dense::gradients(exec, self, at, dx, gradient);
     }
 
-    fn add_block(&self, _: &Kernels, block: Block, out: &mut [f32]) {
-        let rows = out.chunks_mut(TILE_ROWS * block.width);
-        rows.enumerate().for_each(|(tile, rows)| self.add_row_tile(block, tile, rows));
+    fn add_block(&self, kernels: &Kernels, block: Block, out: &mut [f32]) {
+        add_tiles(self, kernels, block, false, out);
     }
 
     fn add_row(&self, kernels: &Kernels, block: Block, row: &BlockRow, out: &mut [f32]) {
@@ -71,15 +70,36 @@ impl DenseTerm for PackedPlanes {
         }
     }
 
-    fn reconstruct_unscaled(&self, _: &Kernels, block: Block, out: &mut [f32]) {
-        if self.planes(block) == 0 {
-            return;
-        }
-        let offset = 0.5 - 0.5 * f32::from(1u16 << self.planes(block));
-        for row_tile in 0..row_tiles(block) {
-            self.codes(block, row_tile, |row, col, code| {
-                out[row * block.width + col] = f32::from(code) + offset;
-            });
+    fn reconstruct_unscaled(&self, kernels: &Kernels, block: Block, out: &mut [f32]) {
+        out.fill(0.0);
+        add_tiles(self, kernels, block, true, out);
+    }
+}
+
+/// Adds the coefficients of a block to `out` (`height x width`), or multiples of steps without these.
+fn add_tiles(term: &PackedPlanes, kernels: &Kernels, block: Block, unscaled: bool, out: &mut [f32]) {
+    let planes = term.planes(block);
+    if planes == 0 {
+        return;
+    }
+    let mut codes = [Line([0; 64]); QUADS];
+    for row_tile in 0..row_tiles(block) {
+        let scales = match unscaled {
+            true => [1.0; TILE_ROWS],
+            false => term.half_steps(block, row_tile).values().map(|half_step| 2.0 * half_step),
+        };
+        let lines = term.row_tile(block, row_tile).chunks_exact(planes.into());
+        for (n, lines) in lines.enumerate() {
+            kernels.plane_codes(lines, planes, &mut codes);
+            let first = n * TILE_COLS;
+            let tile = CodeTile {
+                codes: &codes,
+                bias: 0.5 * f32::from(1u16 << planes) - 0.5,
+                scales,
+                width: TILE_COLS.min(block.width - first),
+                starts: std::array::from_fn(|lane| (row_tile * TILE_ROWS + lane) * block.width),
+            };
+            kernels.add_codes(&tile, &mut out[first..]);
         }
     }
 }

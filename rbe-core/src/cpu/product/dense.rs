@@ -155,33 +155,15 @@ pub(in crate::cpu) fn add_product(
             &own
         }
     };
-    let side = product.sides.output_side();
-    add_panels(exec, product.sides, x, out, &|block, values| {
-        term.reconstruct_unscaled(exec.kernels, block, values);
-        scale(values, block, term.groups(block, side), parameters.of(block));
-    });
-}
-
-/// Adds the shares of all `terms` to `out`: their blocks are added up first, and multiplied once.
-pub(in crate::cpu) fn add_sum(exec: Exec, terms: &[&dyn PackedTerm], sides: Sides, x: Rows, out: &mut [f32]) {
-    add_panels(exec, sides, x, out, &|block, values| {
-        terms.iter().for_each(|term| term.add_block(exec.kernels, block, values));
-    });
-}
-
-/// Adds the product with the blocks that `write` writes over zeros to `out`, all in the coefficient domain.
-fn add_panels(
-    exec: Exec,
-    sides: Sides,
-    x: Rows,
-    out: &mut [f32],
-    write: &(dyn Fn(Block, &mut [f32]) + Sync),
-) {
+    let sides = product.sides;
     let (side, out_len) = (sides.output_side(), sides.output().elements());
     let out = Shared::new(out);
     let mut memory = Vec::new();
     for index in 0..sides.output().blocks() {
-        let panel = Panel::new(exec, sides, index, memory, write);
+        let panel = Panel::new(exec, sides, index, memory, &|block, values| {
+            term.reconstruct_unscaled(exec.kernels, block, values);
+            scale(values, block, term.groups(block, side), parameters.of(block));
+        });
         exec.pool.run(x.batch.div_ceil(BATCH_TILE), &|items| {
             for batch in items.map(|item| tile(item, x.batch)) {
                 // SAFETY: each range of rows is one item.

@@ -6,6 +6,7 @@
 
 pub(super) mod dense;
 mod gradients;
+mod panels;
 
 #[cfg(test)]
 pub(super) use gradients::gradients;
@@ -25,12 +26,11 @@ use crate::codec::Sides;
 use crate::codec::axis::Axis;
 use crate::codec::sizes::{elements, expect_len};
 use crate::codec::term::Domain;
+use panels::Numbers;
 use std::cell::RefCell;
 
 /// Multiply-adds below which one thread is done before the others have begun.
 const WORTH_SHARING: usize = 1 << 15;
-/// Vectors from which on a block may be worth its decoding to floats.
-const DENSE_MIN_BATCH: usize = 128;
 /// Segments' elements below which one thread transforms alone.
 const TRANSFORM_WORTH_SHARING: usize = 1 << 10;
 
@@ -222,20 +222,26 @@ impl Pass<'_> {
         Product { sides: self.matrix.sides(), batch: self.x.batch, slices: self.slices, parameters }
     }
 
-    /// Whether the blocks of all terms are added up and multiplied as floats: where the digits of many vectors with all terms take more
-    /// time than that.
-    fn is_dense(&self) -> bool {
-        if self.parameters.is_some() || self.matrix.transposed || self.x.batch < DENSE_MIN_BATCH {
-            return false;
+    /// As what the blocks of all terms are added up and multiplied, where the digits of many vectors with all terms take more time
+    /// than that.
+    fn panels(&self) -> Option<Numbers> {
+        if self.parameters.is_some() || self.matrix.transposed {
+            return None;
         }
+        let kernels = self.exec.kernels;
         let terms = self.matrix.terms(Domain::Coefficients);
-        let digits = terms.map(|(n, term)| term.reads(self.exec.kernels, &self.product(n)).slices);
-        digits.sum::<usize>() >= self.exec.kernels.dense_digits()
+        let digits: usize = terms.map(|(n, term)| term.reads(kernels, &self.product(n)).slices).sum();
+        let cost = kernels.panel_cost();
+        let (numbers, each) = match self.slices {
+            ..=2 if kernels.has_panel_integers() => (Numbers::Integers, cost.integers),
+            _ => (Numbers::Floats, cost.floats),
+        };
+        (self.x.batch as f32 * (digits as f32 - each) > cost.decoding).then_some(numbers)
     }
 
     /// The forms in which the terms in the coefficient domain read their input.
     fn forms(&self) -> Forms {
-        if self.is_dense() {
+        if self.panels().is_some() {
             return Forms::FLOATS;
         }
         let terms = self.matrix.terms(Domain::Coefficients);
@@ -247,9 +253,9 @@ impl Pass<'_> {
     /// Adds the shares of the terms in a domain.
     fn add_terms(&self, domain: Domain, x: &Inputs, out: &mut [f32]) {
         let exec = self.exec.shared_if(self.matrix.work(self.x.batch), WORTH_SHARING);
-        if domain == Domain::Coefficients && self.is_dense() {
+        if let (Domain::Coefficients, Some(numbers)) = (domain, self.panels()) {
             let terms: Vec<_> = self.matrix.terms(domain).map(|(_, term)| term).collect();
-            return dense::add_sum(exec, &terms, self.matrix.sides(), x.rows, out);
+            return panels::add_product(exec, &terms, self.matrix.matrix.layout(), numbers, x.rows, out);
         }
         for (n, term) in self.matrix.terms(domain) {
             term.add_product(exec, &self.product(n), x, out);

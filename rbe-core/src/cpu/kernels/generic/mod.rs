@@ -3,6 +3,7 @@
 
 pub(super) mod activations;
 pub(super) mod attention;
+pub(super) mod codes;
 pub(super) mod columns;
 pub(super) mod dct;
 pub(super) mod decode;
@@ -19,6 +20,7 @@ pub(super) mod dot;
 pub(super) mod fused;
 pub(super) mod lanes;
 pub(super) mod norm;
+pub(super) mod panels;
 pub(super) mod planes;
 pub(super) mod sparse;
 pub(super) mod strip;

@@ -1,6 +1,7 @@
 //! Products with a trellis, whose scale groups are decoded once for all vectors: as 8-bit codes for the integer products, as floats for
 //! the transposed product.
 
+use super::codes::{CodeTile, add_codes};
 use super::columns::{COLUMN_SUMS_MAX_BATCH, add_column_sums, add_rows};
 use super::planes::{Digits, DotTile, Tile};
 use crate::codec::Block;
@@ -13,9 +14,6 @@ use crate::cpu::layout::trellis::{
 use crate::cpu::layout::{EDGE, Input, QuantizedRows, RowDots, RowSums};
 use std::cell::Cell;
 use std::ops::Range;
-
-/// The coefficients of a scale group, row by row.
-pub(in crate::cpu) type GroupRows = [[f32; GROUP_COLS]; EDGE];
 
 /// Digits that decoded scale groups are multiplied with in one go: their values and the codes stay in the nearer caches.
 pub(in crate::cpu) const DIGITS_AT_ONCE: usize = 16;
@@ -202,12 +200,21 @@ fn product_of_few<I: MultiplyTile>(
     }
 }
 
-/// A scale group's coefficients.
+/// Where a tile of a scale group's codes goes in rows `stride` apart.
 #[inline(always)]
-pub(in crate::cpu) fn rows<I: Decode>(isa: I, scale_group: &PackedGroup, rows: &mut GroupRows) {
-    let mut codes = [Line([0; 64]); GROUP_LINES];
-    decode_group(isa, scale_group, &mut codes);
-    rows_of_codes(scale_group, &codes, rows);
+pub(in crate::cpu) fn code_tile<'a>(
+    scale_group: &PackedGroup,
+    codes: &'a GroupCodes,
+    tile: usize,
+    stride: usize,
+) -> CodeTile<'a> {
+    CodeTile {
+        codes: &codes.as_chunks().0[tile],
+        bias: BIAS as f32,
+        scales: [scale_group.scale; TILE_ROWS],
+        width: scale_group.width,
+        starts: std::array::from_fn(|lane| scale_group.packing.row(tile, lane) * stride),
+    }
 }
 
 /// Scale group by scale group: decode it, sum its columns in the order of its codes.
@@ -253,9 +260,13 @@ pub(in crate::cpu) fn transposed<I: Decode>(
 /// Scale group by scale group: decode it, add multiples of its rows for each vector.
 #[inline(always)]
 fn transposed_by_rows<I: Decode>(isa: I, term: &PackedTrellis, block: Block, g: Input, acc: &mut [f32]) {
-    let mut rows = [[0.0; GROUP_COLS]; EDGE];
+    let mut codes = [Line([0; 64]); GROUP_LINES];
     for (first, scale_group) in term.block_groups(block) {
-        self::rows(isa, &scale_group, &mut rows);
+        decode_group(isa, &scale_group, &mut codes);
+        let mut rows = [[0.0; GROUP_COLS]; EDGE];
+        for tile in 0..scale_group.packing.tiles() {
+            add_codes(&code_tile(&scale_group, &codes, tile, GROUP_COLS), rows.as_flattened_mut());
+        }
         for (vector, acc) in acc.chunks_exact_mut(block.width).enumerate() {
             let acc = &mut acc[first..][..scale_group.width];
             for (g, row) in g.vector(vector, block.height).iter().zip(&rows) {
@@ -321,22 +332,6 @@ pub(in crate::cpu) fn spread(
         for (group, piece) in line.0.chunks_exact(bytes).enumerate() {
             let line = &mut codes[s / groups * QUADS + first_group + group];
             line.0[s % groups * bytes..][..bytes].copy_from_slice(piece);
-        }
-    }
-}
-
-/// A scale group's coefficients from its codes.
-#[inline(always)]
-pub(in crate::cpu) fn rows_of_codes(scale_group: &PackedGroup, codes: &GroupCodes, rows: &mut GroupRows) {
-    for tile in 0..scale_group.packing.tiles() {
-        for lane in 0..TILE_ROWS {
-            let row = &mut rows[scale_group.packing.row(tile, lane)];
-            for (group, row) in row.as_chunks_mut::<QUAD>().0.iter_mut().enumerate() {
-                let codes = &codes[tile * QUADS + group].0[lane * QUAD..][..QUAD];
-                for (value, code) in row.iter_mut().zip(codes) {
-                    *value = (i32::from(*code) - BIAS) as f32 * scale_group.scale;
-                }
-            }
         }
     }
 }

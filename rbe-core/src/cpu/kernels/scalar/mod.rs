@@ -3,12 +3,16 @@
 mod attention;
 mod dct;
 mod isa;
+mod panels;
 mod planes;
 mod trellis;
 
-use super::generic::{activations, dense, lanes, norm, sparse, viterbi::plain_step, viterbi_bytes};
+use super::generic::{
+    activations, codes, dense, lanes, norm, panels as generic_panels, sparse, viterbi::plain_step,
+    viterbi_bytes,
+};
 use super::level::LevelSpec;
-use super::table::{Kernels, Op};
+use super::table::{Kernels, Op, PanelCost};
 use isa::Scalar;
 
 const NAME: &str = "scalar";
@@ -21,9 +25,15 @@ pub(super) const TABLE: Kernels = Kernels {
     planes_transposed: Op::new(NAME, planes::transposed),
     trellis: Op::new(NAME, trellis::product),
     trellis_transposed: Op::new(NAME, trellis::transposed),
-    trellis_rows: Op::new(NAME, trellis::rows),
+    trellis_codes: Op::new(NAME, trellis::group_codes),
+    plane_codes: Op::new(NAME, codes::plane_codes),
+    add_codes: Op::new(NAME, codes::add_codes),
     trellis_squares: Op::new(NAME, None),
-    dense_digits: Op::new(NAME, 3),
+    panel_floats: Op::new(NAME, panels::floats),
+    panel_integers: Op::new(NAME, None),
+    to_integers: Op::new(NAME, generic_panels::to_integers),
+    strip_to_integers: Op::new(NAME, generic_panels::strip_to_integers),
+    panel_cost: Op::new(NAME, PanelCost { floats: 2.7, integers: f32::INFINITY, decoding: 70.0 }),
     sparse: Op::new(NAME, sparse::product::<Scalar, false>),
     sparse_transposed: Op::new(NAME, sparse::product::<Scalar, true>),
     spmm_min_batch: Op::new(NAME, 8),

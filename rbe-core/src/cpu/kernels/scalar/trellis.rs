@@ -3,11 +3,9 @@
 use super::isa::Scalar;
 use crate::codec::Block;
 use crate::cpu::kernels::generic::decode::decode_bundle;
-use crate::cpu::kernels::generic::trellis::{
-    self as generic, Decode, DecodedStrips, GroupRows, MultiplyTile,
-};
+use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, MultiplyTile};
 use crate::cpu::layout::planes::Line;
-use crate::cpu::layout::trellis::{Bundle, PackedGroup, PackedTrellis};
+use crate::cpu::layout::trellis::{Bundle, GroupCodes, PackedGroup, PackedTrellis};
 use crate::cpu::layout::{Input, QuantizedRows, RowDots, RowSums};
 use std::ops::Range;
 
@@ -25,8 +23,8 @@ pub(super) fn transposed(term: &PackedTrellis, block: Block, g: Input, acc: &mut
     generic::transposed(Scalar, term, block, g, acc);
 }
 
-pub(super) fn rows(scale_group: &PackedGroup, rows: &mut GroupRows) {
-    generic::rows(Scalar, scale_group, rows);
+pub(super) fn group_codes(scale_group: &PackedGroup, codes: &mut GroupCodes) {
+    generic::decode_group(Scalar, scale_group, codes);
 }
 
 impl Decode for Scalar {

@@ -8,14 +8,14 @@ use crate::codec::Block;
 use crate::codec::signs::Side;
 use crate::codec::term::trellis::GROUP_COLS;
 use crate::cpu::exec::Exec;
-use crate::cpu::kernels::{Kernels, TileParts};
-use crate::cpu::layout::trellis::{PackedTrellis, Packing};
-use crate::cpu::layout::{EDGE, QuantizedRows, RowSums};
+use crate::cpu::kernels::{Kernels, TileParts, code_tile};
+use crate::cpu::layout::planes::Line;
+use crate::cpu::layout::trellis::{GROUP_LINES, PackedTrellis, Packing};
+use crate::cpu::layout::{QuantizedRows, RowSums};
 use crate::cpu::pool::Shared;
 use crate::cpu::product::dense::{self, DenseTerm, Groups};
 use items::{Item, Items};
 use std::cell::RefCell;
-use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 thread_local! {
@@ -70,17 +70,7 @@ impl PackedTerm for PackedTrellis {
     }
 
     fn add_block(&self, kernels: &Kernels, block: Block, out: &mut [f32]) {
-        for_each_decoded(
-            self,
-            kernels,
-            block,
-            |scale| scale,
-            |cols, rows| {
-                for (out, row) in out.chunks_exact_mut(block.width).zip(rows) {
-                    out[cols.clone()].iter_mut().zip(row).for_each(|(out, value)| *out += value);
-                }
-            },
-        );
+        add_groups(self, kernels, block, |scale| scale, out);
     }
 
     fn add_row(&self, kernels: &Kernels, block: Block, row: &BlockRow, out: &mut [f32]) {
@@ -98,33 +88,26 @@ impl DenseTerm for PackedTrellis {
     }
 
     fn reconstruct_unscaled(&self, kernels: &Kernels, block: Block, out: &mut [f32]) {
-        for_each_decoded(
-            self,
-            kernels,
-            block,
-            |_| 1.0,
-            |cols, rows| {
-                for (out, row) in out.chunks_exact_mut(block.width).zip(rows) {
-                    out[cols.clone()].copy_from_slice(&row[..cols.len()]);
-                }
-            },
-        );
+        out.fill(0.0);
+        add_groups(self, kernels, block, |_| 1.0, out);
     }
 }
 
-/// Calls `f` with the decoded rows of each scale group of a block, and which columns of the block they are.
-fn for_each_decoded(
+/// Adds the coefficients of a block to `out` (`height x width`), with these scales in the place of their own.
+fn add_groups(
     term: &PackedTrellis,
     kernels: &Kernels,
     block: Block,
     scale: impl Fn(f32) -> f32,
-    mut f: impl FnMut(Range<usize>, &[[f32; GROUP_COLS]; EDGE]),
+    out: &mut [f32],
 ) {
-    let mut rows = [[0.0; GROUP_COLS]; EDGE];
+    let mut codes = [Line([0; 64]); GROUP_LINES];
     for (first, mut scale_group) in term.block_groups(block) {
         scale_group.scale = scale(scale_group.scale);
-        kernels.trellis_rows(&scale_group, &mut rows);
-        f(first..first + scale_group.width, &rows);
+        kernels.trellis_codes(&scale_group, &mut codes);
+        for tile in 0..scale_group.packing.tiles() {
+            kernels.add_codes(&code_tile(&scale_group, &codes, tile, block.width), &mut out[first..]);
+        }
     }
 }
 

@@ -4,6 +4,7 @@ mod attention;
 mod dct;
 pub(super) mod isa;
 pub(super) mod lanes;
+mod panels;
 pub(super) mod planes;
 mod sparse;
 pub(super) mod trellis;
@@ -13,7 +14,7 @@ mod viterbi_bytes;
 
 use crate::cpu::kernels::level::{ACTIVATIONS, FLOATS, LevelSpec};
 use crate::cpu::kernels::scalar;
-use crate::cpu::kernels::table::{Kernels, Op};
+use crate::cpu::kernels::table::{Kernels, Op, PanelCost};
 use std::arch::is_aarch64_feature_detected as has;
 
 const NAME: &str = "neon";
@@ -24,7 +25,11 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     detect: || has!("neon"),
     kernels: &TABLE,
     // Plain Rust is compiled for NEON too, and none of these multiplies and adds in one.
-    inherited: &[ACTIVATIONS, FLOATS],
+    inherited: &[
+        &["panel_integers", "to_integers", "strip_to_integers", "plane_codes", "add_codes"],
+        ACTIVATIONS,
+        FLOATS,
+    ],
 };
 
 pub(super) const TABLE: Kernels = Kernels {
@@ -32,9 +37,10 @@ pub(super) const TABLE: Kernels = Kernels {
     planes_transposed: Op::new(NAME, planes::transposed),
     trellis: Op::new(NAME, trellis::product),
     trellis_transposed: Op::new(NAME, trellis::transposed),
-    trellis_rows: Op::new(NAME, trellis::rows),
+    trellis_codes: Op::new(NAME, trellis::group_codes),
     trellis_squares: Op::new(NAME, None),
-    dense_digits: Op::new(NAME, 3),
+    panel_floats: Op::new(NAME, panels::floats),
+    panel_cost: Op::new(NAME, PanelCost { floats: 2.7, integers: f32::INFINITY, decoding: 70.0 }),
     sparse: Op::new(NAME, sparse::product),
     sparse_transposed: Op::new(NAME, sparse::transposed),
     spmm_min_batch: Op::new(NAME, 8),

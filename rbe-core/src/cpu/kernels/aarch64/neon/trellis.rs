@@ -5,14 +5,12 @@
 use super::isa::{Neon, Proof};
 use crate::codec::Block;
 use crate::cpu::kernels::generic::fused::{self, Fused, Multiply, dispatch_columns};
-use crate::cpu::kernels::generic::trellis::{
-    self as generic, Decode, DecodedStrips, GroupRows, MultiplyTile,
-};
+use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, MultiplyTile};
 use crate::cpu::kernels::generic::windows::{self, Windows};
 use crate::cpu::kernels::isa::Bytes;
 use crate::cpu::kernels::unroll::dispatch_code;
 use crate::cpu::layout::planes::{Line, QUAD};
-use crate::cpu::layout::trellis::{Bundle, PackedGroup, PackedTrellis};
+use crate::cpu::layout::trellis::{Bundle, GroupCodes, PackedGroup, PackedTrellis};
 use crate::cpu::layout::{Input, QuantizedRows, RowDots, RowSums};
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -126,8 +124,8 @@ pub(super) fn transposed(term: &PackedTrellis, block: Block, g: Input, acc: &mut
 }
 
 #[target_feature(enable = "neon")]
-pub(super) fn rows(scale_group: &PackedGroup, rows: &mut GroupRows) {
-    generic::rows(Neon::new(), scale_group, rows);
+pub(super) fn group_codes(scale_group: &PackedGroup, codes: &mut GroupCodes) {
+    generic::decode_group(Neon::new(), scale_group, codes);
 }
 
 impl Decode for Neon {

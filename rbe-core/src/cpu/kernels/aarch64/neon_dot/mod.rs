@@ -8,7 +8,7 @@ use super::neon;
 use crate::cpu::kernels::level::{
     ACTIVATIONS, ATTENTION, DECODING, FLOATS, LANES, LevelSpec, SPARSE, STRIPS, VITERBI,
 };
-use crate::cpu::kernels::table::{Kernels, Op};
+use crate::cpu::kernels::table::{Kernels, Op, PanelCost};
 use std::arch::is_aarch64_feature_detected as has;
 
 const NAME: &str = "neon-dot";
@@ -19,12 +19,22 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     detect: || has!("dotprod"),
     kernels: &TABLE,
     // Only integer products are made of dot products.
-    inherited: &[DECODING, VITERBI, SPARSE, ACTIVATIONS, LANES, FLOATS, ATTENTION, STRIPS],
+    inherited: &[
+        &["panel_floats", "panel_integers", "to_integers", "strip_to_integers"],
+        DECODING,
+        VITERBI,
+        SPARSE,
+        ACTIVATIONS,
+        LANES,
+        FLOATS,
+        ATTENTION,
+        STRIPS,
+    ],
 };
 
 const TABLE: Kernels = Kernels {
     planes: Op::new(NAME, planes::product),
     trellis: Op::new(NAME, trellis::product),
-    dense_digits: Op::new(NAME, 6),
+    panel_cost: Op::new(NAME, PanelCost { floats: 5.4, integers: f32::INFINITY, decoding: 140.0 }),
     ..neon::TABLE
 };

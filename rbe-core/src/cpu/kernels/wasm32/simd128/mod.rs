@@ -5,7 +5,7 @@ mod multiply;
 mod planes;
 mod trellis;
 
-use crate::cpu::kernels::level::{ACTIVATIONS, ATTENTION, FLOATS, LANES, LevelSpec, SPARSE, STRIPS};
+use crate::cpu::kernels::level::{ACTIVATIONS, ATTENTION, FLOATS, LANES, LevelSpec, PANELS, SPARSE, STRIPS};
 use crate::cpu::kernels::scalar;
 use crate::cpu::kernels::table::{Kernels, Op};
 
@@ -18,7 +18,8 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     kernels: &TABLE,
     // Plain Rust is compiled for these registers too.
     inherited: &[
-        &["planes_transposed", "dense_digits", "viterbi", "viterbi_bytes"],
+        &["planes_transposed", "plane_codes", "add_codes", "viterbi", "viterbi_bytes"],
+        PANELS,
         SPARSE,
         ACTIVATIONS,
         LANES,
@@ -32,7 +33,7 @@ const TABLE: Kernels = Kernels {
     planes: Op::new(NAME, planes::product),
     trellis: Op::new(NAME, trellis::product),
     trellis_transposed: Op::new(NAME, trellis::transposed),
-    trellis_rows: Op::new(NAME, trellis::rows),
+    trellis_codes: Op::new(NAME, trellis::group_codes),
     trellis_squares: Op::new(NAME, None),
     ..scalar::TABLE
 };

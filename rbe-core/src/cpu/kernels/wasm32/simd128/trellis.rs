@@ -3,13 +3,11 @@
 use super::isa::Simd128;
 use crate::codec::Block;
 use crate::cpu::kernels::generic::fused::{self, Fused, dispatch_columns};
-use crate::cpu::kernels::generic::trellis::{
-    self as generic, Decode, DecodedStrips, GroupRows, MultiplyTile,
-};
+use crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, MultiplyTile};
 use crate::cpu::kernels::generic::windows;
 use crate::cpu::kernels::unroll::dispatch_code;
 use crate::cpu::layout::planes::Line;
-use crate::cpu::layout::trellis::{Bundle, PackedGroup, PackedTrellis};
+use crate::cpu::layout::trellis::{Bundle, GroupCodes, PackedGroup, PackedTrellis};
 use crate::cpu::layout::{Input, QuantizedRows, RowDots, RowSums};
 use std::ops::Range;
 
@@ -33,8 +31,8 @@ pub(super) fn transposed(term: &PackedTrellis, block: Block, g: Input, acc: &mut
     generic::transposed(Simd128, term, block, g, acc);
 }
 
-pub(super) fn rows(scale_group: &PackedGroup, rows: &mut GroupRows) {
-    generic::rows(Simd128, scale_group, rows);
+pub(super) fn group_codes(scale_group: &PackedGroup, codes: &mut GroupCodes) {
+    generic::decode_group(Simd128, scale_group, codes);
 }
 
 /// As many rows in a pass as the registers of x86-64 hold the dot products of, where a module runs most.

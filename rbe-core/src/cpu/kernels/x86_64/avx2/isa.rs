@@ -13,6 +13,13 @@ pub(in crate::cpu::kernels::x86_64) trait Proof: Copy {
     /// Adds to each lane of `sums` four products of a code, at most 127, and an activation.
     fn add_products(self, sums: __m256i, codes: __m256i, x: __m256i) -> __m256i;
 
+    /// Adds to each lane of `sums` two products of 16 bits.
+    #[inline(always)]
+    fn add_pairs(self, sums: __m256i, weights: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: the token proves the instructions.
+        unsafe { _mm256_add_epi32(sums, _mm256_madd_epi16(weights, x)) }
+    }
+
     /// Dot products from such sums less what the codes' bias adds to each; in the lower half alone, where the sums are of `HALVES`.
     #[inline(always)]
     fn dots<const HALVES: bool>(self, sums: __m256i, bias: i32) -> __m256i {

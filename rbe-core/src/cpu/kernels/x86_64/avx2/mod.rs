@@ -1,10 +1,12 @@
 //! AVX2, FMA and F16C: Haswell, Zen.
 
 mod attention;
+mod codes;
 mod dct;
 mod dense;
 pub(super) mod isa;
 mod lanes;
+pub(super) mod panels;
 pub(super) mod planes;
 mod sparse;
 pub(super) mod trellis;
@@ -14,7 +16,7 @@ mod viterbi_bytes;
 
 use crate::cpu::kernels::level::LevelSpec;
 use crate::cpu::kernels::scalar;
-use crate::cpu::kernels::table::{Kernels, Op};
+use crate::cpu::kernels::table::{Kernels, Op, PanelCost};
 use std::arch::is_x86_feature_detected as has;
 
 const NAME: &str = "avx2";
@@ -32,9 +34,15 @@ pub(super) const TABLE: Kernels = Kernels {
     planes_transposed: Op::new(NAME, planes::transposed),
     trellis: Op::new(NAME, trellis::product),
     trellis_transposed: Op::new(NAME, trellis::transposed),
-    trellis_rows: Op::new(NAME, trellis::rows),
+    trellis_codes: Op::new(NAME, trellis_many::group_codes),
+    plane_codes: Op::new(NAME, codes::plane_codes),
+    add_codes: Op::new(NAME, codes::add_codes),
     trellis_squares: Op::new(NAME, Some(trellis_many::squares)),
-    dense_digits: Op::new(NAME, 3),
+    panel_floats: Op::new(NAME, panels::floats),
+    panel_integers: Op::new(NAME, Some(panels::integers)),
+    to_integers: Op::new(NAME, panels::round),
+    strip_to_integers: Op::new(NAME, panels::round_strip),
+    panel_cost: Op::new(NAME, PanelCost { floats: 2.3, integers: 1.4, decoding: 75.0 }),
     sparse: Op::new(NAME, sparse::product),
     sparse_transposed: Op::new(NAME, sparse::transposed),
     spmm_min_batch: Op::new(NAME, 8),

@@ -8,13 +8,13 @@ use super::isa::{Avx2, Narrow, Proof};
 use super::trellis_many::{self, FITS_BELOW, bias_of_lanes, squares_of_activations};
 use crate::codec::Block;
 use crate::cpu::kernels::generic::fused::{self, Fused, MAX_DIGITS, Multiply, Pass, dispatch_columns};
-use crate::cpu::kernels::generic::trellis::{self as generic, Decode, GroupRows, GroupSlices};
+use crate::cpu::kernels::generic::trellis::{self as generic, Decode, GroupSlices};
 use crate::cpu::kernels::generic::windows::{self, Windows};
 use crate::cpu::kernels::isa::Bytes;
 use crate::cpu::kernels::unroll::dispatch_code;
 use crate::cpu::kernels::x86_64::frame::align_frame;
 use crate::cpu::layout::planes::{Line, QUAD};
-use crate::cpu::layout::trellis::{Bundle, PERIOD, PackedGroup, PackedTrellis};
+use crate::cpu::layout::trellis::{Bundle, PERIOD, PackedTrellis};
 use crate::cpu::layout::{Input, QuantizedRows, RowSums};
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -47,11 +47,6 @@ pub(super) fn product(
 pub(super) fn transposed(term: &PackedTrellis, block: Block, g: Input, acc: &mut [f32]) {
     align_frame();
     generic::transposed(Avx2::new(), term, block, g, acc);
-}
-
-#[target_feature(enable = "avx2,fma,f16c,popcnt")]
-pub(super) fn rows(scale_group: &PackedGroup, rows: &mut GroupRows) {
-    generic::rows(Avx2::new(), scale_group, rows);
 }
 
 impl Decode for Avx2 {

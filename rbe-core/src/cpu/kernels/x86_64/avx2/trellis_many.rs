@@ -154,7 +154,7 @@ fn squares_of_lanes(values: &GroupValues) -> __m128i {
 pub(super) fn squares(scale_group: &PackedGroup) -> u16 {
     let mut room = BlockCodes::take();
     let codes = &mut room.codes()[0];
-    decode(scale_group, codes);
+    group_codes(scale_group, codes);
     let tiles = codes.as_chunks().0[..scale_group.packing.tiles()].iter();
     let squares = tiles.map(|tile| squares_of_values(tile)).max().unwrap_or(0);
     room.keep();
@@ -222,7 +222,7 @@ fn multiply_blocks<const PER_VECTOR: usize>(
             let mut places = [(0, 0.0); MOST_GROUPS];
             let mut count = 0;
             for (first, scale_group) in groups.by_ref().take(codes.len()) {
-                decode(&scale_group, &mut codes[count]);
+                group_codes(&scale_group, &mut codes[count]);
                 squares[count] = scale_group.squares;
                 places[count] = (first, scale_group.scale);
                 count += 1;
@@ -256,7 +256,7 @@ fn multiply_blocks<const PER_VECTOR: usize>(
 /// A scale group as codes.
 #[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-fn decode(scale_group: &PackedGroup, codes: &mut GroupCodes) {
+pub(super) fn group_codes(scale_group: &PackedGroup, codes: &mut GroupCodes) {
     decode_group(Avx2::new(), scale_group, codes);
 }
 

@@ -5,7 +5,7 @@ mod sparse;
 mod trellis;
 
 use super::avx512_vnni;
-use crate::cpu::kernels::level::{ACTIVATIONS, ATTENTION, FLOATS, LANES, LevelSpec, STRIPS};
+use crate::cpu::kernels::level::{ACTIVATIONS, ATTENTION, FLOATS, LANES, LevelSpec, PANELS, STRIPS};
 use crate::cpu::kernels::table::{Kernels, Op};
 use std::arch::is_x86_feature_detected as has;
 
@@ -18,7 +18,18 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     kernels: &TABLE,
     // What looks nothing up and multiplies no matrices of bits.
     inherited: &[
-        &["planes", "planes_transposed", "trellis_squares", "spmm", "sddmm", "viterbi", "viterbi_bytes"],
+        &[
+            "planes",
+            "planes_transposed",
+            "plane_codes",
+            "add_codes",
+            "trellis_squares",
+            "spmm",
+            "sddmm",
+            "viterbi",
+            "viterbi_bytes",
+        ],
+        PANELS,
         ACTIVATIONS,
         LANES,
         FLOATS,
@@ -30,8 +41,7 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
 pub(super) const TABLE: Kernels = Kernels {
     trellis: Op::new(NAME, trellis::product),
     trellis_transposed: Op::new(NAME, trellis::transposed),
-    trellis_rows: Op::new(NAME, trellis::rows),
-    dense_digits: Op::new(NAME, 6),
+    trellis_codes: Op::new(NAME, trellis::group_codes),
     sparse: Op::new(NAME, sparse::product),
     sparse_transposed: Op::new(NAME, sparse::transposed),
     spmm_min_batch: Op::new(NAME, 64),

@@ -10,12 +10,14 @@ use crate::codec::Block;
 use crate::codec::term::trellis::{Code, GROUP_COLS};
 use crate::cpu::kernels::generic::decode::PerCode;
 use crate::cpu::kernels::generic::trellis::{
-    self as generic, Decode, DecodedStrips, GroupRows, GroupSlices, MultiplyTile,
+    self as generic, Decode, DecodedStrips, GroupSlices, MultiplyTile,
 };
 use crate::cpu::kernels::unroll::{dispatch_batch, dispatch_code, each, per_code};
 use crate::cpu::kernels::x86_64::frame::align_frame;
 use crate::cpu::layout::planes::{Line, QUAD, QUADS};
-use crate::cpu::layout::trellis::{BIAS, Bundle, FOLLOWING, PERIOD, PackedGroup, PackedTrellis, Packing};
+use crate::cpu::layout::trellis::{
+    BIAS, Bundle, FOLLOWING, GroupCodes, PERIOD, PackedGroup, PackedTrellis, Packing,
+};
 use crate::cpu::layout::{Input, QuantizedRows, RowSums};
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -43,8 +45,8 @@ pub(super) fn transposed(term: &PackedTrellis, block: Block, g: Input, acc: &mut
 }
 
 #[target_feature(enable = "avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,popcnt")]
-pub(super) fn rows(scale_group: &PackedGroup, rows: &mut GroupRows) {
-    generic::rows(Avx512Vbmi::with_vbmi(), scale_group, rows);
+pub(super) fn group_codes(scale_group: &PackedGroup, codes: &mut GroupCodes) {
+    generic::decode_group(Avx512Vbmi::with_vbmi(), scale_group, codes);
 }
 
 impl Decode for Avx512Vbmi {

@@ -12,6 +12,13 @@ pub(in crate::cpu::kernels::x86_64) struct Avx512<P = Own>(P);
 pub(in crate::cpu::kernels::x86_64) trait Proof: Copy {
     /// Adds to each lane of `sums` four products of a code, of so many bits, and an activation.
     fn add_products<const BITS: usize>(self, sums: __m512i, codes: __m512i, x: __m512i) -> __m512i;
+
+    /// Adds to each lane of `sums` two products of 16 bits.
+    #[inline(always)]
+    fn add_pairs(self, sums: __m512i, weights: __m512i, x: __m512i) -> __m512i {
+        // SAFETY: the token proves the instructions.
+        unsafe { _mm512_add_epi32(sums, _mm512_madd_epi16(weights, x)) }
+    }
 }
 
 /// Proof of the level's instructions.

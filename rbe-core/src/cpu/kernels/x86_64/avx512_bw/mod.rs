@@ -7,6 +7,7 @@ mod dense;
 pub(super) mod isa;
 mod lanes;
 pub(super) mod multiply;
+pub(super) mod panels;
 pub(super) mod planes;
 mod sparse;
 pub(super) mod trellis;
@@ -27,7 +28,15 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     kernels: &TABLE,
     // Entries are put into lanes by instructions that come with VBMI2; segments alone have half of such a register.
     inherited: &[
-        &["trellis_squares", "dense_digits", "sparse", "sparse_transposed", "spmm_min_batch"],
+        &[
+            "trellis_squares",
+            "plane_codes",
+            "add_codes",
+            "panel_cost",
+            "sparse",
+            "sparse_transposed",
+            "spmm_min_batch",
+        ],
         STRIPS,
     ],
 };
@@ -37,7 +46,11 @@ pub(super) const TABLE: Kernels = Kernels {
     planes_transposed: Op::new(NAME, planes::transposed),
     trellis: Op::new(NAME, trellis::product),
     trellis_transposed: Op::new(NAME, trellis::transposed),
-    trellis_rows: Op::new(NAME, trellis::rows),
+    trellis_codes: Op::new(NAME, trellis::group_codes),
+    panel_floats: Op::new(NAME, panels::floats),
+    panel_integers: Op::new(NAME, Some(panels::integers)),
+    to_integers: Op::new(NAME, panels::round),
+    strip_to_integers: Op::new(NAME, panels::round_strip),
     spmm: Op::new(NAME, sparse::spmm),
     sddmm: Op::new(NAME, sparse::sddmm),
     weigh: Op::new(NAME, dense::weigh),

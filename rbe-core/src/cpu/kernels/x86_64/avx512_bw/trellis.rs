@@ -2,8 +2,8 @@
 
 use super::isa::{Avx512, Own};
 use crate::codec::Block;
-use crate::cpu::kernels::generic::trellis::GroupRows;
 use crate::cpu::layout::Input;
+use crate::cpu::layout::trellis::GroupCodes;
 use crate::cpu::layout::trellis::PackedGroup;
 
 /// A level's own: `product`, and the [`MultiplyTile`] of its token, which `$new` makes.
@@ -119,6 +119,6 @@ pub(super) fn transposed(term: &PackedTrellis, block: Block, g: Input, acc: &mut
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,popcnt")]
-pub(super) fn rows(scale_group: &PackedGroup, rows: &mut GroupRows) {
-    generic::rows(Avx512::new(), scale_group, rows);
+pub(super) fn group_codes(scale_group: &PackedGroup, codes: &mut GroupCodes) {
+    generic::decode_group(Avx512::new(), scale_group, codes);
 }

@@ -13,6 +13,12 @@ impl Proof for Vnni {
         // SAFETY: the token proves the instruction.
         unsafe { _mm512_dpbusd_epi32(sums, codes, x) }
     }
+
+    #[inline(always)]
+    fn add_pairs(self, sums: __m512i, weights: __m512i, x: __m512i) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_dpwssd_epi32(sums, weights, x) }
+    }
 }
 
 impl Avx512<Vnni> {

@@ -1,6 +1,7 @@
 //! AVX-512 with VNNI: Cascade Lake.
 
 mod isa;
+mod panels;
 mod planes;
 mod trellis;
 
@@ -8,7 +9,7 @@ use super::avx512_bw;
 use crate::cpu::kernels::level::{
     ACTIVATIONS, ATTENTION, DECODING, FLOATS, LANES, LevelSpec, SPARSE, STRIPS, VITERBI,
 };
-use crate::cpu::kernels::table::{Kernels, Op};
+use crate::cpu::kernels::table::{Kernels, Op, PanelCost};
 use std::arch::is_x86_feature_detected as has;
 
 const NAME: &str = "avx512-vnni";
@@ -19,12 +20,23 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     detect: || has!("avx512vnni"),
     kernels: &TABLE,
     // Only integer products are made of it.
-    inherited: &[DECODING, VITERBI, SPARSE, ACTIVATIONS, LANES, FLOATS, ATTENTION, STRIPS],
+    inherited: &[
+        &["panel_floats", "to_integers", "strip_to_integers"],
+        DECODING,
+        VITERBI,
+        SPARSE,
+        ACTIVATIONS,
+        LANES,
+        FLOATS,
+        ATTENTION,
+        STRIPS,
+    ],
 };
 
 pub(super) const TABLE: Kernels = Kernels {
     planes: Op::new(NAME, planes::product),
     trellis: Op::new(NAME, trellis::product),
-    dense_digits: Op::new(NAME, 5),
+    panel_integers: Op::new(NAME, Some(panels::integers)),
+    panel_cost: Op::new(NAME, PanelCost { floats: 2.9, integers: 2.1, decoding: 120.0 }),
     ..avx512_bw::TABLE
 };

@@ -21,6 +21,12 @@ impl Proof for Vex {
         // SAFETY: the token proves the instruction.
         unsafe { _mm256_dpbusd_avx_epi32(sums, codes, x) }
     }
+
+    #[inline(always)]
+    fn add_pairs(self, sums: __m256i, weights: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_dpwssd_avx_epi32(sums, weights, x) }
+    }
 }
 
 impl Vnni for Vex {}
@@ -31,6 +37,12 @@ impl Proof for Evex {
     fn add_products(self, sums: __m256i, codes: __m256i, x: __m256i) -> __m256i {
         // SAFETY: the token proves the instruction.
         unsafe { _mm256_dpbusd_epi32(sums, codes, x) }
+    }
+
+    #[inline(always)]
+    fn add_pairs(self, sums: __m256i, weights: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_dpwssd_epi32(sums, weights, x) }
     }
 }
 

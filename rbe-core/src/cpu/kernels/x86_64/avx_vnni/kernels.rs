@@ -1,16 +1,18 @@
 //! The products, compiled for the level's instructions, and in tests for AVX-512's encoding of them.
 
-/// `planes` and `trellis`, and what of them is the token's.
+/// `planes`, `trellis` and `panel_integers`, and what of them is the token's.
 macro_rules! compile {
     ($features:literal, $proof:ident) => {
         use std::ops::Range;
         use $crate::cpu::kernels::generic::fused::{self, Fused, dispatch_columns};
+        use $crate::cpu::kernels::generic::panels::{IntegerStrip, IntegerVectors};
         use $crate::cpu::kernels::generic::planes::{self as generic_planes, Digits, DotTile, Tile};
         use $crate::cpu::kernels::generic::trellis::{self as generic, Decode, DecodedStrips, MultiplyTile};
         use $crate::cpu::kernels::unroll::dispatch;
         use $crate::cpu::kernels::x86_64::avx_vnni::isa::$proof;
         use $crate::cpu::kernels::x86_64::avx_vnni::multiply::{add_run, dot, multiply};
         use $crate::cpu::kernels::x86_64::avx2::isa::Avx2;
+        use $crate::cpu::kernels::x86_64::avx2::panels::add_all;
         use $crate::cpu::kernels::x86_64::avx2::trellis::decode_bundle;
         use $crate::cpu::kernels::x86_64::frame::align_frame;
         use $crate::cpu::layout::planes::{Line, PackedPlanes, RowTile};
@@ -111,6 +113,16 @@ macro_rules! compile {
                 group,
                 sums,
             );
+        }
+
+        #[target_feature(enable = $features)]
+        pub(in crate::cpu::kernels::x86_64::avx_vnni) fn panel_integers(
+            strip: IntegerStrip,
+            x: IntegerVectors,
+            sums: &mut [RowSums],
+        ) {
+            align_frame();
+            add_all(Avx2::<$proof>::with_vnni(), strip, x, sums);
         }
 
         impl Decode for Avx2<$proof> {

@@ -11,21 +11,35 @@ use super::avx2;
 use crate::cpu::kernels::level::{
     ACTIVATIONS, ATTENTION, DECODING, FLOATS, LANES, LevelSpec, SPARSE, STRIPS, VITERBI,
 };
-use crate::cpu::kernels::table::{Kernels, Op, Planes, Trellis};
+use crate::cpu::kernels::table::{Kernels, Op, PanelIntegers, Planes, Trellis};
 use std::arch::is_x86_feature_detected as has;
 
-const INHERITED: &[&[&str]] =
-    &[DECODING, VITERBI, &["dense_digits"], SPARSE, ACTIVATIONS, LANES, FLOATS, ATTENTION, STRIPS];
+const INHERITED: &[&[&str]] = &[
+    DECODING,
+    VITERBI,
+    &["panel_floats", "to_integers", "strip_to_integers", "panel_cost"],
+    SPARSE,
+    ACTIVATIONS,
+    LANES,
+    FLOATS,
+    ATTENTION,
+    STRIPS,
+];
 
-const fn table(name: &'static str, planes: Planes, trellis: Trellis) -> Kernels {
-    Kernels { planes: Op::new(name, planes), trellis: Op::new(name, trellis), ..avx2::TABLE }
+const fn table(name: &'static str, planes: Planes, trellis: Trellis, integers: PanelIntegers) -> Kernels {
+    Kernels {
+        planes: Op::new(name, planes),
+        trellis: Op::new(name, trellis),
+        panel_integers: Op::new(name, Some(integers)),
+        ..avx2::TABLE
+    }
 }
 
 pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     name: "avx-vnni",
     below: Some(&avx2::LEVEL),
     detect: || has!("avxvnni"),
-    kernels: &table("avx-vnni", kernels::vex::planes, kernels::vex::trellis),
+    kernels: &table("avx-vnni", kernels::vex::planes, kernels::vex::trellis, kernels::vex::panel_integers),
     // Only integer products are made of it.
     inherited: INHERITED,
 };
@@ -36,6 +50,11 @@ pub(in crate::cpu::kernels) static AS_AVX512_ENCODES_IT: LevelSpec = LevelSpec {
     name: "avx-vnni-evex",
     below: Some(&avx2::LEVEL),
     detect: || has!("avx512vnni") && has!("avx512vl"),
-    kernels: &table("avx-vnni-evex", kernels::evex::planes, kernels::evex::trellis),
+    kernels: &table(
+        "avx-vnni-evex",
+        kernels::evex::planes,
+        kernels::evex::trellis,
+        kernels::evex::panel_integers,
+    ),
     inherited: INHERITED,
 };
