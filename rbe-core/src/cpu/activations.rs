@@ -1,10 +1,12 @@
 //! The way of a batch into int8 slices: see [`Activations`](super::layout::Activations).
 
 use super::kernels::Kernels;
-use super::layout::Int8Slice;
+use super::layout::{FINER, Int8Slice};
 
 /// The largest value of a slice.
 const TOP: f32 = 127.0;
+
+const _: () = assert!(FINER == 2 * TOP as i32);
 
 /// The slices of one block of one vector, each with its scale and sums; bytes beyond the block become zero.
 /// `x` is left with what the last slice lost.

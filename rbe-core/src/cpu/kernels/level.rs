@@ -20,7 +20,7 @@ pub(super) const VITERBI: &[&str] = &["viterbi", "viterbi_bytes"];
 /// With many vectors and weights that were decoded before.
 #[cfg_attr(target_arch = "wasm32", allow(dead_code))]
 pub(super) const PANELS: &[&str] =
-    &["panel_floats", "panel_integers", "to_integers", "strip_to_integers", "panel_cost"];
+    &["panel_floats", "panel_integers", "round_vector", "round_strip", "panel_cost"];
 /// That make bytes of activations.
 pub(super) const ACTIVATIONS: &[&str] = &["largest", "quantize_slice"];
 /// Between rows and lanes.

@@ -37,6 +37,11 @@ pub(in crate::cpu::kernels) type Trellis =
 pub(in crate::cpu::kernels) type Squares = unsafe fn(&PackedGroup) -> u16;
 /// `acc += S x` or `acc += S' g` for one block; `acc` is `batch x height` or `batch x width`.
 type OfBlock<T> = unsafe fn(&T, Block, Input, acc: &mut [f32]);
+pub(in crate::cpu::kernels) type PairDigits = unsafe fn(&[i8], Option<&[i8]>, &mut [i16]);
+type PlaneCodes = unsafe fn(&[Line], planes: u8, &mut [Line; QUADS]);
+type PanelFloats = unsafe fn(&[Lanes], x: &[f32], &mut [RowSums]);
+type RoundVector = unsafe fn(&[f32], &mut [i16]) -> f32;
+type RoundStrip = unsafe fn(&[Lanes], &mut [Lanes]) -> Lanes;
 pub(in crate::cpu::kernels) type PanelIntegers = unsafe fn(IntegerStrip, IntegerVectors, &mut [RowSums]);
 type Spmm = unsafe fn(&SortedEntries, LaneInput, acc: &mut [Lanes], stride: usize);
 type Sddmm = unsafe fn(&[Place], LaneInput, LaneInput, sums: &mut [f32]);
@@ -64,6 +69,8 @@ pub(in crate::cpu) struct PanelCost {
     pub integers: f32,
     /// A weight to be decoded and laid out, whatever the vectors.
     pub decoding: f32,
+    /// A weight and a digit of a vector in planes whose codes have seven or eight bits.
+    pub long_codes: f32,
 }
 
 /// The inner loops of one level. Only a level gives its table away, and only where its instructions exist, so the methods are
@@ -72,6 +79,8 @@ pub(in crate::cpu) struct PanelCost {
 pub(in crate::cpu) struct Kernels {
     /// `sums[v] += S_i x_v` for the rows of a row tile of block row `i` and the vectors `v` of a batch.
     pub(super) planes: Op<Planes>,
+    /// Makes integers of 16 bits of a vector's slices, at levels whose products with planes read them so.
+    pub(super) pair_digits: Op<Option<PairDigits>>,
     pub(super) planes_transposed: Op<OfBlock<PackedPlanes>>,
     /// `sums[v * tiles + t] += S x_v` over scale groups of block row `i`, counted over the whole width, the rows in the order of
     /// [`Packing::row`](crate::cpu::layout::trellis::Packing::row).
@@ -80,19 +89,19 @@ pub(in crate::cpu) struct Kernels {
     /// The codes of a scale group; those of columns beyond its width have no meaning.
     pub(super) trellis_codes: Op<unsafe fn(&PackedGroup, &mut GroupCodes)>,
     /// The codes of a tile of planes.
-    pub(super) plane_codes: Op<unsafe fn(&[Line], u8, &mut [Line; QUADS])>,
+    pub(super) plane_codes: Op<PlaneCodes>,
     /// Adds the coefficients that a tile's codes are.
     pub(super) add_codes: Op<unsafe fn(&CodeTile, &mut [f32])>,
     /// What a scale group's [squares](PackedGroup::squares) are, at levels that have products in 16 bits.
     pub(super) trellis_squares: Op<Option<Squares>>,
     /// `sums[v] += W x_v` for the sixteen outputs of a strip, an input's weights in each of its registers, and vectors one after another.
-    pub(super) panel_floats: Op<unsafe fn(&[Lanes], x: &[f32], &mut [RowSums])>,
+    pub(super) panel_floats: Op<PanelFloats>,
     /// The same of integers, at levels that have them.
     pub(super) panel_integers: Op<Option<PanelIntegers>>,
     /// Rounds to integers with one step, which it returns.
-    pub(super) to_integers: Op<unsafe fn(&[f32], &mut [i16]) -> f32>,
+    pub(super) round_vector: Op<RoundVector>,
     /// The same of a strip of floats, to one of integers.
-    pub(super) strip_to_integers: Op<unsafe fn(&[Lanes], &mut [Lanes]) -> Lanes>,
+    pub(super) round_strip: Op<RoundStrip>,
     pub(super) panel_cost: Op<PanelCost>,
     pub(super) sparse: Op<OfBlock<PackedSparse>>,
     pub(super) sparse_transposed: Op<OfBlock<PackedSparse>>,
@@ -134,10 +143,11 @@ pub(in crate::cpu) struct Kernels {
 #[cfg(test)]
 impl Kernels {
     /// Every operation with the level whose it is.
-    pub(in crate::cpu::kernels) fn levels(&self) -> [(&'static str, &'static str); 36] {
+    pub(in crate::cpu::kernels) fn levels(&self) -> [(&'static str, &'static str); 37] {
         // Whole, so that none is forgotten.
         let Self {
             planes,
+            pair_digits,
             planes_transposed,
             trellis,
             trellis_transposed,
@@ -147,8 +157,8 @@ impl Kernels {
             trellis_squares,
             panel_floats,
             panel_integers,
-            to_integers,
-            strip_to_integers,
+            round_vector,
+            round_strip,
             panel_cost,
             sparse,
             sparse_transposed,
@@ -176,6 +186,7 @@ impl Kernels {
         } = *self;
         [
             ("planes", planes.level),
+            ("pair_digits", pair_digits.level),
             ("planes_transposed", planes_transposed.level),
             ("trellis", trellis.level),
             ("trellis_transposed", trellis_transposed.level),
@@ -185,8 +196,8 @@ impl Kernels {
             ("trellis_squares", trellis_squares.level),
             ("panel_floats", panel_floats.level),
             ("panel_integers", panel_integers.level),
-            ("to_integers", to_integers.level),
-            ("strip_to_integers", strip_to_integers.level),
+            ("round_vector", round_vector.level),
+            ("round_strip", round_strip.level),
             ("panel_cost", panel_cost.level),
             ("sparse", sparse.level),
             ("sparse_transposed", sparse_transposed.level),
@@ -227,6 +238,21 @@ impl Kernels {
         assert_eq!(sums.len(), x.batch());
         // SAFETY: a level gives its table away only where the processor has its instructions.
         unsafe { (self.planes.run)(tiles, i, row_tile, x, sums) }
+    }
+
+    /// Whether a vector's slices are to be [paired](Self::pair_digits).
+    pub(in crate::cpu) fn pairs_digits(&self) -> bool {
+        self.pair_digits.run.is_some()
+    }
+
+    /// One slice or two as one integer of each column, as [`Activations::pairs`](crate::cpu::layout::Activations::pairs) has them.
+    pub(in crate::cpu) fn pair_digits(&self, first: &[i8], second: Option<&[i8]>, pairs: &mut [i16]) {
+        assert_eq!(first.len(), pairs.len());
+        assert_eq!(second.unwrap_or(first).len(), pairs.len());
+        if let Some(run) = self.pair_digits.run {
+            // SAFETY: as in `planes`.
+            unsafe { run(first, second, pairs) }
+        }
     }
 
     pub(in crate::cpu) fn planes_transposed(
@@ -275,16 +301,16 @@ impl Kernels {
     }
 
     /// Rounds a strip of floats to one of integers, and returns the steps of its outputs.
-    pub(in crate::cpu) fn strip_to_integers(&self, floats: &[Lanes], integers: &mut [Lanes]) -> Lanes {
+    pub(in crate::cpu) fn round_strip(&self, floats: &[Lanes], integers: &mut [Lanes]) -> Lanes {
         // SAFETY: as in `planes`.
-        unsafe { (self.strip_to_integers.run)(floats, integers) }
+        unsafe { (self.round_strip.run)(floats, integers) }
     }
 
     /// Rounds a block of a vector to integers with one step, which it returns.
-    pub(in crate::cpu) fn to_integers(&self, x: &[f32], integers: &mut [i16]) -> f32 {
+    pub(in crate::cpu) fn round_vector(&self, x: &[f32], integers: &mut [i16]) -> f32 {
         assert!(integers.len() >= x.len());
         // SAFETY: as in `planes`.
-        unsafe { (self.to_integers.run)(x, integers) }
+        unsafe { (self.round_vector.run)(x, integers) }
     }
 
     /// Vectors from which on a sparse product is faster [in lanes](Self::spmm).

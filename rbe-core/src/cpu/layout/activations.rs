@@ -4,6 +4,8 @@
 //!     x_c  =  s_1 d_1c + s_2 d_2c + s_3 d_3c,    d in -127..=127
 //! ```
 //!
+//! Two slices of a vector are one integer of 16 bits, `254 d_1 + d_2` times `s_2`: products with planes take them so.
+//!
 //! One slice (8 bits, as in Ozaki's scheme) is what Candle's and llama.cpp's quantised products use. Each further slice holds what the
 //! one before lost, 254 times finer: three give `|error| <= max|x| / 16 million`, F32's own resolution, and the
 //! sums over a block stay exact integers. To the kernel a slice is one more vector.
@@ -24,6 +26,9 @@ const CACHE_LINE: usize = 64;
 
 /// The relative error of a matrix from which on one slice is enough: the error of its products grows by 2.6 % at most.
 const COARSE: f32 = 0.03;
+
+/// The units of a slice that one of the slice before is: twice the largest digit.
+pub(in crate::cpu) const FINER: i32 = 254;
 
 /// How activations enter products with planes and trellises. (Sparse and smooth terms, transposed products and gradients take
 /// them in F32.)
@@ -68,6 +73,9 @@ pub(in crate::cpu) struct Activations {
     pub values: Vec<i8>,
     /// `s` of each block: `batch x slices x blocks`.
     pub scales: Vec<f32>,
+    /// Of a single vector in one slice or two the integers `d_1` or `254 d_1 + d_2` of each four columns `a b c d` in the order `a c b d`, at
+    /// levels that read them; else nothing.
+    pub pairs: Vec<i16>,
     /// Sum of each block's slices, likewise.
     pub sums: Vec<i32>,
     /// Sum of the slices of each tile of [`TILE_COLS`] columns: `batch x slices x tiles`.
@@ -84,7 +92,7 @@ pub(in crate::cpu) struct Int8Slice<'a> {
 
 impl Activations {
     /// Makes room for `batch` rows that are cut so; nothing is allocated when there was room before.
-    pub(in crate::cpu) fn prepare(&mut self, cut: &Cut, batch: usize, slices: usize) {
+    pub(in crate::cpu) fn prepare(&mut self, cut: &Cut, batch: usize, slices: usize, paired: bool) {
         self.slices = slices;
         self.starts.clear();
         self.stride = 0;
@@ -98,6 +106,7 @@ impl Activations {
         let (values, blocks, tiles) =
             (of_slices(self.stride), of_slices(self.starts.len()), of_slices(self.tiles()));
         self.values.resize(values, 0);
+        self.pairs.resize(if paired && batch == 1 && slices <= 2 { self.stride } else { 0 }, 0);
         self.scales.resize(blocks, 0.0);
         self.sums.resize(blocks, 0);
         self.tile_sums.resize(tiles, 0);
@@ -110,6 +119,7 @@ impl Activations {
             stride: self.stride,
             tiles: self.tiles(),
             values: Shared::new(&mut self.values),
+            pairs: Shared::new(&mut self.pairs),
             scales: Shared::new(&mut self.scales),
             sums: Shared::new(&mut self.sums),
             tile_sums: Shared::new(&mut self.tile_sums),
@@ -138,12 +148,32 @@ pub(in crate::cpu) struct Slots<'a> {
     tiles: usize,
     starts: &'a [usize],
     values: Shared<'a, i8>,
+    pairs: Shared<'a, i16>,
     scales: Shared<'a, f32>,
     sums: Shared<'a, i32>,
     tile_sums: Shared<'a, i32>,
 }
 
 impl Slots<'_> {
+    /// Whether [pairs](Activations::pairs) are wanted.
+    pub(in crate::cpu) fn are_paired(&self) -> bool {
+        self.pairs.len() > 0
+    }
+
+    /// Block `j` of the one or two slices of the one vector, and its pairs.
+    ///
+    /// # Safety
+    /// Nobody else has those of the same block.
+    pub(in crate::cpu) unsafe fn paired(&self, j: usize) -> (&[i8], Option<&[i8]>, &mut [i16]) {
+        let (start, end) = (self.starts[j], self.starts.get(j + 1).copied().unwrap_or(self.stride));
+        // SAFETY: each block has a place of its own, and the caller alone has it.
+        unsafe {
+            let slice =
+                |slice: usize| &*self.values.part(slice * self.stride + start..slice * self.stride + end);
+            (slice(0), (self.slices > 1).then(|| slice(1)), self.pairs.part(start..end))
+        }
+    }
+
     /// The slices of block `j` of a row.
     ///
     /// # Safety
@@ -219,6 +249,19 @@ impl<'a> QuantizedRows<'a> {
     #[inline(always)]
     pub(in crate::cpu) fn values(self, slice: usize, j: usize, col: usize) -> &'a [i8] {
         &self.all.values[self.place(slice) * self.all.stride + self.all.starts[j] + col..]
+    }
+
+    /// The [pairs](Activations::pairs) of block `j` of the one vector, where there are such.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    #[inline(always)]
+    pub(in crate::cpu) fn pairs(self, j: usize) -> Option<&'a [i16]> {
+        (self.taken == self.all.slices).then_some(self.all.pairs.get(self.all.starts[j]..)?)
+    }
+
+    /// The sum of the integers that a vector's two slices are in block `j`; their scale is the second's.
+    #[inline(always)]
+    pub(in crate::cpu) fn sum_of_two(self, vector: usize, j: usize) -> i32 {
+        FINER * self.sum(2 * vector, j) + self.sum(2 * vector + 1, j)
     }
 
     /// `s` of block `j`.

@@ -11,7 +11,7 @@ pub(super) mod sparse;
 mod strip;
 pub(super) mod trellis;
 
-pub(super) use activations::{Activations, Int8Slice, QuantizedRows};
+pub(super) use activations::{Activations, FINER, Int8Slice, QuantizedRows};
 pub(super) use entries::{LaneInput, Place, SortedEntries};
 pub(super) use lanes::{Element, LANES, Lanes};
 pub(super) use rows::{EDGE, Input, RowDots, RowSums};

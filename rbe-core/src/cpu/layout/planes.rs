@@ -132,6 +132,7 @@ pub(in crate::cpu) struct PackedPlanes {
     bands: Vec<(usize, usize)>,
     /// Row tile after row tile over the whole width, so that a product reads memory from front to back.
     lines: Vec<Line>,
+    has_long_codes: bool,
 }
 
 /// What a product reads of a block for each row tile, together: out of memory, as it reads the lines.
@@ -167,6 +168,7 @@ impl PackedPlanes {
             blocks: Vec::with_capacity(layout.blocks()),
             bands: Vec::with_capacity(layout.block_rows()),
             lines: Vec::new(),
+            has_long_codes: false,
         };
         let scales = if tiles.group == ScaleGroup::Block { tiles.scales() } else { Vec::new() };
         let mut first = 0;
@@ -188,6 +190,11 @@ impl PackedPlanes {
             tiles.bands.push((first, width));
             first += width * row_tiles(layout.block_at(i, 0));
         }
+        let lines = |long: bool| {
+            let of = tiles.blocks.iter().filter(|block| (block.planes > 6) == long);
+            of.map(|block| usize::from(block.lines)).sum::<usize>()
+        };
+        tiles.has_long_codes = lines(true) > lines(false);
         tiles.lines.reserve_exact(first);
         let mut codes = Vec::new();
         for i in 0..layout.block_rows() {
@@ -242,6 +249,11 @@ impl PackedPlanes {
     /// Planes of a block.
     pub(in crate::cpu) fn planes(&self, block: Block) -> u8 {
         self.blocks[block.index].planes
+    }
+
+    /// Whether most of the lines are of blocks with eight planes, or seven.
+    pub(in crate::cpu) fn has_long_codes(&self) -> bool {
+        self.has_long_codes
     }
 
     /// The tiles of one row tile of a block, [`planes`](Self::planes) lines each.

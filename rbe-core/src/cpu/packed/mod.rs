@@ -50,6 +50,11 @@ pub(super) trait PackedTerm: Debug + Send + Sync {
     /// The forms of the input that [`add_product`](Self::add_product) reads.
     fn reads(&self, kernels: &Kernels, product: &Product) -> Forms;
 
+    /// What a product takes for each weight and vector, in digits of a trellis'.
+    fn cost(&self, kernels: &Kernels, product: &Product) -> f32 {
+        self.reads(kernels, product).slices as f32
+    }
+
     /// Adds the term's share to `out` (`batch x outputs`), all in the term's [`domain`](Self::domain).
     fn add_product(&self, exec: Exec, product: &Product, x: &Inputs, out: &mut [f32]);
 

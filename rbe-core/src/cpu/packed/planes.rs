@@ -32,6 +32,11 @@ impl PackedTerm for PackedPlanes {
         }
     }
 
+    fn cost(&self, kernels: &Kernels, product: &Product) -> f32 {
+        let each = if self.has_long_codes() { kernels.panel_cost().long_codes } else { 1.0 };
+        each * self.reads(kernels, product).slices as f32
+    }
+
     fn add_product(&self, exec: Exec, product: &Product, x: &Inputs, out: &mut [f32]) {
         if dense::is_best(product) {
             dense::add_product(exec, self, product, x.rows, out);

@@ -230,13 +230,13 @@ impl Pass<'_> {
         }
         let kernels = self.exec.kernels;
         let terms = self.matrix.terms(Domain::Coefficients);
-        let digits: usize = terms.map(|(n, term)| term.reads(kernels, &self.product(n)).slices).sum();
+        let digits: f32 = terms.map(|(n, term)| term.cost(kernels, &self.product(n))).sum();
         let cost = kernels.panel_cost();
         let (numbers, each) = match self.slices {
             ..=2 if kernels.has_panel_integers() => (Numbers::Integers, cost.integers),
             _ => (Numbers::Floats, cost.floats),
         };
-        (self.x.batch as f32 * (digits as f32 - each) > cost.decoding).then_some(numbers)
+        (self.x.batch as f32 * (digits - each) > cost.decoding).then_some(numbers)
     }
 
     /// The forms in which the terms in the coefficient domain read their input.
@@ -285,7 +285,7 @@ impl Spectrum {
         }
         let transform = exec.shared_if(x.values.len(), TRANSFORM_WORTH_SHARING);
         self.floats.resize(if forms.floats { x.values.len() } else { 0 }, 0.0);
-        self.slices.prepare(axis.cut(), x.batch, forms.slices);
+        self.slices.prepare(axis.cut(), x.batch, forms.slices, exec.kernels.pairs_digits());
         let slots = self.slices.slots();
         let floats = Shared::new(&mut self.floats);
         axis::forward(transform, axis, x.values, &|row, j, segment| {
@@ -295,8 +295,12 @@ impl Spectrum {
                 unsafe { floats.part(start..start + segment.len()) }.copy_from_slice(segment);
             }
             if forms.slices > 0 {
-                // SAFETY: as above.
+                // SAFETY: here and below, as above.
                 quantize(exec.kernels, segment, unsafe { slots.of(row, j) });
+                if slots.are_paired() {
+                    let (first, second, pairs) = unsafe { slots.paired(j) };
+                    exec.kernels.pair_digits(first, second, pairs);
+                }
             }
         });
         if forms.lanes {

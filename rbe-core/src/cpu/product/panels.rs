@@ -156,7 +156,7 @@ impl Vectors {
                             Numbers::Integers => {
                                 let own = integers.part(start..start + len);
                                 let at = j * x.batch + vector;
-                                steps.part(at..at + 1)[0] = exec.kernels.to_integers(block, own);
+                                steps.part(at..at + 1)[0] = exec.kernels.round_vector(block, own);
                             }
                         }
                     }
@@ -295,7 +295,7 @@ fn lay_out(
     rows_to_lanes(exec, block, values, floats);
     match numbers {
         Numbers::Floats => weights.copy_from_slice(floats),
-        Numbers::Integers => *steps = exec.kernels.strip_to_integers(floats, weights),
+        Numbers::Integers => *steps = exec.kernels.round_strip(floats, weights),
     }
 }
 
@@ -407,10 +407,10 @@ mod tests {
                     for len in [1, 63, 200, 256] {
                         let floats: Vec<Lanes> = (0..len).map(|n| Lanes([of_weights(n); LANES])).collect();
                         let mut weights = vec![Lanes::ZERO; len.div_ceil(2)];
-                        let steps = &kernels.strip_to_integers(&floats, &mut weights);
+                        let steps = &kernels.round_strip(&floats, &mut weights);
                         let mut values = vec![0; 2 * len.div_ceil(2)];
                         let x: Vec<f32> = (0..len).map(of_x).collect();
-                        let x_step = kernels.to_integers(&x, &mut values);
+                        let x_step = kernels.round_vector(&x, &mut values);
                         let mut sums = [RowSums::ZERO];
                         let x_of = IntegerVectors { values: &values, steps: &[x_step] };
                         kernels.panel_integers(IntegerStrip { weights: &weights, steps }, x_of, &mut sums);
@@ -438,11 +438,11 @@ mod tests {
             for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 let mut x = noise(100, 3);
                 x[37] = wrong;
-                assert!(kernels.to_integers(&x, &mut [0; 100]).is_nan(), "{level:?}");
+                assert!(kernels.round_vector(&x, &mut [0; 100]).is_nan(), "{level:?}");
             }
             for x in [[0.0; 5], [f32::MIN_POSITIVE / 16.0; 5]] {
                 let mut integers = [9; 6];
-                assert!(kernels.to_integers(&x, &mut integers).is_finite() && integers[5] == 0, "{level:?}");
+                assert!(kernels.round_vector(&x, &mut integers).is_finite() && integers[5] == 0, "{level:?}");
             }
         }
     }

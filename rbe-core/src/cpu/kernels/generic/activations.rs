@@ -1,8 +1,8 @@
 //! Activations to int8 digits.
 
 use super::dense::halves;
-use crate::cpu::layout::LANES;
-use crate::cpu::layout::planes::TILE_COLS;
+use crate::cpu::layout::planes::{QUAD, TILE_COLS};
+use crate::cpu::layout::{FINER, LANES};
 
 /// The largest magnitude; NaN where an element is not finite, so that the product shows it.
 #[inline(always)]
@@ -49,5 +49,20 @@ pub(in crate::cpu) fn quantize_slice(x: &mut [f32], scale: f32, digits: &mut [i8
     for (sum, tile) in sums.iter_mut().zip(digits.as_chunks::<TILE_COLS>().0) {
         // 32 digits of at most 127: the sum fits.
         *sum = i32::from(tile.iter().map(|digit| i16::from(*digit)).sum::<i16>());
+    }
+}
+
+/// The digits of one slice or two as one integer of each column, of each four columns the first and the third before the others.
+#[inline(always)]
+pub(in crate::cpu) fn pair_digits(first: &[i8], second: Option<&[i8]>, pairs: &mut [i16]) {
+    let order = |four: [i16; QUAD]| [four[0], four[2], four[1], four[3]];
+    let (first, pairs) = (first.as_chunks::<QUAD>().0, pairs.as_chunks_mut::<QUAD>().0);
+    let Some(second) = second else {
+        first.iter().zip(pairs).for_each(|(first, pairs)| *pairs = order(first.map(i16::from)));
+        return;
+    };
+    for ((first, second), pairs) in first.iter().zip(second.as_chunks::<QUAD>().0).zip(pairs) {
+        let joined = |n: usize| FINER as i16 * i16::from(first[n]) + i16::from(second[n]);
+        *pairs = order([joined(0), joined(1), joined(2), joined(3)]);
     }
 }

@@ -17,9 +17,15 @@ pub(in crate::cpu) trait Broadcast: Bytes {
     fn dot<const PLANES: usize>(self, sums: Self::Register, codes: Self::Register, x: i32) -> Self::Register;
     /// Sums of lanes.
     fn add_lanes(self, a: Self::Register, b: Self::Register) -> Self::Register;
+    /// Asks for what lies some way after line `n` of a tile, where that helps.
+    #[inline(always)]
+    fn ask_ahead<const PLANES: usize>(self, _tile: &[Line; PLANES], _n: usize) {}
     /// Writes a part of sixteen products.
     fn store_dots(self, sums: Self::Register, dots: &mut RowDots, part: usize);
 }
+
+/// Digits for which a tile's lines come from memory: more go through them several times.
+const FEW: usize = 3;
 
 /// [`dot_tile`](super::planes::DotTile::dot_tile) for numbers of planes and digits that are constants.
 #[inline(always)]
@@ -55,6 +61,9 @@ pub(in crate::cpu) fn dot_registers<I: Broadcast, const PLANES: usize, const BAT
     for (t, tile) in tiles.iter().enumerate() {
         let codes = unpack::<I, PLANES>(isa, tile, part);
         each!(GROUP_INDEX in [0 1 2 3 4 5 6 7] {
+            if BATCH <= FEW {
+                isa.ask_ahead(tile, GROUP_INDEX);
+            }
             for (digit, sums) in sums.iter_mut().enumerate() {
                 let at = digit * stride + t * TILE_COLS + GROUP_INDEX * QUAD;
                 // SAFETY: four bytes inside `values`, by the assertion above.

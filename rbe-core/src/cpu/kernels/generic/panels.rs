@@ -190,7 +190,7 @@ const TO_INTEGER: f32 = (3 << 22) as f32;
 /// Rounds a block of a vector to integers; returns their step, which is not a number where one of `x` is none. Integers beyond `x` become
 /// zero.
 #[inline(always)]
-pub(in crate::cpu) fn to_integers(x: &[f32], integers: &mut [i16]) -> f32 {
+pub(in crate::cpu) fn round_vector(x: &[f32], integers: &mut [i16]) -> f32 {
     let (used, padding) = integers.split_at_mut(x.len());
     padding.fill(0);
     let squares = x.chunks(CHUNK).map(squares).fold(0.0, f32::max);
@@ -216,7 +216,7 @@ fn squares(x: &[f32]) -> f32 {
 
 /// Rounds a strip of floats, a register for each input, to one of integers, a register for each pair of inputs; returns their steps.
 #[inline(always)]
-pub(in crate::cpu) fn strip_to_integers(floats: &[Lanes], integers: &mut [Lanes]) -> Lanes {
+pub(in crate::cpu) fn round_strip(floats: &[Lanes], integers: &mut [Lanes]) -> Lanes {
     assert_eq!(floats.len().div_ceil(2), integers.len());
     let (mut largest, mut most) = ([0f32; LANES], [0f32; LANES]);
     for chunk in floats.chunks(CHUNK) {

@@ -6,7 +6,7 @@ use crate::cpu::kernels::isa::Isa;
 use crate::cpu::layout::planes::{
     Line, PackedPlanes, QUAD, QUADS, RowTile, TILE_COLS, TILE_ROWS, row_tiles, unpack,
 };
-use crate::cpu::layout::{EDGE, Input, QuantizedRows, RowDots, RowSums};
+use crate::cpu::layout::{EDGE, FINER, Input, QuantizedRows, RowDots, RowSums};
 
 /// The most digits that a micro-kernel takes.
 pub(in crate::cpu) const MAX_DIGITS: usize = 16;
@@ -64,18 +64,47 @@ pub(in crate::cpu) fn product<I: DotTile>(
         let (tile, half_steps) = (Tile { lines, planes }, half_steps.values());
         let offset = 1 - (1i32 << planes) + if planes == 8 { 2 * I::BYTE_BIAS } else { 0 };
         let all = Digits { values: x.values(0, j, 0), stride: x.stride(), count: x.slices() };
-        let mut digit = 0;
-        while digit < x.slices() {
-            let taken = isa.dot_tile(tile, all.from(digit), &mut dots);
-            for (dots, digit) in dots[..taken].iter().zip(digit..) {
-                let (scale, bias) = (x.scale(digit, j), offset * x.sum(digit, j));
-                let sums = &mut sums[digit / x.slices_per_row()];
-                for ((sum, dot), half_step) in sums.0.iter_mut().zip(&dots.0).zip(&half_steps) {
-                    *sum += (2 * dot + bias) as f32 * (half_step * scale);
-                }
+        for first in (0..x.slices()).step_by(MAX_DIGITS) {
+            // A multiple of two, so that no two slices of a vector are parted.
+            let count = MAX_DIGITS.min(x.slices() - first);
+            let mut taken = 0;
+            while taken < count {
+                let digits = Digits { count: count - taken, ..all.from(first + taken) };
+                taken += isa.dot_tile(tile, digits, &mut dots[taken..]);
             }
-            digit += taken;
+            let dots = &dots[..count];
+            if x.slices_per_row() == 2 {
+                for (dots, vector) in dots.as_chunks::<2>().0.iter().zip(first / 2..) {
+                    let (scale, bias) =
+                        (x.scale(2 * vector + 1, j), offset.wrapping_mul(x.sum_of_two(vector, j)));
+                    add_levels(&joined(dots), bias, scale, &half_steps, &mut sums[vector]);
+                }
+                continue;
+            }
+            for (dots, digit) in dots.iter().zip(first..) {
+                let (scale, bias) = (x.scale(digit, j), offset * x.sum(digit, j));
+                add_levels(dots, bias, scale, &half_steps, &mut sums[digit / x.slices_per_row()]);
+            }
         }
+    }
+}
+
+/// The products with the integers that two slices are: at most `256 * 255 * (127 * 254 + 127)`, which 32 bits hold.
+#[inline(always)]
+pub(in crate::cpu) fn joined([coarse, fine]: &[RowDots; 2]) -> RowDots {
+    let mut dots = RowDots::ZERO;
+    for ((dot, coarse), fine) in dots.0.iter_mut().zip(&coarse.0).zip(&fine.0) {
+        *dot = coarse.wrapping_mul(FINER).wrapping_add(*fine);
+    }
+    dots
+}
+
+/// Adds multiples of half steps: twice the products of codes and what their offset adds. The sum of both is at most as large as
+/// [`joined`] products, so that it is right where either has left 32 bits.
+#[inline(always)]
+fn add_levels(dots: &RowDots, bias: i32, scale: f32, half_steps: &[f32; TILE_ROWS], sums: &mut RowSums) {
+    for ((sum, dot), half_step) in sums.0.iter_mut().zip(&dots.0).zip(half_steps) {
+        *sum += dot.wrapping_mul(2).wrapping_add(bias) as f32 * (half_step * scale);
     }
 }
 

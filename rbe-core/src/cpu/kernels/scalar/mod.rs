@@ -22,6 +22,7 @@ pub(super) static LEVEL: LevelSpec =
 
 pub(super) const TABLE: Kernels = Kernels {
     planes: Op::new(NAME, planes::product),
+    pair_digits: Op::new(NAME, None),
     planes_transposed: Op::new(NAME, planes::transposed),
     trellis: Op::new(NAME, trellis::product),
     trellis_transposed: Op::new(NAME, trellis::transposed),
@@ -31,9 +32,12 @@ pub(super) const TABLE: Kernels = Kernels {
     trellis_squares: Op::new(NAME, None),
     panel_floats: Op::new(NAME, panels::floats),
     panel_integers: Op::new(NAME, None),
-    to_integers: Op::new(NAME, generic_panels::to_integers),
-    strip_to_integers: Op::new(NAME, generic_panels::strip_to_integers),
-    panel_cost: Op::new(NAME, PanelCost { floats: 2.7, integers: f32::INFINITY, decoding: 70.0 }),
+    round_vector: Op::new(NAME, generic_panels::round_vector),
+    round_strip: Op::new(NAME, generic_panels::round_strip),
+    panel_cost: Op::new(
+        NAME,
+        PanelCost { floats: 2.7, integers: f32::INFINITY, decoding: 70.0, long_codes: 1.0 },
+    ),
     sparse: Op::new(NAME, sparse::product::<Scalar, false>),
     sparse_transposed: Op::new(NAME, sparse::product::<Scalar, true>),
     spmm_min_batch: Op::new(NAME, 8),

@@ -26,7 +26,7 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     kernels: &TABLE,
     // Plain Rust is compiled for NEON too, and none of these multiplies and adds in one.
     inherited: &[
-        &["panel_integers", "to_integers", "strip_to_integers", "plane_codes", "add_codes"],
+        &["pair_digits", "panel_integers", "round_vector", "round_strip", "plane_codes", "add_codes"],
         ACTIVATIONS,
         FLOATS,
     ],
@@ -40,7 +40,10 @@ pub(super) const TABLE: Kernels = Kernels {
     trellis_codes: Op::new(NAME, trellis::group_codes),
     trellis_squares: Op::new(NAME, None),
     panel_floats: Op::new(NAME, panels::floats),
-    panel_cost: Op::new(NAME, PanelCost { floats: 2.7, integers: f32::INFINITY, decoding: 70.0 }),
+    panel_cost: Op::new(
+        NAME,
+        PanelCost { floats: 2.7, integers: f32::INFINITY, decoding: 70.0, long_codes: 1.0 },
+    ),
     sparse: Op::new(NAME, sparse::product),
     sparse_transposed: Op::new(NAME, sparse::transposed),
     spmm_min_batch: Op::new(NAME, 8),

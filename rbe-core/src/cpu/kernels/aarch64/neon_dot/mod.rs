@@ -20,7 +20,7 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     kernels: &TABLE,
     // Only integer products are made of dot products.
     inherited: &[
-        &["panel_floats", "panel_integers", "to_integers", "strip_to_integers"],
+        &["pair_digits", "panel_floats", "panel_integers", "round_vector", "round_strip"],
         DECODING,
         VITERBI,
         SPARSE,
@@ -35,6 +35,9 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
 const TABLE: Kernels = Kernels {
     planes: Op::new(NAME, planes::product),
     trellis: Op::new(NAME, trellis::product),
-    panel_cost: Op::new(NAME, PanelCost { floats: 5.4, integers: f32::INFINITY, decoding: 140.0 }),
+    panel_cost: Op::new(
+        NAME,
+        PanelCost { floats: 5.4, integers: f32::INFINITY, decoding: 140.0, long_codes: 1.0 },
+    ),
     ..neon::TABLE
 };

@@ -18,7 +18,7 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     kernels: &TABLE,
     // Plain Rust is compiled for these registers too.
     inherited: &[
-        &["planes_transposed", "plane_codes", "add_codes", "viterbi", "viterbi_bytes"],
+        &["pair_digits", "planes_transposed", "plane_codes", "add_codes", "viterbi", "viterbi_bytes"],
         PANELS,
         SPARSE,
         ACTIVATIONS,

@@ -48,3 +48,8 @@ pub(super) fn largest(x: &[f32]) -> f32 {
 pub(super) fn quantize_slice(x: &mut [f32], scale: f32, digits: &mut [i8], sums: &mut [i32]) {
     activations::quantize_slice(x, scale, digits, sums);
 }
+
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+pub(super) fn pair_digits(first: &[i8], second: Option<&[i8]>, pairs: &mut [i16]) {
+    activations::pair_digits(first, second, pairs);
+}

@@ -31,6 +31,7 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
 
 pub(super) const TABLE: Kernels = Kernels {
     planes: Op::new(NAME, planes::product),
+    pair_digits: Op::new(NAME, Some(dense::pair_digits)),
     planes_transposed: Op::new(NAME, planes::transposed),
     trellis: Op::new(NAME, trellis::product),
     trellis_transposed: Op::new(NAME, trellis::transposed),
@@ -40,9 +41,9 @@ pub(super) const TABLE: Kernels = Kernels {
     trellis_squares: Op::new(NAME, Some(trellis_many::squares)),
     panel_floats: Op::new(NAME, panels::floats),
     panel_integers: Op::new(NAME, Some(panels::integers)),
-    to_integers: Op::new(NAME, panels::round),
-    strip_to_integers: Op::new(NAME, panels::round_strip),
-    panel_cost: Op::new(NAME, PanelCost { floats: 2.3, integers: 1.4, decoding: 75.0 }),
+    round_vector: Op::new(NAME, panels::round_vector),
+    round_strip: Op::new(NAME, panels::round_strip),
+    panel_cost: Op::new(NAME, PanelCost { floats: 2.3, integers: 1.4, decoding: 75.0, long_codes: 2.0 }),
     sparse: Op::new(NAME, sparse::product),
     sparse_transposed: Op::new(NAME, sparse::transposed),
     spmm_min_batch: Op::new(NAME, 8),

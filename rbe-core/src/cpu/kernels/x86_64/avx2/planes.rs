@@ -2,7 +2,7 @@
 //!
 //! `vpmaddubsw` multiplies unsigned codes with signed activations and adds pairs in 16 bits: at most `2 * 127 * (2^n - 1)` with `n`
 //! planes. So many of these as cannot leave 16 bits are added up before they are widened: eight, a tile's, up to four planes, four
-//! with five, two with six. Codes of eight bits go through it as two nibbles. A tile is unpacked into registers once for up to
+//! with five, two with six. Codes of eight bits go through it as two nibbles, but with one vector, whose slices are numbers of 16 bits, they become such too. A tile is unpacked into registers once for up to
 //! sixteen digits.
 
 use super::isa::{Avx2, Proof};
@@ -10,15 +10,16 @@ use crate::codec::Block;
 use crate::cpu::kernels::generic::planes::{self as generic, Digits, DotTile, MAX_DIGITS, Tile};
 use crate::cpu::kernels::generic::unpack::unpack;
 use crate::cpu::kernels::unroll::{dispatch, each};
+use crate::cpu::kernels::x86_64::ahead::ask_ahead;
 use crate::cpu::kernels::x86_64::frame::align_frame;
 use crate::cpu::layout::planes::{HalfSteps, Line, PackedPlanes, QUAD, QUADS, RowTile, TILE_COLS};
-use crate::cpu::layout::{Input, QuantizedRows, RowDots, RowSums};
+use crate::cpu::layout::{FINER, Input, QuantizedRows, RowDots, RowSums};
 use std::arch::x86_64::*;
 
 /// Rows of half a line.
 pub(in crate::cpu::kernels::x86_64) const HALF: usize = 8;
 
-/// As [`generic::product`]; one digit's products stay in registers, neighbouring blocks with as many planes in one go.
+/// As [`generic::product`]; one vector's products stay in registers, neighbouring blocks with as many planes in one go.
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 pub(super) fn product(
     tiles: &PackedPlanes,
@@ -27,14 +28,21 @@ pub(super) fn product(
     x: QuantizedRows,
     sums: &mut [RowSums],
 ) {
-    if x.slices() > 1 {
-        generic::product(Avx2::new(), tiles, i, row_tile, x, sums);
+    if x.slices() > 2 || x.batch() > 1 {
+        product_of_many(tiles, i, row_tile, x, sums);
         return;
     }
     for (planes, blocks) in tiles.runs(i) {
         let row_tiles = tiles.row_tiles_across(i, row_tile, blocks.clone()).zip(blocks);
-        dispatch!(planes, 1, planes_run(row_tiles, x, &mut sums[0]), [1]);
+        dispatch!(planes, x.slices(), planes_run(row_tiles, x, &mut sums[0]), [2, 1]);
     }
+}
+
+/// Any number of digits. Not inlined, so that few do not take its frame.
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+fn product_of_many(tiles: &PackedPlanes, i: usize, row_tile: usize, x: QuantizedRows, sums: &mut [RowSums]) {
+    generic::product(Avx2::new(), tiles, i, row_tile, x, sums);
 }
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
@@ -43,27 +51,65 @@ fn planes_run<'a, const PLANES: usize, const DIGITS: usize>(
     x: QuantizedRows,
     sums: &mut RowSums,
 ) {
-    add_blocks::<_, PLANES>(Avx2::new(), blocks, x, sums, |lines, digit| dot_both::<PLANES>(lines, digit));
+    add_blocks::<_, PLANES, DIGITS>(Avx2::new(), blocks, x, sums, |lines, j| {
+        if PLANES < 8 && DIGITS == 1 {
+            return dot_both::<PLANES>(lines, x.values(0, j, 0));
+        }
+        let digits = Digits { values: x.values(0, j, 0), stride: x.stride(), count: DIGITS };
+        if PLANES < 8 {
+            return dot_digits::<PLANES>(lines, digits);
+        }
+        if let Some(pairs) = x.pairs(j) {
+            return dot_pairs::<PLANES>(lines, pairs);
+        }
+        [0, 1].map(|part| {
+            let mut sum = [_mm256_setzero_si256()];
+            add_tiles::<PLANES>(lines, part, digits, &mut sum);
+            sum[0]
+        })
+    });
+}
+
+/// The products of both halves of a block's row tile with the integers that a vector's slices are, codes widened to 16 bits, two of each four at
+/// a time: half the instructions of codes of eight bits as two of four, times two digits.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+#[inline]
+fn dot_pairs<const PLANES: usize>(lines: &[Line], pairs: &[i16]) -> [__m256i; 2] {
+    let tiles = lines.as_chunks::<PLANES>().0;
+    let pairs = pairs.as_chunks::<QUAD>().0.as_chunks::<QUADS>().0;
+    assert!(pairs.len() >= tiles.len());
+    let mut sums = [[_mm256_setzero_si256(); 2]; 2];
+    let low = _mm256_set1_epi16(0xff);
+    for (tile, pairs) in tiles.iter().zip(pairs) {
+        let codes = [unpack::<_, PLANES>(Avx2::new(), tile, 0), unpack::<_, PLANES>(Avx2::new(), tile, 1)];
+        each!(QUAD_INDEX in [0 1 2 3 4 5 6 7] {
+            ask_ahead(tile, QUAD_INDEX);
+            // SAFETY: four numbers of 16 bits.
+            let [even, odd] = unsafe { pairs[QUAD_INDEX].as_ptr().cast::<[i32; 2]>().read_unaligned() };
+            let (even, odd) = (_mm256_set1_epi32(even), _mm256_set1_epi32(odd));
+            for (codes, sums) in codes.iter().zip(&mut sums) {
+                let evens = _mm256_madd_epi16(_mm256_and_si256(codes[QUAD_INDEX], low), even);
+                let odds = _mm256_madd_epi16(_mm256_srli_epi16::<8>(codes[QUAD_INDEX]), odd);
+                *sums = [_mm256_add_epi32(sums[0], evens), _mm256_add_epi32(sums[1], odds)];
+            }
+        });
+    }
+    sums.map(|[even, odd]| _mm256_add_epi32(even, odd))
 }
 
 /// The products of both halves of a block's row tile with one digit, whose activations are broadcast once for both.
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 #[inline]
-fn dot_both<const PLANES: usize>(lines: &[Line], x: Digits) -> [__m256i; 2] {
+fn dot_both<const PLANES: usize>(lines: &[Line], x: &[i8]) -> [__m256i; 2] {
     let mut sums = [_mm256_setzero_si256(); 2];
-    if PLANES == 8 {
-        for (part, sum) in sums.iter_mut().enumerate() {
-            add_tiles::<PLANES>(lines, part, x, std::slice::from_mut(sum));
-        }
-        return sums;
-    }
     let tiles = lines.as_chunks::<PLANES>().0;
-    assert!(x.values.len() >= tiles.len() * TILE_COLS);
+    assert!(x.len() >= tiles.len() * TILE_COLS);
     let one = _mm256_set1_epi16(1);
-    for (tile, x) in tiles.iter().zip(x.values.as_chunks::<QUAD>().0.as_chunks::<QUADS>().0) {
+    for (tile, x) in tiles.iter().zip(x.as_chunks::<QUAD>().0.as_chunks::<QUADS>().0) {
         let codes = [unpack::<_, PLANES>(Avx2::new(), tile, 0), unpack::<_, PLANES>(Avx2::new(), tile, 1)];
         let mut pairs = [_mm256_setzero_si256(); 2];
         each!(QUAD_INDEX in [0 1 2 3 4 5 6 7] {
+            ask_ahead(tile, QUAD_INDEX);
             let four = _mm256_set1_epi32(i32::from_le_bytes(x[QUAD_INDEX].map(i8::cast_unsigned)));
             let at_once = const { quads_in_16_bits(PLANES) };
             for (codes, (pairs, sum)) in codes.iter().zip(pairs.iter_mut().zip(&mut sums)) {
@@ -79,29 +125,47 @@ fn dot_both<const PLANES: usize>(lines: &[Line], x: Digits) -> [__m256i; 2] {
     sums
 }
 
-/// Adds the products of neighbouring blocks, each with its number, with one digit; `dot` makes those of a half of the rows of a block's row
-/// tile.
+/// The products of both halves of a block's row tile with the integers that two digits of a vector are, half by half of each tile.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+#[inline]
+fn dot_digits<const PLANES: usize>(lines: &[Line], x: Digits) -> [__m256i; 2] {
+    let mut sums = [[_mm256_setzero_si256(); 2]; 2];
+    for (t, tile) in lines.as_chunks::<PLANES>().0.iter().enumerate() {
+        let x = Digits { values: &x.values[t * TILE_COLS..], ..x };
+        for (part, sums) in sums.iter_mut().enumerate() {
+            add_products::<PLANES>(unpack::<_, PLANES>(Avx2::new(), tile, part), x, 1, sums);
+        }
+    }
+    let finer = _mm256_set1_epi32(FINER);
+    sums.map(|[coarse, fine]| _mm256_add_epi32(_mm256_mullo_epi32(coarse, finer), fine))
+}
+
+/// Adds the products of neighbouring blocks, each with its number, with one vector; `dot` makes those of both halves of the rows of a block's
+/// row tile, with its one digit or the integers that its two slices are.
 #[inline(always)]
-pub(in crate::cpu::kernels::x86_64) fn add_blocks<'a, P: Proof, const PLANES: usize>(
+pub(in crate::cpu::kernels::x86_64) fn add_blocks<'a, P: Proof, const PLANES: usize, const DIGITS: usize>(
     _: Avx2<P>,
     blocks: impl Iterator<Item = (RowTile<'a>, usize)>,
     x: QuantizedRows,
     sums: &mut RowSums,
-    dot: impl Fn(&[Line], Digits) -> [__m256i; 2],
+    dot: impl Fn(&[Line], usize) -> [__m256i; 2],
 ) {
     let offset = 1 - (1i32 << PLANES);
     let (sums, _) = sums.0.as_chunks_mut::<HALF>();
     // SAFETY: here and below, the token proves the instructions; eight numbers.
     let mut held = [0, 1].map(|part: usize| unsafe { _mm256_loadu_ps(sums[part].as_ptr()) });
     for (RowTile { lines, half_steps, .. }, j) in blocks {
-        let digit = Digits { values: x.values(0, j, 0), stride: x.stride(), count: 1 };
-        for (part, (held, dots)) in held.iter_mut().zip(dot(lines, digit)).enumerate() {
+        let (sum, scale) = match DIGITS {
+            1 => (x.sum(0, j), x.scale(0, j)),
+            _ => (x.sum_of_two(0, j), x.scale(1, j)),
+        };
+        for (part, (held, dots)) in held.iter_mut().zip(dot(lines, j)).enumerate() {
             // SAFETY: as above.
             unsafe {
-                let bias = _mm256_set1_epi32(offset * x.sum(0, j));
+                let bias = _mm256_set1_epi32(offset.wrapping_mul(sum));
                 let levels = _mm256_add_epi32(_mm256_slli_epi32::<1>(dots), bias);
                 let half_steps = half_of(half_steps, part);
-                let factor = _mm256_mul_ps(half_steps, _mm256_set1_ps(x.scale(0, j)));
+                let factor = _mm256_mul_ps(half_steps, _mm256_set1_ps(scale));
                 *held = _mm256_add_ps(*held, _mm256_mul_ps(_mm256_cvtepi32_ps(levels), factor));
             }
         }

@@ -441,7 +441,7 @@ mod tests {
             }
             for (slices, largest) in [(1, 127i8), (2, 127), (1, 60), (2, 60)] {
                 let mut x = Activations::default();
-                x.prepare(layout.col_cut(), 1, slices);
+                x.prepare(layout.col_cut(), 1, slices, false);
                 for slice in 0..slices {
                     for j in 0..layout.block_cols() {
                         for col in 0..layout.col_range(j).len() {

@@ -20,6 +20,7 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     inherited: &[
         &[
             "planes",
+            "pair_digits",
             "planes_transposed",
             "plane_codes",
             "add_codes",

@@ -43,14 +43,15 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
 
 pub(super) const TABLE: Kernels = Kernels {
     planes: Op::new(NAME, planes::product),
+    pair_digits: Op::new(NAME, None),
     planes_transposed: Op::new(NAME, planes::transposed),
     trellis: Op::new(NAME, trellis::product),
     trellis_transposed: Op::new(NAME, trellis::transposed),
     trellis_codes: Op::new(NAME, trellis::group_codes),
     panel_floats: Op::new(NAME, panels::floats),
     panel_integers: Op::new(NAME, Some(panels::integers)),
-    to_integers: Op::new(NAME, panels::round),
-    strip_to_integers: Op::new(NAME, panels::round_strip),
+    round_vector: Op::new(NAME, panels::round_vector),
+    round_strip: Op::new(NAME, panels::round_strip),
     spmm: Op::new(NAME, sparse::spmm),
     sddmm: Op::new(NAME, sparse::sddmm),
     weigh: Op::new(NAME, dense::weigh),

@@ -8,10 +8,11 @@ use crate::cpu::kernels::generic::trellis::{DecodedStrips, Place};
 use crate::cpu::kernels::generic::unpack::unpack;
 use crate::cpu::kernels::isa::Bytes;
 use crate::cpu::kernels::unroll::each;
+use crate::cpu::kernels::x86_64::ahead::ask_ahead;
 use crate::cpu::kernels::x86_64::avx2;
 use crate::cpu::kernels::x86_64::avx2::planes::quads_in_16_bits;
 use crate::cpu::layout::planes::{HalfSteps, Line, PackedPlanes, QUAD, QUADS, RowTile, TILE_COLS};
-use crate::cpu::layout::{QuantizedRows, RowDots, RowSums};
+use crate::cpu::layout::{FINER, QuantizedRows, RowDots, RowSums};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -47,25 +48,43 @@ pub(in crate::cpu::kernels::x86_64) fn add_run<P: Proof, const PLANES: usize, co
     for (j, RowTile { lines, half_steps, .. }) in run.blocks.zip(row_tiles) {
         let digits = Digits { values: x.values(0, j, 0), stride: x.stride(), count: DIGITS };
         let dots = dot_registers::<_, PLANES, DIGITS>(isa, lines, digits, 0);
-        for (digit, dots) in dots.into_iter().enumerate() {
-            // SAFETY: as above; sixteen numbers.
-            unsafe {
-                let bias = _mm512_set1_epi32(offset * x.sum(digit, j));
-                let levels = _mm512_add_epi32(_mm512_slli_epi32::<1>(dots), bias);
-                let half_steps = match half_steps {
-                    HalfSteps::Same(half_step) => _mm512_set1_ps(half_step),
-                    HalfSteps::Each(..) => _mm512_loadu_ps(half_steps.values().as_ptr()),
-                };
-                let factor = _mm512_mul_ps(half_steps, _mm512_set1_ps(x.scale(digit, j)));
-                let share = _mm512_mul_ps(_mm512_cvtepi32_ps(levels), factor);
-                held[of_digit(digit)] = _mm512_add_ps(held[of_digit(digit)], share);
+        // SAFETY: as above; sixteen numbers.
+        let half_steps = unsafe {
+            match half_steps {
+                HalfSteps::Same(half_step) => _mm512_set1_ps(half_step),
+                HalfSteps::Each(..) => _mm512_loadu_ps(half_steps.values().as_ptr()),
             }
+        };
+        // Two slices of a vector are one integer.
+        if DIGITS == 2 && x.slices_per_row() == 2 {
+            // SAFETY: as above.
+            let dots =
+                unsafe { _mm512_add_epi32(_mm512_mullo_epi32(dots[0], _mm512_set1_epi32(FINER)), dots[1]) };
+            let bias = offset.wrapping_mul(x.sum_of_two(0, j));
+            // SAFETY: as above.
+            held[0] = unsafe { add_levels(held[0], dots, bias, half_steps, x.scale(1, j)) };
+            continue;
+        }
+        for (digit, dots) in dots.into_iter().enumerate() {
+            let held = &mut held[of_digit(digit)];
+            // SAFETY: as above.
+            *held =
+                unsafe { add_levels(*held, dots, offset * x.sum(digit, j), half_steps, x.scale(digit, j)) };
         }
     }
     for (held, sums) in held.iter().zip(sums) {
         // SAFETY: as above.
         unsafe { _mm512_store_ps(sums.0.as_mut_ptr(), *held) };
     }
+}
+
+/// `sums` and multiples of half steps: twice the products of codes and what their offset adds.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn add_levels(sums: __m512, dots: __m512i, bias: i32, half_steps: __m512, scale: f32) -> __m512 {
+    let levels = _mm512_add_epi32(_mm512_slli_epi32::<1>(dots), _mm512_set1_epi32(bias));
+    let factor = _mm512_mul_ps(half_steps, _mm512_set1_ps(scale));
+    _mm512_add_ps(sums, _mm512_mul_ps(_mm512_cvtepi32_ps(levels), factor))
 }
 
 impl<P: Proof> Broadcast for Avx512<P> {
@@ -81,6 +100,11 @@ impl<P: Proof> Broadcast for Avx512<P> {
     fn add_lanes(self, a: __m512i, b: __m512i) -> __m512i {
         // SAFETY: as above.
         unsafe { _mm512_add_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    fn ask_ahead<const PLANES: usize>(self, tile: &[Line; PLANES], n: usize) {
+        ask_ahead(tile, n);
     }
 
     #[inline(always)]

@@ -2,8 +2,7 @@
 
 use super::isa::{Avx512, Proof};
 use crate::cpu::kernels::generic::panels::{
-    IntegerStrip, IntegerVectors, Integers, add_floats, add_integers, few_at_once, strip_to_integers,
-    to_integers,
+    self, IntegerStrip, IntegerVectors, Integers, add_floats, add_integers, few_at_once,
 };
 use crate::cpu::layout::{Lanes, RowSums};
 use std::arch::x86_64::*;
@@ -44,13 +43,13 @@ pub(in crate::cpu::kernels::x86_64) fn add_all<P: Proof>(
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,popcnt")]
-pub(super) fn round(x: &[f32], integers: &mut [i16]) -> f32 {
-    to_integers(x, integers)
+pub(super) fn round_vector(x: &[f32], integers: &mut [i16]) -> f32 {
+    panels::round_vector(x, integers)
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,popcnt")]
 pub(super) fn round_strip(floats: &[Lanes], integers: &mut [Lanes]) -> Lanes {
-    strip_to_integers(floats, integers)
+    panels::round_strip(floats, integers)
 }
 
 impl<P: Proof> Integers<16> for Avx512<P> {

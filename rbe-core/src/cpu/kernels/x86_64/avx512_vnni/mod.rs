@@ -21,7 +21,7 @@ pub(in crate::cpu::kernels) static LEVEL: LevelSpec = LevelSpec {
     kernels: &TABLE,
     // Only integer products are made of it.
     inherited: &[
-        &["panel_floats", "to_integers", "strip_to_integers"],
+        &["pair_digits", "panel_floats", "round_vector", "round_strip"],
         DECODING,
         VITERBI,
         SPARSE,
@@ -37,6 +37,6 @@ pub(super) const TABLE: Kernels = Kernels {
     planes: Op::new(NAME, planes::product),
     trellis: Op::new(NAME, trellis::product),
     panel_integers: Op::new(NAME, Some(panels::integers)),
-    panel_cost: Op::new(NAME, PanelCost { floats: 2.9, integers: 2.1, decoding: 120.0 }),
+    panel_cost: Op::new(NAME, PanelCost { floats: 2.9, integers: 2.1, decoding: 120.0, long_codes: 1.0 }),
     ..avx512_bw::TABLE
 };

@@ -19,7 +19,7 @@ macro_rules! compile {
         use $crate::cpu::layout::trellis::{BIAS, Bundle, PERIOD, PackedTrellis};
         use $crate::cpu::layout::{QuantizedRows, RowDots, RowSums};
 
-        /// One digit's products stay in registers, neighbouring blocks with as many planes in one go.
+        /// One vector's products stay in registers, neighbouring blocks with as many planes in one go.
         #[target_feature(enable = $features)]
         pub(in crate::cpu::kernels::x86_64::avx_vnni) fn planes(
             tiles: &PackedPlanes,
@@ -28,14 +28,27 @@ macro_rules! compile {
             x: QuantizedRows,
             sums: &mut [RowSums],
         ) {
-            if x.slices() > 1 {
-                generic_planes::product(Avx2::<$proof>::with_vnni(), tiles, i, row_tile, x, sums);
+            if x.slices() > 2 || x.batch() > 1 {
+                planes_of_many(tiles, i, row_tile, x, sums);
                 return;
             }
             for (planes, blocks) in tiles.runs(i) {
                 let row_tiles = tiles.row_tiles_across(i, row_tile, blocks.clone()).zip(blocks);
-                dispatch!(planes, 1, planes_run(row_tiles, x, &mut sums[0]), [1]);
+                dispatch!(planes, x.slices(), planes_run(row_tiles, x, &mut sums[0]), [2, 1]);
             }
+        }
+
+        /// Any number of digits. Not inlined, so that few do not take its frame.
+        #[inline(never)]
+        #[target_feature(enable = $features)]
+        fn planes_of_many(
+            tiles: &PackedPlanes,
+            i: usize,
+            row_tile: usize,
+            x: QuantizedRows,
+            sums: &mut [RowSums],
+        ) {
+            generic_planes::product(Avx2::<$proof>::with_vnni(), tiles, i, row_tile, x, sums);
         }
 
         #[target_feature(enable = $features)]
@@ -45,7 +58,7 @@ macro_rules! compile {
             sums: &mut RowSums,
         ) {
             align_frame();
-            add_run::<_, PLANES>(Avx2::<$proof>::with_vnni(), blocks, x, sums);
+            add_run::<_, PLANES, DIGITS>(Avx2::<$proof>::with_vnni(), blocks, x, sums);
         }
 
         impl DotTile for Avx2<$proof> {

@@ -11,13 +11,13 @@ use super::avx2;
 use crate::cpu::kernels::level::{
     ACTIVATIONS, ATTENTION, DECODING, FLOATS, LANES, LevelSpec, SPARSE, STRIPS, VITERBI,
 };
-use crate::cpu::kernels::table::{Kernels, Op, PanelIntegers, Planes, Trellis};
+use crate::cpu::kernels::table::{Kernels, Op, PanelCost, PanelIntegers, Planes, Trellis};
 use std::arch::is_x86_feature_detected as has;
 
 const INHERITED: &[&[&str]] = &[
     DECODING,
     VITERBI,
-    &["panel_floats", "to_integers", "strip_to_integers", "panel_cost"],
+    &["panel_floats", "round_vector", "round_strip"],
     SPARSE,
     ACTIVATIONS,
     LANES,
@@ -29,8 +29,10 @@ const INHERITED: &[&[&str]] = &[
 const fn table(name: &'static str, planes: Planes, trellis: Trellis, integers: PanelIntegers) -> Kernels {
     Kernels {
         planes: Op::new(name, planes),
+        pair_digits: Op::new(name, None),
         trellis: Op::new(name, trellis),
         panel_integers: Op::new(name, Some(integers)),
+        panel_cost: Op::new(name, PanelCost { floats: 2.9, integers: 1.4, decoding: 90.0, long_codes: 1.0 }),
         ..avx2::TABLE
     }
 }

@@ -8,10 +8,11 @@ use crate::cpu::kernels::generic::trellis::{DIGITS_AT_ONCE, DecodedStrips};
 use crate::cpu::kernels::generic::unpack::unpack;
 use crate::cpu::kernels::isa::Bytes;
 use crate::cpu::kernels::unroll::each;
+use crate::cpu::kernels::x86_64::ahead::ask_ahead;
 use crate::cpu::kernels::x86_64::avx2::isa::Avx2;
 use crate::cpu::kernels::x86_64::avx2::planes::{HALF, add_blocks};
 use crate::cpu::layout::planes::{Line, QUAD, QUADS, RowTile, TILE_COLS};
-use crate::cpu::layout::{QuantizedRows, RowDots, RowSums};
+use crate::cpu::layout::{FINER, QuantizedRows, RowDots, RowSums};
 use std::arch::x86_64::*;
 
 impl<P: Vnni> Broadcast for Avx2<P> {
@@ -30,6 +31,11 @@ impl<P: Vnni> Broadcast for Avx2<P> {
     }
 
     #[inline(always)]
+    fn ask_ahead<const PLANES: usize>(self, tile: &[Line; PLANES], n: usize) {
+        ask_ahead(tile, n);
+    }
+
+    #[inline(always)]
     fn store_dots(self, sums: __m256i, dots: &mut RowDots, part: usize) {
         let dots = &mut dots.0[HALF * part..][..HALF];
         // SAFETY: as above; eight numbers.
@@ -37,16 +43,22 @@ impl<P: Vnni> Broadcast for Avx2<P> {
     }
 }
 
-/// Adds the products of neighbouring blocks, each with its number, with one digit.
+/// Adds the products of neighbouring blocks, each with its number, with one vector's digits.
 #[inline(always)]
-pub(super) fn add_run<'a, P: Vnni, const PLANES: usize>(
+pub(super) fn add_run<'a, P: Vnni, const PLANES: usize, const DIGITS: usize>(
     isa: Avx2<P>,
     blocks: impl Iterator<Item = (RowTile<'a>, usize)>,
     x: QuantizedRows,
     sums: &mut RowSums,
 ) {
-    add_blocks::<_, PLANES>(isa, blocks, x, sums, |lines, digit| {
-        [0, 1].map(|part| dot_registers::<_, PLANES, 1>(isa, lines, digit, part)[0])
+    add_blocks::<_, PLANES, DIGITS>(isa, blocks, x, sums, |lines, j| {
+        let digits = Digits { values: x.values(0, j, 0), stride: x.stride(), count: DIGITS };
+        [0, 1].map(|part| {
+            let dots = dot_registers::<_, PLANES, DIGITS>(isa, lines, digits, part);
+            // SAFETY: the token proves the instructions.
+            let finer = |dots| unsafe { _mm256_mullo_epi32(dots, _mm256_set1_epi32(FINER)) };
+            dots[1..].iter().fold(dots[0], |coarse, fine| isa.add_lanes(finer(coarse), *fine))
+        })
     });
 }
 
