@@ -18,7 +18,7 @@ pub(super) const DECODING: &[&str] = &[
 #[cfg_attr(target_arch = "wasm32", allow(dead_code))]
 pub(super) const VITERBI: &[&str] = &["viterbi", "viterbi_bytes"];
 /// With many vectors and weights that were decoded before.
-#[cfg_attr(target_arch = "wasm32", allow(dead_code))]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(super) const PANELS: &[&str] =
     &["panel_floats", "panel_integers", "round_vector", "round_strip", "panel_cost"];
 /// That make bytes of activations.

@@ -160,17 +160,17 @@ impl Slots<'_> {
         self.pairs.len() > 0
     }
 
-    /// Block `j` of the one or two slices of the one vector, and its pairs.
+    /// Has the pairs of block `j` made of its one slice or two, the one vector's.
     ///
     /// # Safety
     /// Nobody else has those of the same block.
-    pub(in crate::cpu) unsafe fn paired(&self, j: usize) -> (&[i8], Option<&[i8]>, &mut [i16]) {
+    pub(in crate::cpu) unsafe fn pair(&self, j: usize, pair: impl FnOnce(&[i8], Option<&[i8]>, &mut [i16])) {
         let (start, end) = (self.starts[j], self.starts.get(j + 1).copied().unwrap_or(self.stride));
         // SAFETY: each block has a place of its own, and the caller alone has it.
         unsafe {
             let slice =
                 |slice: usize| &*self.values.part(slice * self.stride + start..slice * self.stride + end);
-            (slice(0), (self.slices > 1).then(|| slice(1)), self.pairs.part(start..end))
+            pair(slice(0), (self.slices > 1).then(|| slice(1)), self.pairs.part(start..end));
         }
     }
 

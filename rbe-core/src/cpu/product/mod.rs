@@ -295,11 +295,13 @@ impl Spectrum {
                 unsafe { floats.part(start..start + segment.len()) }.copy_from_slice(segment);
             }
             if forms.slices > 0 {
-                // SAFETY: here and below, as above.
+                // SAFETY: as above.
                 quantize(exec.kernels, segment, unsafe { slots.of(row, j) });
                 if slots.are_paired() {
-                    let (first, second, pairs) = unsafe { slots.paired(j) };
-                    exec.kernels.pair_digits(first, second, pairs);
+                    // SAFETY: as above.
+                    unsafe {
+                        slots.pair(j, |first, second, pairs| exec.kernels.pair_digits(first, second, pairs))
+                    };
                 }
             }
         });

@@ -1,8 +1,10 @@
 //! Activations to int8 digits.
 
 use super::dense::halves;
-use crate::cpu::layout::planes::{QUAD, TILE_COLS};
-use crate::cpu::layout::{FINER, LANES};
+use crate::cpu::layout::LANES;
+use crate::cpu::layout::planes::TILE_COLS;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::layout::{FINER, planes::QUAD};
 
 /// The largest magnitude; NaN where an element is not finite, so that the product shows it.
 #[inline(always)]
@@ -53,6 +55,7 @@ pub(in crate::cpu) fn quantize_slice(x: &mut [f32], scale: f32, digits: &mut [i8
 }
 
 /// The digits of one slice or two as one integer of each column, of each four columns the first and the third before the others.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(in crate::cpu) fn pair_digits(first: &[i8], second: Option<&[i8]>, pairs: &mut [i16]) {
     let order = |four: [i16; QUAD]| [four[0], four[2], four[1], four[3]];

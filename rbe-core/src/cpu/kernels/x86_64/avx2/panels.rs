@@ -1,9 +1,8 @@
 //! Products with panels: a strip in two registers, six vectors at a time.
 
 use super::isa::{Avx2, Proof};
-use crate::cpu::kernels::generic::panels::{
-    self, IntegerStrip, IntegerVectors, Integers, add_floats, add_integers, few_at_once,
-};
+use crate::cpu::kernels::generic::integers::{Integers, add_integers};
+use crate::cpu::kernels::generic::panels::{self, IntegerStrip, IntegerVectors, add_floats, few_at_once};
 use crate::cpu::kernels::x86_64::frame::align_frame;
 use crate::cpu::layout::{Lanes, RowSums};
 use std::arch::x86_64::*;

@@ -1,9 +1,8 @@
 //! Products with panels: a strip in one register, twelve vectors at a time.
 
 use super::isa::{Avx512, Proof};
-use crate::cpu::kernels::generic::panels::{
-    self, IntegerStrip, IntegerVectors, Integers, add_floats, add_integers, few_at_once,
-};
+use crate::cpu::kernels::generic::integers::{Integers, add_integers};
+use crate::cpu::kernels::generic::panels::{self, IntegerStrip, IntegerVectors, add_floats, few_at_once};
 use crate::cpu::layout::{Lanes, RowSums};
 use std::arch::x86_64::*;
 use std::ops::Range;
