@@ -36,11 +36,13 @@ pub(in crate::cpu::kernels::x86_64) fn add_all<P: Proof>(
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 pub(super) fn round_vector(x: &[f32], integers: &mut [i16]) -> f32 {
+    align_frame();
     panels::round_vector(x, integers)
 }
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 pub(super) fn round_strip(floats: &[Lanes], integers: &mut [Lanes]) -> Lanes {
+    align_frame();
     panels::round_strip(floats, integers)
 }
 

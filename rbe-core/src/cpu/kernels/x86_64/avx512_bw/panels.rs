@@ -3,12 +3,14 @@
 use super::isa::{Avx512, Proof};
 use crate::cpu::kernels::generic::integers::{Integers, add_integers};
 use crate::cpu::kernels::generic::panels::{self, IntegerStrip, IntegerVectors, add_floats, few_at_once};
+use crate::cpu::kernels::x86_64::frame::align_frame;
 use crate::cpu::layout::{Lanes, RowSums};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,popcnt")]
 pub(super) fn floats(weights: &[Lanes], x: &[f32], sums: &mut [RowSums]) {
+    align_frame();
     let (isa, inputs) = (Avx512::new(), weights.len());
     let x = |own: Range<usize>| &x[own.start * inputs..own.end * inputs];
     few_at_once!(
@@ -21,6 +23,7 @@ pub(super) fn floats(weights: &[Lanes], x: &[f32], sums: &mut [RowSums]) {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,popcnt")]
 pub(super) fn integers(strip: IntegerStrip, x: IntegerVectors, sums: &mut [RowSums]) {
+    align_frame();
     add_all(Avx512::new(), strip, x, sums);
 }
 
@@ -43,11 +46,13 @@ pub(in crate::cpu::kernels::x86_64) fn add_all<P: Proof>(
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,popcnt")]
 pub(super) fn round_vector(x: &[f32], integers: &mut [i16]) -> f32 {
+    align_frame();
     panels::round_vector(x, integers)
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,popcnt")]
 pub(super) fn round_strip(floats: &[Lanes], integers: &mut [Lanes]) -> Lanes {
+    align_frame();
     panels::round_strip(floats, integers)
 }
 
