@@ -61,7 +61,8 @@ type Viterbi = unsafe fn(&[u16], &[i16], i16, next: &mut [u16]) -> u16;
 /// [`step`](super::generic::viterbi_bytes::step) with a number of bits.
 type ViterbiBytes = unsafe fn(ByteRow, table: &mut [Line], next: &mut [u8]) -> u8;
 
-/// What a product with panels takes, beside that of a weight of one digit of one vector, a trellis' or a plane's.
+/// What a product with panels takes, beside that of a weight of one digit of one vector, a trellis' or a plane's. Measured with AVX2 and with
+/// AVX-512; other levels' are estimates.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::cpu) struct PanelCost {
     /// A weight and a vector.
