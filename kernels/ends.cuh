@@ -42,10 +42,11 @@ struct Inputs {
 
     // Writes staged(t, n), the coefficient of token `token + t` and column `first + n`; zero beyond the matrix. Each warp has its part
     // of `buffers` (BUFFERS); a barrier is to follow. What is farthest from zero of each of at most MOST_MEASURED tokens, in what each warp has
-    // of it, goes to largest(t, WARPS) where it is wanted.
+    // of it, goes to largest(t, WARPS) where it is wanted. Zeros take the place of inputs that are not there yet.
     static constexpr int MOST_MEASURED = 2;
     template <bool TRANSFORMS>
-    __device__ void stage(float *staged, int columns, float *buffers, int first, int token, int tokens, uint32_t *largest = nullptr) const {
+    __device__ void stage(float *staged, int columns, float *buffers, int first, int token, int tokens, uint32_t *largest = nullptr,
+                          bool are_there = true) const {
         const int warp = threadIdx.x / WARP, end = min(first + columns, axis.len);
         uint32_t most[MOST_MEASURED] = {};
         auto measure = [&](int t, float value) {
@@ -56,7 +57,7 @@ struct Inputs {
             for (int t = 0; t < tokens; ++t) {
                 const float *from = static_cast<const float *>(x) + (size_t)(token + t) * axis.len + first;
                 for (int n = threadIdx.x; n < columns; n += THREADS) {
-                    const float value = first + n < end ? from[n] : 0.0f;
+                    const float value = are_there && first + n < end ? from[n] : 0.0f;
                     measure(t, value), staged[t * columns + n] = value;
                 }
             }
@@ -68,7 +69,7 @@ struct Inputs {
                 const Eight factors = axis.factors(at, item.end);
                 transform_item<false>(
                     axis, item, buffers + warp * ITEM_FLOATS, lane, tokens,
-                    [&](int t) { return load_eight_as(element, x, (size_t)(token + t) * axis.len, at, item.end); },
+                    [&](int t) { return load_eight_as(element, x, (size_t)(token + t) * axis.len, at, are_there ? item.end : 0); },
                     [&](Eight eight) {
                         eight.multiply(factors);
                         return eight;
@@ -129,21 +130,24 @@ struct Results {
             if (!__syncthreads_or(counted)) return;
         }
         float *shared = reinterpret_cast<float *>(dynamic_shared), *sums = shared + BUFFERS;
+        // What is a warp's is on its way together with the parts.
+        const int warp = threadIdx.x / WARP, count = (here - warp + WARPS - 1) / WARPS;
+        const Item item = axis.item(block);
+        const int lane = lane_of_item(), first = block.start + lane;
+        Eight factors = {}, biases = {};
+        if (count > 0) {
+            factors = axis.factors(first, item.end);
+            if (bias != nullptr) biases = load_eight_as(element, bias, 0, first, item.end);
+        }
         static_assert(THREADS == ELEMENTS, "a thread for each row");
         if (threadIdx.x < block.length) {
             const float *from = parts + (size_t)token * axis.len + block.start + threadIdx.x;
-            if (here == 1) sum_parts_of<1, 8>(from, sums + threadIdx.x, here, tokens);
+            if (here == 1) sum_parts_of<1, 16>(from, sums + threadIdx.x, here, tokens);
             else sum_parts_of<4, 4>(from, sums + threadIdx.x, here, tokens);
         }
         __syncthreads();
-        const int warp = threadIdx.x / WARP, count = (here - warp + WARPS - 1) / WARPS;
         if (count <= 0) return;
-        const Item item = axis.item(block);
-        const int lane = lane_of_item(), first = block.start + lane;
-        const Eight factors = axis.factors(first, item.end);
-        Eight biases = {};
-        if (bias != nullptr) biases = load_eight_as(element, bias, 0, first, item.end);
-        transform_item<true>(
+        transform_item<true, true>(
             axis, item, shared + warp * ITEM_FLOATS, lane, count,
             [&](int n) {
                 Eight eight;
@@ -159,6 +163,14 @@ struct Results {
                 if (addend != nullptr) eight.add(load_eight(addend + at, first, item.end));
                 store_eight_as(element, y, at, first, item.end, eight);
             });
+    }
+    // Brings the instructions of the transform into the caches: some block of these rows will come to it. `own` has room for ITEM_FLOATS; all
+    // lanes of a warp.
+    __device__ void rehearse(const Block &block, float *own) const {
+        if (y == nullptr || !axis.is_fast(block.length)) return;
+        for (int n = threadIdx.x % WARP; n < ITEM_FLOATS; n += WARP) own[n] = 0.0f;
+        __syncwarp();
+        transform_in_place<true>(axis.rotations, own, threadIdx.x % WARP, block.length);
     }
     // The sums of all parts of a row, in their order, for each token; `TOKENS` times `PARTS` loads do not wait for each other.
     template <int TOKENS, int PARTS> __device__ __forceinline__ void sum_parts_of(const float *from, float *sums, int here, int tokens) const {

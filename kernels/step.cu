@@ -4,17 +4,6 @@
 // in F32; what goes into products and comes from them, and the cache of keys and values, is of the model's type.
 #include "common.cuh"
 
-__device__ __forceinline__ float load_as(int element, const void *from, size_t at) {
-    if (element == F16) return to_float(static_cast<const __half *>(from)[at]);
-    if (element == BF16) return to_float(static_cast<const __nv_bfloat16 *>(from)[at]);
-    return static_cast<const float *>(from)[at];
-}
-__device__ __forceinline__ void store_as(int element, void *to, size_t at, float value) {
-    if (element == F16) static_cast<__half *>(to)[at] = from_float<__half>(value);
-    else if (element == BF16) static_cast<__nv_bfloat16 *>(to)[at] = from_float<__nv_bfloat16>(value);
-    else static_cast<float *>(to)[at] = value;
-}
-
 // The sum over all threads of a block of so many warps, in every one. `room` has a float a warp; a barrier is to lie between two sums in one room.
 template <int COUNT> __device__ __forceinline__ float block_sum(float x, float *room) {
     const int lane = threadIdx.x % WARP;
@@ -32,45 +21,74 @@ struct Norm {
 #define NORM_PARAMETERS(NAME) const float *NAME##_weight, const float *NAME##_bias, float NAME##_eps
 #define NORM(NAME) Norm { NAME##_weight, NAME##_bias, NAME##_eps }
 
-constexpr int NORM_THREADS = 512;
+constexpr int NORM_THREADS = 1024;
 constexpr int NORM_WARPS = NORM_THREADS / WARP;
+
+// Elements of a thread that are on their way at once.
+constexpr int NORM_AHEAD = 4;
+
+// `visit(n)` for a thread's own elements of `size`.
+template <class Visit> __device__ __forceinline__ void for_own(int size, Visit visit) {
+#pragma unroll NORM_AHEAD
+    for (int n = threadIdx.x; n < size; n += NORM_THREADS) visit(n);
+}
 
 // Each thread's part of `own` (size) becomes normed; `room` is that of two sums.
 __device__ __forceinline__ void normalize(const Norm &norm, float *own, int size, float *room) {
     float mean = 0.0f;
     if (norm.bias != nullptr) {
         float sum = 0.0f;
-        for (int n = threadIdx.x; n < size; n += NORM_THREADS) sum += own[n];
+        for_own(size, [&](int n) { sum += own[n]; });
         mean = block_sum<NORM_WARPS>(sum, room) / (float)size;
     }
     float squares = 0.0f;
-    for (int n = threadIdx.x; n < size; n += NORM_THREADS) squares += (own[n] - mean) * (own[n] - mean);
+    for_own(size, [&](int n) { squares += (own[n] - mean) * (own[n] - mean); });
     const float scale = 1.0f / sqrtf(block_sum<NORM_WARPS>(squares, room + NORM_WARPS) / (float)size + norm.eps);
-    for (int n = threadIdx.x; n < size; n += NORM_THREADS) {
+    for_own(size, [&](int n) {
         own[n] = (own[n] - mean) * scale * __ldg(norm.weight + n) + (norm.bias != nullptr ? __ldg(norm.bias + n) : 0.0f);
-    }
+    });
 }
 
 // `h = factor inner(y)`, or `h += ..` with `add`, and `x = outer(h)`; without an inner norm `y` itself, without an outer one `h`. One block.
 //
 //     h        (size), F32
-//     x, y     (size), of `element`
+//     x, y     (size), of T
 //     shared   h, y (size), sums (4, NORM_WARPS)
-extern "C" __global__ void __launch_bounds__(NORM_THREADS)
-    add_and_norm(float *h, const void *y, int add, float factor, NORM_PARAMETERS(inner), NORM_PARAMETERS(outer), void *x, int element, int size) {
+template <class T>
+__device__ __forceinline__ void add_and_norm(float *h, const T *y, bool add, float factor, const Norm &inner, const Norm &outer, T *x, int size) {
     let_next_launch_begin();
     float *own_h = reinterpret_cast<float *>(dynamic_shared), *own_y = own_h + size, *room = own_y + size;
-    send_for(outer_weight, size * (int)sizeof(float)), send_for(inner_weight, size * (int)sizeof(float));
-    wait_for_launch_before();
-    // A thread reads and writes its own elements alone.
-    for (int n = threadIdx.x; n < size; n += NORM_THREADS) own_y[n] = load_as(element, y, n), own_h[n] = add ? h[n] : 0.0f;
-    if (inner_weight != nullptr) normalize(NORM(inner), own_y, size, room);
-    for (int n = threadIdx.x; n < size; n += NORM_THREADS) h[n] = own_h[n] += factor * own_y[n];
-    if (outer_weight != nullptr) {
+    // Twice, and first with zeros, while the launch before this one still runs: instructions and weights are in the caches then.
+#pragma unroll 1
+    for (uint32_t time = 0, times = in_register(2); time < times; ++time) {
+        const bool are_there = time > 0;
+        if (are_there) wait_for_launch_before();
+        // A thread reads and writes its own elements alone.
+        for (int first = threadIdx.x; first < size; first += NORM_AHEAD * NORM_THREADS) {
+            float from_y[NORM_AHEAD], from_h[NORM_AHEAD];
+#pragma unroll
+            for (int e = 0; e < NORM_AHEAD; ++e) {
+                const int n = first + e * NORM_THREADS;
+                from_y[e] = are_there && n < size ? to_float(y[n]) : 0.0f, from_h[e] = are_there && add && n < size ? h[n] : 0.0f;
+            }
+#pragma unroll
+            for (int e = 0; e < NORM_AHEAD; ++e) {
+                const int n = first + e * NORM_THREADS;
+                if (n < size) own_y[n] = from_y[e], own_h[n] = from_h[e];
+            }
+        }
+        if (inner.weight != nullptr) normalize(inner, own_y, size, room);
+        for_own(size, [&](int n) {
+            own_h[n] += factor * own_y[n];
+            if (are_there) h[n] = own_h[n];
+        });
+        if (outer.weight != nullptr) {
+            __syncthreads();
+            normalize(outer, own_h, size, room + 2 * NORM_WARPS);
+        }
+        if (are_there) for_own(size, [&](int n) { x[n] = from_float<T>(own_h[n]); });
         __syncthreads();
-        normalize(NORM(outer), own_h, size, room + 2 * NORM_WARPS);
     }
-    for (int n = threadIdx.x; n < size; n += NORM_THREADS) store_as(element, x, n, own_h[n]);
 }
 
 // The nonlinearities, as src/cuda/step/decoder.rs numbers them.
@@ -83,15 +101,14 @@ __device__ __forceinline__ float activate(int activation, float x) {
     return fmaxf(x, 0.0f);
 }
 
-// `out = act(x)`, or `act(x) * up` where there is one. All (size), of `element`. Grid: (size / THREADS).
-extern "C" __global__ void __launch_bounds__(THREADS)
-    gate(const void *x, const void *up, void *out, int activation, int element, int size) {
+// `out = act(x)`, or `act(x) * up` where there is one. All (size). Grid: (size / THREADS).
+template <class T> __device__ __forceinline__ void gate(const T *x, const T *up, T *out, int activation, int size) {
     let_next_launch_begin();
     const int n = blockIdx.x * THREADS + threadIdx.x;
     wait_for_launch_before();
     if (n >= size) return;
-    const float value = activate(activation, load_as(element, x, n));
-    store_as(element, out, n, up != nullptr ? value * load_as(element, up, n) : value);
+    const float scale = up != nullptr ? to_float(up[n]) : 1.0f;
+    out[n] = from_float<T>(activate(activation, to_float(x[n])) * scale);
 }
 
 // Attention of one token to those before it and itself, and its own key and value into the cache.
@@ -140,12 +157,32 @@ template <int HEADS> struct Seen {
     // Takes in others: the sums are relative to `other`, the largest of their scores.
     template <class Values> __device__ __forceinline__ void add(int h, float other, float other_weights, const Values &other_values) {
         if (other == -INFINITY) return; // nothing, or a weight of nothing
-        const float most = other <= largest[h] ? largest[h] : other; // what is not a number stays so
+        const float most = farther(largest[h], other);
         const float own = expf(largest[h] - most), theirs = expf(other - most);
         largest[h] = most, weights[h] = weights[h] * own + other_weights * theirs;
 #pragma unroll
         for (int n = 0; n < EIGHT; ++n) values[h][n] = values[h][n] * own + other_values[n] * theirs;
     }
+    // Takes in the values of several keys by their scores, which are -INFINITY where there is no key.
+    template <int KEYS, class Values> __device__ __forceinline__ void add(int h, const float (&scores)[KEYS], const Values (&of_keys)[KEYS]) {
+        float most = largest[h];
+#pragma unroll
+        for (int k = 0; k < KEYS; ++k) most = farther(most, scores[k]);
+        if (most == -INFINITY) return;
+        const float own = expf(largest[h] - most);
+        largest[h] = most, weights[h] *= own;
+#pragma unroll
+        for (int n = 0; n < EIGHT; ++n) values[h][n] *= own;
+#pragma unroll
+        for (int k = 0; k < KEYS; ++k) {
+            const float weight = expf(scores[k] - most);
+            weights[h] += weight;
+#pragma unroll
+            for (int n = 0; n < EIGHT; ++n) values[h][n] += weight * of_keys[k][n];
+        }
+    }
+    // The larger, or what is not a number.
+    __device__ __forceinline__ static float farther(float a, float b) { return b <= a ? a : b; }
 };
 
 // Of a head's elements in `own`, in shared memory, each lane's every 32nd: normed by `weight` (null: not), and the first of them turned. `squares`
@@ -187,14 +224,52 @@ __device__ __forceinline__ void attend(const Attention &at, const uint32_t *toke
     const int groups = (at.per_key() + HEADS - 1) / HEADS, kv_head = blockIdx.y / groups;
     const int head = kv_head * at.per_key() + blockIdx.y % groups * HEADS, here = min(HEADS, (kv_head + 1) * at.per_key() - head);
     float *shared = reinterpret_cast<float *>(dynamic_shared), *own_k = shared + HEADS * width, *own_v = own_k + width, *room = own_v + width;
-    wait_for_launch_before();
-
+    // No launch writes these.
     const int position = (int)*token_position, first = at.window > 0 ? max(position + 1 - at.window, 0) : 0;
-    // Keys before this one, shared out.
-    const int splits = gridDim.x, each = (position - first + splits - 1) / splits;
+    send_for(turns, at.rotated * (int)sizeof(float));
+    // Lanes of a group, of which the last may have none of the key's elements.
+    int lanes = 1;
+    while (lanes * EIGHT < width) lanes *= 2;
+    const int slot = threadIdx.x / lanes, slots = THREADS / lanes, element = threadIdx.x % lanes * EIGHT;
+    const bool has_elements = element < width;
+    // Keys before this one, shared out; few among few blocks, since it takes time to put together what these have.
+    constexpr int AHEAD = HEADS == 1 ? 4 : 2, FEWEST_ROUNDS = 4;
+    const int fewest = FEWEST_ROUNDS * AHEAD * slots, splits = min(max((position - first + fewest - 1) / fewest, 1), (int)gridDim.x);
+    if ((int)blockIdx.x >= splits) return;
+    const int each = (position - first + splits - 1) / splits;
     const int begin = min(first + (int)blockIdx.x * each, position), end = min(begin + each, position);
     const bool has_own = (int)blockIdx.x == splits - 1;
     keys += (size_t)kv_head * at.capacity * width, values += (size_t)kv_head * at.capacity * width;
+    send_for(keys + (size_t)begin * width, (end - begin) * width * (int)sizeof(T));
+    send_for(values + (size_t)begin * width, (end - begin) * width * (int)sizeof(T));
+    const int stride = width + 2;
+    // Parts of one head put together: those at `of(part)`, each (width + 2). Returns weighed values' sum, of which `weights` and `largest` are.
+    auto together = [&](auto of, int count, int n, float &weights, float &largest) {
+        largest = -INFINITY, weights = 0.0f;
+        for (int part = 0; part < count; ++part) largest = fmaxf(largest, of(part, width + 1));
+        float sum = 0.0f;
+        for (int part = 0; part < count; ++part) {
+            const float theirs = of(part, width + 1) == -INFINITY ? 0.0f : expf(of(part, width + 1) - largest);
+            weights += theirs * of(part, width), sum += theirs * of(part, n);
+        }
+        return sum;
+    };
+    wait_for_launch_before();
+
+    // Several keys are on their way at once, the first of them while queries are prepared.
+    Eight<T> key[AHEAD], value[AHEAD];
+    auto send_for_keys = [&](int base) {
+#pragma unroll
+        for (int n = 0; n < AHEAD; ++n) {
+            const int at_key = base + n * slots + slot;
+            key[n] = {}, value[n] = {};
+            if (at_key < end && has_elements) {
+                key[n].load(keys + (size_t)at_key * width + element);
+                value[n].load(values + (size_t)at_key * width + element);
+            }
+        }
+    };
+    send_for_keys(begin);
 
     // Queries, the key and the value, a warp each.
     float q_squares = 0.0f, k_squares = 0.0f;
@@ -208,8 +283,7 @@ __device__ __forceinline__ void attend(const Attention &at, const uint32_t *toke
     }
     if (warp < here) {
         float *own = shared + warp * width;
-        const T *from = q + (size_t)(head + warp) * width;
-        for (int n = lane; n < width; n += WARP) own[n] = to_float(from[n]);
+        for (int n = lane; n < width; n += WARP) own[n] = to_float(q[(head + warp) * width + n]);
         const float *weight = q_weight == nullptr || at.normed == 1 ? q_weight : q_weight + (head + warp) * width;
         norm_and_turn(at, own, weight, q_squares, turns, at.scale);
     } else if (warp < HEADS) {
@@ -226,18 +300,12 @@ __device__ __forceinline__ void attend(const Attention &at, const uint32_t *toke
         }
     } else if (warp == HEADS + 1 && has_own) {
         for (int n = lane; n < width; n += WARP) {
-            const T value = v[kv_head * width + n];
-            own_v[n] = to_float(value);
-            if (blockIdx.y % groups == 0) values[(size_t)position * width + n] = value;
+            own_v[n] = to_float(v[kv_head * width + n]);
+            if (blockIdx.y % groups == 0) values[(size_t)position * width + n] = from_float<T>(own_v[n]);
         }
     }
     __syncthreads();
 
-    // Lanes of a group, of which the last may have none of the key's elements.
-    int lanes = 1;
-    while (lanes * EIGHT < width) lanes *= 2;
-    const int slot = threadIdx.x / lanes, slots = THREADS / lanes, element = threadIdx.x % lanes * EIGHT;
-    const bool has_elements = element < width;
     float own_q[HEADS][EIGHT] = {};
     if (has_elements) {
 #pragma unroll
@@ -249,36 +317,45 @@ __device__ __forceinline__ void attend(const Attention &at, const uint32_t *toke
         }
     }
     Seen<HEADS> seen;
-    auto see = [&](const auto &key, const auto &value, bool is_there) {
+    // Of several keys at once, whose sums over lanes do not wait for each other.
+    auto find_scores = [&](int h, const auto &of_keys, auto &scores) {
+        constexpr int KEYS = sizeof(scores) / sizeof(scores[0]);
 #pragma unroll
-        for (int h = 0; h < HEADS; ++h) {
-            float score = 0.0f;
+        for (int k = 0; k < KEYS; ++k) {
+            scores[k] = 0.0f;
 #pragma unroll
-            for (int n = 0; n < EIGHT; ++n) score += own_q[h][n] * key[n];
-            for (int distance = lanes / 2; distance > 0; distance /= 2) score += __shfl_xor_sync(ALL_LANES, score, distance);
-            if (at.softcap > 0.0f) score = at.softcap * tanhf(score / at.softcap);
-            if (is_there) seen.add(h, score, 1.0f, value);
+            for (int n = 0; n < EIGHT; ++n) scores[k] += own_q[h][n] * of_keys[k][n];
+        }
+        for (int distance = lanes / 2; distance > 0; distance /= 2) {
+#pragma unroll
+            for (int k = 0; k < KEYS; ++k) scores[k] += __shfl_xor_sync(ALL_LANES, scores[k], distance);
+        }
+        if (at.softcap > 0.0f) {
+#pragma unroll
+            for (int k = 0; k < KEYS; ++k) scores[k] = at.softcap * tanhf(scores[k] / at.softcap);
         }
     };
-    // Several keys are on their way at once. All threads go on as long as any has one: they have shuffles in common.
-    constexpr int AHEAD = HEADS == 1 ? 4 : 2;
+    // All threads go on as long as any has a key: they have shuffles in common.
     for (int base = begin; base < end; base += slots * AHEAD) {
-        Eight<T> key[AHEAD] = {}, value[AHEAD] = {};
 #pragma unroll
-        for (int n = 0; n < AHEAD; ++n) {
-            const int at_key = base + n * slots + slot;
-            if (at_key < end && has_elements) {
-                key[n].load(keys + (size_t)at_key * width + element);
-                value[n].load(values + (size_t)at_key * width + element);
-            }
+        for (int h = 0; h < HEADS; ++h) {
+            float scores[AHEAD];
+            find_scores(h, key, scores);
+#pragma unroll
+            for (int n = 0; n < AHEAD; ++n) scores[n] = base + n * slots + slot < end ? scores[n] : -INFINITY;
+            seen.add(h, scores, value);
         }
-#pragma unroll
-        for (int n = 0; n < AHEAD; ++n) see(key[n], value[n], base + n * slots + slot < end);
+        send_for_keys(base + slots * AHEAD);
     }
     if (has_own) {
-        Eight<float> key = {}, value = {};
-        if (has_elements) key.load(own_k + element), value.load(own_v + element);
-        see(key, value, slot == 0);
+        Eight<float> own_key[1] = {}, own_value[1] = {};
+        if (has_elements) own_key[0].load(own_k + element), own_value[0].load(own_v + element);
+#pragma unroll
+        for (int h = 0; h < HEADS; ++h) {
+            float scores[1];
+            find_scores(h, own_key, scores);
+            if (slot == 0) seen.add(h, scores, own_value);
+        }
     }
     // The groups of a warp.
     for (int distance = lanes; distance < WARP; distance *= 2) {
@@ -293,7 +370,6 @@ __device__ __forceinline__ void attend(const Attention &at, const uint32_t *toke
     }
     __syncthreads();
     // Of each warp the sum of weighed values, that of weights and the largest score.
-    const int stride = width + 2;
     if (lane < lanes) {
 #pragma unroll
         for (int h = 0; h < HEADS; ++h) {
@@ -303,17 +379,6 @@ __device__ __forceinline__ void attend(const Attention &at, const uint32_t *toke
         }
     }
     __syncthreads();
-    // Parts of one head put together: those at `of(part)`, each (width + 2). Returns weighed values' sum, of which `weights` and `largest` are.
-    auto together = [&](auto of, int count, int n, float &weights, float &largest) {
-        largest = -INFINITY, weights = 0.0f;
-        for (int part = 0; part < count; ++part) largest = fmaxf(largest, of(part, width + 1));
-        float sum = 0.0f;
-        for (int part = 0; part < count; ++part) {
-            const float theirs = of(part, width + 1) == -INFINITY ? 0.0f : expf(of(part, width + 1) - largest);
-            weights += theirs * of(part, width), sum += theirs * of(part, n);
-        }
-        return sum;
-    };
     for (int n = threadIdx.x; n < here * width; n += THREADS) {
         const int h = n / width, element_of = n % width;
         float weights, largest;
@@ -345,6 +410,23 @@ __device__ __forceinline__ void attend(const Attention &at, const uint32_t *toke
         out[(size_t)(head + h) * width + element_of] = from_float<T>(sum / weights);
     }
 }
+
+#define ADD_AND_NORM(NAME, T) \
+    extern "C" __global__ void __launch_bounds__(NORM_THREADS) \
+        add_and_norm_##NAME(float *h, const T *y, int add, float factor, NORM_PARAMETERS(inner), NORM_PARAMETERS(outer), T *x, int size) { \
+        add_and_norm<T>(h, y, add != 0, factor, NORM(inner), NORM(outer), x, size); \
+    }
+ADD_AND_NORM(f32, float)
+ADD_AND_NORM(f16, __half)
+ADD_AND_NORM(bf16, __nv_bfloat16)
+
+#define GATE(NAME, T) \
+    extern "C" __global__ void __launch_bounds__(THREADS) gate_##NAME(const T *x, const T *up, T *out, int activation, int size) { \
+        gate<T>(x, up, out, activation, size); \
+    }
+GATE(f32, float)
+GATE(f16, __half)
+GATE(bf16, __nv_bfloat16)
 
 #define ATTEND(NAME, T, HEADS) \
     extern "C" __global__ void __launch_bounds__(THREADS, 2) \

@@ -329,10 +329,10 @@ template <class Code, class Form> struct Staged {
         largest = reinterpret_cast<uint32_t *>(x + here * columns);
     }
     // A barrier after each.
-    __device__ __forceinline__ void stage(const Tile<Form> &tile, const Inputs &in) const {
-        float *buffers = reinterpret_cast<float *>(dynamic_shared) + Code::TABLE;
-        in.template stage<true>(x, columns, buffers, tile.first * WARP, tile.token, tile.here, largest);
+    __device__ __forceinline__ void stage(const Tile<Form> &tile, const Inputs &in, bool are_there) const {
+        in.template stage<true>(x, columns, buffers(), tile.first * WARP, tile.token, tile.here, largest, are_there);
     }
+    __device__ __forceinline__ static float *buffers() { return reinterpret_cast<float *>(dynamic_shared) + Code::TABLE; }
     __device__ __forceinline__ void halve(const Tile<Form> &tile, const uint4 *table, float largest_scale) const {
         for (int t = 0; t < tile.here; ++t) {
             const float power = power_of(t, largest_scale);
@@ -467,20 +467,26 @@ __device__ __forceinline__ void tiles(const Strips &at, int first_block_row, con
         const Staged<Code, Form> staged(strips_per_block, tile.here);
         uint32_t *most = reinterpret_cast<uint32_t *>(dynamic_shared) + STAGED<Code, Form>;
         Code code(reinterpret_cast<float *>(dynamic_shared), at.values);
-        wait_for_launch_before();
         if constexpr (Form::APART) {
-            staged.stage(tile, in);
+            // Twice, and first with zeros, while the launch before this one still runs: instructions and tables are in the caches then. To wait
+            // for them took most of the time of a warp that runs through its transform once (docs/speed.md).
+#pragma unroll 1
+            for (uint32_t time = 0, times = in_register(2); time < times; ++time) {
+                const bool are_there = time > 0;
+                if (are_there) wait_for_launch_before();
+                else if (threadIdx.x / WARP == WARPS - 1) to.rehearse(tile.block, staged.buffers() + (WARPS - 1) * ITEM_FLOATS);
+                staged.stage(tile, in, are_there);
+                __syncthreads();
+                staged.halve(tile, table, largest_scale);
+                share = staged.share(at, tile, largest_scale, powers);
+                __syncthreads();
+            }
         } else {
+            wait_for_launch_before();
             share = share_of(at, tile, in);
             ring.start(share);
             find_most(at, tile, in, tokens, most);
-        }
-        __syncthreads();
-        if constexpr (Form::APART) {
-            staged.halve(tile, table, largest_scale);
-            share = staged.share(at, tile, largest_scale, powers);
             __syncthreads();
-        } else {
             find_powers(tile, most, largest_scale, powers);
         }
         bool has_sums = false;

@@ -324,6 +324,19 @@ struct Axis {
     }
 };
 
+// The fast transform of one vector's elements in `own`, which lie padded, or of its coefficients, which lie side by side, in place: a function that
+// is called, so that those who have called it before find its instructions in the caches (see `tiles` in tiles.cuh).
+template <bool INVERSE> __device__ __noinline__ void transform_in_place(const float2 *rotations, float *own, int lane, int length) {
+    auto transform = [&](auto dct) {
+        if (INVERSE) dct.inverse(own);
+        else dct.forward(own);
+    };
+    if (length == 256) transform(FastDct<8>(rotations, lane));
+    else if (length == 128) transform(FastDct<7>(rotations, lane));
+    else if (length == 64) transform(FastDct<6>(rotations, lane));
+    else transform(FastDct<5>(rotations, lane));
+}
+
 // Blocks of `2^LEVELS` elements through the fast transform, of vector after vector: see `transform_item`.
 template <bool INVERSE, int LEVELS, class Get, class Make, class Put>
 __device__ __forceinline__ void transform_fast(const float2 *rotations, float *own, int lane, int vectors, Get get, Make make, Put put) {
@@ -347,8 +360,9 @@ __device__ __forceinline__ void transform_fast(const float2 *rotations, float *o
 }
 
 // The item's elements of so many vectors, one at least, through `T`: `get(vector)` asks for a lane's, of which `make` makes an Eight, whatever
-// it likes beyond the item's end; `put(vector, eight)` takes them. `own`, in shared memory, has room for ITEM_FLOATS.
-template <bool INVERSE, class Get, class Make, class Put>
+// it likes beyond the item's end; `put(vector, eight)` takes them. `own`, in shared memory, has room for ITEM_FLOATS. With CALLED the fast
+// transform is the function above.
+template <bool INVERSE, bool CALLED = false, class Get, class Make, class Put>
 __device__ __forceinline__ void transform_item(const Axis &axis, const Item &item, float *own, int lane, int vectors, Get get, Make make,
                                                Put put) {
     const int count = item.end - item.first, length = COUNTED_LEVELS > 0 ? 1 << COUNTED_LEVELS : item.length;
@@ -358,6 +372,20 @@ __device__ __forceinline__ void transform_item(const Axis &axis, const Item &ite
         for (int n = 0; n < EACH; ++n) eight.values[n] = n * WARP + lane < count ? eight.values[n] : 0.0f;
         return eight;
     };
+    if (CALLED && item.matrix == nullptr) {
+        for (int vector = 0; vector < vectors; ++vector) {
+            Eight eight = without_rest(get(vector));
+#pragma unroll
+            for (int n = 0; n < EACH; ++n) own[INVERSE ? n * WARP + lane : n * element_at(WARP) + lane] = eight.values[n];
+            __syncwarp();
+            transform_in_place<INVERSE>(axis.rotations, own, lane, length);
+#pragma unroll
+            for (int n = 0; n < EACH; ++n) eight.values[n] = own[INVERSE ? n * element_at(WARP) + lane : n * WARP + lane];
+            put(vector, eight);
+            __syncwarp();
+        }
+        return;
+    }
     if (COUNTED_LEVELS > 0 || item.matrix == nullptr) {
         if (length == 256) transform_fast<INVERSE, 8>(axis.rotations, own, lane, vectors, get, make, put); // all of it is there
         else if (length == 128) transform_fast<INVERSE, 7>(axis.rotations, own, lane, vectors, get, without_rest, put);

@@ -147,9 +147,6 @@
 //!
 //! # What is not there yet
 //!
-//! - A card's run of one token through a whole model as a CUDA graph ([`cuda`]): its kernels agree with the model when they run on a CPU, thread by
-//!   thread, with addresses and races checked, but no card has run them yet, and how fast they are there is not known. Products have
-//!   run on an H200. `examples/gpu` tests and times both.
 //! - Products on Metal. A compressed tensor on such a device is [`CodecError::Unsupported`], and says so.
 //! - A run on an ARM machine. The NEON kernels agree with the plain Rust ones, in integers to the bit, on emulated
 //!   processors with and without dot products; how fast they are is not known.

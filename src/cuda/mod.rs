@@ -38,7 +38,7 @@
 //! launches of this crate alone ([`TokenStep`]): products, and between them norms and the residual stream, attention and the nonlinearity
 //! (`step.cu`), eight launches a layer. Matrices that see one input (queries, keys and values; a gate and what it scales) are
 //! one launch where they come from one encoder and their rows are whole blocks ([`DeviceMatrix::stacked`]). Position and rotations are in
-//! the device's memory, and a split of the keys before a token is a share of them, however many they are; so a graph of one token's
+//! the device's memory, and blocks share the keys before a token as many as there are; so a graph of one token's
 //! launches serves the next ones, until the cache grows and another is captured. A thread's first token is queued launch by launch, and so is one
 //! whose capture fails because somebody waits for the device meanwhile. Embedding and head
 //! are Candle's operations before and after it. Candle's own kernels could not be captured so: they are told by their launches where a token's keys go

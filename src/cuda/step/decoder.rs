@@ -8,7 +8,7 @@ use rbe_core::codec::{Sides, sizes};
 use std::sync::Arc;
 
 /// Threads of the block that adds and norms: `NORM_THREADS` of `kernels/step.cu`.
-pub(super) const NORM_THREADS: usize = 512;
+pub(super) const NORM_THREADS: usize = 1024;
 /// Sums of its warps that it has room for.
 const NORM_SUMS: usize = 4;
 

@@ -213,7 +213,7 @@ impl<D: Machine> TokenStep<D> {
 
     fn launch(
         &self,
-        kernel: impl Into<String>,
+        kernel: &str,
         grid: [usize; 3],
         threads: usize,
         shared_floats: usize,
@@ -221,7 +221,7 @@ impl<D: Machine> TokenStep<D> {
     ) -> Result<()> {
         self.device.machine.launch(Launch {
             module: Module::Step,
-            kernel: kernel.into(),
+            kernel: format!("{kernel}_{}", self.device.element.suffix()),
             grid,
             threads,
             shared_bytes: sizes::elements(&[shared_floats, size_of::<f32>()]),
@@ -242,7 +242,7 @@ impl<D: Machine> TokenStep<D> {
         args.extend([Arg::Int(to_stream.into()), Arg::Float(factor)]);
         args.extend(norm_args(inner));
         args.extend(norm_args(norm));
-        args.extend([Arg::Memory(x, 0), Arg::Int(self.device.element.number()), Arg::Int(hidden)]);
+        args.extend([Arg::Memory(x, 0), Arg::Int(hidden)]);
         self.launch("add_and_norm", [1, 1, 1], NORM_THREADS, norm_floats(hidden), args)
     }
 
@@ -285,8 +285,7 @@ impl<D: Machine> TokenStep<D> {
         ];
         let inputs = (at_once + 2) * width + WARPS;
         let shared_floats = inputs.max(WARPS * at_once * (width + 2));
-        let kernel = format!("attend_{at_once}_{}", self.device.element.suffix());
-        self.launch(kernel, [splits, groups, 1], THREADS, shared_floats, args)
+        self.launch(&format!("attend_{at_once}"), [splits, groups, 1], THREADS, shared_floats, args)
     }
 
     fn gate(&self, layer: &DecoderLayer<D>) -> Result<()> {
@@ -299,7 +298,6 @@ impl<D: Machine> TokenStep<D> {
             Arg::optional(up, size * self.device.element.bytes()),
             Arg::Memory(gated, 0),
             Arg::Int(layer.nonlinearity as usize),
-            Arg::Int(self.device.element.number()),
             Arg::Int(size),
         ];
         self.launch("gate", [size.div_ceil(THREADS), 1, 1], THREADS, 0, args)

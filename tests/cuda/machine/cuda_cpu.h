@@ -13,6 +13,7 @@
 #define __global__
 #define __device__
 #define __forceinline__ inline
+#define __noinline__ inline
 #define __launch_bounds__(...)
 // The kernels' only shared memory is `extern __shared__ float4 dynamic_shared[]`; one block runs at a time.
 #define __shared__
