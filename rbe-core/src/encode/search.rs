@@ -30,6 +30,14 @@ const LARGE_BLOCK_MARGIN_IN_BYTES: f64 = 1.0035;
 /// How many times the file's bits a matrix may take in memory, where the encoder chooses the term: products read those.
 /// (At 8 bits of a file all coefficients of a matrix fit into a coded sparse term, which takes 24 in memory.)
 const MOST_IN_MEMORY: f64 = 1.75;
+/// So many bits a weight are two trellises for half of the scale groups and more: their products take twice as long, as does the search, where
+/// planes take hardly longer with another bit (docs/speed.md, "Above five bits").
+const MOSTLY_TWO: f64 = 4.5;
+/// How much more squared error planes may have than two trellises in a file of the same size and still be taken, which is from about 5.6 bits on;
+/// models' divergence is the same then but for chance (docs/quality.md, "Planes where two trellises would be"). In memory they take a sixth more.
+const FASTER_MARGIN: f64 = 1.05;
+/// The same margin in bytes: 5 % of the squared error is 0.035 bits of about six.
+const FASTER_MARGIN_IN_BYTES: f64 = 1.006;
 /// What a part of the coefficients saves of the squared error with another bit, as a multiple of what it keeps.
 const SAVED_BY_A_BIT: f64 = 3.0;
 /// The largest part of a sample that has one number of bits: one of its four largest blocks.
@@ -186,7 +194,9 @@ pub(super) fn choose(config: &EncoderConfig, weights: MatrixRef, trials: Trials)
         contest.try_all(Trial::WhereModelsFail)?;
     }
     contest.try_all(Trial::OfFewCoefficients)?;
-    contest.best().ok_or_else(|| unreachable_rate(config, tried.elements(), energy))
+    let (cost, best) = contest.best().ok_or_else(|| unreachable_rate(config, tried.elements(), energy))?;
+    let faster = if trials.dense { contest.faster(cost, &best)? } else { None };
+    Ok(faster.unwrap_or(best))
 }
 
 /// Candidates for some weights, and what those cost that were tried.
@@ -302,13 +312,35 @@ impl Contest<'_> {
     }
 
     /// The first of those that cost nearly the least: the largest blocks and the simplest form come first.
-    fn best(&self) -> Option<Candidate> {
+    fn best(&self) -> Option<(f64, Candidate)> {
         let margin = match self.target {
             Target::SquaredError(_) => LARGE_BLOCK_MARGIN_IN_BYTES,
             Target::Bits(_) | Target::PerBlock(_) => LARGE_BLOCK_MARGIN,
         };
         let good = self.least() * margin;
-        self.costs.iter().flatten().find(|(cost, _)| *cost <= good).map(|(_, candidate)| candidate.clone())
+        self.costs.iter().flatten().find(|(cost, _)| *cost <= good).cloned()
+    }
+
+    /// Planes in the place of two trellises where a file of this size is hardly worse with them.
+    ///
+    /// # Errors
+    /// As [`prepare`] and [`try_out`].
+    fn faster(&self, cost: f64, (preparation, best): &Candidate) -> Result<Option<Candidate>> {
+        let Contest { config, tried, target, .. } = *self;
+        let (bits, margin) = match target {
+            Target::Bits(bits) => (bits as f64, FASTER_MARGIN),
+            Target::SquaredError(_) => (cost, FASTER_MARGIN_IN_BYTES),
+            Target::PerBlock(_) => return Ok(None),
+        };
+        let is_two = best.trial() == Trial::ByModel && bits >= MOSTLY_TWO * tried.elements() as f64;
+        if !is_two || config.term != TermChoice::Auto || config.budget != Budget::File {
+            return Ok(None);
+        }
+        let spectrum = prepare(config, preparation, tried)?;
+        let outcome = try_out(&spectrum, &CodedPlanesQuantizer, target, config.budget)?;
+        let planes = outcome.and_then(|outcome| self.cost(outcome));
+        let is_near = planes.is_some_and(|planes| planes <= margin * cost);
+        Ok(is_near.then(|| (*preparation, Arc::new(CodedPlanesQuantizer) as _)))
     }
 }
 
