@@ -10,7 +10,8 @@
 //!
 //! On tensor cores the words of the weights come through shared memory, copied ahead (`ring.cuh`), and so do the coefficients of more than two
 //! inputs. On a card of compute capability 9.0 such a launch begins before the one before it has ended (programmatic dependent launch): it sends
-//! for its weights, which no launch changes, and then waits for what others have written.
+//! for its weights, which no launch changes, and then waits for what others have written; of one token or two it has gone through its beginning
+//! with zeros by then, so that it does not wait for its own instructions after that.
 //!
 //! The product with the stored planes or trellis takes the last step with it, and for one row, or two with blocks of 256, the first
 //! (`ends.cuh`): one launch. Of more rows each block row would transform as many inputs again as its own weights take time for; they
