@@ -242,18 +242,6 @@ __device__ __forceinline__ void attend(const Attention &at, const uint32_t *toke
     keys += (size_t)kv_head * at.capacity * width, values += (size_t)kv_head * at.capacity * width;
     send_for(keys + (size_t)begin * width, (end - begin) * width * (int)sizeof(T));
     send_for(values + (size_t)begin * width, (end - begin) * width * (int)sizeof(T));
-    const int stride = width + 2;
-    // Parts of one head put together: those at `of(part)`, each (width + 2). Returns weighed values' sum, of which `weights` and `largest` are.
-    auto together = [&](auto of, int count, int n, float &weights, float &largest) {
-        largest = -INFINITY, weights = 0.0f;
-        for (int part = 0; part < count; ++part) largest = fmaxf(largest, of(part, width + 1));
-        float sum = 0.0f;
-        for (int part = 0; part < count; ++part) {
-            const float theirs = of(part, width + 1) == -INFINITY ? 0.0f : expf(of(part, width + 1) - largest);
-            weights += theirs * of(part, width), sum += theirs * of(part, n);
-        }
-        return sum;
-    };
     wait_for_launch_before();
 
     // Several keys are on their way at once, the first of them while queries are prepared.
@@ -370,6 +358,7 @@ __device__ __forceinline__ void attend(const Attention &at, const uint32_t *toke
     }
     __syncthreads();
     // Of each warp the sum of weighed values, that of weights and the largest score.
+    const int stride = width + 2;
     if (lane < lanes) {
 #pragma unroll
         for (int h = 0; h < HEADS; ++h) {
@@ -379,6 +368,17 @@ __device__ __forceinline__ void attend(const Attention &at, const uint32_t *toke
         }
     }
     __syncthreads();
+    // Parts of one head put together: those at `of(part)`, each (width + 2). Returns weighed values' sum, of which `weights` and `largest` are.
+    auto together = [&](auto of, int count, int n, float &weights, float &largest) {
+        largest = -INFINITY, weights = 0.0f;
+        for (int part = 0; part < count; ++part) largest = fmaxf(largest, of(part, width + 1));
+        float sum = 0.0f;
+        for (int part = 0; part < count; ++part) {
+            const float theirs = of(part, width + 1) == -INFINITY ? 0.0f : expf(of(part, width + 1) - largest);
+            weights += theirs * of(part, width), sum += theirs * of(part, n);
+        }
+        return sum;
+    };
     for (int n = threadIdx.x; n < here * width; n += THREADS) {
         const int h = n / width, element_of = n % width;
         float weights, largest;
