@@ -94,8 +94,8 @@
 //!
 //! | the matrix is | term | transform | block edge |
 //! |---|---|---|---|
-//! | a trained projection or token table | [`TermChoice::Trellis`], beyond 4 bits in two terms | [`Transform::Dct`], with signs | large: the errors of the layer's outputs are smaller |
-//! | the same, to be cut to fewer bits later, or where speed at 5 to 8 bits counts more than quality | [`TermChoice::Planes`] | the same | the same |
+//! | a trained projection or token table | [`TermChoice::Trellis`], beyond 4 bits in two terms; from about 5.6 to 7 bits of a file [`TermChoice::Planes`], which are as good there and faster, and take a sixth more memory | [`Transform::Dct`], with signs | large: the errors of the layer's outputs are smaller |
+//! | the same, to be cut to fewer bits later, or where speed counts more than quality | [`TermChoice::Planes`] | the same | the same |
 //! | smooth: a position table, a filter, a physical field | [`TermChoice::Sparse`] | [`Transform::Dct`], without signs, with a basis term | as large as the structure |
 //! | constant in pieces, with jumps | [`TermChoice::Sparse`] | [`Transform::Haar`] | the same |
 //! | smooth in pieces | [`TermChoice::Sparse`] | [`Transform::Daubechies4`] | the same |

@@ -165,9 +165,10 @@ macro_rules! term_choices {
     };
 }
 term_choices! {
-    /// Whichever has the smaller error at the rate, or the fewer bytes at the error.
+    /// Whichever has the smaller error at the rate, or the fewer bytes at the error; planes in place of two trellises where they are nearly as good,
+    /// since their products are faster.
     #[default]
-    Auto, "auto", "Whichever is smaller at the error, or better at the size", None;
+    Auto, "auto", "Whichever is smaller at the error, or better at the size; the faster of two that are as good", None;
     /// Every coefficient at n bits.
     Planes, "planes", "Every coefficient at n bits, in bit-planes", Some(Holds::All);
     /// The largest coefficients.
