@@ -340,7 +340,26 @@ impl Contest<'_> {
         let outcome = try_out(&spectrum, &CodedPlanesQuantizer, target, config.budget)?;
         let planes = outcome.and_then(|outcome| self.cost(outcome));
         let is_near = planes.is_some_and(|planes| planes <= margin * cost);
-        Ok(is_near.then(|| (*preparation, Arc::new(CodedPlanesQuantizer) as _)))
+        Ok(is_near.then(|| (*preparation, Arc::new(PlanesFirst { otherwise: best.clone() }) as _)))
+    }
+}
+
+/// Planes, or where they do not reach what they did on a sample, what they took the place of.
+#[derive(Debug)]
+struct PlanesFirst {
+    otherwise: Arc<dyn Quantizer>,
+}
+
+impl Quantizer for PlanesFirst {
+    fn trial(&self) -> Trial {
+        self.otherwise.trial()
+    }
+
+    fn encode(&self, task: &Task) -> Result<Option<Quantized>> {
+        match CodedPlanesQuantizer.encode(task)? {
+            Some(planes) => Ok(Some(planes)),
+            None => self.otherwise.encode(task),
+        }
     }
 }
 
