@@ -118,7 +118,7 @@
 //! A file imports only from layers to its right:
 //!
 //! ```text
-//!     bin, examples -> facade, archive -> models -> nn -> ops -> encoder -> tensor -> cuda -> file -> error, clock
+//!     bin, examples -> facade, archive -> models -> nn -> ops -> encoder -> tensor -> cuda -> step, file -> error, clock
 //! ```
 //!
 //! | module | what |
@@ -165,6 +165,7 @@ mod file;
 pub mod models;
 pub mod nn;
 pub mod ops;
+mod step;
 mod tensor;
 
 pub use encoder::{BlockSizeScore, BlockSizeWeights, Encoder};

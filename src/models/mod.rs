@@ -33,7 +33,7 @@ mod pass;
 
 pub use crate::nn::{Activation, KvCache, Rope, RopeScaling};
 pub(crate) use config::ties_by_default;
-pub use decoder::{Config, Model, Seen, StreamedModel, Walk};
+pub use decoder::{Config, Model, OnDevice, Seen, StreamedModel, Walk};
 pub use evaluate::{Evaluation, Text, Windows, evaluate};
 pub(crate) use families::gpt2::is_conv1d as is_gpt2_conv1d;
 pub use generate::{Generation, generate, greedy};

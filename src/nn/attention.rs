@@ -3,10 +3,10 @@
 use super::causal::{CausalMask, CausalMasks, hidden};
 use super::norm::{has_kernel, has_op};
 use super::rope::Rotation;
-use super::step::OnDevice;
+use super::step::Find;
 use super::{KvCache, Linear, RbeRmsNorm, Rope, forward_all};
-use crate::cuda::{HeadNorm, Heads, Machine, Projection};
 use crate::ops::{self, AttentionMask};
+use crate::step::{HeadNorm, Heads, Projection};
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::Module;
 use std::ops::Range;
@@ -149,10 +149,10 @@ pub enum QueryKeyNorm {
 }
 
 /// An attention as a token's step takes it.
-pub(crate) struct AttentionStep<D: Machine> {
-    pub inputs: Vec<Projection<D>>,
+pub(crate) struct AttentionStep<M> {
+    pub inputs: Vec<Projection<M>>,
     pub heads: Heads,
-    pub output: Projection<D>,
+    pub output: Projection<M>,
 }
 
 /// Multi-head attention, with as many key heads as query heads or fewer (GQA, arXiv 2305.13245).
@@ -234,15 +234,13 @@ impl RbeAttention {
     }
 
     /// The layer as a token's step takes it: its inputs, heads and output; `None` where a part is not compressed, or trained.
-    pub(crate) fn step<D: Machine>(&self, on_device: &OnDevice<D>) -> Result<Option<AttentionStep<D>>> {
+    pub(crate) fn step<M>(&self, find: &Find<M>) -> Result<Option<AttentionStep<M>>> {
         let inputs = match &self.projections {
             Projections::Separate { q, k, v } => vec![q, k, v],
             Projections::Joined(joined) => vec![joined],
         };
-        let inputs =
-            inputs.into_iter().map(|linear| linear.projection(on_device)).collect::<Result<Vec<_>>>()?;
-        let (Some(inputs), Some(output)) = (inputs.into_iter().collect(), self.out.projection(on_device)?)
-        else {
+        let inputs = inputs.into_iter().map(|linear| linear.projection(find)).collect::<Result<Vec<_>>>()?;
+        let (Some(inputs), Some(output)) = (inputs.into_iter().collect(), self.out.projection(find)?) else {
             return Ok(None);
         };
         let norm = match &self.norm {

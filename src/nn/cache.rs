@@ -103,7 +103,6 @@ impl KvCache {
 
     /// Every layer's buffers `(batch, kv_heads, capacity, head_dim)`, with room for one position more, which counts only after
     /// [`advance`](Self::advance); `None` before the first token.
-    #[cfg(feature = "cuda")]
     pub(crate) fn with_room(&mut self) -> Result<Option<Vec<(Tensor, Tensor)>>> {
         let (past, capacity) = (self.len, self.capacity(self.len + 1));
         let larger = |buffer: &Tensor| -> Result<Tensor> {

@@ -47,10 +47,10 @@
 //! ```
 
 use super::mode::default_layer_config;
-use super::step::{self, OnDevice};
+use super::step::{self, Find};
 use super::{DecodeReason, RbeLinear, SpectralAdapter, TrainableLinear, Weight};
-use crate::cuda::{Machine, Projection};
 use crate::ops;
+use crate::step::Projection;
 use candle_core::{DType, Result, Tensor};
 use candle_nn::Module;
 use std::sync::Arc;
@@ -143,12 +143,12 @@ impl Linear {
     }
 
     /// The layer as a token's step takes it; `None` where it is not compressed, is watched or trained, or is on another device.
-    pub(super) fn projection<D: Machine>(&self, on_device: &OnDevice<D>) -> Result<Option<Projection<D>>> {
+    pub(super) fn projection<M>(&self, find: &Find<M>) -> Result<Option<Projection<M>>> {
         let Layer::Rbe(layer) = &self.layer else { return Ok(None) };
         if self.has_hooks() || !layer.is_direct() || self.weight.dtype() == DType::F64 {
             return Ok(None);
         }
-        let Some(matrix) = on_device(layer.weight()) else { return Ok(None) };
+        let Some(matrix) = find(layer) else { return Ok(None) };
         let bias = layer.bias().map(step::numbers).transpose()?;
         let is_trained = matches!(bias, Some(None));
         let transposed = layer.weight().is_transposed();

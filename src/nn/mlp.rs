@@ -1,9 +1,9 @@
 //! The feed-forward layer of a transformer.
 
-use super::step::OnDevice;
+use super::step::Find;
 use super::{Activation, Linear, forward_all};
-use crate::cuda::{Machine, Nonlinearity, Projection};
 use crate::ops;
+use crate::step::{Nonlinearity, Projection};
 use candle_core::{D, DType, Result, Tensor};
 use candle_nn::Module;
 
@@ -32,11 +32,11 @@ enum Inner {
 }
 
 /// A feed-forward layer as a token's step takes it.
-pub(crate) struct MlpStep<D: Machine> {
-    pub inner: Vec<Projection<D>>,
+pub(crate) struct MlpStep<M> {
+    pub inner: Vec<Projection<M>>,
     pub is_gated: bool,
     pub nonlinearity: Nonlinearity,
-    pub down: Projection<D>,
+    pub down: Projection<M>,
 }
 
 impl RbeMlp {
@@ -58,16 +58,14 @@ impl RbeMlp {
 
     /// The layer as a token's step takes it: what is in front of the nonlinearity, whether there is a gate, the nonlinearity and the output;
     /// `None` where a part is not compressed, or trained.
-    pub(crate) fn step<D: Machine>(&self, on_device: &OnDevice<D>) -> Result<Option<MlpStep<D>>> {
+    pub(crate) fn step<M>(&self, find: &Find<M>) -> Result<Option<MlpStep<M>>> {
         let (inner, is_gated) = match &self.inner {
             Inner::Plain(only) => (vec![only], false),
             Inner::Joined(both) => (vec![both], true),
             Inner::Gated { gate, up } => (vec![gate, up], true),
         };
-        let inner =
-            inner.into_iter().map(|linear| linear.projection(on_device)).collect::<Result<Vec<_>>>()?;
-        let (Some(inner), Some(down)) = (inner.into_iter().collect(), self.down.projection(on_device)?)
-        else {
+        let inner = inner.into_iter().map(|linear| linear.projection(find)).collect::<Result<Vec<_>>>()?;
+        let (Some(inner), Some(down)) = (inner.into_iter().collect(), self.down.projection(find)?) else {
             return Ok(None);
         };
         Ok(Some(MlpStep { inner, is_gated, nonlinearity: self.act.into(), down }))

@@ -43,6 +43,7 @@ mod rope_parameters;
 mod shared_input;
 mod stack;
 mod step;
+pub(crate) mod token;
 mod trainable;
 mod weight;
 
@@ -72,7 +73,7 @@ pub use rope::{Rope, RopeScaling};
 pub(crate) use rope_parameters::{RopeContext, RopeParameters};
 pub use shared_input::forward_all;
 pub(crate) use stack::Stack;
-pub use step::OnDevice;
+pub(crate) use step::Find;
 pub use trainable::TrainableLinear;
 pub use weight::Weight;
 

@@ -1,8 +1,8 @@
 //! Norms: one fused pass forward, one backward, on the CPU; Candle's own elsewhere.
 
 use super::step::numbers;
-use crate::cuda::NormWeights;
 use crate::ops;
+use crate::step::NormWeights;
 use candle_core::{DType, Result, Tensor};
 use candle_nn::{Init, LayerNorm, LayerNormConfig, Module, RmsNorm, VarBuilder};
 

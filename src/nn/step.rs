@@ -1,13 +1,11 @@
-//! Layers as a token's step on a device takes them ([`TokenStep`](crate::cuda::TokenStep)).
+//! Layers as a token's step takes them.
 
-use super::Activation;
-use crate::RbeTensor;
-use crate::cuda::{DeviceMatrix, Nonlinearity};
+use super::{Activation, RbeLinear};
+use crate::step::Nonlinearity;
 use candle_core::{DType, Device, Result, Tensor};
-use std::sync::Arc;
 
-/// Where a compressed tensor's matrix is on a device; `None` where it is not.
-pub type OnDevice<'a, D> = dyn Fn(&RbeTensor) -> Option<Arc<DeviceMatrix<D>>> + 'a;
+/// What a step multiplies with in the place of a layer; `None` where it cannot.
+pub(crate) type Find<'a, M> = dyn Fn(&RbeLinear) -> Option<M> + 'a;
 
 /// A vector's numbers, unless it is being trained: what a step has of it would not follow.
 pub(super) fn numbers(vector: &Tensor) -> Result<Option<Vec<f32>>> {
@@ -25,6 +23,17 @@ impl From<Activation> for Nonlinearity {
             Activation::Gelu => Self::Gelu,
             Activation::GeluTanh => Self::GeluTanh,
             Activation::Relu => Self::Relu,
+        }
+    }
+}
+
+impl From<Nonlinearity> for Activation {
+    fn from(nonlinearity: Nonlinearity) -> Self {
+        match nonlinearity {
+            Nonlinearity::Silu => Self::Silu,
+            Nonlinearity::Gelu => Self::Gelu,
+            Nonlinearity::GeluTanh => Self::GeluTanh,
+            Nonlinearity::Relu => Self::Relu,
         }
     }
 }

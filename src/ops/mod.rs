@@ -25,7 +25,7 @@ pub use parametric::parametric_matmul;
 
 use crate::RbeTensor;
 use candle_core::{CpuStorage, DType, DeviceLocation, Layout, Result, Storage, Tensor, bail};
-use pool::CandlePool;
+pub(crate) use pool::CandlePool;
 use rbe_core::cpu::{Precision, Rows};
 use std::borrow::Cow;
 

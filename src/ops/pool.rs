@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// The part of a share that must be left for others to help with it: one that is nearly done is sooner done alone.
 const WORTH_HELPING: u64 = 8;
 
-pub(super) struct CandlePool;
+pub(crate) struct CandlePool;
 
 thread_local! {
     /// The shares of all threads, kept from run to run so that none allocates.

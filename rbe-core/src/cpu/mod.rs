@@ -40,7 +40,9 @@ pub use layout::Precision;
 pub use matrix::PackedMatrix;
 pub use norm::{Norm, norm, norm_gradients};
 pub use pool::{Pool, Rayon, Serial, zeros};
-pub use product::{Gradients, Oriented, matmul, matmul_all, parametric_gradients, parametric_matmul};
+pub use product::{
+    Gradients, Oriented, matmul, matmul_all, matmul_all_into, parametric_gradients, parametric_matmul,
+};
 pub use rows::Rows;
 pub(crate) use viterbi::{Codebook, Search};
 

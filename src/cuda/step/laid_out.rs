@@ -1,8 +1,9 @@
 //! A decoder in a device's memory.
 
-use super::decoder::{Decoder, DecoderLayer, NormWeights, Projection};
+use super::decoder::{Decoder, DecoderLayer, Projection};
 use crate::cuda::machine::{Element, Machine};
 use crate::error::Result;
+use crate::step::NormWeights;
 
 /// A norm in the device's memory.
 pub(super) struct Norm<M> {

@@ -8,8 +8,9 @@ mod captured;
 mod decoder;
 mod laid_out;
 
+pub use crate::step::{HeadNorm, Heads, Nonlinearity, NormWeights};
 pub use captured::CapturedStep;
-pub use decoder::{Decoder, DecoderLayer, HeadNorm, Heads, Nonlinearity, NormWeights, Projection};
+pub use decoder::{Decoder, DecoderLayer, Projection};
 pub use laid_out::DeviceDecoder;
 
 use super::blocks::{THREADS, WARPS};
@@ -70,7 +71,7 @@ impl<D: Machine> TokenStep<D> {
         let longest =
             |of: &dyn Fn(&DecoderLayer<D>) -> usize| decoder.layers.iter().map(of).max().unwrap_or(0);
         let vector = |len: usize| machine.allocate(sizes::elements(&[len, element.bytes()]));
-        let inner = longest(&|layer| layer.inner.iter().map(Projection::outputs).sum());
+        let inner = longest(&|layer| layer.inner_outputs());
         let heads = longest(&|layer| layer.heads.heads * layer.heads.width);
         let part_floats = decoder
             .layers
@@ -290,7 +291,7 @@ impl<D: Machine> TokenStep<D> {
 
     fn gate(&self, layer: &DecoderLayer<D>) -> Result<()> {
         let Vectors { inner, gated, .. } = &self.vectors;
-        let outputs: usize = layer.inner.iter().map(Projection::outputs).sum();
+        let outputs = layer.inner_outputs();
         let size = if layer.is_gated { outputs / 2 } else { outputs };
         let up = layer.is_gated.then_some(inner);
         let args = vec![

@@ -5,11 +5,11 @@ use super::config::{
 };
 use super::experts::Experts;
 use super::projections::{linear, mlp};
-use crate::cuda::{DecoderLayer, Machine, NormWeights};
 use crate::nn::{
-    AttentionPass, AttentionStep, Linear, MlpStep, OnDevice, Projections, QueryKeyNorm, RbeAttention,
+    AttentionPass, AttentionStep, Find, Linear, MlpStep, Projections, QueryKeyNorm, RbeAttention,
     RbeLayerNorm, RbeMlp, RbeRmsNorm, layer_norm, rms_norm, rms_norm_around_one,
 };
+use crate::step::{DecoderLayer, NormWeights};
 use candle_core::{Result, Tensor};
 use candle_nn::{Module, VarBuilder};
 
@@ -163,7 +163,7 @@ impl Layer {
     }
 
     /// The layer as a token's step takes it; `None` where it has experts, or a part is not compressed, or trained.
-    pub(super) fn step<D: Machine>(&self, on_device: &OnDevice<D>) -> Result<Option<DecoderLayer<D>>> {
+    pub(super) fn step<M>(&self, find: &Find<M>) -> Result<Option<DecoderLayer<M>>> {
         let FeedForward::Dense(mlp) = &self.feed_forward else { return Ok(None) };
         let mut norms = [None, None, None, None];
         let ours = [
@@ -179,7 +179,7 @@ impl Layer {
                 return Ok(None);
             }
         }
-        let (Some(attention), Some(mlp)) = (self.attention.step(on_device)?, mlp.step(on_device)?) else {
+        let (Some(attention), Some(mlp)) = (self.attention.step(find)?, mlp.step(find)?) else {
             return Ok(None);
         };
         let AttentionStep { inputs, heads, output } = attention;

@@ -5,11 +5,10 @@ mod config;
 mod experts;
 mod layer;
 mod names;
-#[cfg(feature = "cuda")]
-mod on_a_card;
 mod projections;
 mod step;
 mod streamed;
+mod token;
 mod walk;
 
 pub(super) use config::check_layers;
@@ -17,6 +16,7 @@ pub use config::{
     AttentionConfig, AttentionInputs, Config, ExpertsConfig, FeedForwardConfig, LayerConfig, MlpConfig,
     MlpInputs, Names, Norm, NormNames, NormOver, Stored,
 };
+pub use step::OnDevice;
 pub use streamed::StreamedModel;
 pub use walk::{Seen, Walk};
 
@@ -28,6 +28,7 @@ use candle_nn::{Module, VarBuilder};
 use layer::{AnyNorm, Layer};
 use names::dotted;
 use std::path::Path;
+use token::Steps;
 
 /// A language model of any supported family. Clones share the weights.
 #[derive(Clone, Debug)]
@@ -43,9 +44,8 @@ pub struct Model {
     device: Device,
     /// What stands before the names of all weights but the head's.
     body: &'static str,
-    /// What takes one token through the model on a card, once one was asked for; of all clones, until a layer may have become another.
-    #[cfg(feature = "cuda")]
-    on_a_card: on_a_card::OnACard,
+    /// What takes one token through the model, once one was asked for; of all clones, until a layer may have become another.
+    steps: Steps,
 }
 
 impl Model {
@@ -95,8 +95,7 @@ impl Model {
             device: vb.device().clone(),
             config,
             body,
-            #[cfg(feature = "cuda")]
-            on_a_card: on_a_card::OnACard::default(),
+            steps: Steps::default(),
         })
     }
 
@@ -109,10 +108,7 @@ impl Model {
     /// [`SpectralAdapter`](crate::SpectralAdapter), a [`TrainableLinear`](crate::TrainableLinear), a merged layer.
     /// A tied head is the table's and not among them. A layer is `(out, in)`, also where the file holds the transpose.
     pub fn linears_mut(&mut self) -> Vec<(String, &mut Linear)> {
-        #[cfg(feature = "cuda")]
-        {
-            self.on_a_card = on_a_card::OnACard::default();
-        }
+        self.steps = Steps::default();
         let Names { head, .. } = self.config.names;
         let mut linears = Vec::new();
         for (index, layer) in self.layers.iter_mut().enumerate() {
@@ -208,9 +204,7 @@ impl Model {
 
 impl CausalLm for Model {
     fn hidden_states(&self, input_ids: &Tensor, cache: Option<&mut KvCache>) -> candle_core::Result<Tensor> {
-        #[cfg(feature = "cuda")]
         let mut cache = cache;
-        #[cfg(feature = "cuda")]
         if let Some(cache) = cache.as_deref_mut()
             && let Some(state) = self.take_token(input_ids, cache)?
         {

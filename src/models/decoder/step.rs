@@ -1,17 +1,40 @@
-//! One token through a model on a device, where all of its layers are compressed: launches of this crate's kernels and nothing else, which a
-//! CUDA graph holds.
+//! One token through a model, where all of its layers are compressed: this crate's kernels and nothing else. On a device they are launches,
+//! which a CUDA graph holds; on the CPU calls, between which no tensor is made.
 
 use super::Model;
-use crate::cuda::{Decoder, DeviceDecoder, Element, Machine};
-use crate::nn::{OnDevice, Rope};
+use crate::RbeTensor;
+use crate::cuda::{DeviceDecoder, DeviceMatrix, Element, Machine};
+use crate::nn::{Find, Rope};
+use crate::step::Decoder;
 use candle_core::Result;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Where a compressed tensor's matrix is on a device; `None` where it is not.
+pub type OnDevice<'a, D> = dyn Fn(&RbeTensor) -> Option<Arc<DeviceMatrix<D>>> + 'a;
 
 impl Model {
-    /// The model as tokens go through it one by one on a device, from the embedding to the state after the last norm
-    /// ([`TokenStep`](crate::cuda::TokenStep)). `on_device` finds the layers' matrices there.
+    /// The model as tokens go through it one by one, from the embedding to the state after the last norm; `find` finds what is multiplied
+    /// with. `None` where a layer is not compressed, is decoded first, watched or trained, or has experts.
+    pub(super) fn decoder<M>(&self, find: &Find<M>) -> Result<Option<Decoder<M>>> {
+        let layers = self.layers.iter().map(|layer| layer.step(find)).collect::<Result<Vec<_>>>()?;
+        let (Some(layers), Some(norm)) = (layers.into_iter().collect::<Option<Vec<_>>>(), self.norm.step()?)
+        else {
+            return Ok(None);
+        };
+        Ok(Some(Decoder {
+            hidden: self.config.hidden_size,
+            layers,
+            norm,
+            residual_multiplier: self.config.residual_multiplier.unwrap_or(1.),
+            rotations: self.ropes.iter().map(|(rope, width)| rope.width(*width)).collect(),
+        }))
+    }
+
+    /// The model as tokens go through it one by one on a device ([`TokenStep`](crate::cuda::TokenStep)). `on_device` finds the layers'
+    /// matrices there.
     ///
     /// `None` where a layer is not compressed, is decoded first, watched or trained, or has experts, and where its sides do not
-    /// fit the kernels ([`Decoder::fits`]).
+    /// fit the kernels ([`Decoder::fits`](crate::cuda::Decoder::fits)).
     ///
     /// # Errors
     /// When the device has not enough memory.
@@ -21,21 +44,11 @@ impl Model {
         element: Element,
         on_device: &OnDevice<D>,
     ) -> Result<Option<DeviceDecoder<D>>> {
-        let layers = self.layers.iter().map(|layer| layer.step(on_device)).collect::<Result<Vec<_>>>()?;
-        let (Some(layers), Some(norm)) = (layers.into_iter().collect::<Option<Vec<_>>>(), self.norm.step()?)
-        else {
-            return Ok(None);
-        };
-        let decoder = Decoder {
-            hidden: self.config.hidden_size,
-            layers,
-            norm,
-            residual_multiplier: self.config.residual_multiplier.unwrap_or(1.),
-            rotations: self.ropes.iter().map(|(rope, width)| rope.width(*width)).collect(),
-        };
-        match decoder.fits(&machine) {
-            true => Ok(Some(DeviceDecoder::new(machine, decoder, element)?)),
-            false => Ok(None),
+        match self.decoder(&|layer| on_device(layer.weight()))? {
+            Some(decoder) if decoder.fits(&machine) => {
+                Ok(Some(DeviceDecoder::new(machine, decoder, element)?))
+            }
+            _ => Ok(None),
         }
     }
 
@@ -46,5 +59,32 @@ impl Model {
             [cos, sin].concat()
         };
         self.ropes.iter().flat_map(of).collect()
+    }
+}
+
+/// What takes tokens through a model, which its clones share: found when it is first asked for, and then nothing where there is none.
+#[derive(Debug)]
+pub(super) struct Found<T>(Arc<Mutex<Option<Option<Arc<T>>>>>);
+
+impl<T> Default for Found<T> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<T> Clone for Found<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T> Found<T> {
+    pub(super) fn get_or_find(&self, find: impl FnOnce() -> Result<Option<T>>) -> Result<Option<Arc<T>>> {
+        let mut found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = &*found {
+            return Ok(found.clone());
+        }
+        let new = find()?.map(Arc::new);
+        Ok(found.insert(new).clone())
     }
 }

@@ -58,6 +58,8 @@ pub(in crate::cpu) const fn parts(planes: u8) -> [u8; 4] {
 /// A row tile of a block.
 pub(in crate::cpu) struct RowTile<'a> {
     pub planes: u8,
+    /// The number of its block in the block row.
+    pub j: usize,
     /// Those of its tiles, one after another.
     pub lines: &'a [Line],
     /// Half the steps of its rows.
@@ -80,7 +82,11 @@ impl HalfSteps<'_> {
         match self {
             Self::Same(half_step) => [half_step; TILE_ROWS],
             Self::Each(scales, half_unit) => {
-                std::array::from_fn(|row| scales.get(row).map_or(0.0, |scale| scale.to_f32() * half_unit))
+                let mut values = [0.0; TILE_ROWS];
+                for (value, scale) in values.iter_mut().zip(scales) {
+                    *value = scale.to_f32() * half_unit;
+                }
+                values
             }
         }
     }
@@ -116,7 +122,7 @@ impl<'a> Iterator for RowTiles<'a> {
             }
         };
         let lines = &self.lines[head.start as usize..][..head.lines as usize];
-        Some(RowTile { planes: head.planes, lines, half_steps })
+        Some(RowTile { planes: head.planes, j, lines, half_steps })
     }
 }
 

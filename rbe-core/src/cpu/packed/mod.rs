@@ -12,16 +12,18 @@ use super::kernels::Kernels;
 use super::layout::planes::PackedPlanes;
 use super::layout::sparse::PackedSparse;
 use super::layout::trellis::PackedTrellis;
-use super::layout::{Activations, Input};
+use super::layout::{Activations, Input, RowSums};
 use super::pool::Shared;
+use super::product::dense;
 use super::rows::Rows;
 use super::spmm::InLanes;
 use crate::codec::term::{Domain, Term};
 use crate::codec::{Block, Layout, Sides};
 use std::cell::RefCell;
 use std::fmt::Debug;
-use std::ops::BitOr;
+use std::ops::{BitOr, Range};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 /// Packs a term.
 pub(super) fn pack(term: &Term) -> Arc<dyn PackedTerm> {
@@ -57,6 +59,34 @@ pub(super) trait PackedTerm: Debug + Send + Sync {
 
     /// Adds the term's share to `out` (`batch x outputs`), all in the term's [`domain`](Self::domain).
     fn add_product(&self, exec: Exec, product: &Product, x: &Inputs, out: &mut [f32]);
+
+    /// Of how many items the product is made, where threads may take these one by one, in any order and beside those of other products;
+    /// `None` where it is done otherwise.
+    fn items(&self, _product: &Product) -> Option<usize> {
+        None
+    }
+
+    /// Makes ready what the [items](Self::items) have in common.
+    fn prepare<'r>(&self, _product: &Product, room: &'r mut Room) -> SharedRoom<'r> {
+        room.share(0, 0)
+    }
+
+    /// Adds the shares of some of the [items](Self::items).
+    ///
+    /// # Safety
+    /// Nobody else adds those of the same items, or of another product, to the same output, and the room was
+    /// [made ready](Self::prepare) for this product.
+    unsafe fn add_items(
+        &self,
+        _kernels: &Kernels,
+        _product: &Product,
+        _x: &Inputs,
+        _room: &SharedRoom,
+        _out: &Shared<f32>,
+        _items: Range<usize>,
+    ) {
+        unreachable!("a term without items");
+    }
 
     /// The gradients of `<g, y>`, `y` being the product with `x`: that of `x` is added to `dx`, unless the term is in the weight
     /// domain, those of the parameters go to `gradient`, which is zero.
@@ -142,6 +172,33 @@ impl BitOr for Forms {
     }
 }
 
+/// What the items of a product have in common, kept from one product to the next.
+#[derive(Default)]
+pub(super) struct Room {
+    sums: Vec<RowSums>,
+    done: Vec<AtomicUsize>,
+}
+
+/// [`Room`], which several threads use.
+pub(super) struct SharedRoom<'r> {
+    /// Sums that are added up.
+    sums: Shared<'r, RowSums>,
+    /// For each place that several items add to, how many of them are done.
+    done: &'r [AtomicUsize],
+}
+
+impl Room {
+    /// So many sums, and places where nothing is done.
+    fn share(&mut self, sums: usize, places: usize) -> SharedRoom<'_> {
+        if self.sums.len() < sums {
+            self.sums.resize(sums, RowSums::ZERO);
+        }
+        self.done.clear();
+        self.done.resize_with(places, AtomicUsize::default);
+        SharedRoom { sums: Shared::new(&mut self.sums[..sums]), done: &self.done }
+    }
+}
+
 /// The input of a product in the forms that its terms read; the others are not there.
 #[derive(Clone, Copy)]
 pub(super) struct Inputs<'a> {
@@ -183,6 +240,11 @@ impl<'a> Parameters<'a> {
     pub(super) fn range(&self, block: Block) -> std::ops::Range<usize> {
         self.starts[block.index]..self.starts[block.index + 1]
     }
+}
+
+/// Whether a term that has every coefficient is multiplied as integers, with slices of the activations.
+fn is_of_integers(product: &Product) -> bool {
+    !dense::is_best(product) && !product.sides.is_transposed()
 }
 
 thread_local! {

@@ -1,6 +1,8 @@
 //! Products with the planes term: integer dot products of codes and int8 slices, or dense ones of reconstructed blocks.
 
-use super::{Backward, BlockRow, Forms, Inputs, PackedTerm, Product, add_blockwise};
+use super::{
+    Backward, BlockRow, Forms, Inputs, PackedTerm, Product, SharedRoom, add_blockwise, is_of_integers,
+};
 use crate::codec::Block;
 use crate::codec::signs::Side;
 use crate::codec::term::planes::ScaleGroup;
@@ -26,9 +28,9 @@ impl PackedTerm for PackedPlanes {
     }
 
     fn reads(&self, _: &Kernels, product: &Product) -> Forms {
-        match dense::is_best(product) || product.sides.is_transposed() {
-            true => Forms::FLOATS,
-            false => Forms::slices(product.slices),
+        match is_of_integers(product) {
+            true => Forms::slices(product.slices),
+            false => Forms::FLOATS,
         }
     }
 
@@ -40,12 +42,34 @@ impl PackedTerm for PackedPlanes {
     fn add_product(&self, exec: Exec, product: &Product, x: &Inputs, out: &mut [f32]) {
         if dense::is_best(product) {
             dense::add_product(exec, self, product, x.rows, out);
-        } else if product.sides.is_transposed() {
+        } else {
             add_blockwise(exec, product.sides, x.rows, out, &|block, input, acc| {
                 exec.kernels.planes_transposed(self, block, input, acc);
             });
-        } else {
-            add_integer_product(exec, self, x.slices, product, out);
+        }
+    }
+
+    /// Row tiles, counted over all blocks.
+    fn items(&self, product: &Product) -> Option<usize> {
+        is_of_integers(product).then(|| self.layout().rows().div_ceil(TILE_ROWS))
+    }
+
+    unsafe fn add_items(
+        &self,
+        kernels: &Kernels,
+        product: &Product,
+        x: &Inputs,
+        _: &SharedRoom,
+        out: &Shared<f32>,
+        items: Range<usize>,
+    ) {
+        let call = IntegerProduct { kernels, term: self, x: x.slices, product, out };
+        // SAFETY: the caller's promise.
+        unsafe {
+            match product.batch {
+                1 => call.add::<1>(items),
+                _ => call.add::<BATCH_TILE>(items),
+            }
         }
     }
 
@@ -109,18 +133,9 @@ fn add_tiles(term: &PackedPlanes, kernels: &Kernels, block: Block, unscaled: boo
     }
 }
 
-/// Adds the term's share to `out` (`batch x rows`, coefficients): row tile by row tile.
-fn add_integer_product(exec: Exec, term: &PackedPlanes, x: &Activations, product: &Product, out: &mut [f32]) {
-    let out = Shared::new(out);
-    let call = IntegerProduct { exec, term, x, product, out: &out };
-    exec.pool.run(term.layout().rows().div_ceil(TILE_ROWS), &|row_tiles| match product.batch {
-        1 => call.add::<1>(row_tiles),
-        _ => call.add::<BATCH_TILE>(row_tiles),
-    });
-}
-
+/// A product of integers, whose outputs are `batch x rows` coefficients.
 struct IntegerProduct<'a> {
-    exec: Exec<'a>,
+    kernels: &'a Kernels,
     term: &'a PackedPlanes,
     x: &'a Activations,
     product: &'a Product<'a>,
@@ -129,8 +144,11 @@ struct IntegerProduct<'a> {
 
 impl IntegerProduct<'_> {
     /// The share of some row tiles, counted over all blocks: `AT_ONCE` vectors at a time.
-    fn add<const AT_ONCE: usize>(&self, row_tiles: Range<usize>) {
-        let Self { exec, term, x, product, out } = *self;
+    ///
+    /// # Safety
+    /// Nobody else adds to the outputs of the same row tiles.
+    unsafe fn add<const AT_ONCE: usize>(&self, row_tiles: Range<usize>) {
+        let Self { kernels, term, x, product, out } = *self;
         let (layout, batch, rows) = (term.layout(), product.batch, term.layout().rows());
         let mut sums = [RowSums::ZERO; AT_ONCE];
         // All row tiles of some vectors, whose activations and outputs stay in the nearer caches.
@@ -149,10 +167,10 @@ impl IntegerProduct<'_> {
                 let (row_tile, count) =
                     ((first_row - block_row.start) / TILE_ROWS, TILE_ROWS.min(rows - first_row));
                 sums.fill(RowSums::ZERO);
-                exec.kernels.planes(term, i, row_tile, x.rows(vectors.clone(), product.slices), sums);
+                kernels.planes(term, i, row_tile, x.rows(vectors.clone(), product.slices), sums);
                 for (vector, sums) in vectors.clone().zip(&*sums) {
                     let start = vector * rows + first_row;
-                    // SAFETY: the rows of a row tile belong to one item.
+                    // SAFETY: the rows of a row tile belong to one item, which the caller has.
                     let out = unsafe { out.part(start..start + count) };
                     out.iter_mut().zip(&sums.0).for_each(|(out, sum)| *out += *sum);
                 }

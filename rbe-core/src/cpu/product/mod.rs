@@ -18,7 +18,7 @@ use super::axis::{self, Back};
 use super::exec::Exec;
 use super::layout::Activations;
 use super::matrix::PackedMatrix;
-use super::packed::{Forms, Inputs, PackedTerm, Parameters, Product};
+use super::packed::{Forms, Inputs, PackedTerm, Parameters, Product, Room, SharedRoom};
 use super::pool::{Pool, Shared, zeros};
 use super::rows::Rows;
 use super::spmm::InLanes;
@@ -28,6 +28,7 @@ use crate::codec::sizes::{elements, expect_len};
 use crate::codec::term::Domain;
 use panels::Numbers;
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// Multiply-adds below which one thread is done before the others have begun.
 const WORTH_SHARING: usize = 1 << 15;
@@ -122,6 +123,20 @@ pub fn matmul_all(matrices: &[Oriented], x: Rows, precision: Precision, pool: &d
     joined
 }
 
+/// [`matmul_all`] into memory that is there: `ys` has a slice for each matrix' results.
+///
+/// # Panics
+/// As [`matmul_all`], and when a slice has another length than the results.
+pub fn matmul_all_into(
+    matrices: &[Oriented],
+    x: Rows,
+    ys: &mut [&mut [f32]],
+    precision: Precision,
+    pool: &dyn Pool,
+) {
+    run(Exec::new(pool), &Call { matrices, parameters: None, x, precision }, ys);
+}
+
 /// [`matmul`] with these `parameters` in the place of the matrix's own, `W(p) = sum_n p_n M_n`, in the order of the codec's
 /// `Matrix::parameters`. In F32.
 ///
@@ -150,6 +165,8 @@ pub(super) struct Call<'a> {
 thread_local! {
     /// One thread's inputs, between calls, so that a warm product allocates nothing.
     static INPUT: RefCell<Spectrum> = RefCell::default();
+    /// What the items of some products have in common, likewise.
+    static ROOMS: RefCell<[Room; axis::TOGETHER]> = RefCell::default();
 }
 
 /// Every product there is.
@@ -182,12 +199,71 @@ fn add(exec: Exec, call: &Call, ys: &mut [&mut [f32]]) {
         });
         let forms = passes.clone().fold(Forms::default(), |forms, pass| forms | pass.forms());
         input.fill(exec, group[0].axes().0, x, forms);
-        for (pass, y) in passes.clone().zip(&mut *ys) {
-            pass.add_terms(Domain::Coefficients, &input.inputs(x), y);
-        }
+        add_coefficients(exec, passes.clone(), &input.inputs(x), ys);
         finish(exec, passes, ys);
     }
     INPUT.set(input);
+}
+
+/// The terms in the coefficient domain of at most [`TOGETHER`](axis::TOGETHER) products with one input: round by round the next one of
+/// every matrix, so that two never add to one output at a time. What threads may take item by item is one run of them.
+fn add_coefficients<'a>(
+    exec: Exec,
+    passes: impl Iterator<Item = Pass<'a>> + Clone,
+    x: &Inputs,
+    ys: &mut [&mut [f32]],
+) {
+    let terms = |pass: &Pass<'a>| pass.matrix.terms(Domain::Coefficients);
+    let panels = passes.clone().map(|pass| pass.panels());
+    for ((pass, numbers), y) in passes.clone().zip(panels.clone()).zip(&mut *ys) {
+        if let Some(numbers) = numbers {
+            let terms: Vec<_> = terms(&pass).map(|(_, term)| term).collect();
+            panels::add_product(pass.exec(), &terms, pass.matrix.matrix.layout(), numbers, x.rows, y);
+        }
+    }
+    let passes = passes.zip(panels).map(|(pass, panels)| (panels.is_none()).then_some(pass));
+    let rounds = passes.clone().flatten().map(|pass| terms(&pass).count()).max();
+    let mut rooms = ROOMS.take();
+    for round in 0..rounds.unwrap_or(0) {
+        let mut shares = [const { None }; axis::TOGETHER];
+        let (mut count, mut work) = (0, 0);
+        let places = shares.iter_mut().zip(&mut rooms);
+        for ((pass, y), (share, room)) in passes.clone().zip(&mut *ys).zip(places) {
+            let Some(pass) = pass else { continue };
+            let Some((n, term)) = terms(&pass).nth(round) else { continue };
+            let product = pass.product(n);
+            let Some(items) = term.items(&product) else {
+                term.add_product(pass.exec(), &product, x, y);
+                continue;
+            };
+            let room = term.prepare(&product, room);
+            *share = Some(Share { term, product, room, out: Shared::new(y), items: count..count + items });
+            (count, work) = (count + items, work + pass.work());
+        }
+        if count == 0 {
+            continue;
+        }
+        exec.shared_if(work, WORTH_SHARING).pool.run(count, &|range| {
+            for Share { term, product, room, out, items } in shares.iter().flatten() {
+                let own = range.start.max(items.start)..range.end.min(items.end);
+                if !own.is_empty() {
+                    let own = own.start - items.start..own.end - items.start;
+                    // SAFETY: the pool runs each item once, the outputs of the products are apart, and the rooms are made ready.
+                    unsafe { term.add_items(exec.kernels, product, x, room, out, own) };
+                }
+            }
+        });
+    }
+    ROOMS.set(rooms);
+}
+
+/// A product among others: the part of their items that is its own.
+struct Share<'a> {
+    term: &'a dyn PackedTerm,
+    product: Product<'a>,
+    room: SharedRoom<'a>,
+    out: Shared<'a, f32>,
+    items: Range<usize>,
 }
 
 /// The way back, and the terms in the weight domain, of at most [`TOGETHER`](axis::TOGETHER) products, whose `ys` hold coefficients.
@@ -199,7 +275,7 @@ fn finish<'a>(exec: Exec, passes: impl Iterator<Item = Pass<'a>> + Clone, ys: &m
     axis::inverse(exec.shared_if(elements, TRANSFORM_WORTH_SHARING), back);
     let (lanes, slices) = (&InLanes::default(), &Activations::default());
     for (pass, y) in passes.zip(ys) {
-        pass.add_terms(Domain::Weights, &Inputs { rows: pass.x, lanes, slices }, y);
+        pass.add_weights(&Inputs { rows: pass.x, lanes, slices }, y);
     }
 }
 
@@ -215,9 +291,9 @@ struct Pass<'a> {
     x: Rows<'a>,
 }
 
-impl Pass<'_> {
+impl<'a> Pass<'a> {
     /// What term `n` is asked for.
-    fn product(&self, n: usize) -> Product<'_> {
+    fn product(&self, n: usize) -> Product<'a> {
         let parameters = self.parameters.map(|parameters| &parameters[n]);
         Product { sides: self.matrix.sides(), batch: self.x.batch, slices: self.slices, parameters }
     }
@@ -250,15 +326,20 @@ impl Pass<'_> {
         })
     }
 
-    /// Adds the shares of the terms in a domain.
-    fn add_terms(&self, domain: Domain, x: &Inputs, out: &mut [f32]) {
-        let exec = self.exec.shared_if(self.matrix.work(self.x.batch), WORTH_SHARING);
-        if let (Domain::Coefficients, Some(numbers)) = (domain, self.panels()) {
-            let terms: Vec<_> = self.matrix.terms(domain).map(|(_, term)| term).collect();
-            return panels::add_product(exec, &terms, self.matrix.matrix.layout(), numbers, x.rows, out);
-        }
-        for (n, term) in self.matrix.terms(domain) {
-            term.add_product(exec, &self.product(n), x, out);
+    /// Multiply-adds with the dense matrix.
+    fn work(&self) -> usize {
+        self.matrix.work(self.x.batch)
+    }
+
+    /// What runs the product where it is run alone.
+    fn exec(&self) -> Exec<'_> {
+        self.exec.shared_if(self.work(), WORTH_SHARING)
+    }
+
+    /// Adds the shares of the terms in the weight domain.
+    fn add_weights(&self, x: &Inputs, out: &mut [f32]) {
+        for (n, term) in self.matrix.terms(Domain::Weights) {
+            term.add_product(self.exec(), &self.product(n), x, out);
         }
     }
 }

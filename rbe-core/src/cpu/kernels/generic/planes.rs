@@ -57,7 +57,7 @@ pub(in crate::cpu) fn product<I: DotTile>(
 ) {
     let mut dots = [RowDots::ZERO; MAX_DIGITS];
     let all = 0..tiles.layout().block_cols();
-    for (j, RowTile { planes, lines, half_steps }) in tiles.row_tiles_across(i, row_tile, all).enumerate() {
+    for RowTile { planes, j, lines, half_steps } in tiles.row_tiles_across(i, row_tile, all) {
         if planes == 0 {
             continue;
         }

@@ -3,7 +3,9 @@
 
 mod items;
 
-use super::{Backward, BlockRow, Forms, Inputs, PackedTerm, Product, add_blockwise};
+use super::{
+    Backward, BlockRow, Forms, Inputs, PackedTerm, Product, Room, SharedRoom, add_blockwise, is_of_integers,
+};
 use crate::codec::Block;
 use crate::codec::signs::Side;
 use crate::codec::term::trellis::GROUP_COLS;
@@ -16,21 +18,12 @@ use crate::cpu::pool::Shared;
 use crate::cpu::product::dense::{self, DenseTerm, Groups};
 use items::{Item, Items};
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::ops::Range;
+use std::sync::atomic::Ordering;
 
 thread_local! {
-    /// Kept between products.
-    static WORKSPACE: RefCell<Workspace> = RefCell::default();
-    /// Those of an item that has whole rows: in the nearer caches, where those of all items would not stay.
+    /// The sums of an item that has whole rows: in the nearer caches, where those of all items would not stay.
     static OWN_SUMS: RefCell<Vec<RowSums>> = RefCell::default();
-}
-
-/// What the items of a product leave whose sums are added up.
-#[derive(Default)]
-struct Workspace {
-    sums: Vec<RowSums>,
-    /// For each [place](Item::place) the items that are done.
-    done: Vec<AtomicUsize>,
 }
 
 impl PackedTerm for PackedTrellis {
@@ -43,25 +36,52 @@ impl PackedTerm for PackedTrellis {
     }
 
     fn reads(&self, _: &Kernels, product: &Product) -> Forms {
-        match dense::is_best(product) || product.sides.is_transposed() {
-            true => Forms::FLOATS,
-            false => Forms::slices(product.slices),
+        match is_of_integers(product) {
+            true => Forms::slices(product.slices),
+            false => Forms::FLOATS,
         }
     }
 
     fn add_product(&self, exec: Exec, product: &Product, x: &Inputs, out: &mut [f32]) {
         if dense::is_best(product) {
             dense::add_product(exec, self, product, x.rows, out);
-        } else if product.sides.is_transposed() {
+        } else {
             add_blockwise(exec, product.sides, x.rows, out, &|block, input, acc| {
                 exec.kernels.trellis_transposed(self, block, input, acc);
             });
-        } else {
-            let mut workspace = WORKSPACE.take();
-            let items = Items::new(self.layout(), product.batch);
-            let x = x.slices.rows(0..product.batch, product.slices);
-            add_integer_product(exec, self, (x, items), &mut workspace, out);
-            WORKSPACE.set(workspace);
+        }
+    }
+
+    fn items(&self, product: &Product) -> Option<usize> {
+        is_of_integers(product).then(|| Items::new(self.layout(), product.batch).count())
+    }
+
+    fn prepare<'r>(&self, product: &Product, room: &'r mut Room) -> SharedRoom<'r> {
+        let items = Items::new(self.layout(), product.batch);
+        room.share(items.shared_sums(), items.places())
+    }
+
+    unsafe fn add_items(
+        &self,
+        kernels: &Kernels,
+        product: &Product,
+        x: &Inputs,
+        room: &SharedRoom,
+        out: &Shared<f32>,
+        items: Range<usize>,
+    ) {
+        let x = x.slices.rows(0..product.batch, product.slices);
+        let call = IntegerProduct {
+            kernels,
+            term: self,
+            items: Items::new(self.layout(), product.batch),
+            x,
+            room,
+            out,
+        };
+        for index in items {
+            // SAFETY: the caller's promise.
+            unsafe { call.add(index) };
         }
     }
 
@@ -111,60 +131,57 @@ fn add_groups(
     }
 }
 
-/// Adds the term's share to `out` (`batch x rows`, coefficients), each scale group decoded once for many rows. Who ends the last part of
-/// a block row's columns adds up all of them.
-fn add_integer_product(
-    exec: Exec,
-    term: &PackedTrellis,
-    (x, items): (QuantizedRows, Items),
-    Workspace { sums, done }: &mut Workspace,
-    out: &mut [f32],
-) {
-    let (layout, rows, stride) = (term.layout(), term.layout().rows(), items.stride());
-    let len = items.shared_sums();
-    if sums.len() < len {
-        sums.resize(len, RowSums::ZERO);
-    }
-    done.clear();
-    done.resize_with(items.places(), AtomicUsize::default);
-    let (sums, out, done) = (Shared::new(&mut sums[..len]), Shared::new(out), &*done);
-    exec.pool.run(items.count(), &|range| {
-        for index in range {
-            let Item { i, batch, groups, place, together } = items.get(index);
-            let block_row = layout.row_range(i);
-            let packing = Packing::new(block_row.len());
-            let len = batch.len() * packing.tiles();
-            let add = |sums: &mut [RowSums]| {
-                sums.fill(RowSums::ZERO);
-                if !batch.is_empty() {
-                    exec.kernels.trellis(term, i, groups.clone(), x.part(batch.clone()), sums);
-                }
-            };
-            let write = |all: &[RowSums]| {
-                for (n, vector) in batch.clone().enumerate() {
-                    let sums = &all[n * packing.tiles()..];
-                    let first = vector * rows + block_row.start;
-                    // SAFETY: a block row's rows of a part of the batch are written by who is last.
-                    let out = unsafe { out.part(first..first + block_row.len()) };
-                    exec.kernels.add_tiles(TileParts { packing, sums, stride, parts: together.len() }, out);
-                }
-            };
-            if together.len() == 1 {
-                OWN_SUMS.with_borrow_mut(|own| {
-                    own.resize(own.len().max(len), RowSums::ZERO);
-                    add(&mut own[..len]);
-                    write(&own[..len]);
-                });
-                continue;
+/// A product of integers, whose outputs are `batch x rows` coefficients, each scale group decoded once for many rows. Who ends the last
+/// part of a block row's columns adds up all of them.
+struct IntegerProduct<'a> {
+    kernels: &'a Kernels,
+    term: &'a PackedTrellis,
+    items: Items,
+    x: QuantizedRows<'a>,
+    room: &'a SharedRoom<'a>,
+    out: &'a Shared<'a, f32>,
+}
+
+impl IntegerProduct<'_> {
+    /// The share of an item.
+    ///
+    /// # Safety
+    /// Nobody else adds that of the same item, or to its outputs but for the product's items.
+    unsafe fn add(&self, index: usize) {
+        let Self { kernels, term, items, x, room: SharedRoom { sums, done }, out } = *self;
+        let (layout, stride) = (term.layout(), items.stride());
+        let Item { i, batch, groups, place, together } = items.get(index);
+        let block_row = layout.row_range(i);
+        let packing = Packing::new(block_row.len());
+        let len = batch.len() * packing.tiles();
+        let add = |sums: &mut [RowSums]| {
+            sums.fill(RowSums::ZERO);
+            if !batch.is_empty() {
+                kernels.trellis(term, i, groups.clone(), x.part(batch.clone()), sums);
             }
-            // SAFETY: each item has sums of its own until it counts as done.
-            add(unsafe { sums.part(index * stride..index * stride + len) });
-            // What the others wrote before they counted is seen by who counts last.
-            if done[place].fetch_add(1, Ordering::AcqRel) + 1 < together.len() {
-                continue;
+        };
+        let write = |all: &[RowSums]| {
+            for (n, vector) in batch.clone().enumerate() {
+                let sums = &all[n * packing.tiles()..];
+                let first = vector * layout.rows() + block_row.start;
+                // SAFETY: a block row's rows of a part of the batch are written by who is last.
+                let out = unsafe { out.part(first..first + block_row.len()) };
+                kernels.add_tiles(TileParts { packing, sums, stride, parts: together.len() }, out);
             }
+        };
+        if together.len() == 1 {
+            return OWN_SUMS.with_borrow_mut(|own| {
+                own.resize(own.len().max(len), RowSums::ZERO);
+                add(&mut own[..len]);
+                write(&own[..len]);
+            });
+        }
+        // SAFETY: each item has sums of its own until it counts as done.
+        add(unsafe { sums.part(index * stride..index * stride + len) });
+        // What the others wrote before they counted is seen by who counts last.
+        if done[place].fetch_add(1, Ordering::AcqRel) + 1 == together.len() {
             // SAFETY: all items that add up are done.
             write(unsafe { sums.part(together.start * stride..together.end * stride) });
         }
-    });
+    }
 }

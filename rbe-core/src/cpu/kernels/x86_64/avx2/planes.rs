@@ -12,7 +12,7 @@ use crate::cpu::kernels::generic::unpack::unpack;
 use crate::cpu::kernels::unroll::{dispatch, each};
 use crate::cpu::kernels::x86_64::ahead::ask_ahead;
 use crate::cpu::kernels::x86_64::frame::align_frame;
-use crate::cpu::layout::planes::{HalfSteps, Line, PackedPlanes, QUAD, QUADS, RowTile, TILE_COLS};
+use crate::cpu::layout::planes::{HalfSteps, Line, PackedPlanes, QUAD, QUADS, RowTile, RowTiles, TILE_COLS};
 use crate::cpu::layout::{FINER, Input, QuantizedRows, RowDots, RowSums};
 use std::arch::x86_64::*;
 
@@ -33,7 +33,7 @@ pub(super) fn product(
         return;
     }
     for (planes, blocks) in tiles.runs(i) {
-        let row_tiles = tiles.row_tiles_across(i, row_tile, blocks.clone()).zip(blocks);
+        let row_tiles = tiles.row_tiles_across(i, row_tile, blocks);
         dispatch!(planes, x.slices(), planes_run(row_tiles, x, &mut sums[0]), [2, 1]);
     }
 }
@@ -46,8 +46,8 @@ fn product_of_many(tiles: &PackedPlanes, i: usize, row_tile: usize, x: Quantized
 }
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-fn planes_run<'a, const PLANES: usize, const DIGITS: usize>(
-    blocks: impl Iterator<Item = (RowTile<'a>, usize)>,
+fn planes_run<const PLANES: usize, const DIGITS: usize>(
+    blocks: RowTiles,
     x: QuantizedRows,
     sums: &mut RowSums,
 ) {
@@ -62,11 +62,11 @@ fn planes_run<'a, const PLANES: usize, const DIGITS: usize>(
         if let Some(pairs) = x.pairs(j) {
             return dot_pairs::<PLANES>(lines, pairs);
         }
-        [0, 1].map(|part| {
-            let mut sum = [_mm256_setzero_si256()];
-            add_tiles::<PLANES>(lines, part, digits, &mut sum);
-            sum[0]
-        })
+        let mut sums = [_mm256_setzero_si256(); 2];
+        for (part, sum) in sums.iter_mut().enumerate() {
+            add_tiles::<PLANES>(lines, part, digits, std::slice::from_mut(sum));
+        }
+        sums
     });
 }
 
@@ -94,7 +94,8 @@ fn dot_pairs<const PLANES: usize>(lines: &[Line], pairs: &[i16]) -> [__m256i; 2]
             }
         });
     }
-    sums.map(|[even, odd]| _mm256_add_epi32(even, odd))
+    let [[even, odd], [lower_even, lower_odd]] = sums;
+    [_mm256_add_epi32(even, odd), _mm256_add_epi32(lower_even, lower_odd)]
 }
 
 /// The products of both halves of a block's row tile with one digit, whose activations are broadcast once for both.
@@ -136,16 +137,19 @@ fn dot_digits<const PLANES: usize>(lines: &[Line], x: Digits) -> [__m256i; 2] {
             add_products::<PLANES>(unpack::<_, PLANES>(Avx2::new(), tile, part), x, 1, sums);
         }
     }
-    let finer = _mm256_set1_epi32(FINER);
-    sums.map(|[coarse, fine]| _mm256_add_epi32(_mm256_mullo_epi32(coarse, finer), fine))
+    let mut joined = [_mm256_set1_epi32(FINER); 2];
+    for (joined, [coarse, fine]) in joined.iter_mut().zip(sums) {
+        *joined = _mm256_add_epi32(_mm256_mullo_epi32(coarse, *joined), fine);
+    }
+    joined
 }
 
-/// Adds the products of neighbouring blocks, each with its number, with one vector; `dot` makes those of both halves of the rows of a block's
+/// Adds the products of neighbouring blocks with one vector; `dot` makes those of both halves of the rows of a block's
 /// row tile, with its one digit or the integers that its two slices are.
 #[inline(always)]
-pub(in crate::cpu::kernels::x86_64) fn add_blocks<'a, P: Proof, const PLANES: usize, const DIGITS: usize>(
+pub(in crate::cpu::kernels::x86_64) fn add_blocks<P: Proof, const PLANES: usize, const DIGITS: usize>(
     _: Avx2<P>,
-    blocks: impl Iterator<Item = (RowTile<'a>, usize)>,
+    blocks: RowTiles,
     x: QuantizedRows,
     sums: &mut RowSums,
     dot: impl Fn(&[Line], usize) -> [__m256i; 2],
@@ -153,8 +157,8 @@ pub(in crate::cpu::kernels::x86_64) fn add_blocks<'a, P: Proof, const PLANES: us
     let offset = 1 - (1i32 << PLANES);
     let (sums, _) = sums.0.as_chunks_mut::<HALF>();
     // SAFETY: here and below, the token proves the instructions; eight numbers.
-    let mut held = [0, 1].map(|part: usize| unsafe { _mm256_loadu_ps(sums[part].as_ptr()) });
-    for (RowTile { lines, half_steps, .. }, j) in blocks {
+    let mut held = unsafe { [_mm256_loadu_ps(sums[0].as_ptr()), _mm256_loadu_ps(sums[1].as_ptr())] };
+    for RowTile { j, lines, half_steps, .. } in blocks {
         let (sum, scale) = match DIGITS {
             1 => (x.sum(0, j), x.scale(0, j)),
             _ => (x.sum_of_two(0, j), x.scale(1, j)),
@@ -177,16 +181,28 @@ pub(in crate::cpu::kernels::x86_64) fn add_blocks<'a, P: Proof, const PLANES: us
 }
 
 /// Half the steps of half of the rows.
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 #[inline]
 fn half_of(half_steps: HalfSteps, part: usize) -> __m256 {
     match half_steps {
         HalfSteps::Same(half_step) => _mm256_set1_ps(half_step),
-        // SAFETY: eight numbers.
-        HalfSteps::Each(..) => unsafe {
-            _mm256_loadu_ps(half_steps.values()[HALF * part..][..HALF].as_ptr())
+        HalfSteps::Each(scales, half_unit) => match scales.as_chunks::<HALF>().0.get(part) {
+            // SAFETY: eight numbers of 16 bits.
+            Some(scales) => unsafe {
+                let scales = _mm256_cvtph_ps(_mm_loadu_si128(scales.as_ptr().cast()));
+                _mm256_mul_ps(scales, _mm256_set1_ps(half_unit))
+            },
+            None => below(half_steps, part),
         },
     }
+}
+
+/// Half the steps of half of the rows, some of which are below the block.
+#[target_feature(enable = "avx2")]
+#[inline(never)]
+fn below(half_steps: HalfSteps, part: usize) -> __m256 {
+    // SAFETY: eight numbers.
+    unsafe { _mm256_loadu_ps(half_steps.values()[HALF * part..][..HALF].as_ptr()) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
@@ -239,8 +255,11 @@ fn add_tiles<const PLANES: usize>(lines: &[Line], part: usize, x: Digits, sums: 
             add_products::<PLANES>(codes, x, 1, sums);
         } else {
             let nibble = _mm256_set1_epi8(0x0f);
-            let low = codes.map(|codes| _mm256_and_si256(codes, nibble));
-            let high = codes.map(|codes| _mm256_and_si256(_mm256_srli_epi16::<4>(codes), nibble));
+            let (mut low, mut high) = (codes, codes);
+            for (low, high) in low.iter_mut().zip(&mut high) {
+                *high = _mm256_and_si256(_mm256_srli_epi16::<4>(*low), nibble);
+                *low = _mm256_and_si256(*low, nibble);
+            }
             add_products::<4>(low, x, 1, sums);
             add_products::<4>(high, x, 16, sums);
         }

@@ -11,7 +11,7 @@ use crate::cpu::kernels::unroll::each;
 use crate::cpu::kernels::x86_64::ahead::ask_ahead;
 use crate::cpu::kernels::x86_64::avx2;
 use crate::cpu::kernels::x86_64::avx2::planes::quads_in_16_bits;
-use crate::cpu::layout::planes::{HalfSteps, Line, PackedPlanes, QUAD, QUADS, RowTile, TILE_COLS};
+use crate::cpu::layout::planes::{HalfSteps, Line, PackedPlanes, QUAD, QUADS, RowTile, TILE_COLS, TILE_ROWS};
 use crate::cpu::layout::{FINER, QuantizedRows, RowDots, RowSums};
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -44,15 +44,20 @@ pub(in crate::cpu::kernels::x86_64) fn add_run<P: Proof, const PLANES: usize, co
         // SAFETY: as above.
         *held = unsafe { _mm512_load_ps(sums.0.as_ptr()) };
     }
-    let row_tiles = tiles.row_tiles_across(run.i, run.row_tile, run.blocks.clone());
-    for (j, RowTile { lines, half_steps, .. }) in run.blocks.zip(row_tiles) {
+    for RowTile { j, lines, half_steps, .. } in tiles.row_tiles_across(run.i, run.row_tile, run.blocks) {
         let digits = Digits { values: x.values(0, j, 0), stride: x.stride(), count: DIGITS };
         let dots = dot_registers::<_, PLANES, DIGITS>(isa, lines, digits, 0);
-        // SAFETY: as above; sixteen numbers.
+        // SAFETY: as above; sixteen numbers, of 16 bits or 32.
         let half_steps = unsafe {
             match half_steps {
                 HalfSteps::Same(half_step) => _mm512_set1_ps(half_step),
-                HalfSteps::Each(..) => _mm512_loadu_ps(half_steps.values().as_ptr()),
+                HalfSteps::Each(scales, half_unit) => match scales.first_chunk::<TILE_ROWS>() {
+                    Some(scales) => {
+                        let scales = _mm512_cvtph_ps(_mm256_loadu_si256(scales.as_ptr().cast()));
+                        _mm512_mul_ps(scales, _mm512_set1_ps(half_unit))
+                    }
+                    None => _mm512_loadu_ps(half_steps.values().as_ptr()),
+                },
             }
         };
         // Two slices of a vector are one integer.

@@ -15,7 +15,7 @@ macro_rules! compile {
         use $crate::cpu::kernels::x86_64::avx2::panels::add_all;
         use $crate::cpu::kernels::x86_64::avx2::trellis::decode_bundle;
         use $crate::cpu::kernels::x86_64::frame::align_frame;
-        use $crate::cpu::layout::planes::{Line, PackedPlanes, RowTile};
+        use $crate::cpu::layout::planes::{Line, PackedPlanes, RowTiles};
         use $crate::cpu::layout::trellis::{BIAS, Bundle, PERIOD, PackedTrellis};
         use $crate::cpu::layout::{QuantizedRows, RowDots, RowSums};
 
@@ -33,7 +33,7 @@ macro_rules! compile {
                 return;
             }
             for (planes, blocks) in tiles.runs(i) {
-                let row_tiles = tiles.row_tiles_across(i, row_tile, blocks.clone()).zip(blocks);
+                let row_tiles = tiles.row_tiles_across(i, row_tile, blocks);
                 dispatch!(planes, x.slices(), planes_run(row_tiles, x, &mut sums[0]), [2, 1]);
             }
         }
@@ -52,8 +52,8 @@ macro_rules! compile {
         }
 
         #[target_feature(enable = $features)]
-        fn planes_run<'a, const PLANES: usize, const DIGITS: usize>(
-            blocks: impl Iterator<Item = (RowTile<'a>, usize)>,
+        fn planes_run<const PLANES: usize, const DIGITS: usize>(
+            blocks: RowTiles,
             x: QuantizedRows,
             sums: &mut RowSums,
         ) {

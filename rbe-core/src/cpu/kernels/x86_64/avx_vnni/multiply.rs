@@ -11,7 +11,7 @@ use crate::cpu::kernels::unroll::each;
 use crate::cpu::kernels::x86_64::ahead::ask_ahead;
 use crate::cpu::kernels::x86_64::avx2::isa::Avx2;
 use crate::cpu::kernels::x86_64::avx2::planes::{HALF, add_blocks};
-use crate::cpu::layout::planes::{Line, QUAD, QUADS, RowTile, TILE_COLS};
+use crate::cpu::layout::planes::{Line, QUAD, QUADS, RowTiles, TILE_COLS};
 use crate::cpu::layout::{FINER, QuantizedRows, RowDots, RowSums};
 use std::arch::x86_64::*;
 
@@ -43,22 +43,26 @@ impl<P: Vnni> Broadcast for Avx2<P> {
     }
 }
 
-/// Adds the products of neighbouring blocks, each with its number, with one vector's digits.
+/// Adds the products of neighbouring blocks with one vector's digits.
 #[inline(always)]
-pub(super) fn add_run<'a, P: Vnni, const PLANES: usize, const DIGITS: usize>(
+pub(super) fn add_run<P: Vnni, const PLANES: usize, const DIGITS: usize>(
     isa: Avx2<P>,
-    blocks: impl Iterator<Item = (RowTile<'a>, usize)>,
+    blocks: RowTiles,
     x: QuantizedRows,
     sums: &mut RowSums,
 ) {
     add_blocks::<_, PLANES, DIGITS>(isa, blocks, x, sums, |lines, j| {
         let digits = Digits { values: x.values(0, j, 0), stride: x.stride(), count: DIGITS };
-        [0, 1].map(|part| {
+        let mut sums = [isa.splat(0); 2];
+        for (part, sum) in sums.iter_mut().enumerate() {
             let dots = dot_registers::<_, PLANES, DIGITS>(isa, lines, digits, part);
-            // SAFETY: the token proves the instructions.
-            let finer = |dots| unsafe { _mm256_mullo_epi32(dots, _mm256_set1_epi32(FINER)) };
-            dots[1..].iter().fold(dots[0], |coarse, fine| isa.add_lanes(finer(coarse), *fine))
-        })
+            *sum = dots[0];
+            for fine in &dots[1..] {
+                // SAFETY: the token proves the instructions.
+                *sum = unsafe { _mm256_add_epi32(_mm256_mullo_epi32(*sum, _mm256_set1_epi32(FINER)), *fine) };
+            }
+        }
+        sums
     });
 }
 
