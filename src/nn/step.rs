@@ -26,14 +26,3 @@ impl From<Activation> for Nonlinearity {
         }
     }
 }
-
-impl From<Nonlinearity> for Activation {
-    fn from(nonlinearity: Nonlinearity) -> Self {
-        match nonlinearity {
-            Nonlinearity::Silu => Self::Silu,
-            Nonlinearity::Gelu => Self::Gelu,
-            Nonlinearity::GeluTanh => Self::GeluTanh,
-            Nonlinearity::Relu => Self::Relu,
-        }
-    }
-}

@@ -4,12 +4,13 @@
 //! Every number is the one that the layers' forwards give, to the bit: the same kernels take the same numbers in the same order. What is left
 //! out is what Candle's operations cost beside their work, which of a small model's token is a good part.
 
-use super::{Activation, RbeLinear};
+use super::RbeLinear;
+use crate::RbeTensor;
 use crate::clock::Instant;
 use crate::ops::CandlePool;
 use crate::step::{Decoder, DecoderLayer, HeadNorm, Heads, Nonlinearity, NormWeights, Projection, Stored};
-use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Result, Storage, Tensor, bail};
-use candle_nn::Module;
+use candle_core::op::{Gelu, GeluErf, Relu, Silu, UnaryOpT};
+use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor, bail};
 use rbe_core::codec;
 use rbe_core::cpu::{self, Norm, Rows};
 
@@ -63,16 +64,13 @@ pub(crate) fn token(
         vectors.normed(layer.norms[0].as_ref());
         project(&layer.inputs, &vectors.x, &mut vectors.heads_in[..layer.heads.inputs()])?;
         vectors.attend(decoder, &layer.heads, now, (keys, values))?;
-        project(
-            std::slice::from_ref(&layer.output),
-            &vectors.heads_out[..layer.heads.heads * layer.heads.width],
-            &mut vectors.y,
-        )?;
+        let heads_out = &vectors.heads_out[..layer.heads.heads * layer.heads.width];
+        project(std::slice::from_ref(&layer.output), heads_out, &mut vectors.y)?;
         vectors.add(layer.norms[1].as_ref(), decoder.residual_multiplier);
         vectors.normed(layer.norms[2].as_ref());
-        let outputs = layer.inner_outputs();
-        project(&layer.inner, &vectors.x, &mut vectors.inner[..outputs])?;
-        let gated = gate(layer, &mut vectors.inner[..outputs], &mut vectors.gated)?;
+        let inner = &mut vectors.inner[..layer.inner_outputs()];
+        project(&layer.inner, &vectors.x, inner)?;
+        let gated = gate(layer, inner, &mut vectors.gated);
         project(std::slice::from_ref(&layer.down), gated, &mut vectors.y)?;
         vectors.add(layer.norms[3].as_ref(), decoder.residual_multiplier);
     }
@@ -194,12 +192,11 @@ fn project(projections: &[Projection<RbeLinear>], x: &[f32], out: &mut [f32]) ->
     let mut rest = out;
     for together in projections.chunk_by(|a, b| a.matrix.config() == b.matrix.config()) {
         let start = Instant::now();
-        let weights = || together.iter().map(|projection| projection.matrix.weight());
-        let matrices = weights().map(|weight| weight.oriented()).collect::<crate::Result<Vec<_>>>()?;
-        let mut ys: Vec<&mut [f32]> = together
-            .iter()
-            .map(|projection| rest.split_off_mut(..projection.outputs()).unwrap_or_default())
-            .collect();
+        let weights = together.iter().map(|projection| projection.matrix.weight());
+        let matrices = weights.map(RbeTensor::oriented).collect::<crate::Result<Vec<_>>>()?;
+        let part =
+            |projection: &Projection<_>| rest.split_off_mut(..projection.outputs()).unwrap_or_default();
+        let mut ys: Vec<&mut [f32]> = together.iter().map(part).collect();
         let precision = together[0].matrix.config().precision;
         cpu::matmul_all_into(&matrices, Rows::new(x, 1, x.len()), &mut ys, precision, &CandlePool);
         for (y, projection) in ys.iter_mut().zip(together) {
@@ -208,9 +205,10 @@ fn project(projections: &[Projection<RbeLinear>], x: &[f32], out: &mut [f32]) ->
             }
         }
         let time = start.elapsed();
-        let bytes: usize = weights().map(|weight| weight.memory_in_bytes()).sum();
-        for (projection, weight) in together.iter().zip(weights()) {
-            let share = weight.memory_in_bytes() as f64 / bytes.max(1) as f64;
+        let bytes = |projection: &Projection<RbeLinear>| projection.matrix.weight().memory_in_bytes();
+        let all: usize = together.iter().map(bytes).sum();
+        for projection in together {
+            let share = bytes(projection) as f64 / all.max(1) as f64;
             projection.matrix.count_tokens(1, time.mul_f64(share));
         }
     }
@@ -230,26 +228,21 @@ fn rotate(x: &mut [f32], width: usize, turns: &[f32]) {
 }
 
 /// What the nonlinearity makes of what is in front of it: what the feed-forward layer's output sees.
-fn gate<'v>(
-    layer: &DecoderLayer<RbeLinear>,
-    inner: &'v mut [f32],
-    gated: &'v mut [f32],
-) -> Result<&'v [f32]> {
-    let size = inner.len() / if layer.is_gated { 2 } else { 1 };
-    let (gate, up) = inner.split_at_mut(size);
-    let gated = &mut gated[..size];
-    if layer.is_gated && layer.nonlinearity == Nonlinearity::Silu {
-        cpu::silu_mul(gate, up, gated, &CandlePool);
-        return Ok(gated);
+fn gate<'v>(layer: &DecoderLayer<RbeLinear>, inner: &[f32], gated: &'v mut [f32]) -> &'v [f32] {
+    let (gate, up) = match layer.is_gated {
+        true => inner.split_at(inner.len() / 2),
+        false => (inner, &[][..]),
+    };
+    let (gated, up) = (&mut gated[..gate.len()], layer.is_gated.then_some(up));
+    match (layer.nonlinearity, up) {
+        (Nonlinearity::Silu, Some(up)) => cpu::silu_mul(gate, up, gated, &CandlePool),
+        // Candle's own, as its operations call them.
+        (Nonlinearity::Silu, None) => cpu::gate_by(&Silu::f32, gate, up, gated, &CandlePool),
+        (Nonlinearity::Gelu, _) => cpu::gate_by(&GeluErf::f32, gate, up, gated, &CandlePool),
+        (Nonlinearity::GeluTanh, _) => cpu::gate_by(&Gelu::f32, gate, up, gated, &CandlePool),
+        (Nonlinearity::Relu, _) => cpu::gate_by(&Relu::f32, gate, up, gated, &CandlePool),
     }
-    let gate =
-        Activation::from(layer.nonlinearity).forward(&Tensor::from_slice(gate, size, &Device::Cpu)?)?;
-    with_values(&gate, |gate| {
-        gated.copy_from_slice(gate);
-        gated.iter_mut().zip(up).for_each(|(gated, up)| *gated *= *up);
-        Ok(())
-    })?;
-    Ok(gated)
+    gated
 }
 
 /// Writes the rows of one position, a head's each, into a buffer `(1, heads, capacity, width)`.

@@ -35,7 +35,7 @@ mod viterbi;
 pub use attention::{Attention, Heads, attention, attention_gradients};
 pub use dense::dense_matmul;
 pub use features::{Level, level, levels, requested_level};
-pub use gate::silu_mul;
+pub use gate::{gate_by, silu_mul};
 pub use layout::Precision;
 pub use matrix::PackedMatrix;
 pub use norm::{Norm, norm, norm_gradients};
