@@ -11,7 +11,7 @@ fn wave(shape: &[usize], speed: f64) -> Result<Tensor> {
     Tensor::from_vec(values, shape, &Device::Cpu)
 }
 
-/// Layers of one input: all terms, with and without bias, of which the first two and the last two share signs and block
+/// Layers of one input: all terms, with and without bias, of which the first two and the last three share signs and block
 /// edge.
 fn layers() -> Result<Vec<RbeLinear>> {
     let planes = Rate::BitsPerWeight(5.1);
@@ -21,6 +21,8 @@ fn layers() -> Result<Vec<RbeLinear>> {
         (TermChoice::Planes, planes, 32, 1, 64),
         (TermChoice::Sparse, Rate::Coefficients(400), 64, 2, 100),
         (TermChoice::Planes, planes, 64, 2, 64),
+        // Two terms.
+        (TermChoice::Trellis, Rate::BitsPerWeight(6.2), 64, 2, 100),
     ];
     let mut layers = Vec::new();
     for (n, (term, rate, block, seed, out_features)) in choices.into_iter().enumerate() {

@@ -25,6 +25,7 @@ mod gemma;
 mod gguf;
 mod gguf_tokenizers;
 mod plain;
+mod token;
 mod whole;
 
 const CPU: Device = Device::Cpu;

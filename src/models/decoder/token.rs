@@ -13,6 +13,7 @@ use crate::step::Decoder;
 #[cfg(feature = "cuda")]
 use candle_core::CudaDevice;
 use candle_core::{DType, Device, Result, Tensor};
+use std::sync::Arc;
 
 /// What takes a token through a model, where anything does.
 #[derive(Clone, Debug, Default)]
@@ -64,14 +65,34 @@ impl Model {
         Ok(Some(Token { embedding, position, turns: self.turns(position), caches }))
     }
 
-    fn on_the_cpu(&self, input_ids: &Tensor, cache: &mut KvCache) -> Result<Option<Tensor>> {
-        let decoder = self.steps.on_the_cpu.get_or_find(|| {
+    /// Whether tokens that come one by one after others in a cache go through by a step of their own: this crate's kernels one after another,
+    /// without a tensor between them. That is so on the CPU in F32, and on a CUDA device, where every layer is compressed and multiplied as it
+    /// is stored. It is not where a layer is dense, is decoded first, has a hook or is trained, where a layer has experts, or, on the CPU,
+    /// where scores are capped: there Candle's operations do it, to the same numbers in more time.
+    ///
+    /// # Errors
+    /// When a device has not enough memory to lay weights out.
+    pub fn has_token_step(&self) -> Result<bool> {
+        match &self.device {
+            Device::Cpu => Ok(self.cpu_decoder()?.is_some()),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(device) => Ok(self.card_decoder(device)?.is_some()),
+            _ => Ok(false),
+        }
+    }
+
+    fn cpu_decoder(&self) -> Result<Option<Arc<Decoder<RbeLinear>>>> {
+        self.steps.on_the_cpu.get_or_find(|| {
+            if self.tokens.embeddings().dtype() != DType::F32 {
+                return Ok(None);
+            }
             let decoder = self.decoder(&|layer: &RbeLinear| Some(layer.clone()))?;
             Ok(decoder.filter(token::fits))
-        })?;
-        let Some(decoder) = decoder.filter(|_| self.tokens.embeddings().dtype() == DType::F32) else {
-            return Ok(None);
-        };
+        })
+    }
+
+    fn on_the_cpu(&self, input_ids: &Tensor, cache: &mut KvCache) -> Result<Option<Tensor>> {
+        let Some(decoder) = self.cpu_decoder()? else { return Ok(None) };
         let Some(Token { embedding, position, turns, caches }) = self.token(input_ids, cache)? else {
             return Ok(None);
         };
@@ -81,17 +102,21 @@ impl Model {
     }
 
     #[cfg(feature = "cuda")]
+    fn card_decoder(&self, device: &CudaDevice) -> Result<Option<Arc<DeviceDecoder<CudaMachine>>>> {
+        self.steps.on_a_card.get_or_find(|| {
+            let Some(element) = Element::of(self.tokens.embeddings().dtype()) else { return Ok(None) };
+            self.device_decoder(CudaMachine::new(device)?, element, &|weight| weight.on_cuda().ok().cloned())
+        })
+    }
+
+    #[cfg(feature = "cuda")]
     fn on_a_card(
         &self,
         device: &CudaDevice,
         input_ids: &Tensor,
         cache: &mut KvCache,
     ) -> Result<Option<Tensor>> {
-        let decoder = self.steps.on_a_card.get_or_find(|| {
-            let Some(element) = Element::of(self.tokens.embeddings().dtype()) else { return Ok(None) };
-            self.device_decoder(CudaMachine::new(device)?, element, &|weight| weight.on_cuda().ok().cloned())
-        })?;
-        let Some(decoder) = decoder else { return Ok(None) };
+        let Some(decoder) = self.card_decoder(device)? else { return Ok(None) };
         let Some(Token { embedding, position, turns, caches }) = self.token(input_ids, cache)? else {
             return Ok(None);
         };
