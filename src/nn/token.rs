@@ -10,7 +10,7 @@ use crate::clock::Instant;
 use crate::ops::CandlePool;
 use crate::step::{Decoder, DecoderLayer, HeadNorm, Heads, Nonlinearity, NormWeights, Projection, Stored};
 use candle_core::op::{Gelu, GeluErf, Relu, Silu, UnaryOpT};
-use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result, Storage, Tensor, bail};
 use rbe_core::codec;
 use rbe_core::cpu::{self, Norm, Rows};
 
@@ -50,7 +50,7 @@ pub(crate) fn token(
             [1, heads, capacity, of] => {
                 (heads, of) == (kv_heads, width)
                     && now.position < capacity
-                    && buffer.dtype() == candle_core::DType::F32
+                    && buffer.dtype() == DType::F32
                     && buffer.is_contiguous()
             }
             _ => false,
@@ -169,13 +169,12 @@ impl Vectors {
         let q = cpu::Heads { values: q, batch_stride: heads * width, head_stride: width };
         with_values(keys, |keys| {
             with_values(values, |values| {
-                let head_stride = keys.len() / kv_heads;
-                let seen = |buffer| cpu::Heads {
-                    values: &<[f32]>::split_at(buffer, first * width).1,
-                    batch_stride: keys.len(),
-                    head_stride,
-                };
-                cpu::attention(&shape, [q, seen(keys), seen(values)], out, &CandlePool);
+                let (batch_stride, head_stride) = (keys.len(), keys.len() / kv_heads);
+                let [k, v] = [keys, values].map(|buffer| {
+                    let seen = &buffer[first * width..];
+                    cpu::Heads { values: seen, batch_stride, head_stride }
+                });
+                cpu::attention(&shape, [q, k, v], out, &CandlePool);
                 Ok(())
             })
         })

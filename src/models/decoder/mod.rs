@@ -7,6 +7,7 @@ mod layer;
 mod names;
 mod projections;
 mod step;
+mod steps;
 mod streamed;
 mod token;
 mod walk;
@@ -28,7 +29,7 @@ use candle_nn::{Module, VarBuilder};
 use layer::{AnyNorm, Layer};
 use names::dotted;
 use std::path::Path;
-use token::Steps;
+use steps::Steps;
 
 /// A language model of any supported family. Clones share the weights.
 #[derive(Clone, Debug)]

@@ -7,7 +7,7 @@ use crate::cuda::{DeviceDecoder, DeviceMatrix, Element, Machine};
 use crate::nn::{Find, Rope};
 use crate::step::Decoder;
 use candle_core::Result;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// Where a compressed tensor's matrix is on a device; `None` where it is not.
 pub type OnDevice<'a, D> = dyn Fn(&RbeTensor) -> Option<Arc<DeviceMatrix<D>>> + 'a;
@@ -59,32 +59,5 @@ impl Model {
             [cos, sin].concat()
         };
         self.ropes.iter().flat_map(of).collect()
-    }
-}
-
-/// What takes tokens through a model, which its clones share: found when it is first asked for, and then nothing where there is none.
-#[derive(Debug)]
-pub(super) struct Found<T>(Arc<Mutex<Option<Option<Arc<T>>>>>);
-
-impl<T> Default for Found<T> {
-    fn default() -> Self {
-        Self(Arc::default())
-    }
-}
-
-impl<T> Clone for Found<T> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-impl<T> Found<T> {
-    pub(super) fn get_or_find(&self, find: impl FnOnce() -> Result<Option<T>>) -> Result<Option<Arc<T>>> {
-        let mut found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = &*found {
-            return Ok(found.clone());
-        }
-        let new = find()?.map(Arc::new);
-        Ok(found.insert(new).clone())
     }
 }

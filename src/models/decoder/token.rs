@@ -2,7 +2,6 @@
 
 #[cfg(feature = "cuda")]
 use super::layer::Layer;
-use super::step::Found;
 use super::{Model, embed};
 #[cfg(feature = "cuda")]
 use crate::cuda::{self, CudaMachine, DeviceDecoder, Element};
@@ -14,14 +13,6 @@ use crate::step::Decoder;
 use candle_core::CudaDevice;
 use candle_core::{DType, Device, Result, Tensor};
 use std::sync::Arc;
-
-/// What takes a token through a model, where anything does.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Steps {
-    on_the_cpu: Found<Decoder<RbeLinear>>,
-    #[cfg(feature = "cuda")]
-    on_a_card: Found<DeviceDecoder<CudaMachine>>,
-}
 
 /// A token that comes into the model, and where its keys and values go.
 struct Token {

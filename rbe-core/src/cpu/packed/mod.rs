@@ -14,7 +14,6 @@ use super::layout::sparse::PackedSparse;
 use super::layout::trellis::PackedTrellis;
 use super::layout::{Activations, Input, RowSums};
 use super::pool::Shared;
-use super::product::dense;
 use super::rows::Rows;
 use super::spmm::InLanes;
 use crate::codec::term::{Domain, Term};
@@ -240,11 +239,6 @@ impl<'a> Parameters<'a> {
     pub(super) fn range(&self, block: Block) -> std::ops::Range<usize> {
         self.starts[block.index]..self.starts[block.index + 1]
     }
-}
-
-/// Whether a term that has every coefficient is multiplied as integers, with slices of the activations.
-fn is_of_integers(product: &Product) -> bool {
-    !dense::is_best(product) && !product.sides.is_transposed()
 }
 
 thread_local! {

@@ -1,8 +1,6 @@
 //! Products with the planes term: integer dot products of codes and int8 slices, or dense ones of reconstructed blocks.
 
-use super::{
-    Backward, BlockRow, Forms, Inputs, PackedTerm, Product, SharedRoom, add_blockwise, is_of_integers,
-};
+use super::{Backward, BlockRow, Forms, Inputs, PackedTerm, Product, SharedRoom, add_blockwise};
 use crate::codec::Block;
 use crate::codec::signs::Side;
 use crate::codec::term::planes::ScaleGroup;
@@ -28,7 +26,7 @@ impl PackedTerm for PackedPlanes {
     }
 
     fn reads(&self, _: &Kernels, product: &Product) -> Forms {
-        match is_of_integers(product) {
+        match dense::is_of_integers(product) {
             true => Forms::slices(product.slices),
             false => Forms::FLOATS,
         }
@@ -51,7 +49,7 @@ impl PackedTerm for PackedPlanes {
 
     /// Row tiles, counted over all blocks.
     fn items(&self, product: &Product) -> Option<usize> {
-        is_of_integers(product).then(|| self.layout().rows().div_ceil(TILE_ROWS))
+        dense::is_of_integers(product).then(|| self.layout().rows().div_ceil(TILE_ROWS))
     }
 
     unsafe fn add_items(

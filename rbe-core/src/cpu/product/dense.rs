@@ -49,6 +49,11 @@ pub(in crate::cpu) fn is_best(product: &Product) -> bool {
     product.parameters.is_some() || (product.sides.is_transposed() && product.batch >= TRANSPOSED_MIN_BATCH)
 }
 
+/// Whether a term that has every coefficient is multiplied as integers, with slices of the activations.
+pub(in crate::cpu) fn is_of_integers(product: &Product) -> bool {
+    !is_best(product) && !product.sides.is_transposed()
+}
+
 /// Multiplies every group of a tile by its scale.
 fn scale(tile: &mut [f32], block: Block, Groups { side, size }: Groups, scales: &[f32]) {
     match side {

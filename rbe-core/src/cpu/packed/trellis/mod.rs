@@ -3,9 +3,7 @@
 
 mod items;
 
-use super::{
-    Backward, BlockRow, Forms, Inputs, PackedTerm, Product, Room, SharedRoom, add_blockwise, is_of_integers,
-};
+use super::{Backward, BlockRow, Forms, Inputs, PackedTerm, Product, Room, SharedRoom, add_blockwise};
 use crate::codec::Block;
 use crate::codec::signs::Side;
 use crate::codec::term::trellis::GROUP_COLS;
@@ -36,7 +34,7 @@ impl PackedTerm for PackedTrellis {
     }
 
     fn reads(&self, _: &Kernels, product: &Product) -> Forms {
-        match is_of_integers(product) {
+        match dense::is_of_integers(product) {
             true => Forms::slices(product.slices),
             false => Forms::FLOATS,
         }
@@ -53,7 +51,7 @@ impl PackedTerm for PackedTrellis {
     }
 
     fn items(&self, product: &Product) -> Option<usize> {
-        is_of_integers(product).then(|| Items::new(self.layout(), product.batch).count())
+        dense::is_of_integers(product).then(|| Items::new(self.layout(), product.batch).count())
     }
 
     fn prepare<'r>(&self, product: &Product, room: &'r mut Room) -> SharedRoom<'r> {
