@@ -2,6 +2,7 @@
 
 use super::calibrate::LayerStatistics;
 use super::config::EncoderConfig;
+use super::drift::take_back;
 use super::feedback::Feedback;
 use super::importance::Importance;
 use super::matrix_ref::MatrixRef;
@@ -51,7 +52,7 @@ pub fn check_largest(largest: f64) -> Result<()> {
     Ok(())
 }
 
-/// How often a matrix is encoded again at most, with smaller scales for rows that came out bad.
+/// How often a matrix is encoded again at most for the sake of rows that came out bad: with smaller scales, or nearer to their weights.
 const MENDED: usize = 2;
 
 /// The block edge of a large matrix of which next to nothing is stored: with 256 readers would refuse it.
@@ -170,10 +171,7 @@ impl MatrixEncoder {
             if let Some(aim) = statistics.aim(weights.values()) {
                 let statistics = statistics.without_drift();
                 let importance = Importance { statistics: Some(&statistics), ..importance.clone() };
-                let aim = MatrixRef::new(&aim, weights.rows(), weights.cols());
-                let matrix = self.encode_matrix_for(aim, &importance)?;
-                let errors = compare(&matrix, weights).errors();
-                return Ok(matrix.with_errors(errors));
+                return self.encode_aim(aim, weights, &importance);
             }
         }
         let values = weights.values();
@@ -197,6 +195,28 @@ impl MatrixEncoder {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// The matrix of what a layer is to be in the place of its weights; of rows that come out too far from these, of what is nearer.
+    fn encode_aim(
+        &self,
+        mut aim: Vec<f32>,
+        weights: MatrixRef,
+        importance: &Importance<'_>,
+    ) -> Result<Matrix> {
+        let (rows, cols) = weights.shape();
+        let mut best = Best::default();
+        for _ in 0..=MENDED {
+            let matrix = self.encode_matrix_for(MatrixRef::new(&aim, rows, cols), importance)?;
+            let block_rows = compare_block_rows(&matrix, weights);
+            let comparison = Comparison::new(&block_rows);
+            best.offer(matrix, &comparison);
+            let bad = comparison.errors().has_a_bad_row();
+            if !bad || !take_back(&mut aim, weights, &row_errors(&block_rows), comparison.relative_error()) {
+                break;
+            }
+        }
+        best.matrix().ok_or_else(|| search::unreachable_rate(&self.config, weights.elements(), 0.0))
     }
 
     /// Encodes finite weights of an ordinary size.
@@ -295,7 +315,7 @@ impl MatrixEncoder {
         weights: MatrixRef,
         statistics: Option<&LayerStatistics>,
     ) -> Result<Option<Matrix>> {
-        let mut best: Option<(f64, Matrix)> = None;
+        let mut best = Best::default();
         let mut scales = Some(scales);
         for _ in 0..=MENDED {
             let Some(own) = scales else { break };
@@ -304,12 +324,9 @@ impl MatrixEncoder {
             let comparison = Comparison::new(&block_rows);
             let (errors, whole) = (comparison.errors(), comparison.relative_error());
             scales = own.mended(&row_errors(&block_rows), whole).filter(|_| errors.has_a_bad_row());
-            let times = comparison.worst_row.map_or(0.0, |(_, error)| error / whole);
-            if best.as_ref().is_none_or(|(least, _)| times < *least) {
-                best = Some((times, matrix.with_errors(errors)));
-            }
+            best.offer(matrix, &comparison);
         }
-        Ok(best.map(|(_, matrix)| matrix))
+        Ok(best.matrix())
     }
 
     /// The matrix with these scales in front, its errors not yet measured; `None` where the budget does not hold them.
@@ -331,6 +348,23 @@ impl MatrixEncoder {
         let feedback = feedback(&spectrum, statistics.as_ref());
         let encoded = search::quantize(&spectrum, feedback.as_ref(), &*quantizer, Target::Bits(bits))?;
         Ok(encoded.map(|encoded| encoded.matrix.with_scales(scales.rows, scales.cols)))
+    }
+}
+
+/// Of several tries at a matrix the one whose worst row is the least bad.
+#[derive(Default)]
+struct Best(Option<(f64, Matrix)>);
+
+impl Best {
+    fn offer(&mut self, matrix: Matrix, comparison: &Comparison) {
+        let times = comparison.worst_row.map_or(0.0, |(_, error)| error / comparison.relative_error());
+        if self.0.as_ref().is_none_or(|(least, _)| times < *least) {
+            self.0 = Some((times, matrix.with_errors(comparison.errors())));
+        }
+    }
+
+    fn matrix(self) -> Option<Matrix> {
+        self.0.map(|(_, matrix)| matrix)
     }
 }
 
