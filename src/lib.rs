@@ -132,6 +132,7 @@
 //! | [`encode`] | from a matrix to terms |
 //! | [`cpu`] | the fast kernels, chosen for the running processor (`RBE_CPU=scalar`, `avx2`, `avx-vnni`, `avx512-bw`, `avx512-vnni`, `avx512`, on ARM `neon`, `neon-dot`, asks for one of them) |
 //! | [`cuda`] | the same products on a CUDA device (feature `cuda`) |
+//! | [`step`] | what a decoder is to one token: products with stored matrices, and numbers beside them |
 //! | [`codec`] | the definition, in plain Rust, and the bytes |
 //!
 //! `codec`, `encode` and `cpu` are those of the crate `rbe-core`, which knows nothing of Candle. Without the feature `cuda` there are no PTX and no device in [`cuda`],
@@ -165,7 +166,7 @@ mod file;
 pub mod models;
 pub mod nn;
 pub mod ops;
-mod step;
+pub mod step;
 mod tensor;
 
 pub use encoder::{BlockSizeScore, BlockSizeWeights, Encoder};

@@ -94,10 +94,7 @@ pub use kept::Kept;
 pub use machine::{Arg, Dense, Element, Launch, MODULES, Machine, Module, exhausted, expect_capability};
 pub use matrix::{DeviceMatrix, Output};
 pub use operands::Operand;
-pub use step::{
-    Cache, CapturedStep, Decoder, DecoderLayer, DeviceDecoder, HeadNorm, Heads, Nonlinearity, NormWeights,
-    Projection, TokenStep,
-};
+pub use step::{Cache, CapturedStep, Decoder, DecoderLayer, DeviceDecoder, Projection, TokenStep};
 pub use term::GEMV_MAX_BATCH;
 
 #[cfg(feature = "cuda")]

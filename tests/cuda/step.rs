@@ -3,10 +3,9 @@
 use crate::simulator::{Checks, Order, Simulator, encode};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
-use candle_rbe::cuda::{
-    Cache, CapturedStep, Decoder, DeviceMatrix, Element, Machine, NormWeights, TokenStep,
-};
+use candle_rbe::cuda::{Cache, CapturedStep, Decoder, DeviceMatrix, Element, Machine, TokenStep};
 use candle_rbe::models::{CausalLm, Config, KvCache, Model};
+use candle_rbe::step::NormWeights;
 use candle_rbe::{Encoder, EncoderConfig, Linear, Precision, Rate, RbeLinear};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};

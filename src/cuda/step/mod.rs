@@ -8,7 +8,6 @@ mod captured;
 mod decoder;
 mod laid_out;
 
-pub use crate::step::{HeadNorm, Heads, Nonlinearity, NormWeights};
 pub use captured::CapturedStep;
 pub use decoder::{Decoder, DecoderLayer, Projection};
 pub use laid_out::DeviceDecoder;
@@ -18,6 +17,7 @@ use super::machine::{Arg, Launch, Machine, Module};
 use super::matrix::{DeviceMatrix, Output};
 use super::operands::Operand;
 use crate::error::{Error, Result};
+use crate::step::Heads;
 use decoder::{NORM_THREADS, norm_floats};
 use laid_out::Norm;
 use rbe_core::codec::sizes;
