@@ -214,23 +214,24 @@ fn add_coefficients<'a>(
     ys: &mut [&mut [f32]],
 ) {
     let terms = |pass: &Pass<'a>| pass.matrix.terms(Domain::Coefficients);
-    let panels = passes.clone().map(|pass| pass.panels());
-    for ((pass, numbers), y) in passes.clone().zip(panels.clone()).zip(&mut *ys) {
-        if let Some(numbers) = numbers {
-            let terms: Vec<_> = terms(&pass).map(|(_, term)| term).collect();
-            panels::add_product(pass.exec(), &terms, pass.matrix.matrix.layout(), numbers, x.rows, y);
+    // Rounds of each matrix that is not multiplied in panels.
+    let mut rounds = [0; axis::TOGETHER];
+    for ((pass, y), rounds) in passes.clone().zip(&mut *ys).zip(&mut rounds) {
+        match pass.panels() {
+            None => *rounds = terms(&pass).count(),
+            Some(numbers) => {
+                let terms: Vec<_> = terms(&pass).map(|(_, term)| term).collect();
+                panels::add_product(pass.exec(), &terms, pass.matrix.matrix.layout(), numbers, x.rows, y);
+            }
         }
     }
-    let passes = passes.zip(panels).map(|(pass, panels)| (panels.is_none()).then_some(pass));
-    let rounds = passes.clone().flatten().map(|pass| terms(&pass).count()).max();
     let mut rooms = ROOMS.take();
-    for round in 0..rounds.unwrap_or(0) {
+    for round in 0..rounds.into_iter().max().unwrap_or(0) {
         let mut shares = [const { None }; axis::TOGETHER];
         let (mut count, mut work) = (0, 0);
-        let places = shares.iter_mut().zip(&mut rooms);
-        for ((pass, y), (share, room)) in passes.clone().zip(&mut *ys).zip(places) {
-            let Some(pass) = pass else { continue };
-            let Some((n, term)) = terms(&pass).nth(round) else { continue };
+        let places = shares.iter_mut().zip(&mut rooms).zip(rounds);
+        for ((pass, y), ((share, room), rounds)) in passes.clone().zip(&mut *ys).zip(places) {
+            let Some((n, term)) = terms(&pass).nth(round).filter(|_| round < rounds) else { continue };
             let product = pass.product(n);
             let Some(items) = term.items(&product) else {
                 term.add_product(pass.exec(), &product, x, y);
